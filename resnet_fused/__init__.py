@@ -1,0 +1,22 @@
+"""ResNets on fused kernels: the same constructors, state dicts and numbers as torch, in fewer passes over memory."""
+
+from . import ops
+from .dispatch import backend, backends, strict
+from .resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "ResNet",
+    "backend",
+    "backends",
+    "ops",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "strict",
+]

@@ -1,0 +1,33 @@
+"""Memory formats: the two layouts the kernels take, and how any other tensor is brought to one of them."""
+
+import torch
+
+CHANNELS_LAST = torch.channels_last
+CONTIGUOUS = torch.contiguous_format
+
+
+def format_of(t):
+    """channels_last, contiguous_format, or None when `t` has gaps, overlaps or another order of dimensions.
+
+    A tensor that is both (one channel, or one pixel) counts as contiguous.
+    """
+    if t.is_contiguous():
+        return CONTIGUOUS
+    if t.dim() == 4 and t.is_contiguous(memory_format=CHANNELS_LAST):
+        return CHANNELS_LAST
+    return None
+
+
+def is_channels_last(t):
+    """True if the channels of `t` [N, C, H, W] are dense and innermost (also when `t` is contiguous as well)."""
+    return t.dim() == 4 and t.is_contiguous(memory_format=CHANNELS_LAST)
+
+
+def nearest_format(t):
+    """The format torch's own operators would choose for their result from `t`, whatever its strides."""
+    return format_of(t) or format_of(torch.empty_like(t, device="meta")) or CONTIGUOUS
+
+
+def in_format(t, memory_format):
+    """`t` itself where it already has `memory_format`, else a dense copy."""
+    return None if t is None else t.contiguous(memory_format=memory_format)

@@ -1,0 +1,84 @@
+"""The batch-norm ops in torch's own operators, with the signatures of the kernels: the fallback, and the double backward.
+
+All arithmetic in float32, as torch's own kernels do for half types.
+"""
+
+import torch
+
+
+def _channel(t, like):
+    return t.float().view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _others(x):
+    return [d for d in range(x.dim()) if d != 1]
+
+
+def _invstd(spread, eps):
+    return spread.float() if eps is None else torch.rsqrt(spread.float() + eps)
+
+
+def _masked(grad, out):
+    return grad if out is None else torch.ops.aten.threshold_backward(grad, out, 0)
+
+
+def stats(x, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps):
+    var, batch_mean = torch.var_mean(x.float(), _others(x), correction=0)
+    mean.copy_(batch_mean)
+    invstd.copy_(torch.rsqrt(var + eps))
+    factor = momentum if num_batches_tracked is None else 1.0 / num_batches_tracked.float()
+    count = x.numel() // x.shape[1]
+    for running, batch in ((running_mean, batch_mean), (running_var, var * (count / max(count - 1, 1)))):
+        if running is not None:
+            running.copy_(running.float() * (1 - factor) + batch * factor)
+
+
+def apply(x, mean, spread, weight, bias, residual, out, eps, relu):
+    y = (x.float() - _channel(mean, x)) * _channel(_invstd(spread, eps), x)
+    if weight is not None:
+        y = y * _channel(weight, x)
+    if bias is not None:
+        y = y + _channel(bias, x)
+    if residual is not None:
+        y = y + residual.float()
+    out.copy_(torch.relu(y) if relu else y)
+
+
+def backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu):
+    g = _masked(grad, out if relu else None).float()
+    sum_g.copy_(g.sum(_others(g)))
+    if sum_gx is not None:
+        xhat = (x.float() - _channel(mean, x)) * _channel(_invstd(spread, eps), x)
+        sum_gx.copy_((g * xhat).sum(_others(g)))
+
+
+def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu):
+    g = _masked(grad, out if relu else None)
+    if grad_residual is not None:
+        grad_residual.copy_(g)
+    if grad_x is None:
+        return
+    invstd = _channel(_invstd(spread, eps), g)
+    scale = invstd if weight is None else invstd * _channel(weight, g)
+    if eps is not None:
+        grad_x.copy_(g.float() * scale)
+        return
+    count = g.numel() // g.shape[1]
+    xhat = (x.float() - _channel(mean, x)) * invstd
+    grad_x.copy_(scale * (g.float() - _channel(sum_g, g) / count - xhat * _channel(sum_gx, g) / count))
+
+
+def differentiable_backward(grad, x, out, mean, spread, weight, eps, batch_stats):
+    """(grad_x, grad_weight, grad_bias, grad_residual) as a differentiable function of grad, x and weight."""
+    g = _masked(grad, out)
+    if batch_stats:  # `mean` and `spread` are constants to autograd, but depend on x: take them from x again
+        spread, mean = torch.var_mean(x.float(), _others(x), correction=0)
+    invstd = torch.rsqrt(spread.float() + eps)
+    xhat = (x.float() - _channel(mean, x)) * _channel(invstd, x)
+    sum_g, sum_gx = g.float().sum(_others(g)), (g.float() * xhat).sum(_others(g))
+    scale = _channel(invstd if weight is None else invstd * weight.float(), x)
+    grad_x = g.float()
+    if batch_stats:
+        count = g.numel() // g.shape[1]
+        grad_x = grad_x - _channel(sum_g, g) / count - xhat * _channel(sum_gx, g) / count
+    return (scale * grad_x).to(x.dtype), sum_gx, sum_g, g

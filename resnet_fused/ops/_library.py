@@ -1,0 +1,34 @@
+"""What the ops share: the library they are registered in, and the situations that are left to torch's own operators."""
+
+import torch
+
+LIB = torch.library.Library("resnet_fused", "DEF")
+# The kernels read dense tensors in the format that the fake saw, so the compiler must not change strides on the way.
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+
+def define(schema, implementation, fake):
+    """Registers one op `resnet_fused::<schema>` with its implementation for CPU and CUDA and its fake."""
+    name = schema[: schema.index("(")]
+    LIB.define(schema, tags=TAGS)
+    LIB.impl(name, implementation, "CPU")
+    LIB.impl(name, implementation, "CUDA")
+    torch.library.register_fake(f"resnet_fused::{name}", fake, lib=LIB)
+
+
+def left_to_torch(x):
+    """Why the op must be composed of torch's own operators, or None.
+
+    Function transforms, forward-mode AD, tracing and ONNX export see through torch's operators but not through ours.
+    """
+    if torch.compiler.is_compiling():
+        return "ONNX export" if torch.onnx.is_in_onnx_export() else None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "inside a function transform (vmap, grad, jvp)"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "inside forward-mode differentiation"
+    if torch.jit.is_tracing():
+        return "inside torch.jit.trace"
+    if x.dtype in (torch.float64, torch.complex64, torch.complex128):
+        return f"dtype {x.dtype}"
+    return None

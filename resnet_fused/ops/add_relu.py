@@ -1,0 +1,82 @@
+"""relu(x + residual): the tail of every BasicBlock.
+
+The output is its own ReLU mask: backward saves nothing else.
+"""
+
+import torch
+
+from .. import dispatch, layout
+from ._library import LIB, define, left_to_torch
+
+
+def reference(x, residual):
+    return torch.relu(x + residual)
+
+
+def reference_backward(grad, out):
+    return torch.ops.aten.threshold_backward(grad, out, 0)  # a NaN in out lets the gradient pass, as in eager
+
+
+def _run(x, residual):
+    out = torch.empty_like(x)
+    memory_format = layout.nearest_format(out)
+    x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
+    choice = dispatch.choose("add_relu", x, residual)
+    if choice.backend == "eager":
+        return out.copy_(reference(x, residual))
+    dispatch.kernel(choice, "add_relu", "add_relu")(x, residual, out)
+    return out
+
+
+def _run_backward(grad, out):
+    memory_format = layout.nearest_format(out)
+    grad = layout.in_format(grad, memory_format)  # autograd may hand over any layout
+    grad_in = torch.empty_like(out)
+    choice = dispatch.choose("add_relu_backward", grad, out)
+    if choice.backend == "eager":
+        return grad_in.copy_(reference_backward(grad, out))
+    dispatch.kernel(choice, "add_relu", "add_relu_backward")(grad, out, grad_in)
+    return grad_in
+
+
+def _fake(x, residual):
+    torch._check(x.shape == residual.shape, lambda: f"add_relu: x {tuple(x.shape)} but residual {tuple(residual.shape)}")
+    torch._check(x.dtype == residual.dtype, lambda: f"add_relu: x {x.dtype} but residual {residual.dtype}")
+    return torch.empty_like(x)  # keeps channels_last; new_empty would not
+
+
+define("add_relu(Tensor x, Tensor residual) -> Tensor", _run, _fake)
+define("add_relu_backward(Tensor grad, Tensor out) -> Tensor", _run_backward, lambda grad, out: torch.empty_like(out))
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(output)
+
+
+def _backward(ctx, grad):
+    (out,) = ctx.saved_tensors
+    twice = torch.is_grad_enabled()  # create_graph=True: the double backward goes through torch's operators
+    g = (reference_backward if twice else torch.ops.resnet_fused.add_relu_backward)(grad, out)
+    return g if ctx.needs_input_grad[0] else None, g if ctx.needs_input_grad[1] else None
+
+
+torch.library.register_autograd("resnet_fused::add_relu", _backward, setup_context=_setup, lib=LIB)
+
+
+def add_relu(x, residual):
+    """relu(x + residual) in one pass over memory.
+
+    Args:
+        x: any shape; float32, float16 or bfloat16 in any memory format (channels_last is kept).
+        residual: a tensor that torch could add to `x` in place (`x += residual`): it may broadcast and may have another
+            dtype, which sends the call to torch's own operators. It is not modified.
+
+    Returns:
+        A new tensor with the shape, dtype and memory format of `x`. One rounding instead of eager's two.
+
+    Raises:
+        RuntimeError: as `x += residual` would, when the shapes do not fit.
+    """
+    if x.shape != residual.shape or x.dtype != residual.dtype or left_to_torch(x):
+        return torch.relu(torch.clone(x).add_(residual))
+    return torch.ops.resnet_fused.add_relu(x, residual)

@@ -1,0 +1,243 @@
+"""relu(batch_norm(x) [+ residual]) in one pass, with batch or running statistics.
+
+Training is two ops: `bn_stats` reads x once, writes the batch statistics and updates the running ones; `bn_relu` applies
+them, and its backward contains the derivative through the statistics. With g = grad where out > 0 (or NaN), M values per
+channel and xhat = (x - mean) * invstd (Ioffe & Szegedy, arXiv:1502.03167, section 3):
+
+    grad_bias = sum g          grad_weight = sum g * xhat          grad_residual = g
+    grad_x = weight * invstd * (g - grad_bias / M - xhat * grad_weight / M)        batch statistics
+    grad_x = weight * invstd * g                                                   running statistics
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .. import dispatch, layout
+from . import _bn_eager as eager
+from ._library import LIB, define, left_to_torch
+
+
+def reference(
+    x, weight, bias, running_mean, running_var, residual=None, *, training=False, momentum=0.1, eps=1e-5, relu=True
+):
+    out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if residual is not None:
+        out = out.add_(residual)  # as the network does: the sum keeps the dtype of out
+    return torch.relu(out) if relu else out
+
+
+def _run_stats(x, running_mean, running_var, num_batches_tracked, momentum, eps):
+    mean = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
+    invstd = torch.empty_like(mean)
+    if x.numel() == 0:  # as eager: an empty batch leaves the running statistics alone
+        return mean.zero_(), invstd.zero_()
+    x = layout.in_format(x, layout.nearest_format(x))
+    buffers = [b for b in (running_mean, running_var) if b is not None]
+    choice = dispatch.choose("bn_stats", x)
+    run = eager.stats if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_stats")
+    run(x, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps)
+    # The kernels write behind torch's back; whoever saved the buffers for a backward must notice.
+    torch.autograd.graph.increment_version([b for b in buffers if not b.is_inference()])
+    return mean, invstd
+
+
+def _fake_stats(x, running_mean, running_var, num_batches_tracked, momentum, eps):
+    mean = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
+    return mean, torch.empty_like(mean)
+
+
+define(
+    "bn_stats(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? num_batches_tracked, float momentum,"
+    " float eps) -> (Tensor mean, Tensor invstd)",
+    _run_stats,
+    _fake_stats,
+)
+
+
+def apply(x, mean, spread, weight, bias, residual, out, eps, relu):
+    """Writes the result into `out` (which may be x): the pass without allocation that conv_bn_relu uses too."""
+    choice = dispatch.choose("bn_relu", x, residual)
+    run = eager.apply if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_relu")
+    run(x, mean, spread, weight, bias, residual, out, eps, relu)
+    return out
+
+
+def _run(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
+    out = torch.empty_like(x)
+    memory_format = layout.nearest_format(x)
+    x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
+    return apply(x, mean, spread, weight, bias, residual, out, None if batch_stats else eps, relu)
+
+
+def _fake(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
+    channels = x.shape[1]
+    for name, t in (("mean", mean), ("var", spread), ("weight", weight), ("bias", bias)):
+        torch._check(
+            t is None or t.shape == (channels,),
+            lambda: f"bn_relu: {name} has shape {tuple(t.shape)}, but x has {channels} channels",
+        )
+    return torch.empty_like(x)
+
+
+define(
+    "bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, Tensor? residual, float eps,"
+    " bool batch_stats, bool relu) -> Tensor",
+    _run,
+    _fake,
+)
+
+
+def _empty(like, wanted):
+    return torch.empty_like(like) if wanted else like.new_empty(0)
+
+
+def sums(grad, x, out, mean, spread, eps, relu, with_gx):
+    """(sum g, sum g * xhat or None) per channel in float32."""
+    sum_g = torch.empty(grad.shape[1], dtype=torch.float32, device=grad.device)
+    sum_gx = torch.empty_like(sum_g) if with_gx else None
+    choice = dispatch.choose("bn_relu_backward_reduce", grad, x, out)
+    name = "bn_relu_backward_reduce"
+    run = eager.backward_reduce if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", name)
+    run(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu)
+    return sum_g, sum_gx
+
+
+def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu):
+    choice = dispatch.choose("bn_relu_backward_apply", grad, x, out)
+    name = "bn_relu_backward_apply"
+    run = eager.backward_apply if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", name)
+    run(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu)
+
+
+def _run_backward(grad, x, out, mean, spread, weight, eps, relu, want_x, want_affine, want_residual):
+    memory_format = layout.nearest_format(x)
+    grad, x, out = (layout.in_format(t, memory_format) for t in (grad, x, out))
+    grad_x, grad_residual = _empty(x, want_x), _empty(x, want_residual)
+    batch_stats = eps is None
+    sum_g = sum_gx = None
+    if want_affine or (batch_stats and want_x):
+        sum_g, sum_gx = sums(grad, x, out, mean, spread, eps, relu, with_gx=True)
+    if want_x or want_residual:
+        backward_apply(
+            grad, x, out, mean, spread, weight, sum_g, sum_gx,
+            grad_x if want_x else None, grad_residual if want_residual else None, eps, relu,
+        )  # fmt: skip
+    none = mean.new_empty(0, dtype=torch.float32)
+    return grad_x, sum_gx if want_affine else none, sum_g if want_affine else none, grad_residual
+
+
+def _fake_backward(grad, x, out, mean, spread, weight, eps, relu, want_x, want_affine, want_residual):
+    channel = torch.empty(x.shape[1] if want_affine else 0, dtype=torch.float32, device=x.device)
+    return _empty(x, want_x), channel, torch.empty_like(channel), _empty(x, want_residual)
+
+
+define(
+    "bn_relu_backward(Tensor grad, Tensor x, Tensor? out, Tensor mean, Tensor spread, Tensor? weight, float? eps,"
+    " bool relu, bool want_x, bool want_affine, bool want_residual)"
+    " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+    _run_backward,
+    _fake_backward,
+)
+
+
+def _setup(ctx, inputs, output):
+    x, mean, spread, weight, bias, residual, ctx.eps, ctx.batch_stats, ctx.relu = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, mean, spread, weight, output if ctx.relu else None)
+
+
+def _backward(ctx, grad):
+    x, mean, spread, weight, out = ctx.saved_tensors
+    want_x, _, _, want_weight, want_bias, want_residual = ctx.needs_input_grad[:6]
+    if torch.is_grad_enabled():  # create_graph=True: the double backward goes through torch's operators
+        grads = eager.differentiable_backward(grad, x, out, mean, spread, weight, ctx.eps, ctx.batch_stats)
+    else:
+        eps = None if ctx.batch_stats else ctx.eps
+        grads = torch.ops.resnet_fused.bn_relu_backward(
+            grad, x, out, mean, spread, weight, eps, ctx.relu, want_x, want_weight or want_bias, want_residual
+        )
+    grad_x, grad_weight, grad_bias, grad_residual = grads
+    return (
+        grad_x if want_x else None,
+        None,
+        None,
+        grad_weight.to(weight.dtype) if want_weight else None,
+        grad_bias.to(ctx.bias_dtype) if want_bias else None,
+        grad_residual if want_residual else None,
+        None,
+        None,
+        None,
+    )
+
+
+torch.library.register_autograd("resnet_fused::bn_relu", _backward, setup_context=_setup, lib=LIB)
+
+
+def bn_relu(
+    x,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    residual=None,
+    *,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    relu=True,
+    num_batches_tracked=None,
+):
+    """relu(batch_norm(x) [+ residual]), with the arithmetic and the side effects of `torch.nn.functional.batch_norm`.
+
+    Args:
+        x: [N, C, H, W] (or [N, C, *]); float32, float16, bfloat16; any memory format (channels_last is kept).
+        weight, bias: [C] or None; in the dtype of `x` or float32.
+        running_mean, running_var: [C]; None is allowed with `training=True`, which updates them in place otherwise.
+        residual: added before the ReLU; the shape of `x`, or broadcast to it (through torch's own operators).
+        training: normalise with the statistics of this batch.
+        momentum: share of the new statistics in the running ones; None: the average over all batches, in which case
+            `num_batches_tracked` (an int64 scalar tensor, already counting this batch) is read on its device.
+        relu: False leaves the ReLU out (the batch norm of a projection shortcut).
+
+    Returns:
+        A new tensor like `x`. For the backward x, the output and two [C] vectors are kept; no mask.
+
+    Raises:
+        ValueError: fewer than two values per channel in training, as torch does.
+        RuntimeError: a shape or dtype that torch would refuse.
+    """
+    odd = (
+        x.dim() < 2
+        or (residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype))
+        or (not training and (running_mean is None or running_var is None))
+        or (training and (running_mean is None) != (running_var is None))
+        or eps <= 0.0
+        or any(t is not None and not _fits(t, x) for t in (weight, bias, running_mean, running_var))
+    )
+    if odd or left_to_torch(x):
+        if training and momentum is None:
+            momentum = 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
+        return reference(
+            x, weight, bias, running_mean, running_var, residual,
+            training=training, momentum=momentum, eps=eps, relu=relu,
+        )  # fmt: skip
+    if not training:
+        return torch.ops.resnet_fused.bn_relu(x, running_mean, running_var, weight, bias, residual, eps, False, relu)
+    if x.numel() == x.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+    if momentum is None and num_batches_tracked is None:
+        running_mean = running_var = None  # torch's factor is then 0: nothing changes
+    tracked = num_batches_tracked if momentum is None else None
+    mean, invstd = torch.ops.resnet_fused.bn_stats(
+        x.detach(), running_mean, running_var, tracked, 0.0 if momentum is None else momentum, eps
+    )
+    return torch.ops.resnet_fused.bn_relu(x, mean, invstd, weight, bias, residual, eps, True, relu)
+
+
+def _fits(parameter, x):
+    """Whether a kernel can take this per-channel vector; what it cannot take, torch accepts or refuses."""
+    return (
+        parameter.shape == x.shape[1:2]
+        and parameter.device == x.device
+        and (parameter.dtype == x.dtype or parameter.dtype == torch.float32)
+    )
