@@ -1,0 +1,57 @@
+"""out = [relu]((x - mean) * invstd * weight + bias [+ residual]) per channel; its statistics and gradient are next door.
+
+Both layouts go through the same kernels as [outer, channels, inner]; launch.Tiles says how.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import launch
+from ._bn_relu_backward import bn_relu_backward_apply, bn_relu_backward_reduce
+from ._bn_stats import bn_stats
+from ._common import (
+    blocks,
+    inverse_std,
+    load_channels,
+    outer_channels_inner,
+    over_positions,
+    program_channels,
+    tile_2d,
+    tile_positions,
+)
+from ._common import relu as _relu
+
+__all__ = ["bn_relu", "bn_relu_backward_apply", "bn_relu_backward_reduce", "bn_stats"]
+
+
+@triton.jit
+def _bn_relu_kernel(
+    x_ptr, mean_ptr, spread_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, eps, outer, channels, inner,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    tile, channel, channel_mask = program_channels(channels, BLOCK_C)
+    offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
+    offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
+    mean = load_channels(mean_ptr, channel, channel_mask, 0.0)
+    invstd = inverse_std(load_channels(spread_ptr, channel, channel_mask, 1.0), eps)
+    scale = invstd * load_channels(weight_ptr, channel, channel_mask, 1.0)
+    bias = load_channels(bias_ptr, channel, channel_mask, 0.0)
+    # (x - mean) * scale + bias, not x * scale + shift: the latter cancels when |mean| >> std
+    x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
+    y = (x - over_positions(mean, CHANNELS_LAST)) * over_positions(scale, CHANNELS_LAST)
+    y += over_positions(bias, CHANNELS_LAST)
+    if residual_ptr is not None:
+        y += tl.load(residual_ptr + offsets, mask=mask).to(tl.float32)
+    if RELU:
+        y = _relu(y)
+    tl.store(out_ptr + offsets, y, mask=mask)
+
+
+def bn_relu(x, mean, spread, weight, bias, residual, out, eps, relu):
+    tiles = launch.elementwise(*outer_channels_inner(x))
+    with torch.cuda.device_of(x):
+        _bn_relu_kernel[tiles.grid](
+            x, mean, spread, weight, bias, residual, out, eps, tiles.outer, tiles.channels, tiles.inner,
+            RELU=relu, **blocks(tiles),
+        )  # fmt: skip

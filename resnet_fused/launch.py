@@ -1,0 +1,208 @@
+"""Shape -> launch configuration. Pure functions; every tuned number of the Triton kernels lives here.
+
+No function asks a device anything, so a configuration can be printed, tested and compiled for a GPU that is not there.
+The numbers are computed (register and shared-memory budgets checked by ahead-of-time compilation, no GPU); a timing that
+changes one belongs beside it, with device and date.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Programs that fill the largest part we aim at (H100/H200: 132 SMs). A constant rather than a device query: the split of a
+# reduction, and so its rounding, is then the same on every GPU.
+SMS = 132
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def pow2(n: int) -> int:
+    """The smallest power of two >= n."""
+    return 1 << (n - 1).bit_length()
+
+
+def fp32_precision() -> str:
+    """How torch would multiply in a float32 convolution right now: "tf32" or "ieee".
+
+    `cudnn.conv.fp32_precision` is the resolved value: "none" has already been looked up in `cudnn.fp32_precision` and
+    `backends.fp32_precision`, and the older `cudnn.allow_tf32 = ...` writes into it. Reading `allow_tf32` instead raises
+    once a program has set convolutions and RNNs differently.
+    """
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A tensor seen as one row: each program takes `block` elements."""
+
+    grid: tuple[int]
+    block: int
+    num_warps: int
+
+
+def flat(size: int, itemsize: int) -> Flat:
+    # 32 bytes of each input per thread at 128 threads: two 16-byte loads in flight per tensor.
+    block = max(128, min(4096 // itemsize, pow2(size)))
+    return Flat((cdiv(size, block),), block, num_warps=4)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A cover of [outer, channels, inner] by tiles of block_r positions x block_c channels.
+
+    Positions run over `outer` if channels_last (inner == 1), else over `inner` within one `outer`; the tile's fast axis is
+    always the one that is contiguous in memory. A program works on one channel block and `steps` consecutive position
+    tiles; programs are numbered with the channel block fastest, so neighbours read neighbouring memory.
+    """
+
+    channels_last: bool
+    outer: int
+    channels: int
+    inner: int
+    block_r: int
+    block_c: int
+    steps: int
+    num_warps: int
+
+    @property
+    def tiles_per_plane(self) -> int:
+        return 1 if self.channels_last else cdiv(self.inner, self.block_r)
+
+    @property
+    def position_tiles(self) -> int:
+        return cdiv(self.outer, self.block_r) if self.channels_last else self.outer * self.tiles_per_plane
+
+    @property
+    def slices(self) -> int:
+        return cdiv(self.position_tiles, self.steps)
+
+    @property
+    def channel_blocks(self) -> int:
+        return cdiv(self.channels, self.block_c)
+
+    @property
+    def grid(self) -> tuple[int]:
+        return (self.slices * self.channel_blocks,)
+
+
+# Elements of a tile: 4 warps x 32 elements. Larger tiles spill the two float32 accumulators of the reductions.
+_TILE = 4096
+# Programs of a reduction: 8 waves of one CTA per SM; more only makes the merge of the partials longer.
+_REDUCTION_PROGRAMS = 8 * SMS
+
+
+def _tiles(outer: int, channels: int, inner: int) -> Tiles:
+    least_padding = lambda n, blocks: min(blocks, key=lambda b: (cdiv(n, b) * b, -b))
+    if inner == 1:
+        # 128 channels of fp16 are two full 128-byte lines; C = 65 or 96 waste less in narrower blocks.
+        block_c = least_padding(channels, (128, 64, 32)) if channels > 32 else pow2(channels)
+        block_r = min(pow2(outer), _TILE // block_c)
+    else:
+        shortest = max(64, _TILE // min(pow2(channels), 64))
+        block_r = min(pow2(inner), least_padding(inner, (4 * shortest, 2 * shortest, shortest)), _TILE)
+        block_c = min(pow2(channels), _TILE // block_r, 128)
+    return Tiles(inner == 1, outer, channels, inner, block_r, block_c, steps=1, num_warps=4)
+
+
+def elementwise(outer: int, channels: int, inner: int) -> Tiles:
+    """One tile a program: for kernels that apply per-channel parameters."""
+    return _tiles(outer, channels, inner)
+
+
+def reduction(outer: int, channels: int, inner: int) -> Tiles:
+    """As many tiles a program as keeps the GPU full: for per-channel sums."""
+    tiles = _tiles(outer, channels, inner)
+    slices = max(1, _REDUCTION_PROGRAMS // tiles.channel_blocks)
+    return Tiles(**{**vars(tiles), "steps": cdiv(tiles.position_tiles, slices)})
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Second stage of a reduction: [slices, channels] partials, block_s x block_c at a time, one program a channel block."""
+
+    grid: tuple[int]
+    block_s: int
+    block_c: int
+    num_warps: int
+
+
+def merge(slices: int, channels: int) -> Merge:
+    # 8 channels are one 32-byte sector; C = 64 then has 8 programs instead of 1.
+    block_c = min(8, pow2(channels))
+    return Merge((cdiv(channels, block_c),), min(256, pow2(slices)), block_c, num_warps=4)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """An implicit GEMM [m x depth] @ [depth x k] per group.
+
+    flat: the reduction runs over taps and channels as one axis (few channels), else over blocks of channels and, within
+    one, over taps. `iterations` of block_d are shared out over `splits` programs that write partial sums.
+    """
+
+    flat: bool
+    m: int
+    k: int
+    groups: int
+    block_m: int
+    block_k: int
+    block_d: int
+    iterations: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        return (cdiv(self.m, self.block_m) * cdiv(self.k, self.block_k), self.groups, self.splits)
+
+    @property
+    def iterations_per_split(self) -> int:
+        return cdiv(self.iterations, self.splits)
+
+
+def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precision: str) -> Conv:
+    """m output positions, k and c output and input channels per group. precision matters for float32 only."""
+    few_channels = c < 16
+    depth_of = lambda block: cdiv(taps * c, block) if few_channels else taps * cdiv(c, block)
+    block_k = min(128, max(16, pow2(k)))
+    if itemsize == 4 and precision == "ieee":
+        # Plain FMA: operands go through registers, so the tile is bounded by them, not by shared memory.
+        block_m, block_k, block_d, warps, stages = 64, min(64, block_k), 16, 4, 3
+    else:
+        # 128 bytes of depth per row, whatever the type: the widest swizzle, 8 16-byte copies per row.
+        block_m, block_d, warps, stages = 128, min(128 // itemsize, max(16, pow2(taps * c if few_channels else c))), 4, 4
+        if block_k == 128:
+            warps, stages = 8, 3
+    tiles = lambda: cdiv(m, block_m) * cdiv(k, block_k) * groups
+    if tiles() < SMS and block_k == 128:
+        block_k, warps, stages = 64, 4, 4
+    if tiles() < SMS:
+        block_m = 64
+    iterations = depth_of(block_d)
+    # Small batches: too few tiles for the GPU, so the reduction is cut as well. At least 4 iterations a program: below
+    # that the pipeline's prologue and the second kernel cost more than the parallelism brings.
+    splits = max(1, min(SMS // tiles(), iterations // 4))
+    splits = cdiv(iterations, cdiv(iterations, splits))  # no program without work
+    return Conv(few_channels, m, k, groups, block_m, block_k, block_d, iterations, splits, warps, stages)
+
+
+@dataclass(frozen=True)
+class ConvMerge:
+    """Second stage of a split convolution: sums [splits, m, k] partials, one tile a program."""
+
+    grid: tuple[int]
+    block_m: int
+    block_k: int
+    num_warps: int
+
+
+def conv_merge(m: int, k: int) -> ConvMerge:
+    # Small tiles: a split convolution is small itself, and this kernel should still reach every SM.
+    block_k = min(64, pow2(k))
+    block_m = min(512 // block_k, pow2(m))
+    return ConvMerge((cdiv(m, block_m) * cdiv(k, block_k),), block_m, block_k, num_warps=4)
