@@ -1,0 +1,187 @@
+// The loops around the kernels: who transforms which tile, who multiplies which panel, and in which memory.
+#include "winograd.h"
+
+#include "isa.h"
+#include "parallel.h"
+#include "winograd_kernels.h"
+
+namespace resnet_fused::cpu {
+namespace portable {
+extern const WinogradKernels winograd_kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const WinogradKernels winograd_kernels;
+}
+namespace avx512 {
+extern const WinogradKernels winograd_kernels;
+}
+#endif
+
+const WinogradKernels& winograd_kernels() {
+#if defined(__x86_64__)
+  if (isa() == Isa::avx512) return avx512::winograd_kernels;
+  if (isa() == Isa::avx2) return avx2::winograd_kernels;
+#endif
+  return portable::winograd_kernels;
+}
+
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Part i of `count` things cut into `parts` that differ by one at most.
+int64_t part_begin(int64_t count, int64_t parts, int64_t i) {
+  const int64_t longer = count % parts;
+  return count / parts * i + (i < longer ? i : longer);
+}
+int64_t part_of(int64_t count, int64_t parts, int64_t item) {
+  const int64_t size = count / parts, longer = count % parts;
+  return item < longer * (size + 1) ? item / (size + 1) : longer + (item - longer * (size + 1)) / size;
+}
+
+// Sizes and strides, in floats, that follow from a plan.
+struct Sizes {
+  explicit Sizes(const WinogradPlan& plan)
+      : points((plan.shape.m + 2) * (plan.shape.m + 2)),
+        panels(divide_up(plan.shape.k, kWinogradPanel)),
+        panel_weights(points * plan.shape.c * kWinogradPanel),
+        // An odd number of lines: powers of two would put a tile's points into the same few sets of the L1 cache.
+        point_stride((divide_up(plan.shape.c, kWinogradLine) * plan.rows | 1) * kWinogradLine),
+        part_size(points * point_stride),
+        product_size(points * kWinogradPanel + kWinogradLine),
+        transformed(part_size * divide_up(plan.block, plan.rows)),
+        products(product_size * plan.block * plan.group) {}
+  int64_t points, panels, panel_weights, point_stride, part_size, product_size, transformed, products;
+};
+
+class Run {
+ public:
+  Run(const WinogradPlan& plan, const float* x, const float* packed, const float* shift, const float* residual,
+      float* out, bool relu)
+      : plan_(plan), shape_(plan.shape), sizes_(plan), kernels_(winograd_kernels()), x_(x), packed_(packed),
+        shift_(shift), residual_(residual), out_(out), relu_(relu) {}
+
+  // Channels c_begin to c_end of tile `tile` of the block of `count` tiles that starts at tile `first`.
+  void transform(int64_t first, int64_t count, int64_t tile, int64_t c_begin, int64_t c_end, float* v) const {
+    const int64_t parts = divide_up(count, plan_.rows), part = part_of(count, parts, tile);
+    const int64_t part_first = part_begin(count, parts, part), rows = part_begin(count, parts, part + 1) - part_first;
+    const Place at = place(first + tile);
+    const WinogradInput in{x_ + at.image * shape_.h * shape_.w * shape_.c, shape_.h, shape_.w, shape_.c,
+                           at.y - shape_.padding, at.x - shape_.padding};
+    float* to = v + part * sizes_.part_size + (tile - part_first) * kWinogradLine;
+    (shape_.m == 2 ? kernels_.input2 : kernels_.input4)(in, c_begin, c_end, to, rows * kWinogradLine, sizes_.point_stride);
+  }
+
+  // Output panels [panel_begin, panel_end) of that block.
+  void multiply(int64_t first, int64_t count, int64_t panel_begin, int64_t panel_end, const float* v,
+                float* products) const {
+    const int64_t parts = divide_up(count, plan_.rows);
+    for (int64_t group = panel_begin; group < panel_end; group += plan_.group) {
+      const int64_t group_end = group + plan_.group < panel_end ? group + plan_.group : panel_end;
+      const int64_t row_stride = sizes_.product_size * (group_end - group);
+      for (int64_t point = 0; point < sizes_.points; ++point) {
+        for (int64_t panel = group; panel < group_end; ++panel) {
+          const float* u = packed_ + panel * sizes_.panel_weights + point * shape_.c * kWinogradPanel;
+          float* to = products + (panel - group) * sizes_.product_size + point * kWinogradPanel;
+          for (int64_t part = 0; part < parts; ++part) {
+            const int64_t row = part_begin(count, parts, part), rows = part_begin(count, parts, part + 1) - row;
+            kernels_.gemm[rows](v + part * sizes_.part_size + point * sizes_.point_stride, u, shape_.c,
+                                to + row * row_stride, row_stride);
+          }
+        }
+      }
+      for (int64_t tile = 0; tile < count; ++tile) {
+        for (int64_t panel = group; panel < group_end; ++panel) {
+          output(first + tile, panel, products + tile * row_stride + (panel - group) * sizes_.product_size);
+        }
+      }
+    }
+  }
+
+ private:
+  struct Place {
+    int64_t image, y, x;  // of the tile's first output
+  };
+  Place place(int64_t tile) const {
+    const int64_t tile_row = tile / plan_.tiles_w;
+    return {tile_row / plan_.tiles_h, tile_row % plan_.tiles_h * shape_.m, tile % plan_.tiles_w * shape_.m};
+  }
+
+  void output(int64_t tile, int64_t panel, const float* products) const {
+    const Place at = place(tile);
+    const int64_t height = shape_.out_h(), width = shape_.out_w(), k = panel * kWinogradPanel;
+    const int64_t offset = ((at.image * height + at.y) * width + at.x) * shape_.k + k;
+    const auto at_most = [](int64_t left, int64_t limit) { return static_cast<int>(left < limit ? left : limit); };
+    WinogradOutput to;
+    to.out = out_ + offset;
+    to.residual = residual_ ? residual_ + offset : nullptr;
+    to.shift = shift_ + k;
+    to.row_stride = width * shape_.k;
+    to.pixel_stride = shape_.k;
+    to.height = at_most(height - at.y, shape_.m);
+    to.width = at_most(width - at.x, shape_.m);
+    to.channels = at_most(shape_.k - k, kWinogradPanel);
+    to.relu = relu_;
+    (shape_.m == 2 ? kernels_.output2 : kernels_.output4)(products, to);
+  }
+
+  const WinogradPlan& plan_;
+  const WinogradShape& shape_;
+  const Sizes sizes_;
+  const WinogradKernels& kernels_;
+  const float *x_, *packed_, *shift_, *residual_;
+  float* out_;
+  const bool relu_;
+};
+
+}  // namespace
+
+int64_t winograd_workspace_size(const WinogradPlan& plan) {
+  const Sizes sizes(plan);
+  return plan.split_panels ? sizes.transformed + plan.tasks * sizes.products
+                           : plan.tasks * (sizes.transformed + sizes.products);
+}
+
+void winograd_run(const WinogradPlan& plan, const float* x, const float* packed, const float* shift,
+                  const float* residual, float* out, bool relu, float* workspace) {
+  const Run run(plan, x, packed, shift, residual, out, relu);
+  const Sizes sizes(plan);
+  if (plan.split_panels) {
+    float* products = workspace + sizes.transformed;
+    for (int64_t first = 0; first < plan.tiles; first += plan.block) {
+      const int64_t count = first + plan.block < plan.tiles ? plan.block : plan.tiles - first;
+      // Pieces of 64 channels, so that there are enough of them for every thread where tiles are few.
+      const int64_t pieces = divide_up(plan.shape.c, 64);
+      parallel_for(count * pieces, divide_up(count * pieces, plan.tasks), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t tile = i / pieces, c = i % pieces * 64;
+          run.transform(first, count, tile, c, c + 64 < plan.shape.c ? c + 64 : plan.shape.c, workspace);
+        }
+      });
+      parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          run.multiply(first, count, part_begin(sizes.panels, plan.tasks, task),
+                       part_begin(sizes.panels, plan.tasks, task + 1), workspace, products + task * sizes.products);
+        }
+      });
+    }
+    return;
+  }
+  parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      float* v = workspace + task * (sizes.transformed + sizes.products);
+      const int64_t tile_begin = part_begin(plan.tiles, plan.tasks, task);
+      const int64_t tiles = part_begin(plan.tiles, plan.tasks, task + 1) - tile_begin;
+      const int64_t blocks = divide_up(tiles, plan.block);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t begin_tile = part_begin(tiles, blocks, block);
+        const int64_t first = tile_begin + begin_tile, count = part_begin(tiles, blocks, block + 1) - begin_tile;
+        for (int64_t tile = 0; tile < count; ++tile) run.transform(first, count, tile, 0, plan.shape.c, v);
+        run.multiply(first, count, 0, sizes.panels, v, v + sizes.transformed);
+      }
+    }
+  });
+}
+
+}  // namespace resnet_fused::cpu

@@ -1,0 +1,70 @@
+#include "parallel.h"
+#include "winograd.h"
+#include "winograd_kernels.h"
+#include "winograd_points.h"
+
+namespace resnet_fused::cpu {
+namespace {
+
+// G of the m + 2 points: row p is (1, p, p^2) / prod (p - q) over the other finite points q; infinity is (0, 0, 1).
+constexpr double kNormA = 2 * kPointA * kPointA * (kPointA * kPointA - kPointB * kPointB);
+constexpr double kNormB = 2 * kPointB * kPointB * (kPointB * kPointB - kPointA * kPointA);
+constexpr double kNorm0 = kPointA * kPointA * kPointB * kPointB;
+
+constexpr double kG2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+constexpr double kG4[6][3] = {{1 / kNorm0, 0, 0},
+                              {1 / kNormA, kPointA / kNormA, kPointA* kPointA / kNormA},
+                              {1 / kNormA, -kPointA / kNormA, kPointA* kPointA / kNormA},
+                              {1 / kNormB, kPointB / kNormB, kPointB* kPointB / kNormB},
+                              {1 / kNormB, -kPointB / kNormB, kPointB* kPointB / kNormB},
+                              {0, 0, 1}};
+
+// G g G^T of the 32 filters of one panel at one input channel, the filters side by side so that the loops vectorise.
+template <int kPoints>
+void transform(const double (&g)[kPoints][3], const double (&filter)[9][kWinogradPanel], float* u, int64_t point_stride) {
+  for (int i = 0; i < kPoints; ++i) {
+    double row[3][kWinogradPanel];
+    for (int s = 0; s < 3; ++s) {
+      for (int lane = 0; lane < kWinogradPanel; ++lane) {
+        row[s][lane] = g[i][0] * filter[s][lane] + g[i][1] * filter[3 + s][lane] + g[i][2] * filter[6 + s][lane];
+      }
+    }
+    for (int j = 0; j < kPoints; ++j) {
+      float* to = u + (i * kPoints + j) * point_stride;
+      for (int lane = 0; lane < kWinogradPanel; ++lane) {
+        to[lane] = static_cast<float>(g[j][0] * row[0][lane] + g[j][1] * row[1][lane] + g[j][2] * row[2][lane]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t winograd_packed_size(int64_t k, int64_t c, int m) {
+  return (k + kWinogradPanel - 1) / kWinogradPanel * kWinogradPanel * c * (m + 2) * (m + 2);
+}
+
+void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c, int m, float* packed) {
+  const int64_t panels = (k + kWinogradPanel - 1) / kWinogradPanel, point_stride = c * kWinogradPanel;
+  const int64_t panel_size = point_stride * (m + 2) * (m + 2);
+  parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t k0 = panel * kWinogradPanel, lanes = k - k0 < kWinogradPanel ? k - k0 : kWinogradPanel;
+      double filter[9][kWinogradPanel] = {};
+      for (int64_t ci = 0; ci < c; ++ci) {
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+          const double factor = scale ? scale[k0 + lane] : 1.0;
+          for (int tap = 0; tap < 9; ++tap) filter[tap][lane] = weight[((k0 + lane) * c + ci) * 9 + tap] * factor;
+        }
+        float* u = packed + panel * panel_size + ci * kWinogradPanel;
+        if (m == 2) {
+          transform(kG2, filter, u, point_stride);
+        } else {
+          transform(kG4, filter, u, point_stride);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace resnet_fused::cpu

@@ -1,0 +1,185 @@
+// The input and output transforms; a lane is a channel. Compiled once per instruction set (vec.h).
+#pragma once
+
+#include "winograd_kernels.h"
+#include "winograd_points.h"
+#include "winograd_vec.h"
+
+namespace resnet_fused::cpu::RESNET_FUSED_ISA {
+
+// Along one axis: the m + 2 points of B^T d, as four parts that share their common terms.
+//   F(4, 3): d0 - (a^2 + b^2) d2 + d4 | (d4 - b^2 d2) +- a (d3 - b^2 d1) | (d4 - a^2 d2) +- b (d3 - a^2 d1) | d1 .. d5
+//   (with a * b = 1); F(2, 3): d0 - d2 | d2 +- d1 | d3 - d1
+template <int M>
+struct InputAxis;
+
+template <>
+struct InputAxis<4> {
+  static_assert(kPointA * kPointB > 1 - 1e-15 && kPointA * kPointB < 1 + 1e-15, "the end rows assume a * b = 1");
+  static constexpr float kA = float(kPointA), kB = float(kPointB);
+  static constexpr float kA2 = float(kPointA * kPointA), kB2 = float(kPointB * kPointB), kSum = kA2 + kB2;
+
+  static Vec end(Vec outer, Vec middle, Vec inner) { return fma(splat(-kSum), middle, outer + inner); }
+  static void pair(float point, float other2, Vec d1, Vec d2, Vec d3, Vec d4, Vec& plus, Vec& minus) {
+    const Vec even = fma(splat(-other2), d2, d4), odd = fma(splat(-other2), d1, d3);
+    plus = fma(splat(point), odd, even);
+    minus = fma(splat(-point), odd, even);
+  }
+  static void all(const Vec (&d)[6], Vec (&r)[6]) {
+    r[0] = end(d[0], d[2], d[4]);
+    pair(kA, kB2, d[1], d[2], d[3], d[4], r[1], r[2]);
+    pair(kB, kA2, d[1], d[2], d[3], d[4], r[3], r[4]);
+    r[5] = end(d[1], d[3], d[5]);
+  }
+};
+
+template <>
+struct InputAxis<2> {
+  static void all(const Vec (&d)[4], Vec (&r)[4]) {
+    r[0] = d[0] - d[2];
+    r[1] = d[2] + d[1];
+    r[2] = d[2] - d[1];
+    r[3] = d[3] - d[1];
+  }
+};
+
+template <int M>
+inline void store_points(const Vec (&d)[M + 2], float* v, int64_t point_stride) {
+  Vec r[M + 2];
+  InputAxis<M>::all(d, r);
+  for (int j = 0; j < M + 2; ++j) store(v + j * point_stride, r[j]);
+}
+
+// One vector of channels of one tile. F(4, 3) makes its rows as 0 | 1, 2 | 3, 4 | 5 and loads the pixels again for each
+// part: 84 loads, but no 36 intermediate values to spill.
+template <int M>
+void input_vector(const float* d, int64_t row, int64_t col, float* v, int64_t point_stride) {
+  if constexpr (M == 2) {
+    Vec t[4][4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Vec column[4] = {load(d + j * col), load(d + row + j * col), load(d + 2 * row + j * col),
+                             load(d + 3 * row + j * col)};
+      Vec r[4];
+      InputAxis<2>::all(column, r);
+      for (int i = 0; i < 4; ++i) t[i][j] = r[i];
+    }
+    for (int i = 0; i < 4; ++i) store_points<2>(t[i], v + i * 4 * point_stride, point_stride);
+  } else {
+    using Axis = InputAxis<4>;
+    Vec plus[6], minus[6];
+    const auto at = [&](int i, int j) { return load(d + i * row + j * col); };
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) plus[j] = Axis::end(at(0, j), at(2, j), at(4, j));
+    store_points<4>(plus, v, point_stride);
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      Axis::pair(Axis::kA, Axis::kB2, at(1, j), at(2, j), at(3, j), at(4, j), plus[j], minus[j]);
+    }
+    store_points<4>(plus, v + 6 * point_stride, point_stride);
+    store_points<4>(minus, v + 12 * point_stride, point_stride);
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      Axis::pair(Axis::kB, Axis::kA2, at(1, j), at(2, j), at(3, j), at(4, j), plus[j], minus[j]);
+    }
+    store_points<4>(plus, v + 18 * point_stride, point_stride);
+    store_points<4>(minus, v + 24 * point_stride, point_stride);
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) plus[j] = Axis::end(at(1, j), at(3, j), at(5, j));
+    store_points<4>(plus, v + 30 * point_stride, point_stride);
+  }
+}
+
+template <int M>
+void winograd_input(const WinogradInput& in, int64_t c_begin, int64_t c_end, float* v, int64_t line_stride,
+                    int64_t point_stride) {
+  constexpr int kSize = M + 2;
+  const bool inside = in.y0 >= 0 && in.x0 >= 0 && in.y0 + kSize <= in.h && in.x0 + kSize <= in.w;
+  const int64_t row = in.w * in.c, corner = in.y0 * row + in.x0 * in.c;
+  for (int64_t c = c_begin; c < c_end; c += kWidth) {
+    const int64_t channels = c_end - c < kWidth ? c_end - c : kWidth;
+    float* to = v + c / kWinogradLine * line_stride + c % kWinogradLine;
+    if (inside && channels == kWidth) {
+      input_vector<M>(in.image + corner + c, row, in.c, to, point_stride);
+      continue;
+    }
+    alignas(64) float patch[kSize * kSize * kWidth];
+    for (int i = 0; i < kSize; ++i) {
+      for (int j = 0; j < kSize; ++j) {
+        const int64_t y = in.y0 + i, x = in.x0 + j;
+        const bool exists = y >= 0 && y < in.h && x >= 0 && x < in.w;
+        const Vec pixel = exists ? load_lanes(in.image + y * row + x * in.c + c, channels) : Vec{};
+        store(patch + (i * kSize + j) * kWidth, pixel);
+      }
+    }
+    input_vector<M>(patch, kSize * kWidth, kWidth, to, point_stride);
+  }
+}
+
+// A^T m along one axis: y_i = sum over the points p of p^i m_p, infinity only in the last.
+inline void output_axis(const Vec (&m)[6], Vec (&y)[4]) {
+  constexpr double a = kPointA, b = kPointB;
+  const Vec even_a = m[1] + m[2], odd_a = m[1] - m[2];
+  const Vec even_b = m[3] + m[4], odd_b = m[3] - m[4];
+  y[0] = m[0] + even_a + even_b;
+  y[1] = fma(splat(float(b)), odd_b, splat(float(a)) * odd_a);
+  y[2] = fma(splat(float(b * b)), even_b, splat(float(a * a)) * even_a);
+  y[3] = fma(splat(float(b * b * b)), odd_b, fma(splat(float(a * a * a)), odd_a, m[5]));
+}
+
+inline void output_axis(const Vec (&m)[4], Vec (&y)[2]) {
+  y[0] = m[0] + m[1] + m[2];
+  y[1] = m[1] - m[2] + m[3];
+}
+
+// kWhole: all M x M pixels and all lanes exist.
+template <int M, bool kWhole>
+void output_vector(const float* products, const WinogradOutput& to, int64_t lane, int64_t channels) {
+  constexpr int kSize = M + 2;
+  Vec t[M][kSize];
+#pragma GCC unroll 6
+  for (int j = 0; j < kSize; ++j) {
+    Vec column[kSize], y[M];
+    for (int i = 0; i < kSize; ++i) column[i] = load(products + (i * kSize + j) * kWinogradPanel + lane);
+    output_axis(column, y);
+    for (int i = 0; i < M; ++i) t[i][j] = y[i];
+  }
+  const Vec shift = kWhole ? load(to.shift + lane) : load_lanes(to.shift + lane, channels);
+  const int height = kWhole ? M : to.height, width = kWhole ? M : to.width;
+#pragma GCC unroll 4
+  for (int i = 0; i < M; ++i) {
+    if (i >= height) break;
+    Vec y[M];
+    output_axis(t[i], y);
+#pragma GCC unroll 4
+    for (int j = 0; j < M; ++j) {
+      if (j >= width) break;
+      const int64_t offset = i * to.row_stride + j * to.pixel_stride + lane;
+      Vec value = y[j] + shift;
+      if (to.residual) {
+        const float* residual = to.residual + offset;
+        value = value + (kWhole ? load(residual) : load_lanes(residual, channels));
+      }
+      if (to.relu) value = relu(value);
+      if constexpr (kWhole) {
+        store(to.out + offset, value);
+      } else {
+        store_lanes(to.out + offset, value, channels);
+      }
+    }
+  }
+}
+
+template <int M>
+void winograd_output(const float* products, const WinogradOutput& to) {
+  for (int64_t lane = 0; lane < to.channels; lane += kWidth) {
+    const int64_t channels = to.channels - lane < kWidth ? to.channels - lane : kWidth;
+    if (to.height == M && to.width == M && channels == kWidth) {
+      output_vector<M, true>(products, to, lane, channels);
+    } else {
+      output_vector<M, false>(products, to, lane, channels);
+    }
+  }
+}
+
+}  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

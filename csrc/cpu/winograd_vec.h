@@ -1,0 +1,38 @@
+// What the Winograd kernels need of a vector beyond vec.h.
+#pragma once
+
+#include "vec.h"
+
+namespace resnet_fused::cpu::RESNET_FUSED_ISA {
+
+// One rounding where the instruction set has it (compilers contract this expression, but need not).
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Vec broadcast(const float* p) {
+  Vec v = *p - Vec{};  // and not + : that would turn -0.0 into 0.0, so it could not be a plain broadcast
+#if defined(__AVX512F__)
+  // Otherwise gcc folds the broadcast into each of the fmas that use it and so doubles the loads.
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
+// The first n <= kWidth lanes; vec.h's own are slow for whole vectors.
+inline Vec load_lanes(const float* p, int64_t n) { return n == kWidth ? load(p) : load(p, static_cast<int>(n)); }
+inline void store_lanes(float* p, Vec v, int64_t n) {
+  if (n == kWidth) {
+    store(p, v);
+  } else {
+    store(p, v, static_cast<int>(n));
+  }
+}
+
+}  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

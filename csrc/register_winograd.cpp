@@ -1,0 +1,116 @@
+// The private ops around csrc/cpu/winograd.h: schemas and checks. Activations are dense channels_last float32.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "cpu/parallel.h"
+#include "cpu/winograd.h"
+
+namespace resnet_fused {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kAlignment = 16;  // floats: the workspace starts on a cache line
+
+void check_m(int64_t m) { STD_TORCH_CHECK(m == 2 || m == 4, "winograd: m must be 2 or 4, not ", m); }
+
+void check_float(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == torch::headeronly::ScalarType::Float, "winograd: ", name, " must be float32");
+}
+
+void check_vector(const Tensor& tensor, int64_t size, const char* name) {
+  check_float(tensor, name);
+  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == size, "winograd: ", name, " must be contiguous, of ", size,
+                  " values");
+}
+
+void check_activation(const Tensor& tensor, const char* name) {
+  check_float(tensor, name);
+  STD_TORCH_CHECK(tensor.dim() == 4, "winograd: ", name, " must be [n, c, h, w]");
+  int64_t stride = 1;
+  for (const int axis : {1, 3, 2, 0}) {
+    STD_TORCH_CHECK(tensor.size(axis) == 1 || tensor.stride(axis) == stride, "winograd: ", name,
+                    " must be dense channels_last");
+    stride *= tensor.size(axis);
+  }
+}
+
+cpu::WinogradShape shape_of(const Tensor& x, int64_t k, int64_t m, int64_t padding) {
+  check_m(m);
+  STD_TORCH_CHECK(padding == 0 || padding == 1, "winograd: padding must be 0 or 1, not ", padding);
+  check_activation(x, "x");
+  cpu::WinogradShape shape{x.size(0), x.size(2), x.size(3), x.size(1), k, static_cast<int>(m), static_cast<int>(padding)};
+  STD_TORCH_CHECK(shape.c > 0 && k > 0 && shape.out_h() > 0 && shape.out_w() > 0, "winograd: no output pixel or channel");
+  return shape;
+}
+
+Tensor winograd_pack(Tensor weight, std::optional<Tensor> scale, int64_t m) {
+  check_m(m);
+  check_float(weight, "weight");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.is_contiguous(),
+                  "winograd: weight must be contiguous [k, c, 3, 3]");
+  const int64_t k = weight.size(0), c = weight.size(1);
+  if (scale) check_vector(*scale, k, "scale");
+  Tensor packed = torch::stable::new_empty(weight, {cpu::winograd_packed_size(k, c, static_cast<int>(m))});
+  cpu::winograd_pack(weight.const_data_ptr<float>(), scale ? scale->const_data_ptr<float>() : nullptr, k, c,
+                     static_cast<int>(m), packed.mutable_data_ptr<float>());
+  return packed;
+}
+
+int64_t winograd_workspace(Tensor x, int64_t k, int64_t m, int64_t padding) {
+  const cpu::WinogradPlan plan = cpu::winograd_plan(shape_of(x, k, m, padding), cpu::num_threads());
+  return cpu::winograd_workspace_size(plan) + kAlignment;
+}
+
+void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual, Tensor out, int64_t m,
+                   int64_t padding, bool relu, std::optional<Tensor> workspace) {
+  check_activation(out, "out");
+  const cpu::WinogradShape shape = shape_of(x, out.size(1), m, padding);
+  STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.out_h() && out.size(3) == shape.out_w(),
+                  "winograd: out has the wrong shape");
+  STD_TORCH_CHECK(x.numel() == 0 || x.const_data_ptr() != out.const_data_ptr(), "winograd: out must not be x");
+  check_vector(packed, cpu::winograd_packed_size(shape.k, shape.c, shape.m), "packed");
+  check_vector(shift, shape.k, "shift");
+  if (residual) {
+    check_activation(*residual, "residual");
+    for (const int axis : {0, 1, 2, 3}) {
+      STD_TORCH_CHECK(residual->size(axis) == out.size(axis), "winograd: residual must have the shape of out");
+    }
+  }
+  if (out.numel() == 0) return;
+  const cpu::WinogradPlan plan = cpu::winograd_plan(shape, cpu::num_threads());
+  const int64_t needed = cpu::winograd_workspace_size(plan) + kAlignment;
+  if (workspace) {
+    check_float(*workspace, "workspace");
+    STD_TORCH_CHECK(workspace->is_contiguous() && workspace->numel() >= needed, "winograd: workspace has fewer than ",
+                    needed, " values; the number of threads may have changed");
+  } else {
+    workspace = torch::stable::new_empty(out, {needed});
+  }
+  const auto address = reinterpret_cast<uintptr_t>(workspace->mutable_data_ptr<float>());
+  constexpr uintptr_t kBytes = kAlignment * sizeof(float);
+  cpu::winograd_run(plan, x.const_data_ptr<float>(), packed.const_data_ptr<float>(), shift.const_data_ptr<float>(),
+                    residual ? residual->const_data_ptr<float>() : nullptr, out.mutable_data_ptr<float>(), relu,
+                    reinterpret_cast<float*>((address + kBytes - 1) / kBytes * kBytes));
+}
+
+}  // namespace
+}  // namespace resnet_fused
+
+STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
+  library.def("winograd_pack(Tensor weight, Tensor? scale, int m) -> Tensor");
+  library.def("winograd_workspace(Tensor x, int k, int m, int padding) -> int");
+  library.def(
+      "winograd_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int m, int padding, "
+      "bool relu, Tensor(b!)? workspace) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused_native, CPU, library) {
+  library.impl("winograd_pack", TORCH_BOX(&resnet_fused::winograd_pack));
+  library.impl("winograd_workspace", TORCH_BOX(&resnet_fused::winograd_workspace));
+  library.impl("winograd_conv", TORCH_BOX(&resnet_fused::winograd_conv));
+}
