@@ -1,0 +1,27 @@
+// launch() of csrc/launch.h on the emulator: runs the whole grid on this thread before it returns.
+#pragma once
+
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "machine.h"
+
+namespace resnet_fused::cuda {
+
+inline int multiprocessors(const char*) { return emu::machine.multiprocessors; }
+
+template <class... Params, class... Args>
+void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, size_t shared_bytes, void*, Args&&... args) {
+  using Call = std::pair<void (*)(Params...), std::tuple<Params...>>;
+  const Call call(kernel, std::tuple<Params...>(std::forward<Args>(args)...));
+  emu::machine.run(
+      op, emu::Dim{grid.x, grid.y, grid.z}, block, shared_bytes,
+      [](const void* context) {
+        const Call& c = *static_cast<const Call*>(context);
+        std::apply(c.first, c.second);
+      },
+      &call);
+}
+
+}  // namespace resnet_fused::cuda

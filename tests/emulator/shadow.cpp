@@ -1,0 +1,104 @@
+#include "shadow.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace emu {
+
+void Shadow::reset(uint32_t base, size_t bytes, int warps) {
+  base_ = base;
+  bytes_ = bytes;
+  warps_ = warps;
+  memory_.assign(bytes + 16, 0xFF);
+  const size_t cells = (bytes + kGrain - 1) / kGrain;
+  cells_.assign(cells, Cell{});
+  reads_.resize(cells * warps);  // stale entries are masked by Cell::readers
+  for (int w = 0; w < kMaxWarps; ++w) {
+    known_[w] = Clocks{};
+    known_[w].at[w] = 1;
+  }
+}
+
+void Shadow::fail(const char* what, const std::string& why, uint32_t addr, Who who, const Cell* cell) const {
+  std::string text = std::string(what) + " at shared address base+" +
+                     std::to_string(static_cast<int64_t>(addr) - static_cast<int64_t>(base_)) + " by warp " +
+                     std::to_string(who.warp) + " lane " + std::to_string(who.lane) + ": " + why;
+  if (cell != nullptr && (cell->write_clock != 0 || cell->in_flight)) {
+    text += " (last written by warp " + std::to_string(cell->warp) + " lane " + std::to_string(cell->lane) + ")";
+  }
+  throw Fault(text);
+}
+
+unsigned char* Shadow::at(const char* what, uint32_t addr, int bytes, Who who) {
+  if (addr % static_cast<uint32_t>(bytes) != 0) fail(what, "not aligned to its size", addr, who, nullptr);
+  if (addr < base_ || addr - base_ + static_cast<uint64_t>(bytes) > bytes_) {
+    fail(what, "outside the " + std::to_string(bytes_) + " bytes of shared memory", addr, who, nullptr);
+  }
+  return memory_.data() + (addr - base_);
+}
+
+void Shadow::read(const char* what, uint32_t addr, int bytes, Who who) {
+  at(what, addr, bytes, who);
+  const Clocks& known = known_[who.warp];
+  const uint32_t now = known.at[who.warp];
+  const size_t first = (addr - base_) / kGrain, last = first + bytes / kGrain;
+  for (size_t i = first; i < last; ++i) {
+    Cell& cell = cells_[i];
+    if (cell.in_flight) fail(what, "reads a cp.async that has not been waited for", addr, who, &cell);
+    if (cell.write_clock == 0) fail(what, "reads bytes never written", addr, who, &cell);
+    const bool ordered = cell.warp == who.warp ? cell.lane == who.lane || cell.write_clock < now
+                                               : cell.write_clock <= known.at[cell.warp];
+    if (!ordered) fail(what, "race: reads what another thread wrote without a barrier in between", addr, who, &cell);
+    Read& mine = last_read(i, who.warp);
+    const uint32_t bit = 1u << who.warp;
+    const bool again = (cell.readers & bit) != 0 && mine.clock == now && mine.lane != who.lane;
+    mine = Read{now, again ? kMany : who.lane};
+    cell.readers |= bit;
+  }
+}
+
+void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
+  const Clocks& known = known_[who.warp];
+  const uint32_t now = known.at[who.warp];
+  const size_t first = (addr - base_) / kGrain, last = first + bytes / kGrain;
+  for (size_t i = first; i < last; ++i) {
+    Cell& cell = cells_[i];
+    if (cell.in_flight) fail(what, "writes where a cp.async is still in flight", addr, who, &cell);
+    if (cell.write_clock != 0) {
+      const bool ordered = cell.warp == who.warp ? cell.lane == who.lane || cell.write_clock < now
+                                                 : cell.write_clock <= known.at[cell.warp];
+      if (!ordered) fail(what, "race: two threads write without a barrier in between", addr, who, &cell);
+    }
+    for (uint32_t left = cell.readers; left != 0; left &= left - 1) {
+      const int warp = __builtin_ctz(left);
+      const Read& read = last_read(i, warp);
+      const bool ordered =
+          warp == who.warp ? read.lane == who.lane || read.clock < now : read.clock <= known.at[warp];
+      if (!ordered) {
+        fail(what, "race: overwrites what warp " + std::to_string(warp) + " may still read", addr, who, &cell);
+      }
+    }
+    cell.readers = 0;
+    cell.write_clock = now;
+    cell.warp = static_cast<uint8_t>(who.warp);
+    cell.lane = static_cast<uint8_t>(who.lane);
+  }
+}
+
+void Shadow::write(const char* what, uint32_t addr, int bytes, Who who) {
+  at(what, addr, bytes, who);
+  record_write(what, addr, bytes, who);
+}
+
+void Shadow::copy_issued(const char* what, uint32_t addr, int bytes, Who who) {
+  std::memset(at(what, addr, bytes, who), 0xFF, bytes);
+  record_write(what, addr, bytes, who);
+  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) cells_[i].in_flight = 1;
+}
+
+void Shadow::copy_landed(const char* what, uint32_t addr, int bytes, Who who) {
+  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) cells_[i].in_flight = 0;
+  write(what, addr, bytes, who);  // visible to the issuing thread from here, to others after a barrier
+}
+
+}  // namespace emu

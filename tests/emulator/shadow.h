@@ -1,0 +1,86 @@
+// Shared memory of one block, and a happens-before record of who touched each 2 bytes of it.
+//
+// Every warp has a clock that advances when it synchronises; `known[w][v]` is the latest clock of warp v that warp w has
+// synchronised with. An access must be ordered, by barriers or sync_warp, after every earlier access of another thread
+// it conflicts with. So a missing barrier is a fault under every schedule that reaches it, not only an unlucky one.
+// Orders inside a warp count too: two lanes conflict unless the warp has synchronised in between.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace emu {
+
+constexpr int kMaxWarps = 32;
+constexpr int kGrain = 2;  // bytes per cell: the smallest access
+
+// Something the kernel must not do; the message names the place and the cause.
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Who {
+  int warp, lane;
+};
+
+struct Clocks {
+  uint32_t at[kMaxWarps] = {};
+  void join(const Clocks& other) {
+    for (int w = 0; w < kMaxWarps; ++w) at[w] = at[w] < other.at[w] ? other.at[w] : at[w];
+  }
+};
+
+class Shadow {
+ public:
+  // A fresh block: memory full of 0xFF (NaN in every float format) and never written.
+  void reset(uint32_t base, size_t bytes, int warps);
+
+  // Address of [addr, addr + bytes) after bounds and alignment checks; no access is recorded.
+  unsigned char* at(const char* what, uint32_t addr, int bytes, Who who);
+
+  void read(const char* what, uint32_t addr, int bytes, Who who);
+  void write(const char* what, uint32_t addr, int bytes, Who who);
+
+  // cp.async: between issue and the issuing thread's wait no one may touch the destination.
+  void copy_issued(const char* what, uint32_t addr, int bytes, Who who);
+  void copy_landed(const char* what, uint32_t addr, int bytes, Who who);
+
+  uint32_t base() const { return base_; }
+
+  // A release advances the clock, so that what the warp does next is not covered by what it published.
+  Clocks publish(int warp) {
+    Clocks known = known_[warp];
+    ++known_[warp].at[warp];
+    return known;
+  }
+  void acquire(int warp, const Clocks& clocks) { known_[warp].join(clocks); }
+
+ private:
+  struct Cell {
+    uint32_t write_clock;  // 0: never written
+    uint32_t readers;      // warps that have read since that write
+    uint8_t warp, lane;    // last writer
+    uint8_t in_flight;     // a cp.async is on its way
+  };
+  struct Read {
+    uint32_t clock;
+    int lane;  // kMany: more than one lane since the warp last synchronised
+  };
+  static constexpr int kMany = 32;
+
+  Read& last_read(size_t cell, int warp) { return reads_[cell * warps_ + warp]; }
+  void record_write(const char* what, uint32_t addr, int bytes, Who who);
+  [[noreturn]] void fail(const char* what, const std::string& why, uint32_t addr, Who who, const Cell* cell) const;
+
+  uint32_t base_ = 0;
+  size_t bytes_ = 0;
+  int warps_ = 0;
+  std::vector<unsigned char> memory_;
+  std::vector<Cell> cells_;
+  std::vector<Read> reads_;
+  Clocks known_[kMaxWarps];
+};
+
+}  // namespace emu
