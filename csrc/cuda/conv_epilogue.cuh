@@ -63,11 +63,24 @@ __device__ __forceinline__ Eight<Element> load_residual(const ConvArgs& a, int64
   return r;
 }
 
+// Stores eight channels, or the first `valid` of them one by one.
+template <class Element>
+__device__ __forceinline__ void store_eight(Element* out, Eight<Element>& result, bool vector_out, int valid) {
+  if (vector_out) {
+#pragma unroll
+    for (int i = 0; i < result.kPieces; ++i) ptx::st_global(out + i * (8 / result.kPieces), result.piece[i]);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (e < valid) ptx::st_global(out + e, result[e]);
+    }
+  }
+}
+
 // `norm`: shared address of this chunk's mean; kCount floats further its scale, then its bias.
 template <class Element, int kCount>
 __device__ __forceinline__ void finish(const ConvArgs& a, uint32_t norm, const Sums (&sums)[2], Eight<Element> residual,
                                        int64_t at, int valid) {
-  Element* out = static_cast<Element*>(a.out) + at;
   Eight<Element> result{};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -82,15 +95,7 @@ __device__ __forceinline__ void finish(const ConvArgs& a, uint32_t norm, const S
       result[4 * half + e] = ptx::from_float<Element>(y);
     }
   }
-  if (a.vector_out) {
-#pragma unroll
-    for (int i = 0; i < result.kPieces; ++i) ptx::st_global(out + i * (8 / result.kPieces), result.piece[i]);
-  } else {
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (e < valid) ptx::st_global(out + e, result[e]);
-    }
-  }
+  store_eight(static_cast<Element*>(a.out) + at, result, a.vector_out, valid);
 }
 
 }  // namespace resnet_fused::cuda
