@@ -154,7 +154,7 @@ const Wrong kWrong[] = {
        start_copy(g);
        ptx::cp_async_wait<0>();
      },
-     2048, "cp.async"},
+     2048, " at shared address"},
     {"store over a cp.async in flight",
      [](char* g) {
        start_copy(g);
