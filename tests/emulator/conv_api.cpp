@@ -1,0 +1,96 @@
+// What tests/conv_emulated.py calls through ctypes: convolutions on the emulator, with the plan under the test's control.
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "cuda/conv_plan.h"
+#include "cuda/conv_pool_plan.h"
+#include "machine.h"
+
+namespace resnet_fused::cuda {
+void conv_bn_relu_planned(const ConvPlan&, DType, const void*, const void*, Norm, const void*, void*, Conv, bool, bool,
+                          void*, void*);
+void conv_bn_relu_pool_planned(const PoolPlan&, DType, const void*, const void*, Norm, void*, Conv, bool, void*);
+}  // namespace resnet_fused::cuda
+
+using namespace resnet_fused;
+
+struct ConvCall {
+  const void *x, *weight, *mean, *var, *bn_weight, *bn_bias, *residual;
+  void* out;
+  int64_t dtype, param_dtype;
+  int64_t n, h, w, c, k, r, s, p, q, groups, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t relu, allow_tf32, aligned, tile, splits;  // tile -1, splits 0: the plan's own choice
+  int64_t seed, policy;
+  double eps;
+};
+struct ConvPlanned {
+  int64_t tile, vector, images, tiles_m, tiles_n, steps, splits, steps_per_split, scratch;
+};
+
+static Conv conv_of(const ConvCall& a) {
+  return {a.n, a.h, a.w, a.c, a.k, a.r, a.s, a.p, a.q, a.groups, int(a.stride_h), int(a.stride_w), int(a.pad_h),
+          int(a.pad_w), int(a.dilation_h), int(a.dilation_w)};
+}
+
+static cuda::ConvPlan plan_of(const ConvCall& a) {
+  const DType dtype = static_cast<DType>(a.dtype);
+  const Conv conv = conv_of(a);
+  cuda::ConvPlan plan = cuda::conv_plan(dtype, conv, a.allow_tf32, a.aligned);
+  if (a.tile >= 0 || a.splits > 0) {
+    const auto tile = a.tile >= 0 ? static_cast<cuda::ConvTile>(a.tile) : plan.tile;
+    plan = cuda::conv_plan_for(tile, dtype, conv, a.aligned, a.splits > 0 ? a.splits : 1);
+  }
+  return plan;
+}
+
+static Norm norm_of(const ConvCall& a) {
+  const DType p = static_cast<DType>(a.param_dtype);
+  return {{a.mean, p}, {a.var, p}, true, a.eps, {a.bn_weight, p}, {a.bn_bias, p}};
+}
+
+// Runs `body`; nullptr, or what went wrong (valid until the next call).
+template <class Body>
+static const char* guarded(Body body) {
+  static std::string why;
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    why = error.what();
+    return why.c_str();
+  }
+}
+
+extern "C" const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
+  return guarded([&] {
+    const cuda::ConvPlan p = plan_of(*a);
+    *to = {int64_t(p.tile), p.vector, p.images, p.tiles_m, p.tiles_n, p.steps, p.splits, p.steps_per_split, int64_t(p.scratch)};
+    const size_t promised = cuda::conv_bn_relu_scratch(static_cast<DType>(a->dtype), conv_of(*a), a->allow_tf32);
+    if (a->tile < 0 && a->splits == 0 && promised < p.scratch) throw std::logic_error("conv_bn_relu_scratch is too small");
+  });
+}
+
+extern "C" const char* conv_bn_relu(const ConvCall* a) {
+  return guarded([&] {
+    const cuda::ConvPlan plan = plan_of(*a);
+    // Exactly as large as promised, so that AddressSanitizer sees one byte more; NaN, so that unwritten sums show.
+    std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(256, plan.scratch), std::free);
+    std::memset(scratch.get(), 0xff, plan.scratch);
+    emu::machine.configure(a->seed, int(a->policy));
+    cuda::conv_bn_relu_planned(plan, static_cast<DType>(a->dtype), a->x, a->weight, norm_of(*a), a->residual, a->out,
+                               conv_of(*a), a->relu, a->allow_tf32, scratch.get(), nullptr);
+  });
+}
+
+extern "C" const char* conv_bn_relu_pool(const ConvCall* a) {
+  return guarded([&] {
+    const DType dtype = static_cast<DType>(a->dtype);
+    cuda::PoolPlan plan = cuda::pool_plan(dtype, conv_of(*a));
+    if (a->tile >= 0) plan = cuda::pool_plan_for(static_cast<cuda::PoolTile>(a->tile), dtype, conv_of(*a));
+    if (a->splits > 0 && plan.blocks > a->splits) plan.blocks = a->splits;  // blocks that walk over several tiles
+    emu::machine.configure(a->seed, int(a->policy));
+    cuda::conv_bn_relu_pool_planned(plan, dtype, a->x, a->weight, norm_of(*a), a->out, conv_of(*a), a->allow_tf32, nullptr);
+  });
+}
