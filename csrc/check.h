@@ -1,0 +1,94 @@
+// Checks of the tensors that reach a launcher, and what a launcher needs to know about them. Every failure is one line
+// that names the op, the argument and the two values that disagree; torch turns it into a RuntimeError.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ops.h"
+
+namespace resnet_fused {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+std::string shape_text(const Tensor& tensor);
+std::string stride_text(const Tensor& tensor);
+std::string device_text(const Tensor& tensor);
+
+// The arguments of one call of `op`, compared with the first of them: x, the activation that sets shape, dtype, strides
+// and device.
+class Arguments {
+ public:
+  Arguments(const char* op, const char* name, const Tensor& x);
+
+  template <class... Parts>
+  void require(bool ok, const Parts&... parts) const {
+    if (ok) return;
+    std::ostringstream message;
+    message << op_ << ": ";
+    (message << ... << parts);
+    throw std::runtime_error(message.str());
+  }
+
+  DType dtype() const { return dtype_; }
+  int64_t size() const { return x_.numel(); }
+  bool empty() const { return size() == 0; }
+  // [outer, channels, inner] of x, which must be [N, C, ...].
+  Layout layout() const;
+
+  // Same shape, dtype, strides and device as x; nullptr if absent.
+  void* like(const char* name, const Tensor& tensor) const;
+  void* like(const char* name, const OptionalTensor& tensor) const { return tensor ? like(name, *tensor) : nullptr; }
+  // Per-channel parameter of any dtype a kernel takes.
+  Channels channels(const char* name, const OptionalTensor& tensor) const;
+  MutableChannels mutable_channels(const char* name, const OptionalTensor& tensor) const;
+  // Per-channel float32, written or read by another launch.
+  float* statistics(const char* name, const OptionalTensor& tensor) const;
+  const int64_t* counter(const char* name, const OptionalTensor& tensor) const;
+  void same_device(const char* name, const Tensor& tensor) const;
+  DType float_type(const char* name, const Tensor& tensor) const;
+
+ private:
+  void channel_vector(const char* name, const Tensor& tensor) const;
+
+  const char *op_, *name_;
+  const Tensor& x_;
+  DType dtype_;
+};
+
+bool is_channels_last(const Tensor& tensor);
+
+// Where a launch runs: makes x's device current and knows the stream that torch would use there.
+class Place {
+ public:
+  Place(const char* op, const Tensor& x);
+  void* stream() const { return stream_; }
+
+ private:
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  void* stream_ = nullptr;
+};
+
+// Device memory that lives as long as this object, aligned to 256 bytes. torch's allocator is ordered by stream, so it
+// may be given back while the launch that uses it still runs.
+class Scratch {
+ public:
+  Scratch(const Tensor& like, size_t bytes);
+  void* data() const { return data_; }
+
+ private:
+  OptionalTensor memory_;
+  void* data_ = nullptr;
+};
+
+}  // namespace resnet_fused

@@ -1,0 +1,12 @@
+// Which of the compiled instruction sets the CPU launchers use, chosen once per process.
+#pragma once
+
+namespace resnet_fused::cpu {
+
+enum class Isa : int { portable, avx2, avx512 };
+
+// The best one this CPU has, or RESNET_FUSED_CPU_ISA=portable|avx2|avx512 if that is lower.
+Isa isa();
+const char* isa_name(Isa isa);
+
+}  // namespace resnet_fused::cpu

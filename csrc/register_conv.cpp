@@ -1,0 +1,115 @@
+// Schemas and checks of the fused convolutions. They exist for `cuda::` alone: on a CPU torch's own convolution does the
+// work, followed by one bn_relu pass.
+#include "register.h"
+
+namespace resnet_fused {
+namespace {
+
+using Pair = std::vector<int64_t>;
+
+int64_t output_size(int64_t input, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  return (input + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+// Checks x, weight and the numbers of a convolution; `args` speaks about x.
+Conv conv_of(const Arguments& args, const Tensor& x, const Tensor& weight, const Pair& stride, const Pair& padding,
+             const Pair& dilation, int64_t groups) {
+  args.require(x.dim() == 4 && weight.dim() == 4, "x has shape ", shape_text(x), " and weight ", shape_text(weight),
+               ", but both must have 4 dimensions");
+  args.require(is_channels_last(x), "x has strides ", stride_text(x), " for shape ", shape_text(x),
+               ", but must be channels_last");
+  args.require(is_channels_last(weight), "weight has strides ", stride_text(weight), " for shape ", shape_text(weight),
+               ", but must be channels_last");
+  args.same_device("weight", weight);
+  args.require(args.float_type("weight", weight) == args.dtype(), "weight has another dtype than x");
+  args.require(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+               "stride, padding and dilation must be pairs");
+  constexpr int64_t kMost = 1 << 30;  // fits an int with room for sums
+  for (int i = 0; i < 2; ++i) {
+    args.require(stride[i] > 0 && stride[i] < kMost, "stride must be positive, but is ", stride[i]);
+    args.require(dilation[i] > 0 && dilation[i] < kMost, "dilation must be positive, but is ", dilation[i]);
+    args.require(padding[i] >= 0 && padding[i] < kMost, "padding must not be negative, but is ", padding[i]);
+  }
+  const int64_t k = weight.size(0), c = weight.size(1), r = weight.size(2), s = weight.size(3);
+  args.require(groups > 0 && k % groups == 0 && x.size(1) == c * groups, "weight has shape ", shape_text(weight),
+               " and groups is ", groups, ", but x has ", x.size(1), " channels");
+  const int64_t p = output_size(x.size(2), r, stride[0], padding[0], dilation[0]);
+  const int64_t q = output_size(x.size(3), s, stride[1], padding[1], dilation[1]);
+  args.require(p > 0 && q > 0 && r > 0 && s > 0, "a kernel of ", r, "x", s, " does not fit into x of shape ",
+               shape_text(x));
+  return {x.size(0), x.size(2), x.size(3), c, k, r, s, p, q, groups, static_cast<int>(stride[0]),
+          static_cast<int>(stride[1]), static_cast<int>(padding[0]), static_cast<int>(padding[1]),
+          static_cast<int>(dilation[0]), static_cast<int>(dilation[1])};
+}
+
+void check_output(const Arguments& x_args, const Arguments& args, const Tensor& out, int64_t n, int64_t k, int64_t p,
+                  int64_t q) {
+  x_args.same_device("out", out);
+  args.require(args.dtype() == x_args.dtype(), "out has another dtype than x");
+  args.require(out.dim() == 4 && out.size(0) == n && out.size(1) == k && out.size(2) == p && out.size(3) == q,
+               "out has shape ", shape_text(out), ", but the result is [", n, ", ", k, ", ", p, ", ", q, "]");
+  args.require(args.empty() || is_channels_last(out), "out has strides ", stride_text(out), " for shape ",
+               shape_text(out), ", but must be channels_last");
+}
+
+Norm norm_of(const Arguments& args, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
+             const OptionalTensor& bias, double eps) {
+  return {args.channels("mean", mean), args.channels("var", var), true, eps, args.channels("bn_weight", weight),
+          args.channels("bn_bias", bias)};
+}
+
+template <auto kLaunch, auto kScratch>
+void conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
+                  const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& residual,
+                  const Tensor& out, const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
+                  double eps, bool relu, bool allow_tf32) {
+  const Arguments x_args("conv_bn_relu", "x", x), args("conv_bn_relu", "out", out);
+  const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
+  check_output(x_args, args, out, conv.n, conv.k, conv.p, conv.q);
+  const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
+  const void* with = args.like("residual", residual);
+  if (args.empty()) return;
+  const Place place("conv_bn_relu", x);
+  const Scratch scratch(x, kScratch(args.dtype(), conv, allow_tf32));
+  kLaunch(args.dtype(), x.data_ptr(), weight.data_ptr(), norm, with, out.data_ptr(), conv, relu, allow_tf32,
+          scratch.data(), place.stream());
+}
+
+template <auto kLaunch>
+void conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
+                       const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const Tensor& out,
+                       const Pair& stride, const Pair& padding, double eps, bool allow_tf32) {
+  const Arguments x_args("conv_bn_relu_pool", "x", x), args("conv_bn_relu_pool", "out", out);
+  const Conv conv = conv_of(x_args, x, weight, stride, padding, {1, 1}, 1);
+  check_output(x_args, args, out, conv.n, conv.k, (conv.p - 1) / 2 + 1, (conv.q - 1) / 2 + 1);
+  const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
+  if (args.empty()) return;
+  const Place place("conv_bn_relu_pool", x);
+  kLaunch(args.dtype(), x.data_ptr(), weight.data_ptr(), norm, out.data_ptr(), conv, allow_tf32, place.stream());
+}
+
+}  // namespace
+}  // namespace resnet_fused
+
+// allow_tf32: what torch's cudnn flags say at the time of the call; the stable ABI cannot ask for them.
+STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
+  m.def(
+      "conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
+      "Tensor? residual, Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, "
+      "bool relu, bool allow_tf32=False) -> ()");
+  m.def(
+      "conv_bn_relu_pool(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
+      "Tensor(a!) out, int[2] stride, int[2] padding, float eps, bool allow_tf32=False) -> ()");
+}
+
+#ifdef RESNET_FUSED_EMULATION
+#define RESNET_FUSED_CONV_KEY CPU
+#else
+#define RESNET_FUSED_CONV_KEY CUDA
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_CONV_KEY, m) {
+  using namespace resnet_fused;
+  m.impl("conv_bn_relu", TORCH_BOX((&conv_bn_relu<cuda::conv_bn_relu, cuda::conv_bn_relu_scratch>)));
+  m.impl("conv_bn_relu_pool", TORCH_BOX((&conv_bn_relu_pool<cuda::conv_bn_relu_pool>)));
+}

@@ -1,0 +1,209 @@
+"""Builds resnet_fused/_native.so: what is on this machine, what follows from it, and the ninja file that does it.
+
+Used by setup.py. Imports neither torch nor the package: both may be absent or half installed.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+TORCH_TARGET = "2.11"  # oldest torch whose stable ABI the library may use
+# PTX of the newest plain architecture is added for devices that come later.
+DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0a")
+INSTRUCTION_SETS = {
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "portable": "",
+}
+# -fno-math-errno lets sqrt be a vector instruction; contraction makes FMAs. NaN keeps its meaning: no -ffast-math.
+CXX_FLAGS = (
+    "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra "
+    "-Wno-unknown-pragmas -Wno-maybe-uninitialized"  # g++ 12 takes _mm512_undefined_ps() at its word
+)
+NVCC_FLAGS = "-std=c++17 -O3 -lineinfo -Xcompiler -fPIC,-fvisibility=hidden -Xptxas --warn-on-spills"
+
+
+class CannotBuild(Exception):
+    """One line: why there will be no compiled library."""
+
+
+def output_of(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def find_torch():
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise CannotBuild("torch is not importable while building (pip needs --no-build-isolation)")
+    folder = Path(spec.origin).parent
+    if not (folder / "include/torch/csrc/stable/library.h").exists():
+        raise CannotBuild(f"torch {importlib.metadata.version('torch')} has no headers of the stable ABI")
+    return importlib.metadata.version("torch"), folder
+
+
+def find_compiler():
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        if path := shutil.which(name):
+            return path, output_of(path, "--version").splitlines()[0]
+    raise CannotBuild("no C++ compiler found ($CXX, c++, g++, clang++)")
+
+
+def find_ninja():
+    if path := shutil.which("ninja"):
+        return path
+    if importlib.util.find_spec("ninja"):
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    raise CannotBuild("ninja not found (pip install ninja)")
+
+
+def find_nvcc():
+    """(path, version) or (None, why not). Whether this machine has a GPU is not asked: it may be built elsewhere."""
+    home = os.environ.get("CUDA_HOME")
+    for name in filter(None, (home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc")):
+        if path := shutil.which(name):
+            return path, re.search(r"V(\d+\.\d+\.\d+)", output_of(path, "--version")).group(1)
+    return None, "nvcc not found ($CUDA_HOME, PATH, /usr/local/cuda)"
+
+
+def architectures(nvcc):
+    """(-gencode flags, names) from TORCH_CUDA_ARCH_LIST, else the defaults that this nvcc knows and PTX."""
+    known = {int(arch) for arch in re.findall(r"compute_(\d+)$", output_of(nvcc, "--list-gpu-arch"), re.M)}
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if not wanted:
+        plain = [arch for arch in DEFAULT_ARCHITECTURES if number(arch) in known]
+        newest = max(number(arch) for arch in plain)
+        return gencode(plain) + f" -gencode=arch=compute_{newest},code=compute_{newest}", [*plain, f"PTX {newest}"]
+    if unknown := [arch for arch in wanted if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", arch) or number(arch) not in known]:
+        raise CannotBuild(f"TORCH_CUDA_ARCH_LIST has {unknown[0]}, which {nvcc} does not know")
+    return gencode(wanted), wanted
+
+
+def number(arch):
+    return int(re.sub(r"\D", "", arch.split("+")[0]))
+
+
+def gencode(archs):
+    flags = []
+    for arch in archs:
+        name = arch.split("+")[0].replace(".", "")
+        flags.append(f"-gencode=arch=compute_{name},code=sm_{name}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{name},code=compute_{name}")
+    return " ".join(flags)
+
+
+def jobs():
+    """MAX_JOBS, else what cores and free memory allow: a compiler process needs up to 2 GiB."""
+    if os.environ.get("MAX_JOBS"):
+        return int(os.environ["MAX_JOBS"])
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        free = 4 << 30
+    return max(1, min(os.cpu_count() or 1, free >> 31))
+
+
+def stamp():
+    """What the library and the package must agree on, read from the package without importing it."""
+    version = re.search(r'__version__ = "([^"]+)"', (ROOT / "resnet_fused/__init__.py").read_text()).group(1)
+    abi = re.search(r"^ABI = (\d+)", (ROOT / "resnet_fused/native.py").read_text(), re.M).group(1)
+    return {"version": version, "abi": int(abi)}
+
+
+def write_if_changed(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+class NinjaFile:
+    def __init__(self, folder):
+        self.folder, self.objects = folder, []
+        self.lines = ["ninja_required_version = 1.3", f"builddir = {folder}"]
+
+    def rule(self, name, command, **extra):
+        self.lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
+        self.lines += [f"  {key} = {value}" for key, value in extra.items()]
+
+    def compile(self, rule, source, suffix="", flags=""):
+        out = self.folder / f"{source.relative_to(CSRC)}{suffix}.o"
+        self.lines += [f"build {out}: {rule} {source}", f"  flags = {flags}"]
+        self.objects.append(str(out))
+
+    def write(self, target, link_rule):
+        self.lines += [f"build {target}: {link_rule} {' '.join(self.objects)}", f"default {target}"]
+        write_if_changed(self.folder / "build.ninja", "\n".join(self.lines) + "\n")
+
+
+def build(folder, say):
+    """Builds <folder>/_native.so and returns (path, what it is). Raises CannotBuild."""
+    torch_version, torch = find_torch()
+    compiler, compiler_version = find_compiler()
+    ninja = find_ninja()
+    nvcc, nvcc_version = find_nvcc()
+    say(f"torch {torch_version} in {torch}; stable ABI of {TORCH_TARGET}")
+    say(f"C++ compiler {compiler}: {compiler_version}")
+    info = {**stamp(), "torch": torch_version, "stable_abi": TORCH_TARGET, "compiler": compiler_version}
+    cuda_sources = sorted((CSRC / "cuda").glob("*.cu"))
+    if missing := {"add_relu", "bn_relu", "conv_bn_relu", "conv_bn_relu_pool"} - {s.stem for s in cuda_sources}:
+        nvcc, nvcc_version = None, f"csrc/cuda has no {sorted(missing)[0]}.cu"
+    if nvcc:
+        gencodes, info["architectures"] = architectures(nvcc)
+        info["cuda"] = f"nvcc {nvcc_version}"
+        say(f"{nvcc} {nvcc_version}: CUDA part for {', '.join(info['architectures'])}")
+    else:
+        nvcc, info["cuda"] = None, None
+        info["without_cuda"] = nvcc_version
+        say(f"{nvcc_version}: no CUDA part")
+
+    write_if_changed(folder / "build_info.h", f'inline constexpr char kBuildInfo[] = R"({json.dumps(info)})";\n')
+    major, minor = TORCH_TARGET.split(".")
+    common = f"-DTORCH_TARGET_VERSION=0x{int(major):02x}{int(minor):02x}000000000000 -I{folder}"
+    if nvcc:
+        common += " -DRESNET_FUSED_WITH_CUDA"
+    file = NinjaFile(folder)
+    file.rule(
+        "cxx",
+        f"{compiler} {CXX_FLAGS} {common} -isystem {torch}/include $flags -MMD -MF $out.d -c $in -o $out",
+        depfile="$out.d",
+        deps="gcc",
+    )
+    libraries = f"-L{torch}/lib -ltorch -ltorch_cpu"
+    if nvcc:
+        file.rule("nvcc", f"{nvcc} {NVCC_FLAGS} {gencodes} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        # cudart is static and knows the driver only through dlopen: the library loads where there is no driver.
+        linker = "--no-as-needed,-z,defs,--exclude-libs,ALL"
+        file.rule("link", f"{nvcc} -shared -cudart static -Xlinker {linker} $in -o $out {libraries}")
+    else:
+        file.rule("link", f"{compiler} -shared -Wl,--no-as-needed,-z,defs $in -o $out {libraries}")
+
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    for source in sorted([*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")]):
+        if source.name == "register_conv.cpp" and not nvcc:
+            continue
+        if "namespace resnet_fused::cpu::RESNET_FUSED_ISA" not in source.read_text():
+            file.compile("cxx", source)
+            continue
+        for isa, flags in INSTRUCTION_SETS.items():
+            if x86 or isa == "portable":
+                file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
+    for source in cuda_sources if nvcc else ():
+        file.compile("nvcc", source)
+    target = folder / "_native.so"
+    file.write(target, "link")
+
+    say(f"building with {jobs()} jobs (MAX_JOBS)")
+    done = subprocess.run([ninja, "-f", str(folder / "build.ninja"), "-j", str(jobs())])
+    if done.returncode != 0:
+        raise CannotBuild(f"the compiler failed (exit status {done.returncode}); its messages are in the build output")
+    return target, info
