@@ -1,0 +1,62 @@
+"""The tolerance rule of the tests and of `verify`: at most twice eager's own error against float64, in two norms."""
+
+import math
+
+import torch
+
+
+def exact(t):
+    """Float64 copy of the (already rounded) values, detached, in the same memory format."""
+    return None if t is None else t.detach().double()
+
+
+def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.0):
+    """Share of the error budget that `ours` uses; <= 1 passes, infinite where NaNs or infinities differ.
+
+    `oracle_eager`: where eager has an oracle of its own. A gradient is exact for the ReLU mask of the very output it
+    belongs to, and the two outputs may round to different masks.
+
+    Two norms, because each misses something: the largest error of all, and the RMS error of every channel (in bfloat16
+    one channel that is 2 % off passes the first and not the second). The floor, in units in the last place of a typical
+    value: half a unit in half types, where eager's own rounding is always there to compare with, and four in float32,
+    where the few values of a small channel may all happen to round well in eager.
+    """
+    if not ours.shape == oracle.shape == eager.shape or ours.dtype != eager.dtype:
+        raise AssertionError(
+            f"ours is {ours.dtype} {tuple(ours.shape)}, eager {eager.dtype} {tuple(eager.shape)}, "
+            f"the oracle {tuple(oracle.shape)}"
+        )
+    if ours.numel() == 0:
+        return 0.0
+    oracle_eager = oracle if oracle_eager is None else oracle_eager
+    finite = oracle.isfinite() & eager.isfinite() & oracle_eager.isfinite()
+    if not torch.equal(ours.isnan(), eager.isnan()) or not torch.equal(
+        ours[~finite].nan_to_num(), eager[~finite].nan_to_num()
+    ):
+        return math.inf
+    step = torch.finfo(ours.dtype).eps * (4.0 if ours.dtype == torch.float32 else 0.5)
+    zero = torch.zeros((), dtype=torch.float64, device=ours.device)
+    scale = torch.where(finite, oracle, zero)
+    error_ours = torch.where(finite, ours.double() - oracle, zero)
+    error_eager = torch.where(finite, eager.double() - oracle_eager, zero)
+    tiny = torch.finfo(ours.dtype).tiny
+    worst = error_ours.abs().max() / (factor * error_eager.abs().max() + step * scale.abs().max() + tiny)
+    if ours.dim() <= 1:
+        return worst.item()
+    others = [d for d in range(ours.dim()) if d != channel_dim]
+
+    def rms(t):
+        return t.square().mean(others).sqrt()
+
+    def typical(channel_rms):
+        # Sums of larger terms err by a share of the terms, so a small channel of float32 is not judged by its own size.
+        return channel_rms.clamp_min(channel_rms.mean()) if ours.dtype == torch.float32 else channel_rms
+
+    channel = (rms(error_ours) / (factor * rms(error_eager) + step * typical(rms(scale)) + tiny)).max()
+    return max(worst.item(), channel.item())
+
+
+def assert_within_budget(ours, eager, oracle, what, **kwargs):
+    share = budget_used(ours, eager, oracle, **kwargs)
+    if not share <= 1.0:
+        raise AssertionError(f"{what}: {share:.2f} of the error budget (2x eager's own error against float64)")
