@@ -138,7 +138,7 @@ inline ConvPlan conv_plan(DType dtype, const Conv& conv, bool allow_tf32, bool a
     const TileShape& shape = shape_of(tile);
     for (int splits = 1; splits <= ConvModel::kMaxSplits; ++splits) {
       const ConvPlan plan = conv_plan_for(tile, dtype, conv, aligned, splits);
-      if (plan.splits != splits || (splits > 1 && plan.steps_per_split < shape.stages)) continue;
+      if (plan.splits != splits || (splits > 1 && plan.steps_per_split < 2)) continue;
       const double cost = conv_cost(shape, math, plan.images * conv.p * conv.q, conv.k, conv.groups, plan.steps, splits);
       if (best_cost < 0 || cost < best_cost) best = plan, best_cost = cost;
     }
