@@ -35,8 +35,19 @@ def fp32_precision() -> str:
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
+class Launch:
+    num_warps: int
+    num_stages = 3  # Triton's default; only loops around a matrix product are pipelined
+
+    @property
+    def options(self) -> dict:
+        """Launch options of the kernel. FMA contraction is asked for by name: Triton announced that its default goes off,
+        and float32 IEEE convolutions would take twice the instructions."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+
 @dataclass(frozen=True)
-class Flat:
+class Flat(Launch):
     """A tensor seen as one row: each program takes `block` elements."""
 
     grid: tuple[int]
@@ -51,7 +62,7 @@ def flat(size: int, itemsize: int) -> Flat:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Tiles(Launch):
     """A cover of [outer, channels, inner] by tiles of block_r positions x block_c channels.
 
     Positions run over `outer` if channels_last (inner == 1), else over `inner` within one `outer`; the tile's fast axis is
@@ -121,7 +132,7 @@ def reduction(outer: int, channels: int, inner: int) -> Tiles:
 
 
 @dataclass(frozen=True)
-class Merge:
+class Merge(Launch):
     """Second stage of a reduction: [slices, channels] partials, block_s x block_c at a time, one program a channel block."""
 
     grid: tuple[int]
@@ -137,7 +148,7 @@ def merge(slices: int, channels: int) -> Merge:
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(Launch):
     """An implicit GEMM [m x depth] @ [depth x k] per group.
 
     flat: the reduction runs over taps and channels as one axis (few channels), else over blocks of channels and, within
@@ -179,6 +190,8 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
         if block_k == 128:
             warps, stages = 8, 3
     tiles = lambda: cdiv(m, block_m) * cdiv(k, block_k) * groups
+    if few_channels:
+        block_d = min(block_d, 32)
     if tiles() < SMS and block_k == 128:
         block_k, warps, stages = 64, 4, 4
     if tiles() < SMS:
@@ -191,8 +204,14 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
     return Conv(few_channels, m, k, groups, block_m, block_k, block_d, iterations, splits, warps, stages)
 
 
+def wide_offsets(block_m: int, pixels: int, x_image: int, out_image: int, weight: int) -> bool:
+    """True if an offset within one tile needs 64 bits. A tile of block_m positions touches at most block_m // pixels + 2
+    images of x_image and out_image elements each; the padding reaches less than one image beyond them."""
+    return max((block_m // pixels + 3) * max(x_image, out_image), weight) >= 2**31
+
+
 @dataclass(frozen=True)
-class ConvMerge:
+class ConvMerge(Launch):
     """Second stage of a split convolution: sums [splits, m, k] partials, one tile a program."""
 
     grid: tuple[int]

@@ -113,7 +113,7 @@ def bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu
         )  # fmt: skip
         for part, total in zip(partial, sums):
             _sum_slices_kernel[merge.grid](
-                part, total, channels, slices, BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, num_warps=merge.num_warps
+                part, total, channels, slices, BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, **merge.options
             )
 
 

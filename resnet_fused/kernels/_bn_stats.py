@@ -111,5 +111,5 @@ def bn_stats(x, mean, invstd, running_mean, running_var, num_batches_tracked, mo
         _bn_finalise_kernel[merge.grid](
             partial, mean, invstd, running_mean, running_var, num_batches_tracked,
             momentum, eps, x.numel() // channels, channels, slices,
-            BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, num_warps=merge.num_warps,
+            BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, **merge.options,
         )  # fmt: skip

@@ -96,10 +96,10 @@ def outer_channels_inner(x):
 
 
 def blocks(tiles):
-    """launch.Tiles as the compile-time arguments of a kernel."""
+    """launch.Tiles as the compile-time arguments and options of a kernel."""
     return {
         "BLOCK_R": tiles.block_r,
         "BLOCK_C": tiles.block_c,
         "CHANNELS_LAST": tiles.channels_last,
-        "num_warps": tiles.num_warps,
+        **tiles.options,
     }

@@ -29,12 +29,12 @@ def _add_relu_backward_kernel(grad_ptr, out_ptr, grad_in_ptr, size, BLOCK: tl.co
 def add_relu(x, residual, out):
     config = launch.flat(x.numel(), x.element_size())
     with torch.cuda.device_of(x):
-        _add_relu_kernel[config.grid](x, residual, out, x.numel(), BLOCK=config.block, num_warps=config.num_warps)
+        _add_relu_kernel[config.grid](x, residual, out, x.numel(), BLOCK=config.block, **config.options)
 
 
 def add_relu_backward(grad, out, grad_in):
     config = launch.flat(out.numel(), out.element_size())
     with torch.cuda.device_of(out):
         _add_relu_backward_kernel[config.grid](
-            grad, out, grad_in, out.numel(), BLOCK=config.block, num_warps=config.num_warps
+            grad, out, grad_in, out.numel(), BLOCK=config.block, **config.options
         )
