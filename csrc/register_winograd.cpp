@@ -48,21 +48,31 @@ cpu::WinogradShape shape_of(const Tensor& x, int64_t k, int64_t m, int64_t paddi
   return shape;
 }
 
-Tensor winograd_pack(Tensor weight, std::optional<Tensor> scale, int64_t m) {
+Tensor winograd_pack(Tensor weight, std::optional<Tensor> scale, int64_t m, bool taps) {
   check_m(m);
   check_float(weight, "weight");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.is_contiguous(),
                   "winograd: weight must be contiguous [k, c, 3, 3]");
   const int64_t k = weight.size(0), c = weight.size(1);
   if (scale) check_vector(*scale, k, "scale");
-  Tensor packed = torch::stable::new_empty(weight, {cpu::winograd_packed_size(k, c, static_cast<int>(m))});
+  const cpu::WinogradWeights kind = taps ? cpu::WinogradWeights::taps : cpu::WinogradWeights::points;
+  Tensor packed = torch::stable::new_empty(weight, {cpu::winograd_packed_size(k, c, static_cast<int>(m), kind)});
   cpu::winograd_pack(weight.const_data_ptr<float>(), scale ? scale->const_data_ptr<float>() : nullptr, k, c,
-                     static_cast<int>(m), packed.mutable_data_ptr<float>());
+                     static_cast<int>(m), kind, packed.mutable_data_ptr<float>());
   return packed;
 }
 
-int64_t winograd_workspace(Tensor x, int64_t k, int64_t m, int64_t padding) {
-  const cpu::WinogradPlan plan = cpu::winograd_plan(shape_of(x, k, m, padding), cpu::num_threads());
+// Which of the two a packed weight of this many values is.
+cpu::WinogradWeights kind_of(const Tensor& packed, const cpu::WinogradShape& shape) {
+  const int64_t taps = cpu::winograd_packed_size(shape.k, shape.c, shape.m, cpu::WinogradWeights::taps);
+  const auto kind = packed.numel() == taps ? cpu::WinogradWeights::taps : cpu::WinogradWeights::points;
+  check_vector(packed, cpu::winograd_packed_size(shape.k, shape.c, shape.m, kind), "packed");
+  return kind;
+}
+
+int64_t winograd_workspace(Tensor x, Tensor packed, int64_t k, int64_t m, int64_t padding) {
+  const cpu::WinogradShape shape = shape_of(x, k, m, padding);
+  const cpu::WinogradPlan plan = cpu::winograd_plan(shape, kind_of(packed, shape), cpu::num_threads());
   return cpu::winograd_workspace_size(plan) + kAlignment;
 }
 
@@ -73,7 +83,7 @@ void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> 
   STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.out_h() && out.size(3) == shape.out_w(),
                   "winograd: out has the wrong shape");
   STD_TORCH_CHECK(x.numel() == 0 || x.const_data_ptr() != out.const_data_ptr(), "winograd: out must not be x");
-  check_vector(packed, cpu::winograd_packed_size(shape.k, shape.c, shape.m), "packed");
+  const cpu::WinogradWeights kind = kind_of(packed, shape);
   check_vector(shift, shape.k, "shift");
   if (residual) {
     check_activation(*residual, "residual");
@@ -82,7 +92,7 @@ void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> 
     }
   }
   if (out.numel() == 0) return;
-  const cpu::WinogradPlan plan = cpu::winograd_plan(shape, cpu::num_threads());
+  const cpu::WinogradPlan plan = cpu::winograd_plan(shape, kind, cpu::num_threads());
   const int64_t needed = cpu::winograd_workspace_size(plan) + kAlignment;
   if (workspace) {
     check_float(*workspace, "workspace");
@@ -102,8 +112,8 @@ void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> 
 }  // namespace resnet_fused
 
 STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
-  library.def("winograd_pack(Tensor weight, Tensor? scale, int m) -> Tensor");
-  library.def("winograd_workspace(Tensor x, int k, int m, int padding) -> int");
+  library.def("winograd_pack(Tensor weight, Tensor? scale, int m, bool taps) -> Tensor");
+  library.def("winograd_workspace(Tensor x, Tensor packed, int k, int m, int padding) -> int");
   library.def(
       "winograd_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int m, int padding, "
       "bool relu, Tensor(b!)? workspace) -> ()");

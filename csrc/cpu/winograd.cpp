@@ -40,19 +40,20 @@ int64_t part_of(int64_t count, int64_t parts, int64_t item) {
   return item < longer * (size + 1) ? item / (size + 1) : longer + (item - longer * (size + 1)) / size;
 }
 
-// Sizes and strides, in floats, that follow from a plan.
+// Sizes, in floats, that follow from a plan.
 struct Sizes {
   explicit Sizes(const WinogradPlan& plan)
       : points((plan.shape.m + 2) * (plan.shape.m + 2)),
         panels(divide_up(plan.shape.k, kWinogradPanel)),
-        panel_weights(points * plan.shape.c * kWinogradPanel),
-        // An odd number of lines: powers of two would put a tile's points into the same few sets of the L1 cache.
-        point_stride((divide_up(plan.shape.c, kWinogradLine) * plan.rows | 1) * kWinogradLine),
-        part_size(points * point_stride),
-        product_size(points * kWinogradPanel + kWinogradLine),
-        transformed(part_size * divide_up(plan.block, plan.rows)),
-        products(product_size * plan.block * plan.group) {}
-  int64_t points, panels, panel_weights, point_stride, part_size, product_size, transformed, products;
+        panel_weights(winograd_packed_size(kWinogradPanel, plan.shape.c, plan.shape.m, plan.weights)),
+        part(points * plan.rows * divide_up(plan.shape.c, kWinogradLine) * kWinogradLine),
+        // An odd number of lines: powers of two would put the tiles' products into the same few sets of the L1 cache.
+        product(points * kWinogradPanel + kWinogradLine),
+        transformed(part * divide_up(plan.block, plan.rows)),
+        products(product * plan.block * plan.group),
+        expanded(plan.weights == WinogradWeights::taps ? points * plan.chunk * kWinogradPanel : 0),
+        task((plan.split_panels ? 0 : transformed) + products + expanded) {}
+  int64_t points, panels, panel_weights, part, product, transformed, products, expanded, task;
 };
 
 class Run {
@@ -69,31 +70,18 @@ class Run {
     const Place at = place(first + tile);
     const WinogradInput in{x_ + at.image * shape_.h * shape_.w * shape_.c, shape_.h, shape_.w, shape_.c,
                            at.y - shape_.padding, at.x - shape_.padding};
-    float* to = v + part * sizes_.part_size + (tile - part_first) * kWinogradLine;
-    (shape_.m == 2 ? kernels_.input2 : kernels_.input4)(in, c_begin, c_end, to, rows * kWinogradLine, sizes_.point_stride);
+    float* to = v + part * sizes_.part + (tile - part_first) * kWinogradLine;
+    (shape_.m == 2 ? kernels_.input2 : kernels_.input4)(in, c_begin, c_end, to, sizes_.points * rows * kWinogradLine, rows * kWinogradLine);
   }
 
-  // Output panels [panel_begin, panel_end) of that block.
-  void multiply(int64_t first, int64_t count, int64_t panel_begin, int64_t panel_end, const float* v,
-                float* products) const {
-    const int64_t parts = divide_up(count, plan_.rows);
+  // Output panels [panel_begin, panel_end) of that block. own: the task's memory for products and expanded weights.
+  void multiply(int64_t first, int64_t count, int64_t panel_begin, int64_t panel_end, const float* v, float* own) const {
     for (int64_t group = panel_begin; group < panel_end; group += plan_.group) {
-      const int64_t group_end = group + plan_.group < panel_end ? group + plan_.group : panel_end;
-      const int64_t row_stride = sizes_.product_size * (group_end - group);
-      for (int64_t point = 0; point < sizes_.points; ++point) {
-        for (int64_t panel = group; panel < group_end; ++panel) {
-          const float* u = packed_ + panel * sizes_.panel_weights + point * shape_.c * kWinogradPanel;
-          float* to = products + (panel - group) * sizes_.product_size + point * kWinogradPanel;
-          for (int64_t part = 0; part < parts; ++part) {
-            const int64_t row = part_begin(count, parts, part), rows = part_begin(count, parts, part + 1) - row;
-            kernels_.gemm[rows](v + part * sizes_.part_size + point * sizes_.point_stride, u, shape_.c,
-                                to + row * row_stride, row_stride);
-          }
-        }
-      }
+      const int64_t panels = group + plan_.group < panel_end ? plan_.group : panel_end - group;
+      for (int64_t c = 0; c < shape_.c; c += plan_.chunk) multiply_chunk(count, group, panels, c, v, own);
       for (int64_t tile = 0; tile < count; ++tile) {
-        for (int64_t panel = group; panel < group_end; ++panel) {
-          output(first + tile, panel, products + tile * row_stride + (panel - group) * sizes_.product_size);
+        for (int64_t i = 0; i < panels; ++i) {
+          output(first + tile, group + i, own + (tile * panels + i) * sizes_.product);
         }
       }
     }
@@ -106,6 +94,45 @@ class Run {
   Place place(int64_t tile) const {
     const int64_t tile_row = tile / plan_.tiles_w;
     return {tile_row / plan_.tiles_h, tile_row % plan_.tiles_h * shape_.m, tile % plan_.tiles_w * shape_.m};
+  }
+
+  // The products of `panels` panels from `group` on with input channels c to c + chunk.
+  void multiply_chunk(int64_t count, int64_t group, int64_t panels, int64_t c, const float* v, float* own) const {
+    const int64_t channels = c + plan_.chunk < shape_.c ? plan_.chunk : shape_.c - c;
+    const bool taps = plan_.weights == WinogradWeights::taps;
+    float* expanded = own + sizes_.products;
+    const float* weights = packed_ + group * sizes_.panel_weights + c * 9 * kWinogradPanel;
+    if (taps) (shape_.m == 2 ? kernels_.expand2 : kernels_.expand4)(weights, channels, expanded);
+
+    const int64_t parts = divide_up(count, plan_.rows);
+    WinogradGemm gemm;
+    gemm.c = channels;
+    gemm.product_stride = panels * sizes_.product;
+    gemm.accumulate = c > 0;
+    // Weights to be read next: the taps after these, over all calls, or the next panel's or point's, over those of one.
+    const int64_t ahead_bytes = taps ? channels * 9 * kWinogradPanel * 4 : channels * kWinogradPanel * 4;
+    const int64_t ahead_calls = taps ? parts * sizes_.points : parts;
+    gemm.ahead_step = ahead_bytes / ahead_calls / channels;
+    int64_t call = 0;
+    for (int64_t point = 0; point < sizes_.points; ++point) {
+      for (int64_t i = 0; i < panels; ++i) {
+        gemm.u = taps ? expanded + point * channels * kWinogradPanel : weights_at(group + i, point);
+        const float* next = taps ? weights + channels * 9 * kWinogradPanel
+                                 : i + 1 < panels ? weights_at(group + i + 1, point) : weights_at(group, point + 1);
+        for (int64_t part = 0; part < parts; ++part, ++call) {
+          const int64_t row = part_begin(count, parts, part), rows = part_begin(count, parts, part + 1) - row;
+          gemm.line_stride = sizes_.points * rows * kWinogradLine;
+          gemm.v = v + part * sizes_.part + c / kWinogradLine * gemm.line_stride + point * rows * kWinogradLine;
+          gemm.products = own + (row * panels + i) * sizes_.product + point * kWinogradPanel;
+          gemm.ahead = reinterpret_cast<const char*>(next) + call % ahead_calls * gemm.ahead_step * channels;
+          kernels_.gemm[rows](gemm);
+        }
+      }
+    }
+  }
+
+  const float* weights_at(int64_t panel, int64_t point) const {
+    return packed_ + panel * sizes_.panel_weights + point * shape_.c * kWinogradPanel;
   }
 
   void output(int64_t tile, int64_t panel, const float* products) const {
@@ -139,49 +166,49 @@ class Run {
 
 int64_t winograd_workspace_size(const WinogradPlan& plan) {
   const Sizes sizes(plan);
-  return plan.split_panels ? sizes.transformed + plan.tasks * sizes.products
-                           : plan.tasks * (sizes.transformed + sizes.products);
+  return plan.tasks * sizes.task + (plan.split_panels ? sizes.transformed : 0);
 }
 
 void winograd_run(const WinogradPlan& plan, const float* x, const float* packed, const float* shift,
                   const float* residual, float* out, bool relu, float* workspace) {
   const Run run(plan, x, packed, shift, residual, out, relu);
   const Sizes sizes(plan);
-  if (plan.split_panels) {
-    float* products = workspace + sizes.transformed;
-    for (int64_t first = 0; first < plan.tiles; first += plan.block) {
-      const int64_t count = first + plan.block < plan.tiles ? plan.block : plan.tiles - first;
-      // Pieces of 64 channels, so that there are enough of them for every thread where tiles are few.
-      const int64_t pieces = divide_up(plan.shape.c, 64);
-      parallel_for(count * pieces, divide_up(count * pieces, plan.tasks), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t tile = i / pieces, c = i % pieces * 64;
-          run.transform(first, count, tile, c, c + 64 < plan.shape.c ? c + 64 : plan.shape.c, workspace);
+  if (!plan.split_panels) {
+    parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        float* v = workspace + task * sizes.task;
+        const int64_t task_first = part_begin(plan.tiles, plan.tasks, task);
+        const int64_t tiles = part_begin(plan.tiles, plan.tasks, task + 1) - task_first;
+        const int64_t blocks = divide_up(tiles, plan.block);
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int64_t first = part_begin(tiles, blocks, block), count = part_begin(tiles, blocks, block + 1) - first;
+          for (int64_t tile = 0; tile < count; ++tile) {
+            run.transform(task_first + first, count, tile, 0, plan.shape.c, v);
+          }
+          run.multiply(task_first + first, count, 0, sizes.panels, v, v + sizes.transformed);
         }
-      });
-      parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) {
-          run.multiply(first, count, part_begin(sizes.panels, plan.tasks, task),
-                       part_begin(sizes.panels, plan.tasks, task + 1), workspace, products + task * sizes.products);
-        }
-      });
-    }
+      }
+    });
     return;
   }
-  parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      float* v = workspace + task * (sizes.transformed + sizes.products);
-      const int64_t tile_begin = part_begin(plan.tiles, plan.tasks, task);
-      const int64_t tiles = part_begin(plan.tiles, plan.tasks, task + 1) - tile_begin;
-      const int64_t blocks = divide_up(tiles, plan.block);
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t begin_tile = part_begin(tiles, blocks, block);
-        const int64_t first = tile_begin + begin_tile, count = part_begin(tiles, blocks, block + 1) - begin_tile;
-        for (int64_t tile = 0; tile < count; ++tile) run.transform(first, count, tile, 0, plan.shape.c, v);
-        run.multiply(first, count, 0, sizes.panels, v, v + sizes.transformed);
+  float* own = workspace + sizes.transformed;
+  for (int64_t first = 0; first < plan.tiles; first += plan.block) {
+    const int64_t count = first + plan.block < plan.tiles ? plan.block : plan.tiles - first;
+    // Pieces of 64 channels, so that there are enough of them for every thread where tiles are few.
+    const int64_t pieces = divide_up(plan.shape.c, 64);
+    parallel_for(count * pieces, divide_up(count * pieces, plan.tasks), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t tile = i / pieces, c = i % pieces * 64;
+        run.transform(first, count, tile, c, c + 64 < plan.shape.c ? c + 64 : plan.shape.c, workspace);
       }
-    }
-  });
+    });
+    parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        run.multiply(first, count, part_begin(sizes.panels, plan.tasks, task),
+                     part_begin(sizes.panels, plan.tasks, task + 1), workspace, own + task * sizes.task);
+      }
+    });
+  }
 }
 
 }  // namespace resnet_fused::cpu

@@ -15,26 +15,33 @@ struct WinogradShape {
   int64_t out_w() const { return w + 2 * padding - 2; }
 };
 
+// points: transformed when they are packed, in float64. taps: kept as they are and transformed by every run, in float32;
+// 4 (m = 4) or 1.8 (m = 2) times less memory to read, which pays where few tiles share many weights.
+enum class WinogradWeights { points, taps };
+
 // How one convolution is cut up; a pure function of its arguments (winograd_plan.cpp). No choice here changes a bit of
 // the result: every output sums over its input channels in the same order.
 struct WinogradPlan {
   WinogradShape shape;
+  WinogradWeights weights;
   int64_t tiles_h, tiles_w, tiles;  // m x m outputs each; tiles: of the whole batch
   int tasks;                        // pieces that run in parallel
   bool split_panels;                // tasks share the transformed input and split the output channels, not the tiles
   int rows;                         // tiles per micro-kernel call, at most
   int64_t block;                    // tiles transformed, multiplied and transformed back at a time
   int64_t group;                    // output panels (32 channels) whose products are kept until they are transformed
+  int64_t chunk;                    // input channels whose weights are transformed at a time
 };
 
-WinogradPlan winograd_plan(const WinogradShape& shape, int threads);
+WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, int threads);
 
 // Floats in the packed weights (they do not depend on the plan) and in the workspace of a run.
-int64_t winograd_packed_size(int64_t k, int64_t c, int m);
+int64_t winograd_packed_size(int64_t k, int64_t c, int m, WinogradWeights weights);
 int64_t winograd_workspace_size(const WinogradPlan& plan);
 
-// weight: [k, c, 3, 3] contiguous; scale: [k] or nullptr. Transformed in float64, rounded once. packed: see winograd_kernels.h.
-void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c, int m, float* packed);
+// weight: [k, c, 3, 3] contiguous; scale: [k] or nullptr, multiplied in float64. packed: see winograd_kernels.h.
+void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c, int m, WinogradWeights weights,
+                   float* packed);
 
 // shift: [k]; residual: like out, or nullptr; out may be residual but not x. workspace: aligned to 64 bytes.
 // A NaN or infinity in x reaches every output of the tiles that read it, not just the 3x3 around it.

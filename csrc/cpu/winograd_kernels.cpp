@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "winograd_filter.h"
 #include "winograd_gemm.h"
 #include "winograd_transforms.h"
 
@@ -18,6 +19,8 @@ constexpr WinogradKernels kernels(std::integer_sequence<int, kRowsMinusOne...>) 
           {nullptr, winograd_gemm<kRowsMinusOne + 1, 2>...},
           winograd_input<2>,
           winograd_input<4>,
+          winograd_expand<2>,
+          winograd_expand<4>,
           winograd_output<2>,
           winograd_output<4>};
 }

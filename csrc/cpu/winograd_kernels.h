@@ -1,8 +1,10 @@
 // What an instruction set provides (winograd_kernels.cpp, compiled for each); the loops around it are winograd.cpp, written once.
 //
 // With P = (m + 2)^2 points, all layouts are the same for every instruction set:
-//   packed weights  [k / 32][P][c][32]          sequential for a panel of 32 output channels; absent channels are 0
-//   transformed x   [P][c / 16][rows][16]       of `rows` tiles: 64-byte lines in the order in which gemm reads them
+//   points          [k / 32][P][c][32]          transformed weights, panel by panel; absent output channels are 0
+//   taps            [k / 32][c][9][32]          the same before the transform: less to read, more to compute
+//   transformed x   [c / 16][P][rows][16]       of `rows` tiles; a tile's points lie close together, because
+//                                               stores to 36 distant pages cost more than the transform itself
 //   products        [tile][panel][P][32]        private to a task
 #pragma once
 
@@ -30,17 +32,29 @@ struct WinogradOutput {
   bool relu;
 };
 
+// products[r][0..31] (+)= sum over c of v[c / 16][r][c % 16] * u[c][0..31] for each tile r.
+struct WinogradGemm {
+  const float *v, *u;
+  float* products;
+  int64_t c, line_stride, product_stride;
+  bool accumulate;     // add to products instead of overwriting them
+  const char* ahead;   // memory that will be read soon, to be fetched into the L2 cache meanwhile, ..
+  int64_t ahead_step;  // .. so many bytes per channel
+};
+
 struct WinogradKernels {
   // Channels c_begin (a multiple of 16) to c_end of one tile; v: its line 0 for point 0.
   using Input = void (*)(const WinogradInput& in, int64_t c_begin, int64_t c_end, float* v, int64_t line_stride,
                          int64_t point_stride);
-  // products[r][0..31] = sum over c of v[c / 16][r][c % 16] * u[c][0..31] for `rows` tiles r.
-  using Gemm = void (*)(const float* v, const float* u, int64_t c, float* products, int64_t row_stride);
+  // Filter taps [c][9][32] to points [P][c][32].
+  using Expand = void (*)(const float* taps, int64_t c, float* u);
+  using Gemm = void (*)(const WinogradGemm& gemm);
   using Output = void (*)(const float* products, const WinogradOutput& to);
 
   int max_rows;
-  Gemm gemm[kWinogradMaxRows + 1];  // by rows; [0] is unused
+  Gemm gemm[kWinogradMaxRows + 1];  // by number of tiles; [0] is unused
   Input input2, input4;
+  Expand expand2, expand4;
   Output output2, output4;
 };
 

@@ -7,12 +7,8 @@ namespace resnet_fused::cpu {
 namespace {
 
 // G of the m + 2 points: row p is (1, p, p^2) / prod (p - q) over the other finite points q; infinity is (0, 0, 1).
-constexpr double kNormA = 2 * kPointA * kPointA * (kPointA * kPointA - kPointB * kPointB);
-constexpr double kNormB = 2 * kPointB * kPointB * (kPointB * kPointB - kPointA * kPointA);
-constexpr double kNorm0 = kPointA * kPointA * kPointB * kPointB;
-
 constexpr double kG2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
-constexpr double kG4[6][3] = {{1 / kNorm0, 0, 0},
+constexpr double kG4[6][3] = {{1, 0, 0},
                               {1 / kNormA, kPointA / kNormA, kPointA* kPointA / kNormA},
                               {1 / kNormA, -kPointA / kNormA, kPointA* kPointA / kNormA},
                               {1 / kNormB, kPointB / kNormB, kPointB* kPointB / kNormB},
@@ -40,27 +36,31 @@ void transform(const double (&g)[kPoints][3], const double (&filter)[9][kWinogra
 
 }  // namespace
 
-int64_t winograd_packed_size(int64_t k, int64_t c, int m) {
-  return (k + kWinogradPanel - 1) / kWinogradPanel * kWinogradPanel * c * (m + 2) * (m + 2);
+int64_t winograd_packed_size(int64_t k, int64_t c, int m, WinogradWeights weights) {
+  const int64_t per_pair = weights == WinogradWeights::taps ? 9 : (m + 2) * (m + 2);
+  return (k + kWinogradPanel - 1) / kWinogradPanel * kWinogradPanel * c * per_pair;
 }
 
-void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c, int m, float* packed) {
+void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c, int m, WinogradWeights weights,
+                   float* packed) {
   const int64_t panels = (k + kWinogradPanel - 1) / kWinogradPanel, point_stride = c * kWinogradPanel;
-  const int64_t panel_size = point_stride * (m + 2) * (m + 2);
+  const int64_t panel_size = winograd_packed_size(kWinogradPanel, c, m, weights);
   parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t k0 = panel * kWinogradPanel, lanes = k - k0 < kWinogradPanel ? k - k0 : kWinogradPanel;
       double filter[9][kWinogradPanel] = {};
+      float* to = packed + panel * panel_size;
       for (int64_t ci = 0; ci < c; ++ci) {
         for (int64_t lane = 0; lane < lanes; ++lane) {
           const double factor = scale ? scale[k0 + lane] : 1.0;
           for (int tap = 0; tap < 9; ++tap) filter[tap][lane] = weight[((k0 + lane) * c + ci) * 9 + tap] * factor;
         }
-        float* u = packed + panel * panel_size + ci * kWinogradPanel;
-        if (m == 2) {
-          transform(kG2, filter, u, point_stride);
+        if (weights == WinogradWeights::taps) {
+          for (int i = 0; i < 9 * kWinogradPanel; ++i) to[ci * 9 * kWinogradPanel + i] = float(filter[i / kWinogradPanel][i % kWinogradPanel]);
+        } else if (m == 2) {
+          transform(kG2, filter, to + ci * kWinogradPanel, point_stride);
         } else {
-          transform(kG4, filter, u, point_stride);
+          transform(kG4, filter, to + ci * kWinogradPanel, point_stride);
         }
       }
     }

@@ -7,4 +7,8 @@ namespace resnet_fused::cpu {
 constexpr double kPointA = 0.70710678118654752440;
 constexpr double kPointB = 1.41421356237309504880;
 
+// The product of the differences to the other finite points, by which G divides; it is a^2 b^2 = 1 for 0.
+constexpr double kNormA = 2 * kPointA * kPointA * (kPointA * kPointA - kPointB * kPointB);
+constexpr double kNormB = 2 * kPointB * kPointB * (kPointB * kPointB - kPointA * kPointA);
+
 }  // namespace resnet_fused::cpu

@@ -53,7 +53,7 @@ inline void store_points(const Vec (&d)[M + 2], float* v, int64_t point_stride) 
 // One vector of channels of one tile. F(4, 3) makes its rows as 0 | 1, 2 | 3, 4 | 5 and loads the pixels again for each
 // part: 84 loads, but no 36 intermediate values to spill.
 template <int M>
-void input_vector(const float* d, int64_t row, int64_t col, float* v, int64_t point_stride) {
+[[gnu::noinline]] void input_vector(const float* d, int64_t row, int64_t col, float* v, int64_t point_stride) {
   if constexpr (M == 2) {
     Vec t[4][4];
 #pragma GCC unroll 4
@@ -116,15 +116,25 @@ void winograd_input(const WinogradInput& in, int64_t c_begin, int64_t c_end, flo
   }
 }
 
-// A^T m along one axis: y_i = sum over the points p of p^i m_p, infinity only in the last.
+// A^T m along one axis: y_i = sum over the points p of p^i m_p, infinity only in the last; F(4, 3) in two halves that
+// share their common terms: y0, y2 need the sums over +-p and y1, y3 the differences.
+struct OutputAxis4 {
+  static constexpr double a = kPointA, b = kPointB;
+  static void even(Vec m0, Vec m1, Vec m2, Vec m3, Vec m4, Vec& y0, Vec& y2) {
+    const Vec sum_a = m1 + m2, sum_b = m3 + m4;
+    y0 = m0 + sum_a + sum_b;
+    y2 = fma(splat(float(b * b)), sum_b, splat(float(a * a)) * sum_a);
+  }
+  static void odd(Vec m1, Vec m2, Vec m3, Vec m4, Vec m5, Vec& y1, Vec& y3) {
+    const Vec difference_a = m1 - m2, difference_b = m3 - m4;
+    y1 = fma(splat(float(b)), difference_b, splat(float(a)) * difference_a);
+    y3 = fma(splat(float(b * b * b)), difference_b, fma(splat(float(a * a * a)), difference_a, m5));
+  }
+};
+
 inline void output_axis(const Vec (&m)[6], Vec (&y)[4]) {
-  constexpr double a = kPointA, b = kPointB;
-  const Vec even_a = m[1] + m[2], odd_a = m[1] - m[2];
-  const Vec even_b = m[3] + m[4], odd_b = m[3] - m[4];
-  y[0] = m[0] + even_a + even_b;
-  y[1] = fma(splat(float(b)), odd_b, splat(float(a)) * odd_a);
-  y[2] = fma(splat(float(b * b)), even_b, splat(float(a * a)) * even_a);
-  y[3] = fma(splat(float(b * b * b)), odd_b, fma(splat(float(a * a * a)), odd_a, m[5]));
+  OutputAxis4::even(m[0], m[1], m[2], m[3], m[4], y[0], y[2]);
+  OutputAxis4::odd(m[1], m[2], m[3], m[4], m[5], y[1], y[3]);
 }
 
 inline void output_axis(const Vec (&m)[4], Vec (&y)[2]) {
@@ -132,52 +142,76 @@ inline void output_axis(const Vec (&m)[4], Vec (&y)[2]) {
   y[1] = m[1] - m[2] + m[3];
 }
 
-// kWhole: all M x M pixels and all lanes exist.
-template <int M, bool kWhole>
-void output_vector(const float* products, const WinogradOutput& to, int64_t lane, int64_t channels) {
-  constexpr int kSize = M + 2;
-  Vec t[M][kSize];
-#pragma GCC unroll 6
-  for (int j = 0; j < kSize; ++j) {
-    Vec column[kSize], y[M];
-    for (int i = 0; i < kSize; ++i) column[i] = load(products + (i * kSize + j) * kWinogradPanel + lane);
-    output_axis(column, y);
-    for (int i = 0; i < M; ++i) t[i][j] = y[i];
-  }
-  const Vec shift = kWhole ? load(to.shift + lane) : load_lanes(to.shift + lane, channels);
-  const int height = kWhole ? M : to.height, width = kWhole ? M : to.width;
+// One vector of channels of one tile, from row i of A^T m on. kWhole: all M x M pixels and all lanes exist.
+template <int M, bool kWhole, bool kResidual>
+inline void output_row(const Vec (&m)[M + 2], const WinogradOutput& to, int i, int64_t lane, int64_t lanes, Vec shift,
+                       Vec low) {
+  if (!kWhole && i >= to.height) return;
+  const int width = kWhole ? M : to.width;
+  Vec y[M];
+  output_axis(m, y);
 #pragma GCC unroll 4
-  for (int i = 0; i < M; ++i) {
-    if (i >= height) break;
-    Vec y[M];
-    output_axis(t[i], y);
-#pragma GCC unroll 4
-    for (int j = 0; j < M; ++j) {
-      if (j >= width) break;
-      const int64_t offset = i * to.row_stride + j * to.pixel_stride + lane;
-      Vec value = y[j] + shift;
-      if (to.residual) {
-        const float* residual = to.residual + offset;
-        value = value + (kWhole ? load(residual) : load_lanes(residual, channels));
-      }
-      if (to.relu) value = relu(value);
-      if constexpr (kWhole) {
-        store(to.out + offset, value);
-      } else {
-        store_lanes(to.out + offset, value, channels);
-      }
+  for (int j = 0; j < M; ++j) {
+    if (j >= width) break;
+    const int64_t offset = i * to.row_stride + j * to.pixel_stride + lane;
+    Vec value = y[j] + shift;
+    if constexpr (kResidual) value += kWhole ? load(to.residual + offset) : load_lanes(to.residual + offset, lanes);
+    value = at_least(low, value);
+    if constexpr (kWhole) {
+      store(to.out + offset, value);
+    } else {
+      store_lanes(to.out + offset, value, lanes);
     }
+  }
+}
+
+template <int M, bool kWhole, bool kResidual>
+[[gnu::noinline]] void output_vector(const float* products, const WinogradOutput& to, int64_t lane, int64_t lanes) {
+  constexpr int kSize = M + 2;
+  const auto at = [&](int i, int j) { return load(products + (i * kSize + j) * kWinogradPanel + lane); };
+  const auto finish = [&](const Vec(&m)[kSize], int i, Vec shift, Vec low) {
+    output_row<M, kWhole, kResidual>(m, to, i, lane, lanes, shift, low);
+  };
+  const Vec shift = kWhole ? load(to.shift + lane) : load_lanes(to.shift + lane, lanes);
+  const Vec low = splat(to.relu ? 0.0f : -__builtin_inff());
+  Vec first[kSize], second[kSize];
+  if constexpr (M == 2) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kSize; ++j) {
+      const Vec column[4] = {at(0, j), at(1, j), at(2, j), at(3, j)};
+      Vec y[2];
+      output_axis(column, y);
+      first[j] = y[0];
+      second[j] = y[1];
+    }
+    finish(first, 0, shift, low);
+    finish(second, 1, shift, low);
+  } else {
+    // 60 loads instead of 36, but 12 intermediate values instead of 24, which would be spilled.
+#pragma GCC unroll 6
+    for (int j = 0; j < kSize; ++j) {
+      OutputAxis4::even(at(0, j), at(1, j), at(2, j), at(3, j), at(4, j), first[j], second[j]);
+    }
+    finish(first, 0, shift, low);
+    finish(second, 2, shift, low);
+#pragma GCC unroll 6
+    for (int j = 0; j < kSize; ++j) {
+      OutputAxis4::odd(at(1, j), at(2, j), at(3, j), at(4, j), at(5, j), first[j], second[j]);
+    }
+    finish(first, 1, shift, low);
+    finish(second, 3, shift, low);
   }
 }
 
 template <int M>
 void winograd_output(const float* products, const WinogradOutput& to) {
   for (int64_t lane = 0; lane < to.channels; lane += kWidth) {
-    const int64_t channels = to.channels - lane < kWidth ? to.channels - lane : kWidth;
-    if (to.height == M && to.width == M && channels == kWidth) {
-      output_vector<M, true>(products, to, lane, channels);
+    const int64_t lanes = to.channels - lane < kWidth ? to.channels - lane : kWidth;
+    const bool whole = to.height == M && to.width == M && lanes == kWidth;
+    if (to.residual) {
+      (whole ? output_vector<M, true, true> : output_vector<M, false, true>)(products, to, lane, lanes);
     } else {
-      output_vector<M, false>(products, to, lane, channels);
+      (whole ? output_vector<M, true, false> : output_vector<M, false, false>)(products, to, lane, lanes);
     }
   }
 }

@@ -25,6 +25,17 @@ inline Vec broadcast(const float* p) {
   return v;
 }
 
+// v < low ? low : v. The instruction returns its second operand if either is NaN or both are zeros.
+inline Vec at_least(Vec low, Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_max_ps(0xffff, low, v);  // gcc 12 warns about the plain one
+#elif defined(__AVX2__)
+  return _mm256_max_ps(low, v);
+#else
+  return v < low ? low : v;
+#endif
+}
+
 // The first n <= kWidth lanes; vec.h's own are slow for whole vectors.
 inline Vec load_lanes(const float* p, int64_t n) { return n == kWidth ? load(p) : load(p, static_cast<int>(n)); }
 inline void store_lanes(float* p, Vec v, int64_t n) {
