@@ -35,7 +35,7 @@ template <class To, class From>
 To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast: sizes differ");
   To to;
-  std::memcpy(&to, &from, sizeof(To));
+  std::memcpy(static_cast<void*>(&to), &from, sizeof(To));
   return to;
 }
 

@@ -1,0 +1,157 @@
+"""Compiles the CUDA sources with g++ for the emulator: one library of torch ops, and the self-test executables.
+
+Objects are kept under build/emulator by the content of everything they include, so that a changed kernel costs seconds.
+EMU_SANITIZE=1 builds with AddressSanitizer and UBSan; then Python must run with libasan preloaded (`sanitizer_env`).
+EMU_SEED and EMU_POLICY (0, 1; unset: drawn per block) fix the schedule.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = int(os.environ.get("EMU_SEED", "1"))
+POLICY = int(os.environ.get("EMU_POLICY", "-1"))
+MULTIPROCESSORS = 3  # few, so that small tests still have grids that stride and chunks to merge
+SANITIZE = os.environ.get("EMU_SANITIZE") == "1"
+# Contraction off: one rounding per operation unless a kernel asks for fma. Automatic variables start as NaN patterns.
+FLAGS = (
+    "-std=c++20 -DHOST_EMULATION -DRESNET_FUSED_EMULATION -fPIC -fvisibility=hidden -fno-gnu-unique -ffp-contract=off "
+    "-ftrivial-auto-var-init=pattern -Wall -Wextra -Wno-unknown-pragmas -Wno-maybe-uninitialized"
+).split()
+PLAIN = ["-O2"]
+SANITIZED = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
+MACHINE = ("machine.cpp", "shadow.cpp")
+
+
+def why_not():
+    """Why nothing can be compiled here, or None."""
+    if shutil.which("g++") is None:
+        return "g++ not found: the emulator compiles the CUDA kernels with it"
+    if b"g++" not in _version() and b"GCC" not in _version():
+        return "g++ is not GCC"
+    return None
+
+
+@functools.cache
+def _version():
+    return subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout.splitlines()[0]
+
+
+def _key(command, dependencies):
+    digest = hashlib.sha256(_version() + repr(command).encode())
+    for path in dependencies:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _dependencies(depfile):
+    return depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+
+
+def compile_object(source, flags, folder):
+    """The object of `source`, compiled unless one of the same content is there."""
+    command = ["nice", "-n", "5", "g++", *flags, "-x", "c++", "-c", str(source)]
+    depfile = folder / f"{source.stem}.d"
+    if depfile.exists() and all(map(os.path.exists, _dependencies(depfile))):
+        built = folder / f"{source.stem}-{_key(command, _dependencies(depfile))}.o"
+        if built.exists():
+            return built
+    unfinished = folder / f"{source.stem}.{os.getpid()}.tmp"
+    new_depfile = folder / f"{source.stem}.{os.getpid()}.d"
+    subprocess.run([*command, "-o", str(unfinished), "-MMD", "-MF", str(new_depfile)], check=True)
+    built = folder / f"{source.stem}-{_key(command, _dependencies(new_depfile))}.o"
+    for stale in folder.glob(f"{source.stem}-????????????????.o"):
+        stale.unlink(missing_ok=True)
+    unfinished.replace(built)  # renames, so that two test processes may build at once
+    new_depfile.replace(depfile)
+    return built
+
+
+def link(name, sources, flags, folder, libraries=()):
+    """<folder>/<name>-<hash>, linked from the objects of `sources`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [str(o) for o in pool.map(lambda source: compile_object(source, flags, folder), sources)]
+    stem, suffix = os.path.splitext(name)
+    command = ["g++", *flags, *(["-shared"] if suffix else []), *objects, *libraries]
+    built = folder / f"{stem}-{_key(command, objects)}{suffix}"
+    if not built.exists():
+        for stale in folder.glob(f"{stem}-????????????????{suffix}"):
+            stale.unlink(missing_ok=True)
+        unfinished = folder / f"{stem}.{os.getpid()}.tmp"
+        subprocess.run([*command, "-o", str(unfinished)], check=True)
+        unfinished.replace(built)
+    return built
+
+
+def _variant(root, sanitize):
+    flags = [*FLAGS, *(SANITIZED if sanitize else PLAIN), f"-I{root}/csrc", f"-I{root}/tests/emulator"]
+    return flags, root / "build" / "emulator" / ("sanitized" if sanitize else "plain")
+
+
+def executable(name, sanitize=SANITIZE, root=ROOT, extra=()):
+    """A self-test of tests/emulator/<name>.cpp."""
+    flags, folder = _variant(root, sanitize)
+    here = root / "tests" / "emulator"
+    return link(name, [here / f"{name}.cpp", *(here / m for m in MACHINE)], [*flags, *extra], folder)
+
+
+def library(sanitize=SANITIZE, root=ROOT):
+    """The library that registers torch.ops.resnet_fused_emu: every launcher of csrc/cuda on CPU tensors."""
+    import torch
+
+    torch_folder = Path(torch.__file__).parent
+    flags, folder = _variant(root, sanitize)
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-isystem{torch_folder}/include"]
+    here, csrc = root / "tests" / "emulator", root / "csrc"
+    sources = [here / "control.cpp", *(here / m for m in MACHINE), csrc / "check.cpp"]
+    sources += [*sorted(csrc.glob("cuda/*.cu")), csrc / "register.cpp", csrc / "register_conv.cpp"]
+    libraries = [f"-L{torch_folder}/lib", f"-Wl,-rpath,{torch_folder}/lib", "-ltorch", "-ltorch_cpu"]
+    return link("emulated.so", sources, flags, folder, libraries)
+
+
+@functools.cache
+def control():
+    """The loaded library as ctypes sees it; loading it registers the ops."""
+    import torch
+
+    path = library()
+    torch.ops.load_library(path)
+    lib = ctypes.CDLL(str(path))
+    lib.emu_configure.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
+    return lib
+
+
+def configure(seed=SEED, policy=POLICY, multiprocessors=MULTIPROCESSORS):
+    """What follows runs under this schedule; faults and this line name the seed."""
+    print(f"emulator: EMU_SEED={seed} EMU_POLICY={policy}")
+    control().emu_configure(seed, policy, multiprocessors)
+
+
+def load():
+    """torch.ops.resnet_fused_emu, built if need be, under the schedule of EMU_SEED and EMU_POLICY."""
+    import torch
+
+    configure()
+    return torch.ops.resnet_fused_emu
+
+
+def sanitizer_env():
+    """Environment for a Python that loads the sanitized library."""
+    found = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    return {
+        **os.environ,
+        "EMU_SANITIZE": "1",
+        "LD_PRELOAD": " ".join(found),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }

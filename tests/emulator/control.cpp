@@ -1,0 +1,26 @@
+// What Python calls through ctypes on the loaded library: schedule, device size, and the number formats.
+#include "machine.h"
+#include "numbers.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// policy -1: drawn per block.
+EXPORT void emu_configure(uint64_t seed, int policy, int multiprocessors) {
+  emu::machine.configure(seed, policy);
+  emu::machine.multiprocessors = multiprocessors;
+}
+
+EXPORT void emu_narrow(const float* x, uint16_t* f16, uint16_t* bf16, uint32_t* tf32, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    f16[i] = emu::narrow_f16(x[i]);
+    bf16[i] = emu::narrow_bf16(x[i]);
+    tf32[i] = emu::round_tf32(x[i]);
+  }
+}
+
+EXPORT void emu_widen(const uint16_t* bits, float* f16, float* bf16, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    f16[i] = emu::widen_f16(bits[i]);
+    bf16[i] = emu::widen_bf16(bits[i]);
+  }
+}
