@@ -93,7 +93,7 @@ __device__ __forceinline__ void store_partial(const ConvArgs& args, const Accumu
 
 // Grid: x = tile (groups and channels fastest: blocks that share pixels run together), y = slice of the steps.
 template <class Tile, bool kVector>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kShape.blocks) conv_bn_relu_kernel(const ConvArgs args) {
+__global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks : 2) conv_bn_relu_kernel(const ConvArgs args) {
   const int columns = args.groups * args.tiles_n;
   const int column = ptx::bid_x() % columns;
   const int group = column / args.tiles_n, n0 = column % args.tiles_n * Tile::kN;

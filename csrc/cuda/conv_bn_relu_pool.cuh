@@ -101,16 +101,12 @@ __device__ __forceinline__ void multiply_patch(const PoolArgs& a, uint32_t patch
       uint32_t b[Block::kFragmentsN][2];
 #pragma unroll
       for (int j = 0; j < Block::kFragmentsN; j += 2) {
-        uint32_t w[4];
-        ptx::ldmatrix_x4(w, channel_of[j / 2] + (r * a.plan.slices + slice) * 32);
-        round_operand<typename Block::Math>(w);
-        b[j][0] = w[0], b[j][1] = w[1], b[j + 1][0] = w[2], b[j + 1][1] = w[3];
+        load_b<typename Block::Math>(b[j], b[j + 1], channel_of[j / 2] + (r * a.plan.slices + slice) * 32);
       }
 #pragma unroll
       for (int i = 0; i < Block::kFragmentsM; ++i) {
         uint32_t x[4];
-        ptx::ldmatrix_x4(x, window_of[i] + r * a.plan.patch_pitch + slice * 32);
-        round_operand<typename Block::Math>(x);
+        load_a<typename Block::Math>(x, window_of[i] + r * a.plan.patch_pitch + slice * 32);
         // Pixels right of the window meet zero weights, and zero times NaN or infinity is NaN: they must go.
         if (k >= a.plan.filter_row) x[0] = x[1] = 0;
         if (k + kSlice / 2 >= a.plan.filter_row) x[2] = x[3] = 0;

@@ -32,15 +32,14 @@ class Loader {
   __device__ __forceinline__ Loader(const ConvArgs& args, uint32_t smem, int64_t m0, int group, int n0, int first_step)
       : args_(args),
         smem_(smem + swizzled(ptx::tid() / 8, ptx::tid() % 8)),
-        row_(ptx::tid() / 8),
         pixel_(static_cast<int>(args.x_channels() / kUnit)),
-        k_(first_step * Tile::kStep + ptx::tid() % 8 * Tile::kChunk),
-        tap_(args, k_),
-        n_(n0 + row_),
-        weight_((group * args.k + n_) * (args.filter / kUnit)) {
+        tap_(args, first_step * Tile::kStep + ptx::tid() % 8 * Tile::kChunk),
+        n_(n0 + ptx::tid() / 8),
+        weight_((group * args.k + n_) * (args.filter / kUnit) +
+                (first_step * Tile::kStep + ptx::tid() % 8 * Tile::kChunk) / kUnit) {
 #pragma unroll
     for (int i = 0; i < kRowsA; ++i) {
-      const int64_t m = m0 + row_ + i * Tile::kRowsPerPass;
+      const int64_t m = m0 + ptx::tid() / 8 + i * Tile::kRowsPerPass;
       const int pixel = m < args.m ? static_cast<int>(m) : 0;
       const int line = pixel / args.q, image = line / args.p;
       h_[i] = line % args.p * args.stride_h - args.pad_h;
@@ -59,7 +58,7 @@ class Loader {
     } else {
       copy_masked(a, b);
     }
-    k_ += Tile::kStep;
+    weight_ += Tile::kStep / kUnit;
     tap_.advance(args_, args_.step_r, args_.step_s, args_.step_c);
   }
 
@@ -79,7 +78,7 @@ class Loader {
   }
 
   __device__ __forceinline__ void copy_vector(uint32_t a, uint32_t b) const {
-    const bool in_filter = k_ < args_.filter;
+    const bool in_filter = tap_.r < args_.r;
     const int dh = tap_.r * args_.dilation_h, dw = tap_.s * args_.dilation_w;
     const int step = delta(dh, dw, tap_.c);
 #pragma unroll
@@ -90,7 +89,7 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < kRowsB; ++i) {
       const bool valid = in_filter && n_ + i * Tile::kRowsPerPass < args_.k;
-      const int from = weight_ + i * Tile::kRowsPerPass * (args_.filter / kUnit) + k_ / kUnit;
+      const int from = weight_ + i * Tile::kRowsPerPass * (args_.filter / kUnit);
       ptx::cp_async16(b + i * kPass, at(args_.weight, valid ? from : 0), valid ? 16 : 0);
     }
   }
@@ -98,6 +97,7 @@ class Loader {
   // Element by element through registers: any channel count, any alignment. Not a fast path.
   __device__ __forceinline__ void copy_masked(uint32_t a, uint32_t b) const {
     using Chunk = ptx::Vec<Element, Tile::kChunk>;
+    const int left = args_.filter - ((tap_.r * args_.s + tap_.s) * args_.c + tap_.c);
 #pragma unroll
     for (int i = 0; i < kRowsA; ++i) {
       Chunk chunk{};
@@ -105,7 +105,7 @@ class Loader {
 #pragma unroll
       for (int e = 0; e < Tile::kChunk; ++e) {
         const int dh = tap.r * args_.dilation_h, dw = tap.s * args_.dilation_w;
-        if (k_ + e < args_.filter && inside(i, dh, dw)) {
+        if (tap.r < args_.r && inside(i, dh, dw)) {
           chunk.v[e] = ptx::ld_global_nc<Element>(at(args_.x, offset_[i] + delta(dh, dw, tap.c)));
         }
         tap.advance(args_, 0, 0, 1);
@@ -115,10 +115,10 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < kRowsB; ++i) {
       Chunk chunk{};
-      const int from = weight_ + i * Tile::kRowsPerPass * args_.filter + k_;
+      const int from = weight_ + i * Tile::kRowsPerPass * args_.filter;
 #pragma unroll
       for (int e = 0; e < Tile::kChunk; ++e) {
-        if (k_ + e < args_.filter && n_ + i * Tile::kRowsPerPass < args_.k) {
+        if (e < left && n_ + i * Tile::kRowsPerPass < args_.k) {
           chunk.v[e] = ptx::ld_global_nc<Element>(at(args_.weight, from + e));
         }
       }
@@ -128,12 +128,10 @@ class Loader {
 
   const ConvArgs& args_;
   const uint32_t smem_;  // this thread's chunk of its first row of A in stage 0
-  const int row_;
   const int pixel_;  // units from a pixel to the next
-  int k_;
   Tap tap_;
-  const int n_;
-  const int weight_;
+  const int n_;  // first of this thread's channels
+  int weight_;   // where its next chunk is
   int h_[kRowsA], w_[kRowsA];
   int offset_[kRowsA];
 };

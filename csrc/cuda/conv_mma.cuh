@@ -40,32 +40,22 @@ __device__ __forceinline__ void round_operand(uint32_t (&r)[N]) {
   }
 }
 
-// Fragments of the 32-byte k-slice `kk` (0..3) of a step.
-template <class Tile>
-struct Fragments {
-  uint32_t a[Tile::kFragmentsM][4];
-  uint32_t b[Tile::kFragmentsN][2];
-
-  __device__ __forceinline__ void load(uint32_t a_tile, uint32_t b_tile, int kk) {
-    const int lane = ptx::lane();
-#pragma unroll
-    for (int i = 0; i < Tile::kFragmentsM; ++i) {
-      // Matrices: rows 0-7 and 8-15 of the low 16 bytes, then of the high ones.
-      ptx::ldmatrix_x4(a[i], a_tile + (warp_row<Tile>() + 16 * i) * kConvStepBytes +
-                                 swizzled(lane % 16, 2 * kk + lane / 16));
-      round_operand<typename Tile::Math>(a[i]);
-    }
-#pragma unroll
-    for (int j = 0; j < Tile::kFragmentsN; j += 2) {
-      // Matrices: low and high 16 bytes of channels 0-7, then of channels 8-15.
-      uint32_t r[4];
-      ptx::ldmatrix_x4(r, b_tile + (warp_column<Tile>() + 8 * j) * kConvStepBytes +
-                              swizzled(lane % 8 + lane / 16 * 8, 2 * kk + lane / 8 % 2));
-      round_operand<typename Tile::Math>(r);
-      b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
-    }
-  }
-};
+// Fragments of 16 rows of A: matrices are rows 0-7 and 8-15 of the low 16 bytes of k, then of the high ones. `address`:
+// of row lane % 16, 16-byte half lane / 16.
+template <class Math>
+__device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t address) {
+  ptx::ldmatrix_x4(a, address);
+  round_operand<Math>(a);
+}
+// Fragments of 16 channels of B: low and high 16 bytes of k of channels 0-7, then of channels 8-15. `address`: of channel
+// lane % 8 + lane / 16 * 8, half lane / 8 % 2.
+template <class Math>
+__device__ __forceinline__ void load_b(uint32_t (&first)[2], uint32_t (&second)[2], uint32_t address) {
+  uint32_t r[4];
+  ptx::ldmatrix_x4(r, address);
+  round_operand<Math>(r);
+  first[0] = r[0], first[1] = r[1], second[0] = r[2], second[1] = r[3];
+}
 
 template <class Tile>
 __device__ __forceinline__ void multiply_step(Accumulators<Tile>& acc, uint32_t a_tile, uint32_t b_tile) {
@@ -98,15 +88,24 @@ __device__ __forceinline__ void multiply_step(Accumulators<Tile>& acc, uint32_t 
       }
     }
   } else {
-    // One set of fragments in the source: ptxas overlaps the next ldmatrix with these products as far as registers go.
+    using Math = typename Tile::Math;
+    const int lane = ptx::lane();
+    const uint32_t a_warp = a_tile + warp_row<Tile>() * kConvStepBytes;
+    const uint32_t b_warp = b_tile + warp_column<Tile>() * kConvStepBytes;
+    // Four 32-byte slices of k. Fragments of A one at a time: ptxas hoists as many ldmatrix as registers allow.
 #pragma unroll
-    for (int kk = 0; kk < 4; ++kk) {
-      Fragments<Tile> f;
-      f.load(a_tile, b_tile, kk);
+    for (int slice = 0; slice < 4; ++slice) {
+      const uint32_t a_lane = a_warp + swizzled(lane % 16, 2 * slice + lane / 16);
+      const uint32_t b_lane = b_warp + swizzled(lane % 8 + lane / 16 * 8, 2 * slice + lane / 8 % 2);
+      uint32_t b[Tile::kFragmentsN][2];
+#pragma unroll
+      for (int j = 0; j < Tile::kFragmentsN; j += 2) load_b<Math>(b[j], b[j + 1], b_lane + 8 * j * kConvStepBytes);
 #pragma unroll
       for (int i = 0; i < Tile::kFragmentsM; ++i) {
+        uint32_t a[4];
+        load_a<Math>(a, a_lane + 16 * i * kConvStepBytes);
 #pragma unroll
-        for (int j = 0; j < Tile::kFragmentsN; ++j) mma<typename Tile::Math>(acc.v[i][j], f.a[i], f.b[j]);
+        for (int j = 0; j < Tile::kFragmentsN; ++j) mma<Math>(acc.v[i][j], a, b[j]);
       }
     }
   }
