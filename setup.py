@@ -1,6 +1,7 @@
 """The compiled part of the package; everything else is in pyproject.toml.
 
 RESNET_FUSED_BUILD=auto (default): builds what this machine can build and says why where it cannot; never fails.
+RESNET_FUSED_BUILD=cpu: the same without the CUDA part, whose compilation takes most of the time.
 RESNET_FUSED_BUILD=0: pure Python. RESNET_FUSED_BUILD=1: a library that cannot be built is an error.
 """
 
@@ -19,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import native_build
 
 MODE = os.environ.get("RESNET_FUSED_BUILD", "auto")
-if MODE not in ("auto", "0", "1"):
-    raise SystemExit(f"RESNET_FUSED_BUILD must be auto, 0 or 1, not {MODE!r}")
+if MODE not in ("auto", "cpu", "0", "1"):
+    raise SystemExit(f"RESNET_FUSED_BUILD must be auto, cpu, 0 or 1, not {MODE!r}")
 LIBRARY, RECORD = "_native.so", "_native_build.json"
 
 
@@ -40,7 +41,7 @@ class BuildNative(build_ext):
         package.mkdir(parents=True, exist_ok=True)
         library, record = package / LIBRARY, package / RECORD
         try:
-            built, info = native_build.build(native_build.ROOT / "build" / "native", say)
+            built, info = native_build.build(native_build.ROOT / "build/native", MODE != "cpu", say)
         except native_build.CannotBuild as why:
             if MODE == "1":
                 raise SystemExit(f"[resnet_fused] RESNET_FUSED_BUILD=1, but: {why}") from None

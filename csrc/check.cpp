@@ -9,12 +9,10 @@ namespace resnet_fused {
 namespace {
 
 template <class List>
-std::string list_text(const List& list) {
-  std::ostringstream text;
-  text << '[';
-  for (size_t i = 0; i < list.size(); ++i) text << (i ? ", " : "") << list[i];
-  text << ']';
-  return text.str();
+std::ostream& write(std::ostream& to, const List& list) {
+  to << '[';
+  for (size_t i = 0; i < list.size(); ++i) to << (i ? ", " : "") << list[i];
+  return to << ']';
 }
 
 // Strides of dimensions with one element mean nothing.
@@ -37,13 +35,14 @@ bool same_shape(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
-std::string shape_text(const Tensor& tensor) { return list_text(tensor.sizes()); }
-std::string stride_text(const Tensor& tensor) { return list_text(tensor.strides()); }
-
-std::string device_text(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  const std::string index = std::to_string(tensor.get_device_index());
-  return tensor.is_cuda() ? "cuda:" + index : "another device, index " + index;
+std::ostream& operator<<(std::ostream& to, Shape part) { return write(to, part.tensor.sizes()); }
+std::ostream& operator<<(std::ostream& to, Strides part) { return write(to, part.tensor.strides()); }
+std::ostream& operator<<(std::ostream& to, Type part) {
+  return to << torch::headeronly::toString(part.tensor.scalar_type());
+}
+std::ostream& operator<<(std::ostream& to, DeviceOf part) {
+  if (part.tensor.is_cpu()) return to << "cpu";
+  return to << (part.tensor.is_cuda() ? "cuda:" : "another device, index ") << part.tensor.get_device_index();
 }
 
 bool is_channels_last(const Tensor& tensor) {
@@ -60,25 +59,28 @@ bool is_channels_last(const Tensor& tensor) {
 
 Arguments::Arguments(const char* op, const char* name, const Tensor& x)
     : op_(op), name_(name), x_(x), dtype_(float_type(name, x)) {
-  require(empty() || x.is_contiguous() || is_channels_last(x), name, " must be contiguous or channels_last, but has strides ",
-          stride_text(x), " for shape ", shape_text(x));
+  require(empty() || x.is_contiguous() || is_channels_last(x), name,
+          " must be contiguous or channels_last, but has strides ", Strides{x}, " for shape ", Shape{x});
 }
 
 DType Arguments::float_type(const char* name, const Tensor& tensor) const {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::Half: return DType::f16;
-    case ScalarType::BFloat16: return DType::bf16;
-    default: break;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    default:
+      break;
   }
-  require(false, name, " has dtype ", torch::headeronly::toString(tensor.scalar_type()),
-          ", but the kernels take Float, Half or BFloat16");
+  require(false, name, " has dtype ", Type{tensor}, ", but the kernels take Float, Half or BFloat16");
   return DType::f32;
 }
 
 Layout Arguments::layout() const {
   const auto sizes = x_.sizes();
-  require(sizes.size() >= 2, name_, " must have at least 2 dimensions, but has shape ", shape_text(x_));
+  require(sizes.size() >= 2, name_, " must have at least 2 dimensions, but has shape ", Shape{x_});
   const int64_t channels = sizes[1], size = x_.numel();
   if (channels == 1 || size == 0) return {dtype_, 1, channels, channels == 1 ? size : 0};
   const int64_t outer = x_.is_contiguous() ? sizes[0] : size / channels;
@@ -86,27 +88,28 @@ Layout Arguments::layout() const {
 }
 
 void Arguments::same_device(const char* name, const Tensor& tensor) const {
-  require(device_text(tensor) == device_text(x_), name, " is on ", device_text(tensor), ", but ", name_, " is on ",
-          device_text(x_));
+  const bool same = tensor.is_cpu() ? x_.is_cpu()
+                                    : tensor.is_cuda() == x_.is_cuda() && !x_.is_cpu() &&
+                                          tensor.get_device_index() == x_.get_device_index();
+  require(same, name, " is on ", DeviceOf{tensor}, ", but ", name_, " is on ", DeviceOf{x_});
 }
 
 void* Arguments::like(const char* name, const Tensor& tensor) const {
   same_device(name, tensor);
-  require(same_shape(tensor, x_), name, " has shape ", shape_text(tensor), ", but ", name_, " has ", shape_text(x_));
-  require(tensor.scalar_type() == x_.scalar_type(), name, " has dtype ",
-          torch::headeronly::toString(tensor.scalar_type()), ", but ", name_, " has ",
-          torch::headeronly::toString(x_.scalar_type()));
-  require(empty() || same_strides(tensor, x_), name, " has strides ", stride_text(tensor), ", but ", name_, " has ",
-          stride_text(x_));
+  require(same_shape(tensor, x_), name, " has shape ", Shape{tensor}, ", but ", name_, " has ", Shape{x_});
+  require(tensor.scalar_type() == x_.scalar_type(), name, " has dtype ", Type{tensor}, ", but ", name_, " has ",
+          Type{x_});
+  require(empty() || same_strides(tensor, x_), name, " has strides ", Strides{tensor}, ", but ", name_, " has ",
+          Strides{x_});
   return tensor.data_ptr();
 }
 
 void Arguments::channel_vector(const char* name, const Tensor& tensor) const {
   same_device(name, tensor);
   const int64_t channels = x_.sizes()[1];
-  require(tensor.dim() == 1 && tensor.size(0) == channels, name, " has shape ", shape_text(tensor), ", but ", name_,
-          " has ", channels, " channels");
-  require(channels == 1 || tensor.stride(0) == 1, name, " has stride ", stride_text(tensor), ", but must be dense");
+  require(tensor.dim() == 1 && tensor.size(0) == channels, name, " has shape ", Shape{tensor}, ", but ", name_, " has ",
+          channels, " channels");
+  require(channels == 1 || tensor.stride(0) == 1, name, " has stride ", Strides{tensor}, ", but must be dense");
 }
 
 Channels Arguments::channels(const char* name, const OptionalTensor& tensor) const {
@@ -123,17 +126,15 @@ MutableChannels Arguments::mutable_channels(const char* name, const OptionalTens
 float* Arguments::statistics(const char* name, const OptionalTensor& tensor) const {
   if (!tensor) return nullptr;
   channel_vector(name, *tensor);
-  require(tensor->scalar_type() == ScalarType::Float, name, " has dtype ",
-          torch::headeronly::toString(tensor->scalar_type()), ", but must be Float");
+  require(tensor->scalar_type() == ScalarType::Float, name, " has dtype ", Type{*tensor}, ", but must be Float");
   return static_cast<float*>(tensor->data_ptr());
 }
 
 const int64_t* Arguments::counter(const char* name, const OptionalTensor& tensor) const {
   if (!tensor) return nullptr;
   same_device(name, *tensor);
-  require(tensor->scalar_type() == ScalarType::Long && tensor->numel() == 1, name, " has dtype ",
-          torch::headeronly::toString(tensor->scalar_type()), " and shape ", shape_text(*tensor),
-          ", but must be one Long");
+  require(tensor->scalar_type() == ScalarType::Long && tensor->numel() == 1, name, " has dtype ", Type{*tensor},
+          " and shape ", Shape{*tensor}, ", but must be one Long");
   return static_cast<const int64_t*>(tensor->data_ptr());
 }
 

@@ -21,9 +21,24 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-std::string shape_text(const Tensor& tensor);
-std::string stride_text(const Tensor& tensor);
-std::string device_text(const Tensor& tensor);
+// Parts of a message, written only when a check has failed: a string per argument and call took longer than small
+// launches.
+struct Shape {
+  const Tensor& tensor;
+};
+struct Strides {
+  const Tensor& tensor;
+};
+struct Type {
+  const Tensor& tensor;
+};
+struct DeviceOf {
+  const Tensor& tensor;
+};
+std::ostream& operator<<(std::ostream& to, Shape part);
+std::ostream& operator<<(std::ostream& to, Strides part);
+std::ostream& operator<<(std::ostream& to, Type part);
+std::ostream& operator<<(std::ostream& to, DeviceOf part);
 
 // The arguments of one call of `op`, compared with the first of them: x, the activation that sets shape, dtype, strides
 // and device.

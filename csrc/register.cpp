@@ -30,7 +30,7 @@ void bn_stats(const Tensor& x, const Tensor& mean, const Tensor& invstd, const O
               double eps) {
   const Arguments args("bn_stats", "x", x);
   const Layout layout = args.layout();
-  args.require(!args.empty(), "x has no values: shape ", shape_text(x));
+  args.require(!args.empty(), "x has no values: shape ", Shape{x});
   float *to_mean = args.statistics("mean", mean), *to_invstd = args.statistics("invstd", invstd);
   const MutableChannels mean_buffer = args.mutable_channels("running_mean", running_mean);
   const MutableChannels var_buffer = args.mutable_channels("running_var", running_var);
@@ -41,15 +41,20 @@ void bn_stats(const Tensor& x, const Tensor& mean, const Tensor& invstd, const O
           place.stream());
 }
 
-// eps absent: mean and spread are float32 batch statistics, spread being invstd; else they are buffers, spread a variance.
-Norm norm_of(const Arguments& args, const OptionalTensor& mean, const OptionalTensor& spread,
-             std::optional<double> eps, const OptionalTensor& weight, const OptionalTensor& bias) {
+// eps absent: mean and spread are float32 batch statistics, spread being invstd; else they are buffers, spread a
+// variance.
+Norm norm_of(const Arguments& args, const OptionalTensor& mean, const OptionalTensor& spread, std::optional<double> eps,
+             const OptionalTensor& weight, const OptionalTensor& bias) {
   if (!eps) {
     args.statistics("mean", mean);
     args.statistics("invstd", spread);
   }
-  return {args.channels("mean", mean), args.channels(eps ? "var" : "invstd", spread), eps.has_value(), eps.value_or(0),
-          args.channels("weight", weight), args.channels("bias", bias)};
+  return {args.channels("mean", mean),
+          args.channels(eps ? "var" : "invstd", spread),
+          eps.has_value(),
+          eps.value_or(0),
+          args.channels("weight", weight),
+          args.channels("bias", bias)};
 }
 
 template <auto kLaunch>
@@ -77,7 +82,7 @@ void bn_relu_backward_reduce(const Tensor& grad, const OptionalTensor& x, const 
   float *to_g = args.statistics("sum_g", sum_g), *to_gx = args.statistics("sum_gx", sum_gx);
   args.require(!relu || mask, "relu needs out");
   args.require(!values || (mean && spread && to_gx), "x comes without mean, spread or sum_gx");
-  args.require(!args.empty(), "grad has no values: shape ", shape_text(grad));
+  args.require(!args.empty(), "grad has no values: shape ", Shape{grad});
   const Place place("bn_relu_backward_reduce", grad);
   const Scratch scratch(grad, kScratch(layout));
   kLaunch(layout, grad.data_ptr(), values, mask, norm, to_g, to_gx, relu, scratch.data(), place.stream());
@@ -122,16 +127,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "Tensor? sum_g, Tensor? sum_gx, Tensor(a!)? grad_x, Tensor(b!)? grad_residual, float? eps, bool relu) -> ()");
 }
 
-#define RESNET_FUSED_IMPL(key, launchers)                                                                     \
-  STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, key, m) {                                                 \
-    using namespace resnet_fused;                                                                             \
-    m.impl("add_relu", TORCH_BOX((&add_relu<launchers::add_relu>)));                                          \
-    m.impl("add_relu_backward", TORCH_BOX((&add_relu_backward<launchers::add_relu_backward>)));               \
-    m.impl("bn_stats", TORCH_BOX((&bn_stats<launchers::bn_stats, launchers::bn_stats_scratch>)));             \
-    m.impl("bn_relu", TORCH_BOX((&bn_relu<launchers::bn_relu>)));                                             \
-    m.impl("bn_relu_backward_reduce",                                                                         \
-           TORCH_BOX((&bn_relu_backward_reduce<launchers::bn_relu_backward_reduce,                            \
-                                               launchers::bn_relu_backward_reduce_scratch>)));                \
+#define RESNET_FUSED_IMPL(key, launchers)                                                                      \
+  STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, key, m) {                                                  \
+    using namespace resnet_fused;                                                                              \
+    m.impl("add_relu", TORCH_BOX((&add_relu<launchers::add_relu>)));                                           \
+    m.impl("add_relu_backward", TORCH_BOX((&add_relu_backward<launchers::add_relu_backward>)));                \
+    m.impl("bn_stats", TORCH_BOX((&bn_stats<launchers::bn_stats, launchers::bn_stats_scratch>)));              \
+    m.impl("bn_relu", TORCH_BOX((&bn_relu<launchers::bn_relu>)));                                              \
+    m.impl("bn_relu_backward_reduce",                                                                          \
+           TORCH_BOX((&bn_relu_backward_reduce<launchers::bn_relu_backward_reduce,                             \
+                                               launchers::bn_relu_backward_reduce_scratch>)));                 \
     m.impl("bn_relu_backward_apply", TORCH_BOX((&bn_relu_backward_apply<launchers::bn_relu_backward_apply>))); \
   }
 

@@ -25,8 +25,10 @@ def why_absent():
         torch.ops.load_library(LIBRARY)
         info = build_info()
     except (OSError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        return f"the compiled library, built against {_built_against()}, does not load in torch {torch.__version__}: {reason}"
+        return (
+            f"the compiled library, built against torch {_record().get('torch', 'of unknown version')}, "
+            f"does not load in torch {torch.__version__}: {str(error).splitlines()[0]}"
+        )
     from . import __version__
 
     if (info["version"], info["abi"]) != (__version__, ABI):
@@ -49,6 +51,7 @@ def build_info():
     return json.loads(torch.ops.resnet_fused_native.build_info())
 
 
+@functools.cache
 def has_cuda():
     """Whether the library is there and has CUDA kernels. Needs no GPU."""
     return why_absent() is None and build_info()["cuda"] is not None
@@ -67,8 +70,6 @@ def _record():
 
 
 def _why_not_built():
-    return _record().get("not_built", "installed with RESNET_FUSED_BUILD=0, or `python setup.py build_ext --inplace` never ran")
-
-
-def _built_against():
-    return f"torch {_record().get('torch', 'of unknown version')}"
+    return _record().get(
+        "not_built", "installed with RESNET_FUSED_BUILD=0, or `python setup.py build_ext --inplace` never ran"
+    )

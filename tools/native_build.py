@@ -83,7 +83,9 @@ def architectures(nvcc):
         plain = [arch for arch in DEFAULT_ARCHITECTURES if number(arch) in known]
         newest = max(number(arch) for arch in plain)
         return gencode(plain) + f" -gencode=arch=compute_{newest},code=compute_{newest}", [*plain, f"PTX {newest}"]
-    if unknown := [arch for arch in wanted if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", arch) or number(arch) not in known]:
+    if unknown := [
+        arch for arch in wanted if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", arch) or number(arch) not in known
+    ]:
         raise CannotBuild(f"TORCH_CUDA_ARCH_LIST has {unknown[0]}, which {nvcc} does not know")
     return gencode(wanted), wanted
 
@@ -145,18 +147,18 @@ class NinjaFile:
         write_if_changed(self.folder / "build.ninja", "\n".join(self.lines) + "\n")
 
 
-def build(folder, say):
-    """Builds <folder>/_native.so and returns (path, what it is). Raises CannotBuild."""
+def build(folder, cuda, say):
+    """Builds <folder>/_native.so, the CUDA part if `cuda` and nvcc is there; returns (path, what it is).
+
+    Raises CannotBuild.
+    """
     torch_version, torch = find_torch()
     compiler, compiler_version = find_compiler()
     ninja = find_ninja()
-    nvcc, nvcc_version = find_nvcc()
+    nvcc, nvcc_version = find_nvcc() if cuda else (None, "RESNET_FUSED_BUILD=cpu")
     say(f"torch {torch_version} in {torch}; stable ABI of {TORCH_TARGET}")
     say(f"C++ compiler {compiler}: {compiler_version}")
     info = {**stamp(), "torch": torch_version, "stable_abi": TORCH_TARGET, "compiler": compiler_version}
-    cuda_sources = sorted((CSRC / "cuda").glob("*.cu"))
-    if missing := {"add_relu", "bn_relu", "conv_bn_relu", "conv_bn_relu_pool"} - {s.stem for s in cuda_sources}:
-        nvcc, nvcc_version = None, f"csrc/cuda has no {sorted(missing)[0]}.cu"
     if nvcc:
         gencodes, info["architectures"] = architectures(nvcc)
         info["cuda"] = f"nvcc {nvcc_version}"
@@ -169,8 +171,6 @@ def build(folder, say):
     write_if_changed(folder / "build_info.h", f'inline constexpr char kBuildInfo[] = R"({json.dumps(info)})";\n')
     major, minor = TORCH_TARGET.split(".")
     common = f"-DTORCH_TARGET_VERSION=0x{int(major):02x}{int(minor):02x}000000000000 -I{folder}"
-    if nvcc:
-        common += " -DRESNET_FUSED_WITH_CUDA"
     file = NinjaFile(folder)
     file.rule(
         "cxx",
@@ -180,7 +180,9 @@ def build(folder, say):
     )
     libraries = f"-L{torch}/lib -ltorch -ltorch_cpu"
     if nvcc:
-        file.rule("nvcc", f"{nvcc} {NVCC_FLAGS} {gencodes} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        file.rule(
+            "nvcc", f"{nvcc} {NVCC_FLAGS} {gencodes} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc"
+        )
         # cudart is static and knows the driver only through dlopen: the library loads where there is no driver.
         linker = "--no-as-needed,-z,defs,--exclude-libs,ALL"
         file.rule("link", f"{nvcc} -shared -cudart static -Xlinker {linker} $in -o $out {libraries}")
@@ -192,12 +194,14 @@ def build(folder, say):
         if source.name == "register_conv.cpp" and not nvcc:
             continue
         if "namespace resnet_fused::cpu::RESNET_FUSED_ISA" not in source.read_text():
-            file.compile("cxx", source)
+            file.compile(
+                "cxx", source, flags="-DRESNET_FUSED_WITH_CUDA" if nvcc and source.name == "register.cpp" else ""
+            )
             continue
         for isa, flags in INSTRUCTION_SETS.items():
             if x86 or isa == "portable":
                 file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
-    for source in cuda_sources if nvcc else ():
+    for source in sorted((CSRC / "cuda").glob("*.cu")) if nvcc else ():
         file.compile("nvcc", source)
     target = folder / "_native.so"
     file.write(target, "link")

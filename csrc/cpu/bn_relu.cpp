@@ -37,7 +37,7 @@ void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void
   dispatch(layout.dtype, [&](auto type) {
     using T = decltype(type);
     auto* launch = residual ? (relu ? apply<T, true, true> : apply<T, true, false>)
-                                  : (relu ? apply<T, false, true> : apply<T, false, false>);
+                            : (relu ? apply<T, false, true> : apply<T, false, false>);
     launch(layout, static_cast<const T*>(x), norm, static_cast<const T*>(residual), static_cast<T*>(out));
   });
 }

@@ -6,9 +6,9 @@
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
-constexpr int kRows = 32;         // channels_last: rows per block
-constexpr int kBlock = 1024;      // contiguous: values per block, at least (short planes are taken together)
-constexpr int kGroup = 4;         // vectors whose sums are kept in registers together
+constexpr int kRows = 32;     // channels_last: rows per block
+constexpr int kBlock = 1024;  // contiguous: values per block, at least (short planes are taken together)
+constexpr int kGroup = 4;     // vectors whose sums are kept in registers together
 
 // Rounding may leave a constant channel below zero, and the root of that with eps = 0 would be NaN. Keeps NaN.
 inline double not_negative(double m2) { return m2 < 0 ? 0 : m2; }

@@ -15,9 +15,12 @@ constexpr int kStrip = 512;
 template <class Body>
 inline void dispatch(DType dtype, const Body& body) {
   switch (dtype) {
-    case DType::f32: return body(float{});
-    case DType::f16: return body(f16{});
-    case DType::bf16: return body(bf16{});
+    case DType::f32:
+      return body(float{});
+    case DType::f16:
+      return body(f16{});
+    case DType::bf16:
+      return body(bf16{});
   }
 }
 
@@ -36,8 +39,7 @@ inline void gather(Channels channels, int64_t first, int n, float absent, float*
 }
 
 inline void set(MutableChannels channels, int64_t c, float value) {
-  dispatch(channels.dtype,
-           [&](auto type) { store(static_cast<decltype(type)*>(channels.data) + c, splat(value), 1); });
+  dispatch(channels.dtype, [&](auto type) { store(static_cast<decltype(type)*>(channels.data) + c, splat(value), 1); });
 }
 
 inline float get(MutableChannels channels, int64_t c) {
