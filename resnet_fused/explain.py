@@ -1,0 +1,116 @@
+"""Which backend every fused op of a model takes, and why: one forward pass, watched.
+
+Names come from the tensors: the ops get a module's own parameters and buffers, so the watcher looks up whose they are.
+That needs no hook on the children of a block, which would switch fusion off.
+"""
+
+import contextlib
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import dispatch, table
+
+COLUMNS = {"name": "layer", "op": "op", "shape": "shape", "dtype": "dtype", "backend": "backend", "reason": "reason"}
+
+
+class Report:
+    """`rows`: one dict per op in order of execution, with the keys of COLUMNS; `str()` is a table."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __str__(self):
+        return table.render(COLUMNS, self.rows)
+
+
+def explain(model, x):
+    """Runs `model` on `x` once, without gradients and in its present mode, and reports what every fused op did.
+
+    Running statistics are put back afterwards. A block that runs module by module has one row, of backend "modules".
+    What a backward pass would use is not part of the report. An engine of `freeze` reports what it was built of.
+    """
+    if hasattr(model, "rows"):
+        return Report([dict.fromkeys(COLUMNS, "") | row for row in model.rows])
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper: the watcher must see every op
+    rows, unfused = [], set()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_restored(model))
+        stack.enter_context(torch.no_grad())
+        for name, block in model.named_modules():
+            if hasattr(block, "why_not_fused"):
+                stack.callback(block.register_forward_pre_hook(_note_unfused(rows, unfused, name)).remove)
+        recorded = stack.enter_context(dispatch.record())
+        stack.enter_context(_Watcher(model, rows, unfused, recorded))
+        model(x)
+    return Report(rows)
+
+
+@contextlib.contextmanager
+def _restored(model):
+    """Puts buffers back that a forward pass in training mode changes."""
+    before = [(b, b.clone()) for b in model.buffers()] if any(m.training for m in model.modules()) else []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+def _note_unfused(rows, unfused, name):
+    def hook(block, args):
+        if (why := block.why_not_fused(args[0])) is not None:
+            unfused.add(name)
+            rows.append(_row(name or "stem", type(block).__name__, args[0], "modules", why))
+
+    return hook
+
+
+def _row(name, op, x, backend, reason):
+    return {
+        "name": name, "op": op, "shape": "x".join(map(str, x.shape)), "dtype": str(x.dtype).removeprefix("torch."),
+        "backend": backend, "reason": reason,
+    }  # fmt: skip
+
+
+class _Watcher(TorchDispatchMode):
+    """Turns the choices that a fused op records while it runs into rows that carry the names of the op's modules."""
+
+    def __init__(self, model, rows, unfused, recorded):
+        super().__init__()
+        self.rows, self.unfused, self.recorded = rows, unfused, recorded
+        self.owner = {
+            id(tensor): name
+            for name, module in model.named_modules()
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        }
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        first = len(self.recorded)
+        out = func(*args, **(kwargs or {}))
+        named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | (kwargs or {})
+        owners = list(dict.fromkeys(self.owner[id(t)] for t in named.values() if id(t) in self.owner))
+        if func.namespace == "resnet_fused":
+            for op, (shape, dtype, _), choice in self.recorded[first:]:
+                x = torch.empty(shape, dtype=dtype, device="meta")
+                self.rows.append(_row(_name(owners, op, named), op, x, *choice))
+        elif "batch_norm" in func.name() and owners and not self._by_modules(owners[0]):
+            why = "torch's own operator: not in a fused block, or tensors that no kernel takes"
+            self.rows.append(_row(owners[0], "batch_norm", args[0], "eager", why))
+        return out
+
+    def _by_modules(self, name):
+        parent = name.rpartition(".")[0]
+        return parent in self.unfused or parent.rpartition(".")[0] in self.unfused  # the latter: a downsample
+
+
+def _name(owners, op, named):
+    """Such as layer1.0.conv2+bn2+add+relu: the modules whose tensors the op got, and what it does besides."""
+    if not op.startswith("conv") and len(owners) > 1:
+        owners = owners[1:]  # the pass after torch's convolution: its batch norm alone
+    parent = owners[0].rpartition(".")[0] if owners else ""
+    parts = [".".join(filter(None, (parent, "+".join(name.rpartition(".")[2] for name in owners))))] if owners else []
+    parts += ["add"] * (named.get("residual") is not None or op.startswith("add"))
+    parts += ["relu"] * bool(named.get("relu", op.startswith("add")))
+    return "+".join(parts) or op
