@@ -1,8 +1,8 @@
 """Shape -> launch configuration. Pure functions; every tuned number of the Triton kernels lives here.
 
-No function asks a device anything, so a configuration can be printed, tested and compiled for a GPU that is not there.
-The numbers are computed (register and shared-memory budgets checked by ahead-of-time compilation, no GPU); a timing that
-changes one belongs beside it, with device and date.
+No function asks a device anything, so a configuration can be printed, tested and compiled for a GPU that is not
+there. The numbers are computed (registers and shared memory checked by ahead-of-time compilation, no GPU); a timing
+that changes one belongs beside it, with device and date.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-# Programs that fill the largest part we aim at (H100/H200: 132 SMs). A constant rather than a device query: the split of a
-# reduction, and so its rounding, is then the same on every GPU.
+# The largest part we aim at (H100/H200: 132 SMs). A constant rather than a device query: the split of a reduction, and
+# so its rounding, is then the same on every GPU.
 SMS = 132
 
 
@@ -28,9 +28,9 @@ def pow2(n: int) -> int:
 def fp32_precision() -> str:
     """How torch would multiply in a float32 convolution right now: "tf32" or "ieee".
 
-    `cudnn.conv.fp32_precision` is the resolved value: "none" has already been looked up in `cudnn.fp32_precision` and
-    `backends.fp32_precision`, and the older `cudnn.allow_tf32 = ...` writes into it. Reading `allow_tf32` instead raises
-    once a program has set convolutions and RNNs differently.
+    `cudnn.conv.fp32_precision` is the resolved value: "none" has been looked up in `cudnn.fp32_precision` and
+    `backends.fp32_precision` already, and the older `cudnn.allow_tf32 = ...` writes into it. Reading `allow_tf32`
+    instead raises once a program has set convolutions and RNNs differently.
     """
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
@@ -41,8 +41,8 @@ class Launch:
 
     @property
     def options(self) -> dict:
-        """Launch options of the kernel. FMA contraction is asked for by name: Triton announced that its default goes off,
-        and float32 IEEE convolutions would take twice the instructions."""
+        """Launch options of the kernel. FMA contraction is asked for by name: Triton announced that its default goes
+        off, and float32 IEEE convolutions would take twice the instructions."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
@@ -65,9 +65,9 @@ def flat(size: int, itemsize: int) -> Flat:
 class Tiles(Launch):
     """A cover of [outer, channels, inner] by tiles of block_r positions x block_c channels.
 
-    Positions run over `outer` if channels_last (inner == 1), else over `inner` within one `outer`; the tile's fast axis is
-    always the one that is contiguous in memory. A program works on one channel block and `steps` consecutive position
-    tiles; programs are numbered with the channel block fastest, so neighbours read neighbouring memory.
+    Positions run over `outer` if channels_last (inner == 1), else over `inner` within one `outer`; the fast axis of the
+    tile is always the one that is contiguous in memory. A program works on one channel block and `steps` consecutive
+    position tiles; programs are numbered with the channel block fastest, so neighbours read neighbouring memory.
     """
 
     channels_last: bool
@@ -106,15 +106,18 @@ _TILE = 4096
 _REDUCTION_PROGRAMS = 8 * SMS
 
 
+def _least_padding(n: int, blocks: tuple[int, ...]) -> int:
+    return min(blocks, key=lambda block: (cdiv(n, block) * block, -block))
+
+
 def _tiles(outer: int, channels: int, inner: int) -> Tiles:
-    least_padding = lambda n, blocks: min(blocks, key=lambda b: (cdiv(n, b) * b, -b))
     if inner == 1:
         # 128 channels of fp16 are two full 128-byte lines; C = 65 or 96 waste less in narrower blocks.
-        block_c = least_padding(channels, (128, 64, 32)) if channels > 32 else pow2(channels)
+        block_c = _least_padding(channels, (128, 64, 32)) if channels > 32 else pow2(channels)
         block_r = min(pow2(outer), _TILE // block_c)
     else:
         shortest = max(64, _TILE // min(pow2(channels), 64))
-        block_r = min(pow2(inner), least_padding(inner, (4 * shortest, 2 * shortest, shortest)), _TILE)
+        block_r = min(pow2(inner), _least_padding(inner, (4 * shortest, 2 * shortest, shortest)), _TILE)
         block_c = min(pow2(channels), _TILE // block_r, 128)
     return Tiles(inner == 1, outer, channels, inner, block_r, block_c, steps=1, num_warps=4)
 
@@ -133,7 +136,7 @@ def reduction(outer: int, channels: int, inner: int) -> Tiles:
 
 @dataclass(frozen=True)
 class Merge(Launch):
-    """Second stage of a reduction: [slices, channels] partials, block_s x block_c at a time, one program a channel block."""
+    """Second stage of a reduction: [slices, channels] partials, block_s x block_c at a time."""
 
     grid: tuple[int]
     block_s: int
@@ -178,35 +181,38 @@ class Conv(Launch):
 
 def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precision: str) -> Conv:
     """m output positions, k and c output and input channels per group. precision matters for float32 only."""
-    few_channels = c < 16
-    depth_of = lambda block: cdiv(taps * c, block) if few_channels else taps * cdiv(c, block)
-    block_k = min(128, max(16, pow2(k)))
-    if itemsize == 4 and precision == "ieee":
-        # Plain FMA: operands go through registers, so the tile is bounded by them, not by shared memory.
-        block_m, block_k, block_d, warps, stages = 64, min(64, block_k), 16, 4, 3
+    flat = c < 16
+    block_m, block_k = 128, min(128, max(16, pow2(k)))
+    ieee = itemsize == 4 and precision == "ieee"
+    if ieee:
+        # Plain FMA: operands go through registers, so the tile is bounded by them (168 a thread), not by shared memory.
+        block_m, block_k, block_d = 64, min(64, block_k), 16
+    elif flat:
+        # Each element has an address of its own here; 32 of them a row are what the registers hold without spills.
+        block_d = min(32, max(16, pow2(taps * c)))
     else:
-        # 128 bytes of depth per row, whatever the type: the widest swizzle, 8 16-byte copies per row.
-        block_m, block_d, warps, stages = 128, min(128 // itemsize, max(16, pow2(taps * c if few_channels else c))), 4, 4
-        if block_k == 128:
-            warps, stages = 8, 3
-    tiles = lambda: cdiv(m, block_m) * cdiv(k, block_k) * groups
-    if few_channels:
-        block_d = min(block_d, 32)
-    if tiles() < SMS and block_k == 128:
-        block_k, warps, stages = 64, 4, 4
-    if tiles() < SMS:
+        # 128 bytes of depth per row, whatever the type: the widest swizzle, 8 copies of 16 bytes a row.
+        block_d = min(128 // itemsize, pow2(c))
+    # Too few tiles for the GPU: smaller ones first,
+    if cdiv(m, block_m) * cdiv(k, block_k) * groups < SMS:
+        block_k = min(64, block_k)
+    tiles = cdiv(m, block_m) * cdiv(k, block_k) * groups
+    if tiles < SMS:
         block_m = 64
-    iterations = depth_of(block_d)
-    # Small batches: too few tiles for the GPU, so the reduction is cut as well. At least 4 iterations a program: below
-    # that the pipeline's prologue and the second kernel cost more than the parallelism brings.
-    splits = max(1, min(SMS // tiles(), iterations // 4))
+        tiles = cdiv(m, block_m) * cdiv(k, block_k) * groups
+    # then the reduction is cut as well. At least 4 iterations a program: below that the prologue of the pipeline and
+    # the second kernel cost more than the parallelism brings.
+    iterations = cdiv(taps * c, block_d) if flat else taps * cdiv(c, block_d)
+    splits = max(1, min(SMS // tiles, iterations // 4))
     splits = cdiv(iterations, cdiv(iterations, splits))  # no program without work
-    return Conv(few_channels, m, k, groups, block_m, block_k, block_d, iterations, splits, warps, stages)
+    # 98304 bytes of shared memory for a full tile either way: two blocks per SM on sm_90, one on sm_86 and sm_89.
+    num_warps, num_stages = (8, 3) if block_k == 128 else (4, 3 if ieee else 4)
+    return Conv(flat, m, k, groups, block_m, block_k, block_d, iterations, splits, num_warps, num_stages)
 
 
 def wide_offsets(block_m: int, pixels: int, x_image: int, out_image: int, weight: int) -> bool:
-    """True if an offset within one tile needs 64 bits. A tile of block_m positions touches at most block_m // pixels + 2
-    images of x_image and out_image elements each; the padding reaches less than one image beyond them."""
+    """True if an offset within one tile needs 64 bits. A tile of block_m positions touches at most block_m // pixels
+    + 2 images of x_image and out_image elements each; the padding reaches less than one image beyond them."""
     return max((block_m // pixels + 3) * max(x_image, out_image), weight) >= 2**31
 
 

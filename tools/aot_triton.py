@@ -2,9 +2,9 @@
 
     python tools/aot_triton.py [--arch 80 90 100] [--only NAME]
 
-The real launch functions run on meta tensors with the shapes of ResNets under a driver that names a target but owns no
-device, so what is compiled is exactly what a launch on such a GPU would compile: same specialisation, same launch.py.
-Registers, stack and instructions are read from the cubin. Exit status 1 on spills, on shared memory over the limit of the
+The real launch functions run on meta tensors with the shapes of ResNets, under a driver that names a target but owns
+no device: what is compiled is what a launch on such a GPU would compile, same specialisation, same launch.py.
+Registers and instructions are read from the cubin. Exit status 1 on spills, on shared memory over the limit of the
 architecture, or when a convolution that should use tensor cores does not.
 """
 
@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from resnet_fused.kernels import add_relu, bn_relu, conv_bn_relu
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Bytes of shared memory one block may have (CUDA programming guide, "maximum amount of shared memory per thread block").
+# Bytes of shared memory a block may have (CUDA programming guide, "maximum amount per thread block").
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTC\w*MMA)(?:\.\d+x\d+x\d+)?")
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -123,10 +123,10 @@ def read_cubin(cubin):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        read = lambda flag: subprocess.run(
-            [BINARIES / "cuobjdump", flag, file.name], check=True, capture_output=True, text=True
-        ).stdout
-        usage, sass = read("-res-usage"), read("-sass")
+        usage, sass = (
+            subprocess.run([BINARIES / "cuobjdump", flag, file.name], check=True, capture_output=True, text=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
     return int(re.search(r"REG:(\d+)", usage).group(1)), sass
 
 
@@ -174,11 +174,15 @@ def cases(dtype):
 def rows(archs, only=""):
     """One dict per distinct compiled kernel."""
     jobs = [
-        (arch, dtype, i) for arch in archs for dtype in DTYPES for i, (case, _) in enumerate(cases(dtype)) if only in case
+        (arch, dtype, i)
+        for arch in archs
+        for dtype in DTYPES
+        for i, (case, _) in enumerate(cases(dtype))
+        if only in case
     ]
     found = {}
     with concurrent.futures.ProcessPoolExecutor(2) as pool:
-        for result in pool.map(compile_case, *zip(*jobs)):
+        for result in pool.map(compile_case, *zip(*jobs, strict=True)):
             for row in result:
                 found.setdefault(row.pop("hash"), row)
     return list(found.values())

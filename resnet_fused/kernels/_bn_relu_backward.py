@@ -40,10 +40,7 @@ def _bn_relu_backward_reduce_kernel(
     part, channel, channel_mask = program_channels(channels, BLOCK_C)
     if x_ptr is not None:
         mean = load_channels(mean_ptr, channel, channel_mask, 0.0)
-    if CHANNELS_LAST:
-        sum_g = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    else:
-        sum_g = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
+    sum_g = tl.zeros([BLOCK_R, BLOCK_C] if CHANNELS_LAST else [BLOCK_C, BLOCK_R], tl.float32)
     sum_gx = tl.zeros_like(sum_g)
     first = part * steps
     for tile in range(first, tl.minimum(first + steps, position_tiles)):
@@ -111,7 +108,7 @@ def bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu
             grad, x, out if relu else None, mean, spread, partial, eps,
             tiles.outer, channels, tiles.inner, tiles.position_tiles, tiles.steps, slices, **blocks(tiles),
         )  # fmt: skip
-        for part, total in zip(partial, sums):
+        for part, total in zip(partial, sums, strict=True):
             _sum_slices_kernel[merge.grid](
                 part, total, channels, slices, BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, **merge.options
             )

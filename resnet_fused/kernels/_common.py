@@ -25,7 +25,7 @@ def load_channels(ptr, channel, mask, default: tl.constexpr):
 
 @triton.jit
 def inverse_std(spread, eps):
-    """eps None: spread is 1/std already, else the variance. Correctly rounded: it is per channel, so it costs nothing."""
+    """eps None: spread is 1/std already, else the variance. Correctly rounded, as it is per channel."""
     if eps is None:
         return spread
     else:

@@ -35,6 +35,4 @@ def add_relu(x, residual, out):
 def add_relu_backward(grad, out, grad_in):
     config = launch.flat(out.numel(), out.element_size())
     with torch.cuda.device_of(out):
-        _add_relu_backward_kernel[config.grid](
-            grad, out, grad_in, out.numel(), BLOCK=config.block, **config.options
-        )
+        _add_relu_backward_kernel[config.grid](grad, out, grad_in, out.numel(), BLOCK=config.block, **config.options)

@@ -1,4 +1,4 @@
-"""out = [relu]((x - mean) * invstd * weight + bias [+ residual]) per channel; its statistics and gradient are next door.
+"""out = [relu]((x - mean) * invstd * weight + bias [+ residual]) per channel; statistics and gradient: the next files.
 
 Both layouts go through the same kernels as [outer, channels, inner]; launch.Tiles says how.
 """

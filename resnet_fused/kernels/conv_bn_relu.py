@@ -1,10 +1,10 @@
 """Evaluation: out = [relu](conv(x, weight) * scale + shift [+ residual]), one implicit GEMM and its epilogue.
 
-scale = bn_weight / sqrt(var + eps), shift = bn_bias - mean * scale, in float32, from the live tensors: nothing is folded
-into the weights, so nothing can go stale, and a large scale cannot overflow fp16 weights.
+scale = bn_weight / sqrt(var + eps), shift = bn_bias - mean * scale, in float32, from the live tensors: nothing is
+folded into the weights, so nothing can go stale, and a large scale cannot overflow fp16 weights.
 
-Rows of the GEMM are output positions (n, p, q), columns output channels, the depth is taps x input channels. Tensors come
-with their strides; channels_last (and weights likewise) makes every copy a 16-byte one.
+Rows of the GEMM are output positions (n, p, q), columns output channels, the depth is taps x input channels. Tensors
+come with their strides; channels_last (and weights likewise) makes every copy a 16-byte one.
 """
 
 import torch
@@ -27,8 +27,8 @@ def _multiply(a, b, acc, PRECISION: tl.constexpr):
 def _positions(start, lane, p, q):
     """(first image, images ahead of it, row, column) of the output positions start + lane.
 
-    Only the scalar division is 64-bit; per row it would cost about 100 instructions. Offsets from the first image fit into
-    32 bits unless launch.wide_offsets says otherwise.
+    Only the scalar division is 64-bit; per row it would cost about 100 instructions. Offsets from the first image fit
+    into 32 bits unless launch.wide_offsets says otherwise.
     """
     pixels = tl.cast(p, tl.int32) * q
     image = start // pixels
@@ -41,7 +41,7 @@ def _positions(start, lane, p, q):
 
 @triton.jit
 def _inside(coordinate, size):
-    return coordinate.to(tl.uint32) < tl.cast(size, tl.uint32)  # one comparison: negative ones are huge
+    return coordinate.to(tl.uint32) < tl.cast(size, tl.uint32)  # negative ones are huge
 
 
 @triton.jit
@@ -152,12 +152,10 @@ def _conv_kernel(
             # What changes from step to step is scalar; the offsets of the tile stay in registers.
             x_depth = depth.to(OFFSET) * x_c
             weight_depth = depth.to(OFFSET) * weight_c
-            x_step = x_base + (
-                tl.cast(dh, tl.int64) * x_h + tl.cast(dw, tl.int64) * x_w + tl.cast(channel, tl.int64) * x_c
-            )
-            weight_step = weight_base + (
-                tl.cast(r, tl.int64) * weight_r + tl.cast(s, tl.int64) * weight_s + tl.cast(channel, tl.int64) * weight_c
-            )
+            channel = tl.cast(channel, tl.int64)
+            x_step = x_base + (tl.cast(dh, tl.int64) * x_h + tl.cast(dw, tl.int64) * x_w + channel * x_c)
+            tap_offset = tl.cast(r, tl.int64) * weight_r + tl.cast(s, tl.int64) * weight_s
+            weight_step = weight_base + (tap_offset + channel * weight_c)
         a = tl.load(x_step + (x_rows[:, None] + x_depth[None, :]), mask=inside & depth_mask[None, :], other=0.0)
         b = tl.load(
             weight_step + (weight_depth[:, None] + weight_columns[None, :]),
