@@ -42,9 +42,9 @@ void bn_relu_backward_apply(Layout layout, const void* grad, const void* x, cons
                                       static_cast<const char*>(grad_residual));
     with_walk<T>(layout, width, [&](auto n, auto planes) {
       const Share s = share(layout, n, 4, most);
-      launch(op, bn_relu_backward_apply_kernel<T, n, planes>, {s.tiles, s.chunks}, kWalkThreads, constants_bytes(4), stream, s,
-             static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<const T*>(out), norm, sum_g, sum_gx,
-             static_cast<float>(layout.count()), static_cast<T*>(grad_x), static_cast<T*>(grad_residual), relu);
+      launch(op, bn_relu_backward_apply_kernel<T, n, planes>, {s.tiles, s.chunks}, kWalkThreads, constants_bytes(4),
+             stream, s, static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<const T*>(out), norm, sum_g,
+             sum_gx, static_cast<float>(layout.count()), static_cast<T*>(grad_x), static_cast<T*>(grad_residual), relu);
     });
   });
 }

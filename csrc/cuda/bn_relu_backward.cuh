@@ -37,16 +37,15 @@ struct Inputs {
 
 // First stage of sum_g = sum g, sum_gx = sum g * (x - mean) * invstd (x == nullptr: sum_g alone).
 template <class T, int N, bool kPlanes>
-__global__ void __launch_bounds__(kWalkThreads) bn_relu_backward_reduce_kernel(Share share, const T* grad, const T* x,
-                                                                               const T* out, Norm norm, float* scratch,
-                                                                               bool with_relu) {
+__global__ void __launch_bounds__(kWalkThreads)
+    bn_relu_backward_reduce_kernel(Share share, const T* grad, const T* x, const T* out, Norm norm, float* scratch,
+                                   bool with_relu) {
   using W = Walk<N, kPlanes>;
   constexpr int kUnroll = N == 1 ? 4 : 2;
   W walk(share);
   float constants[1][W::kChannels];
-  channel_constants(share, walk, constants, [&](int64_t c) {
-    return Constants<1>{{x != nullptr ? parameter(norm.mean, c, 0.0f) : 0.0f}};
-  });
+  channel_constants(share, walk, constants,
+                    [&](int64_t c) { return Constants<1>{{x != nullptr ? parameter(norm.mean, c, 0.0f) : 0.0f}}; });
   const auto& [mean] = constants;
   GradientSums<W::kChannels> total;
   while (walk.more()) {
@@ -92,8 +91,8 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
 }
 
-// grad_residual = g, grad_x = scale * (g - shift - (x - mean) * slope); with frozen statistics shift and slope are 0 and
-// x is not read.
+// grad_residual = g, grad_x = scale * (g - shift - (x - mean) * slope); with frozen statistics shift and slope are 0
+// and x is not read.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads)
     bn_relu_backward_apply_kernel(Share share, const T* grad, const T* x, const T* out, Norm norm, const float* sum_g,

@@ -10,9 +10,12 @@ void bn_stats(Layout layout, const void* x, float* mean, float* invstd, MutableC
               MutableChannels running_var, const int64_t* num_batches_tracked, double momentum, double eps,
               void* scratch, void* stream) {
   float* partial = static_cast<float*>(scratch);
-  const BatchStatistics to{mean,        invstd,
-                           running_mean, running_var,
-                           num_batches_tracked, static_cast<float>(momentum),
+  const BatchStatistics to{mean,
+                           invstd,
+                           running_mean,
+                           running_var,
+                           num_batches_tracked,
+                           static_cast<float>(momentum),
                            static_cast<float>(eps)};
   with_type(layout.dtype, [&](auto element) {
     using T = decltype(element);
@@ -21,9 +24,8 @@ void bn_stats(Layout layout, const void* x, float* mean, float* invstd, MutableC
       const Share s = reduction_share(layout, n, multiprocessors("bn_stats"));
       launch("bn_stats", bn_stats_kernel<T, n, planes>, {s.tiles, s.chunks}, kWalkThreads,
              merge_bytes<Partial>(kWalkThreads), stream, s, static_cast<const T*>(x), partial);
-      launch("bn_stats", bn_stats_merge_kernel, {ceil_divide(layout.channels, kMergeWide)}, kMergeThreads,
-             merge_bytes<Moments<1>>(kMergeThreads), stream, partial, s.chunks, layout.channels, layout.inner, layout.count(),
-             Channels{x, layout.dtype}, to);
+      launch("bn_stats", bn_stats_merge_kernel<T>, {ceil_divide(layout.channels, kMergeWide)}, kMergeThreads,
+             merge_bytes<Moments<1>>(kMergeThreads), stream, s, static_cast<const T*>(x), partial, layout.count(), to);
     });
   });
 }

@@ -5,22 +5,33 @@
 
 namespace resnet_fused::cuda {
 
+// Average of the first few values of a channel, the same for every thread: one value alone is a deviation off, and what
+// the running means lose to rounding is in proportion.
+template <class T>
+__device__ __forceinline__ float pivot_of(const T* x, int64_t outer, int64_t channels, int64_t inner, int64_t channel) {
+  const int64_t available = inner == 1 ? outer : inner, step = inner == 1 ? channels : 1;
+  const int count = available < 8 ? static_cast<int>(available) : 8;
+  float sum = 0;
+  for (int i = 0; i < count; ++i) sum = ptx::add(sum, parameter<T>(x, channel * inner + i * step));
+  return ptx::div(sum, static_cast<float>(count));
+}
+
 // First stage: each block reduces its chunk to (count, mean, M2) per channel in scratch.
 //
-// Values are taken relative to the channel's first one, the same for every thread: with |mean| 1000 deviations large a
-// mean in float32 is wrong by 3e-5 deviations, and differences of such means by as much. Groups of rows are then reduced
-// in registers around their own mean and merged by Chan's update (one division per group), because that first value may
-// be an outlier, far from the mean, where shifted sums of squares would cancel.
+// Values are taken relative to a pivot near the mean: with |mean| 1000 deviations large, a mean in float32 is wrong by
+// 3e-5 deviations, and differences of such means by as much. Groups of rows are then reduced in registers around their
+// own mean and merged by Chan's update (one division per group), because the pivot may be an outlier, far from the
+// mean, where shifted sums of squares would cancel.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads) bn_stats_kernel(Share share, const T* x, float* scratch) {
   using W = Walk<N, kPlanes>;
   constexpr int kUnroll = N == 1 ? 8 : 4, kEach = N / W::kChannels;  // values of a channel in one vector
   W walk(share);
-  float pivot[W::kChannels];
-#pragma unroll
-  for (int c = 0; c < W::kChannels; ++c) {
-    pivot[c] = walk.active ? parameter<T>(x, (walk.channel + c) * share.inner) : 0.0f;
-  }
+  float constants[1][W::kChannels];
+  channel_constants(share, walk, constants, [&](int64_t c) {
+    return Constants<1>{{pivot_of(x, share.outer, share.channels, share.inner, c)}};
+  });
+  const auto& [pivot] = constants;
   Moments<W::kChannels> total;
   while (walk.more()) {
     Elements<T, N> in[kUnroll];
@@ -62,6 +73,7 @@ __global__ void __launch_bounds__(kWalkThreads) bn_stats_kernel(Share share, con
     }
     total.merge(group);
   }
+  ptx::sync_threads();  // the merge reuses the shared memory of the constants
   merge_block(total, walk.across, walk.along, share.wide, share.high, walk.active);
   if (walk.active && walk.along == 0) {
     float* to = scratch + static_cast<int64_t>(ptx::bid_y()) * 3 * share.channels + walk.channel;
@@ -106,16 +118,18 @@ __device__ __forceinline__ void finish_statistics(const BatchStatistics& to, con
 }
 
 // Second stage: merges the chunks in order and finishes.
+template <class T>
 __global__ void __launch_bounds__(kMergeThreads)
-    bn_stats_merge_kernel(const float* scratch, int64_t chunks, int64_t channels, int64_t inner, int64_t count,
-                          Channels x, BatchStatistics to) {
+    bn_stats_merge_kernel(Share share, const T* x, const float* scratch, int64_t count, BatchStatistics to) {
   const int across = ptx::tid() % kMergeWide, along = ptx::tid() / kMergeWide;
   const int64_t c = static_cast<int64_t>(ptx::bid_x()) * kMergeWide + across;
-  const bool active = c < channels;
+  const bool active = c < share.channels;
   Moments<1> total;
-  if (active) total = merge_chunks<Moments<1>>(scratch, chunks, channels, c, along);
+  if (active) total = merge_chunks<Moments<1>>(scratch, share.chunks, share.channels, c, along);
   merge_block(total, across, along, kMergeWide, kMergeHigh, active);
-  if (active && along == 0) finish_statistics(to, total, parameter(x, c * inner, 0.0f), count, c);
+  if (active && along == 0) {
+    finish_statistics(to, total, pivot_of(x, share.outer, share.channels, share.inner, c), count, c);
+  }
 }
 
 }  // namespace resnet_fused::cuda

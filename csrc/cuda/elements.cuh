@@ -34,8 +34,7 @@ __device__ __forceinline__ float parameter(const Channels& channels, int64_t i, 
 __device__ __forceinline__ void set_parameter(const MutableChannels& channels, int64_t i, float value) {
   switch (channels.dtype) {
     case DType::f32: return ptx::st_global(static_cast<float*>(channels.data) + i, value);
-    case DType::f16:
-      return ptx::st_global(static_cast<ptx::f16*>(channels.data) + i, ptx::from_float<ptx::f16>(value));
+    case DType::f16: return ptx::st_global(static_cast<ptx::f16*>(channels.data) + i, ptx::from_float<ptx::f16>(value));
     default: return ptx::st_global(static_cast<ptx::bf16*>(channels.data) + i, ptx::from_float<ptx::bf16>(value));
   }
 }

@@ -1,4 +1,5 @@
-// Partial results of a channel, or of the N channels a thread keeps to, and their merge across a block in a fixed order.
+// Partial results of a channel, or of the N channels a thread keeps to, and their merge across a block in a fixed
+// order.
 #pragma once
 
 #include "../launch.h"
@@ -51,6 +52,9 @@ template <class Partial>
 constexpr size_t merge_bytes(int threads) {
   return sizeof(float) * Partial::kWords * threads;
 }
+
+// Kernels that keep one constant per channel in the same memory before they merge ask for merge_bytes alone.
+static_assert(merge_bytes<GradientSums<1>>(kWalkThreads) >= constants_bytes(1), "room for the constants");
 
 // Merges what the threads `along` = 0 .. high - 1 hold into `along` = 0, pairwise: partner distances 2^k, descending.
 // Every thread of the block must come here; `active` says whether it holds anything.

@@ -17,8 +17,8 @@ constexpr int kWalkThreads = 256;
 
 struct Share {
   int64_t outer, channels, inner;
-  int64_t positions;   // vectors (planes) or rows (columns) per channel tile
-  int wide, high;      // threads: across the channel tile, along the positions
+  int64_t positions;  // vectors (planes) or rows (columns) per channel tile
+  int wide, high;     // threads: across the channel tile, along the positions
   int64_t tiles, chunks;
 };
 

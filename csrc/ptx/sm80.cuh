@@ -82,7 +82,8 @@ PTX_FN void st_shared(uint32_t addr, T value) {
 }
 
 // Lane l names row l % 8 of matrix l / 8; register i receives the fragment of matrix i (row lane / 4, columns
-// 2 * (lane % 4) and the next). _trans gives the fragment of the transposed matrices. x2 reads addresses of lanes 0..15.
+// 2 * (lane % 4) and the next). _trans gives the fragment of the transposed matrices. x2 reads addresses of lanes
+// 0..15.
 PTX_FN void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

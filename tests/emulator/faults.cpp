@@ -162,7 +162,11 @@ const Wrong kWrong[] = {
      },
      2048, "still in flight"},
     {"end with a cp.async under way", [](char* g) { start_copy(g); }, 2048, "has not waited for"},
-    {"one lane skips sync_warp", [](char*) { if (lane() != 7) sync_warp(); }, 0, "sync_warp"},
+    {"one lane skips sync_warp",
+     [](char*) {
+       if (lane() != 7) sync_warp();
+     },
+     0, "sync_warp"},
     {"one lane skips ldmatrix and meets the others in a shuffle",
      [](char*) {
        st_shared(smem_base() + 16 * tid(), ptx::Words4{});
@@ -172,10 +176,22 @@ const Wrong kWrong[] = {
        ptx::shfl_xor(1, 1);
      },
      2048, "diverges"},
-    {"one lane skips sync_threads", [](char*) { if (tid() != 40) sync_threads(); }, 0, "sync_threads"},
-    {"one warp skips sync_threads", [](char*) { if (warp() != 1) sync_threads(); }, 0, "deadlock: 32 threads have ended"},
+    {"one lane skips sync_threads",
+     [](char*) {
+       if (tid() != 40) sync_threads();
+     },
+     0, "sync_threads"},
+    {"one warp skips sync_threads",
+     [](char*) {
+       if (warp() != 1) sync_threads();
+     },
+     0, "deadlock: 32 threads have ended"},
     {"lanes of a warp at different barriers", [](char*) { bar_sync(1 + lane() / 16, 64); }, 0, "different barriers"},
-    {"a named barrier too few threads reach", [](char*) { if (warp() == 0) bar_sync(1, 64); }, 0, "deadlock: "},
+    {"a named barrier too few threads reach",
+     [](char*) {
+       if (warp() == 0) bar_sync(1, 64);
+     },
+     0, "deadlock: "},
     {"a named barrier with two counts", [](char*) { bar_sync(1, warp() == 0 ? 64 : 128); }, 0, "for the others"},
     {"a named barrier of 40 threads", [](char*) { bar_sync(1, 40); }, 0, "barrier 1 of 40 threads"},
     {"barrier 16", [](char*) { bar_sync(16, 128); }, 0, "there are 16"},

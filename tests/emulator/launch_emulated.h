@@ -12,7 +12,8 @@ namespace resnet_fused::cuda {
 inline int multiprocessors(const char*) { return emu::machine.multiprocessors; }
 
 template <class... Params, class... Args>
-void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, size_t shared_bytes, void*, Args&&... args) {
+void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, size_t shared_bytes, void*,
+            Args&&... args) {
   using Call = std::pair<void (*)(Params...), std::tuple<Params...>>;
   const Call call(kernel, std::tuple<Params...>(std::forward<Args>(args)...));
   emu::machine.run(

@@ -37,7 +37,8 @@ void check_mirror() {
   Buffer<T> in(128), out(128);
   for (size_t i = 0; i < 128 * sizeof(T); ++i) reinterpret_cast<unsigned char*>(in.get())[i] = (i * 7 + i / 256) & 255;
   run(mirror<T>, {1}, 128, 128 * sizeof(T), in.get(), out.get());
-  for (size_t i = 0; i < 128; ++i) expect(std::memcmp(&out[i], &in[127 - i], sizeof(T)) == 0, "mirror " + std::to_string(i));
+  for (size_t i = 0; i < 128; ++i)
+    expect(std::memcmp(&out[i], &in[127 - i], sizeof(T)) == 0, "mirror " + std::to_string(i));
 }
 
 __global__ void base_alignment(uint32_t* out) { *out = ptx::smem_base() % 128; }
@@ -190,7 +191,8 @@ std::vector<float> number_samples() {
   for (uint32_t h = 0; h < 65536; h += 3) {
     for (float v : {emu::widen_f16(static_cast<uint16_t>(h)), emu::widen_bf16(static_cast<uint16_t>(h))}) {
       const uint32_t u = emu::bits_of(v);
-      for (uint32_t d : {0u, 1u, 0xfffu, 0x1000u, 0x1001u, 0x7fffu, 0x8000u, 0x8001u}) x.push_back(emu::float_of(u + d));
+      for (uint32_t d : {0u, 1u, 0xfffu, 0x1000u, 0x1001u, 0x7fffu, 0x8000u, 0x8001u})
+        x.push_back(emu::float_of(u + d));
     }
   }
   return x;
@@ -198,31 +200,33 @@ std::vector<float> number_samples() {
 __global__ void narrow(const float* x, uint32_t* out, int n) {
   for (int i = ptx::bid_x() * ptx::threads() + ptx::tid(); i < n; i += ptx::grid_x() * ptx::threads()) {
     const float lo = x[i], hi = x[n - 1 - i];
-    out[5 * i] = ptx::from_float<ptx::f16>(lo).bits | static_cast<uint32_t>(ptx::from_float<ptx::bf16>(lo).bits) << 16;
-    out[5 * i + 1] = ptx::pack<ptx::f16>(lo, hi);
-    out[5 * i + 2] = ptx::pack<ptx::bf16>(lo, hi);
-    out[5 * i + 3] = ptx::to_tf32(lo);
+    out[6 * i] = ptx::from_float<ptx::f16>(lo).bits | static_cast<uint32_t>(ptx::from_float<ptx::bf16>(lo).bits) << 16;
+    out[6 * i + 1] = ptx::pack<ptx::f16>(lo, hi);
+    out[6 * i + 2] = ptx::pack<ptx::bf16>(lo, hi);
+    out[6 * i + 3] = ptx::to_tf32(lo);
     float a, b;
     ptx::unpack<ptx::f16>(ptx::pack<ptx::f16>(lo, hi), a, b);
-    out[5 * i + 4] = ptx::bit_cast<uint32_t>(a) ^ ptx::bit_cast<uint32_t>(b);
+    out[6 * i + 4] = ptx::bit_cast<uint32_t>(a) ^ ptx::bit_cast<uint32_t>(b);
+    out[6 * i + 5] = ptx::bit_cast<uint32_t>(ptx::to_float(ptx::from_float<ptx::bf16>(lo)));
   }
 }
 void check_narrow() {
   const std::vector<float> samples = number_samples();
   const int n = static_cast<int>(samples.size());
   Buffer<float> x(n);
-  Buffer<uint32_t> out(5 * n);
+  Buffer<uint32_t> out(6 * n);
   std::memcpy(x.get(), samples.data(), n * sizeof(float));
   run(narrow, {2}, 128, 0, x.get(), out.get(), n);
   for (int i = 0; i < n; ++i) {
     const float lo = x[i], hi = x[n - 1 - i];
     const uint32_t f16 = emu::narrow_f16(lo), f16_hi = emu::narrow_f16(hi), bf16 = emu::narrow_bf16(lo);
-    expect_equal(out[5 * i], f16 | bf16 << 16, "cvt", i);
-    expect_equal(out[5 * i + 1], f16 | f16_hi << 16, "cvt.f16x2", i);
-    expect_equal(out[5 * i + 2], bf16 | static_cast<uint32_t>(emu::narrow_bf16(hi)) << 16, "cvt.bf16x2", i);
-    if (lo == lo) expect_equal(out[5 * i + 3] & 0xffffe000u, emu::round_tf32(lo) & 0xffffe000u, "cvt.rna.tf32", i);
+    expect_equal(out[6 * i], f16 | bf16 << 16, "cvt", i);
+    expect_equal(out[6 * i + 1], f16 | f16_hi << 16, "cvt.f16x2", i);
+    expect_equal(out[6 * i + 2], bf16 | static_cast<uint32_t>(emu::narrow_bf16(hi)) << 16, "cvt.bf16x2", i);
+    if (lo == lo) expect_equal(out[6 * i + 3] & 0xffffe000u, emu::round_tf32(lo) & 0xffffe000u, "cvt.rna.tf32", i);
     const float a = emu::widen_f16(static_cast<uint16_t>(f16)), b = emu::widen_f16(static_cast<uint16_t>(f16_hi));
-    if (a == a && b == b) expect_equal(out[5 * i + 4], emu::bits_of(a) ^ emu::bits_of(b), "cvt.f32.f16", i);
+    if (a == a && b == b) expect_equal(out[6 * i + 4], emu::bits_of(a) ^ emu::bits_of(b), "cvt.f32.f16", i);
+    if (lo == lo) expect_equal(out[6 * i + 5], bf16 << 16, "cvt.f32.bf16", i);
   }
 }
 
@@ -251,26 +255,25 @@ void check_arithmetic() {
 
 int main() {
   using namespace micro;
-  return run_all(
-             {{"indices", check_indices},
-              {"shared and global, 2 bytes", check_mirror<uint16_t>},
-              {"shared and global, 4 bytes", check_mirror<uint32_t>},
-              {"shared and global, 8 bytes", check_mirror<ptx::Words2>},
-              {"shared and global, 16 bytes", check_mirror<ptx::Words4>},
-              {"smem_base", check_base_alignment},
-              {"cp.async", check_copies},
-              {"ldmatrix.x4", check_load_matrices<4, false>},
-              {"ldmatrix.x4.trans", check_load_matrices<4, true>},
-              {"ldmatrix.x2", check_load_matrices<2, false>},
-              {"ldmatrix.x2.trans", check_load_matrices<2, true>},
-              {"mma f16", check_multiply<ptx::f16>},
-              {"mma bf16", check_multiply<ptx::bf16>},
-              {"mma tf32", check_multiply<float>},
-              {"named barriers", check_named_barriers},
-              {"shuffles", check_shuffles},
-              {"conversions", check_narrow},
-              {"arithmetic", check_arithmetic}},
-             5) == 0
+  return run_all({{"indices", check_indices},
+                  {"shared and global, 2 bytes", check_mirror<uint16_t>},
+                  {"shared and global, 4 bytes", check_mirror<uint32_t>},
+                  {"shared and global, 8 bytes", check_mirror<ptx::Words2>},
+                  {"shared and global, 16 bytes", check_mirror<ptx::Words4>},
+                  {"smem_base", check_base_alignment},
+                  {"cp.async", check_copies},
+                  {"ldmatrix.x4", check_load_matrices<4, false>},
+                  {"ldmatrix.x4.trans", check_load_matrices<4, true>},
+                  {"ldmatrix.x2", check_load_matrices<2, false>},
+                  {"ldmatrix.x2.trans", check_load_matrices<2, true>},
+                  {"mma f16", check_multiply<ptx::f16>},
+                  {"mma bf16", check_multiply<ptx::bf16>},
+                  {"mma tf32", check_multiply<float>},
+                  {"named barriers", check_named_barriers},
+                  {"shuffles", check_shuffles},
+                  {"conversions", check_narrow},
+                  {"arithmetic", check_arithmetic}},
+                 5) == 0
              ? 0
              : 1;
 }

@@ -72,8 +72,7 @@ void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
     for (uint32_t left = cell.readers; left != 0; left &= left - 1) {
       const int warp = __builtin_ctz(left);
       const Read& read = last_read(i, warp);
-      const bool ordered =
-          warp == who.warp ? read.lane == who.lane || read.clock < now : read.clock <= known.at[warp];
+      const bool ordered = warp == who.warp ? read.lane == who.lane || read.clock < now : read.clock <= known.at[warp];
       if (!ordered) {
         fail(what, "race: overwrites what warp " + std::to_string(warp) + " may still read", addr, who, &cell);
       }

@@ -1,9 +1,9 @@
 // Shared memory of one block, and a happens-before record of who touched each 2 bytes of it.
 //
-// Every warp has a clock that advances when it synchronises; `known[w][v]` is the latest clock of warp v that warp w has
-// synchronised with. An access must be ordered, by barriers or sync_warp, after every earlier access of another thread
-// it conflicts with. So a missing barrier is a fault under every schedule that reaches it, not only an unlucky one.
-// Orders inside a warp count too: two lanes conflict unless the warp has synchronised in between.
+// Every warp has a clock that advances when it synchronises; `known[w][v]` is the latest clock of warp v that warp w
+// has synchronised with. An access must be ordered, by barriers or sync_warp, after every earlier access of another
+// thread it conflicts with. So a missing barrier is a fault under every schedule that reaches it, not only an unlucky
+// one. Orders inside a warp count too: two lanes conflict unless the warp has synchronised in between.
 #pragma once
 
 #include <cstdint>

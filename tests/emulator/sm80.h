@@ -100,7 +100,8 @@ void st_global_stream(void* p, T value) {
 // cp.async: the destination is poison from issue until the issuing thread waits for the copy's group.
 
 inline void copy(const char* what, uint32_t dst, const void* src, int bytes, int src_bytes) {
-  if (src_bytes < 0 || src_bytes > bytes) machine.fail(std::string(what) + ": source size " + std::to_string(src_bytes));
+  if (src_bytes < 0 || src_bytes > bytes)
+    machine.fail(std::string(what) + ": source size " + std::to_string(src_bytes));
   check_global(what, src, bytes);
   emu::Copy c{dst, bytes, {}};
   std::memcpy(c.data, src, src_bytes);  // now, so that AddressSanitizer blames the instruction and not the wait

@@ -1,0 +1,76 @@
+"""The emulator itself: right uses of every instruction give the right numbers, wrong uses are reported."""
+
+import ctypes
+import re
+import subprocess
+
+import pytest
+import torch
+from emulator import build
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+
+
+def run(executable):
+    done = subprocess.run([executable], capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, "\n".join([line for line in lines if not line.startswith("ok")] + [done.stderr])
+    assert lines and all(line.startswith("ok") for line in lines)
+    return [line[5:] for line in lines]
+
+
+def test_every_instruction_has_a_right_use():
+    checks = run(build.executable("micro"))
+    listed = (build.ROOT / "csrc/ptx/ptx.cuh").read_text().split("#pragma once")[0]
+    source = (build.ROOT / "tests/emulator/micro.cpp").read_text()
+    names = set(re.findall(r"\b([a-z_0-9]+)(?:<[^>]*>)?\(", listed))
+    assert names >= {"ldmatrix_x4", "cp_async16", "bar_arrive", "shfl_down", "mma_m16n8k16", "to_tf32"}
+    unused = {n for n in names if not re.search(rf"ptx::{n}\b", source)}
+    assert not unused
+    assert len(checks) >= 18
+
+
+def test_wrong_uses_are_reported():
+    assert len(run(build.executable("faults"))) >= 35
+
+
+def test_fibers_without_assembly():
+    """The ucontext fallback that other processors use."""
+    run(build.executable("micro", extra=("-DEMU_UCONTEXT",)))
+
+
+@pytest.mark.parametrize("name", ["micro", "faults"])
+def test_under_sanitizers(name):
+    run(build.executable(name, sanitize=True))
+
+
+def pointer(t):
+    return ctypes.c_void_p(t.data_ptr())
+
+
+def test_16_bit_formats_are_torchs():
+    patterns = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+    f16, bf16 = torch.empty(65536), torch.empty(65536)
+    build.control().emu_widen(pointer(patterns), pointer(f16), pointer(bf16), ctypes.c_int64(65536))
+    for ours, dtype in ((f16, torch.float16), (bf16, torch.bfloat16)):
+        theirs = patterns.view(dtype).float()
+        assert ((ours.view(torch.int32) == theirs.view(torch.int32)) | (ours.isnan() & theirs.isnan())).all()
+    # Every pattern, the midpoints between neighbours, and one float32 step to either side of both.
+    x = torch.cat([f16, bf16, (f16 + f16.roll(-1)) / 2, (bf16 + bf16.roll(-1)) / 2, torch.randn(1 << 16) * 1e-6])
+    bits = x.view(torch.int32)
+    x = torch.cat([x, (bits + 1).view(torch.float32), (bits - 1).view(torch.float32)])
+    n = x.numel()
+    to_f16, to_bf16 = torch.empty(n, dtype=torch.float16), torch.empty(n, dtype=torch.bfloat16)
+    to_tf32 = torch.empty(n)
+    build.control().emu_narrow(pointer(x), pointer(to_f16), pointer(to_bf16), pointer(to_tf32), ctypes.c_int64(n))
+    for ours, theirs in ((to_f16, x.half()), (to_bf16, x.bfloat16())):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        same = ours.view(torch.int16) == theirs.view(torch.int16)
+        assert (same | theirs.isnan()).all()
+    # TF32: 10 bits of mantissa, nearest; ties away from zero, so at most half a step off and never toward zero at a tie.
+    normal = (x.abs() > 2.0**-120) & (x.abs() < 2.0**120)
+    step = torch.exp2(torch.floor(torch.log2(x[normal].abs().double())) - 10)
+    off = to_tf32[normal].double() - x[normal].double()
+    assert (off.abs() <= step / 2).all()
+    assert ((off * x[normal].sign() > 0) | (off.abs() < step / 2)).all()
+    assert (to_tf32[normal].view(torch.int32) & 0x1FFF == 0).all()
