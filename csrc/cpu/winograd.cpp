@@ -47,13 +47,14 @@ struct Sizes {
         panels(divide_up(plan.shape.k, kWinogradPanel)),
         panel_weights(winograd_packed_size(kWinogradPanel, plan.shape.c, plan.shape.m, plan.weights)),
         part(points * plan.rows * divide_up(plan.shape.c, kWinogradLine) * kWinogradLine),
-        // An odd number of lines: powers of two would put the tiles' products into the same few sets of the L1 cache.
+        // Strides of an odd number of lines: powers of two would map all that is stored together to few sets of L1.
         product(points * kWinogradPanel + kWinogradLine),
+        expanded_point(plan.chunk * kWinogradPanel + kWinogradLine),
         transformed(part * divide_up(plan.block, plan.rows)),
         products(product * plan.block * plan.group),
-        expanded(plan.weights == WinogradWeights::taps ? points * plan.chunk * kWinogradPanel : 0),
+        expanded(plan.weights == WinogradWeights::taps ? points * expanded_point : 0),
         task((plan.split_panels ? 0 : transformed) + products + expanded) {}
-  int64_t points, panels, panel_weights, part, product, transformed, products, expanded, task;
+  int64_t points, panels, panel_weights, part, product, expanded_point, transformed, products, expanded, task;
 };
 
 class Run {
@@ -102,7 +103,7 @@ class Run {
     const bool taps = plan_.weights == WinogradWeights::taps;
     float* expanded = own + sizes_.products;
     const float* weights = packed_ + group * sizes_.panel_weights + c * 9 * kWinogradPanel;
-    if (taps) (shape_.m == 2 ? kernels_.expand2 : kernels_.expand4)(weights, channels, expanded);
+    if (taps) (shape_.m == 2 ? kernels_.expand2 : kernels_.expand4)(weights, channels, expanded, sizes_.expanded_point);
 
     const int64_t parts = divide_up(count, plan_.rows);
     WinogradGemm gemm;
@@ -116,7 +117,7 @@ class Run {
     int64_t call = 0;
     for (int64_t point = 0; point < sizes_.points; ++point) {
       for (int64_t i = 0; i < panels; ++i) {
-        gemm.u = taps ? expanded + point * channels * kWinogradPanel : weights_at(group + i, point);
+        gemm.u = taps ? expanded + point * sizes_.expanded_point : weights_at(group + i, point);
         const float* next = taps ? weights + channels * 9 * kWinogradPanel
                                  : i + 1 < panels ? weights_at(group + i + 1, point) : weights_at(group, point + 1);
         for (int64_t part = 0; part < parts; ++part, ++call) {

@@ -29,9 +29,8 @@ inline void filter_axis(Vec g0, Vec g1, Vec g2, Vec (&u)[6]) {
 }
 
 template <int M>
-void winograd_expand(const float* taps, int64_t c, float* u) {
+void winograd_expand(const float* taps, int64_t c, float* u, int64_t point_stride) {
   constexpr int kSize = M + 2;
-  const int64_t point_stride = c * kWinogradPanel;
   for (int64_t i = 0; i < c; ++i, taps += 9 * kWinogradPanel, u += kWinogradPanel) {
     for (int lane = 0; lane < kWinogradPanel; lane += kWidth) {
       const auto tap = [&](int r, int s) { return load(taps + (r * 3 + s) * kWinogradPanel + lane); };

@@ -46,8 +46,8 @@ struct WinogradKernels {
   // Channels c_begin (a multiple of 16) to c_end of one tile; v: its line 0 for point 0.
   using Input = void (*)(const WinogradInput& in, int64_t c_begin, int64_t c_end, float* v, int64_t line_stride,
                          int64_t point_stride);
-  // Filter taps [c][9][32] to points [P][c][32].
-  using Expand = void (*)(const float* taps, int64_t c, float* u);
+  // Filter taps [c][9][32] to points [P][c][32], the points `point_stride` apart.
+  using Expand = void (*)(const float* taps, int64_t c, float* u, int64_t point_stride);
   using Gemm = void (*)(const WinogradGemm& gemm);
   using Output = void (*)(const float* products, const WinogradOutput& to);
 
@@ -57,5 +57,7 @@ struct WinogradKernels {
   Expand expand2, expand4;
   Output output2, output4;
 };
+
+const WinogradKernels& winograd_kernels();  // of the instruction set in use
 
 }  // namespace resnet_fused::cpu
