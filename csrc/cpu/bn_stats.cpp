@@ -6,9 +6,11 @@
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
-constexpr int kRows = 32;     // channels_last: rows per block
-constexpr int kBlock = 1024;  // contiguous: values per block, at least (short planes are taken together)
-constexpr int kGroup = 4;     // vectors whose sums are kept in registers together
+constexpr int kRows = 32;    // channels_last: rows per block
+constexpr int kBlock = 512;  // contiguous: values per block, at least (short planes are taken together)
+constexpr int kGroup = 4;    // channels_last: vectors whose sums are kept in registers together
+// Contiguous: sums kept side by side, so that none adds more than kSegment / 64 = 32 values in float.
+constexpr int kSums = 64 / kWidth;
 
 // Rounding may leave a constant channel below zero, and the root of that with eps = 0 would be NaN. Keeps NaN.
 inline double not_negative(double m2) { return m2 < 0 ? 0 : m2; }
@@ -80,22 +82,24 @@ void for_units(const T* x, const Partition& cut, int64_t begin, int64_t end, int
     const T* p = x + cut.offset(unit, c);
     const int64_t n = cut.length(unit);
     int64_t i = 0;
-    for (; i + kGroup * kWidth <= n; i += kGroup * kWidth) {
-      for (int v = 0; v < kGroup; ++v) f(v, load(p + i + v * kWidth));
+    for (; i + kSums * kWidth <= n; i += kSums * kWidth) {
+      for (int v = 0; v < kSums; ++v) f(v, load(p + i + v * kWidth));
     }
-    for (; i + kWidth <= n; i += kWidth) f(0, load(p + i));
+    int v = 0;
+    for (; i + kWidth <= n; i += kWidth) f(v++, load(p + i));
     if (i < n) {
       Vec rest = splat(fill);
       for (int lane = 0; lane < n - i; ++lane) rest[lane] = load(p + i + lane, 1)[0];
-      f(0, rest);
+      f(v, rest);
     }
   }
 }
 
 inline double total(const Vec* sums) {
-  const Vec all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   double result = 0;
-  for (int i = 0; i < kWidth; ++i) result += all[i];
+  for (int v = 0; v < kSums; ++v) {
+    for (int i = 0; i < kWidth; ++i) result += sums[v][i];
+  }
   return result;
 }
 
@@ -108,7 +112,7 @@ void channel_chunk(const T* x, const Partition& cut, int64_t chunk, int64_t c, M
     const int64_t last = std::min(unit + step, cut.end(chunk));
     int64_t count = 0;
     for (int64_t u = unit; u < last; ++u) count += cut.length(u);
-    Vec pivot[kGroup] = {}, sum[kGroup] = {}, square[kGroup] = {};
+    Vec pivot[kSums] = {}, sum[kSums] = {}, square[kSums] = {};
     for_units(x, cut, unit, last, c, 0, [&](int v, Vec value) { pivot[v] += value; });
     const float near_mean = static_cast<float>(total(pivot) / static_cast<double>(count));
     for_units(x, cut, unit, last, c, near_mean, [&](int v, Vec value) {

@@ -13,8 +13,8 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Values per task of a pass that writes a map: small enough to use two cores on the smallest maps of ResNet-34 at batch
 // 1 (25088 values), large enough that waking a thread costs less than its work.
 constexpr int64_t kGrain = 8192;
-// Contiguous layout: values of one channel that are handled in one go (16 KiB of floats stay in the L1 cache).
-constexpr int64_t kSegment = 4096;
+// Contiguous layout: values of one channel that are handled in one go; they stay in the L1 cache.
+constexpr int64_t kSegment = 2048;
 
 // body(constants, offset, n) for every run of n neighbouring values; fill(strip, first_channel, n) computes the
 // constants. channels_last: a run is a strip of channels of one pixel; contiguous: a piece of one channel's plane.
