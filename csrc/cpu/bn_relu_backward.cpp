@@ -1,9 +1,12 @@
+#include <type_traits>
+
 #include "planes.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
 constexpr int kRows = 32;  // channels_last: rows summed in float before they are added in double
+constexpr int kGroup = 4;  // vectors summed side by side: whole cache lines of neighbouring channels, in memory order
 
 // g of n <= kWidth values; `out` is not read without relu.
 template <bool kRelu, class T>
@@ -12,23 +15,27 @@ Vec masked_grad(const T* grad, const T* out, int n) {
   return kRelu ? masked(g, n == kWidth ? load(out) : load(out, n)) : g;
 }
 
-// Adds the sums over `rows` rows of one vector of channels.
-template <bool kRelu, bool kX, class T>
+// Adds the sums over `rows` rows of kVecs vectors of channels, `lanes` of them valid in the last one.
+template <int kVecs, bool kRelu, bool kX, class T>
 void strip_block(const T* grad, const T* x, const T* out, int64_t stride, int rows, int lanes, const float* mean,
                  double* sum_g, double* sum_gx) {
-  Vec g_sum = {}, gx_sum = {};
-  const Vec center = kX ? load(mean) : Vec{};
+  Vec g_sum[kVecs] = {}, gx_sum[kVecs] = {};
   for (int row = 0; row < rows; ++row) {
-    const int64_t i = row * stride;
-    const Vec g = masked_grad<kRelu>(grad + i, kRelu ? out + i : nullptr, lanes);
-    g_sum += g;
-    if (kX) gx_sum += g * ((lanes == kWidth ? load(x + i) : load(x + i, lanes)) - center);
+    for (int v = 0; v < kVecs; ++v) {
+      const int n = v == kVecs - 1 ? lanes : kWidth;
+      const int64_t i = row * stride + v * kWidth;
+      const Vec g = masked_grad<kRelu>(grad + i, kRelu ? out + i : nullptr, n);
+      g_sum[v] += g;
+      if (kX) gx_sum[v] += g * ((n == kWidth ? load(x + i) : load(x + i, n)) - load(mean + v * kWidth));
+    }
   }
-  float g_lanes[kWidth], gx_lanes[kWidth];
-  store(g_lanes, g_sum), store(gx_lanes, gx_sum);
-  for (int i = 0; i < lanes; ++i) {
-    sum_g[i] += g_lanes[i];
-    if (kX) sum_gx[i] += gx_lanes[i];
+  for (int v = 0; v < kVecs; ++v) {
+    float g_lanes[kWidth], gx_lanes[kWidth];
+    store(g_lanes, g_sum[v]), store(gx_lanes, gx_sum[v]);
+    for (int i = 0; i < (v == kVecs - 1 ? lanes : kWidth); ++i) {
+      sum_g[v * kWidth + i] += g_lanes[i];
+      if (kX) sum_gx[v * kWidth + i] += gx_lanes[i];
+    }
   }
 }
 
@@ -43,11 +50,14 @@ void sums(Layout layout, const T* grad, const T* x, const T* out, const Norm& no
     for (int i = 0; i < n; ++i) sum_g[i] = sum_gx[i] = 0;
     for (int64_t row = cut.begin(chunk); row < cut.end(chunk); row += kRows) {
       const int rows = static_cast<int>(std::min<int64_t>(kRows, cut.end(chunk) - row));
-      for (int i = 0; i < n; i += kWidth) {
+      int i = 0;
+      const auto step = [&](auto vecs, int lanes) {
         const int64_t at = row * channels + first + i;
-        strip_block<kRelu, kX>(grad + at, kX ? x + at : nullptr, kRelu ? out + at : nullptr, channels, rows,
-                               std::min(kWidth, n - i), mean + i, sum_g + i, sum_gx + i);
-      }
+        strip_block<vecs, kRelu, kX>(grad + at, kX ? x + at : nullptr, kRelu ? out + at : nullptr, channels, rows,
+                                     lanes, mean + i, sum_g + i, sum_gx + i);
+      };
+      for (; i + kGroup * kWidth <= n; i += kGroup * kWidth) step(std::integral_constant<int, kGroup>{}, kWidth);
+      for (; i < n; i += kWidth) step(std::integral_constant<int, 1>{}, std::min(kWidth, n - i));
     }
   };
   const auto channel_task = [&](int64_t chunk, int64_t c) {
