@@ -14,7 +14,8 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
     """Share of the error budget that `ours` uses; <= 1 passes, infinite where NaNs or infinities differ.
 
     `oracle_eager`: where eager has an oracle of its own. A gradient is exact for the ReLU mask of the very output it
-    belongs to, and the two outputs may round to different masks.
+    belongs to, and the two outputs may round to different masks. `channel_dim`: None takes one RMS over all values, for
+    tensors with only a few values per channel (logits).
 
     Two norms, because each misses something: the largest error of all, and the RMS error of every channel (in bfloat16
     one channel that is 2 % off passes the first and not the second). The floor, in units in the last place of a typical
@@ -43,14 +44,16 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
     worst = error_ours.abs().max() / (factor * error_eager.abs().max() + step * scale.abs().max() + tiny)
     if ours.dim() <= 1:
         return worst.item()
-    others = [d for d in range(ours.dim()) if d != channel_dim]
+    others = [d for d in range(ours.dim()) if d != channel_dim]  # all of them for None
 
     def rms(t):
         return t.square().mean(others).sqrt()
 
     def typical(channel_rms):
-        # Sums of larger terms err by a share of the terms, so a small channel of float32 is not judged by its own size.
-        return channel_rms.clamp_min(channel_rms.mean()) if ours.dtype == torch.float32 else channel_rms
+        # Sums of larger terms err by a share of the terms, so a small channel is not judged by its own size: after a ReLU
+        # one value may be all that is left of it, and that one round well in eager (9 % of random bfloat16 convolutions
+        # with 64 channels of 7x7; none with half the mean).
+        return channel_rms.clamp_min(channel_rms.mean() * (1.0 if ours.dtype == torch.float32 else 0.5))
 
     channel = (rms(error_ours) / (factor * rms(error_eager) + step * typical(rms(scale)) + tiny)).max()
     return max(worst.item(), channel.item())
@@ -60,3 +63,20 @@ def assert_within_budget(ours, eager, oracle, what, **kwargs):
     share = budget_used(ours, eager, oracle, **kwargs)
     if not share <= 1.0:
         raise AssertionError(f"{what}: {share:.2f} of the error budget (2x eager's own error against float64)")
+
+
+def gradient_budget_used(ours, eager, oracle, oracle_eager, factor=2.0):
+    """The same rule for the gradients of a whole model, lists of one tensor per parameter: the worst relative error.
+
+    Relative to the parameter's own gradient, in the 2-norm. The worst of ours stands against the worst of eager's: which
+    parameter is worst is chance.
+    """
+
+    def worst(grads, exact_grads):
+        return max(
+            ((g.double() - e).norm() / e.norm().clamp_min(torch.finfo(g.dtype).tiny)).nan_to_num(nan=math.inf).item()
+            for g, e in zip(grads, exact_grads, strict=True)
+        )
+
+    floor = 4 * torch.finfo(ours[0].dtype).eps
+    return worst(ours, oracle) / (factor * worst(eager, oracle_eager) + floor)
