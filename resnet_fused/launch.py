@@ -100,8 +100,10 @@ class Tiles(Launch):
         return (self.slices * self.channel_blocks,)
 
 
-# Elements of a tile: 4 warps x 32 elements. Larger tiles spill the two float32 accumulators of the reductions.
+# Elements of a tile at 4 warps: 32 a thread. Reductions carry two float32 sums for each of them: with 32 they took 172
+# registers and spilled in NCHW float32 (Triton 3.9, sm_90, computed ahead of time, no GPU).
 _TILE = 4096
+_REDUCTION_TILE = 2048
 # Programs of a reduction: 8 waves of one CTA per SM; more only makes the merge of the partials longer.
 _REDUCTION_PROGRAMS = 8 * SMS
 
@@ -110,26 +112,26 @@ def _least_padding(n: int, blocks: tuple[int, ...]) -> int:
     return min(blocks, key=lambda block: (cdiv(n, block) * block, -block))
 
 
-def _tiles(outer: int, channels: int, inner: int) -> Tiles:
+def _tiles(outer: int, channels: int, inner: int, size: int) -> Tiles:
     if inner == 1:
         # 128 channels of fp16 are two full 128-byte lines; C = 65 or 96 waste less in narrower blocks.
         block_c = _least_padding(channels, (128, 64, 32)) if channels > 32 else pow2(channels)
-        block_r = min(pow2(outer), _TILE // block_c)
+        block_r = min(pow2(outer), size // block_c)
     else:
-        shortest = max(64, _TILE // min(pow2(channels), 64))
-        block_r = min(pow2(inner), _least_padding(inner, (4 * shortest, 2 * shortest, shortest)), _TILE)
-        block_c = min(pow2(channels), _TILE // block_r, 128)
+        shortest = max(64, size // min(pow2(channels), 64))
+        block_r = min(pow2(inner), _least_padding(inner, (4 * shortest, 2 * shortest, shortest)), size)
+        block_c = min(pow2(channels), size // block_r, 128)
     return Tiles(inner == 1, outer, channels, inner, block_r, block_c, steps=1, num_warps=4)
 
 
 def elementwise(outer: int, channels: int, inner: int) -> Tiles:
     """One tile a program: for kernels that apply per-channel parameters."""
-    return _tiles(outer, channels, inner)
+    return _tiles(outer, channels, inner, _TILE)
 
 
 def reduction(outer: int, channels: int, inner: int) -> Tiles:
     """As many tiles a program as keeps the GPU full: for per-channel sums."""
-    tiles = _tiles(outer, channels, inner)
+    tiles = _tiles(outer, channels, inner, _REDUCTION_TILE)
     slices = max(1, _REDUCTION_PROGRAMS // tiles.channel_blocks)
     return Tiles(**{**vars(tiles), "steps": cdiv(tiles.position_tiles, slices)})
 
@@ -185,7 +187,8 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
     block_m, block_k = 128, min(128, max(16, pow2(k)))
     ieee = itemsize == 4 and precision == "ieee"
     if ieee:
-        # Plain FMA: operands go through registers, so the tile is bounded by them (168 a thread), not by shared memory.
+        # Plain FMA: operands go through registers, so the tile is bounded by them, not by shared memory.
+        # With 8 warps 80 to 128 a thread, with 4 up to 168 and spills on sm_100 (computed ahead of time, no GPU).
         block_m, block_k, block_d = 64, min(64, block_k), 16
     elif flat:
         # Each element has an address of its own here; 32 of them a row are what the registers hold without spills.
@@ -206,7 +209,7 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
     splits = max(1, min(SMS // tiles, iterations // 4))
     splits = cdiv(iterations, cdiv(iterations, splits))  # no program without work
     # 98304 bytes of shared memory for a full tile either way: two blocks per SM on sm_90, one on sm_86 and sm_89.
-    num_warps, num_stages = (8, 3) if block_k == 128 else (4, 3 if ieee else 4)
+    num_warps, num_stages = (8, 3) if block_k == 128 or ieee else (4, 4)
     return Conv(flat, m, k, groups, block_m, block_k, block_d, iterations, splits, num_warps, num_stages)
 
 

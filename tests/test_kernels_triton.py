@@ -36,7 +36,7 @@ def randn(device):
 @pytest.fixture
 def many_slices(monkeypatch):
     """Tiles of 256 elements, 6 programs a reduction: several steps, ragged slices and tails at sizes that are quick."""
-    monkeypatch.setattr(launch, "_TILE", 256)
+    monkeypatch.setattr(launch, "_REDUCTION_TILE", 256)
     monkeypatch.setattr(launch, "_REDUCTION_PROGRAMS", 6)
 
 

@@ -32,7 +32,7 @@ from resnet_fused.kernels import add_relu, bn_relu, conv_bn_relu
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Bytes of shared memory a block may have (CUDA programming guide, "maximum amount per thread block").
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTC\w*MMA)(?:\.\d+x\d+x\d+)?")
+TENSOR_CORE = re.compile(r"\b(?:HG|H|UTC\w*)MMA(?:\.\d+(?:x\d+x\d+)?)?")
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
