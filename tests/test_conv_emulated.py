@@ -4,12 +4,11 @@ import conv_emulated as emulated
 import pytest
 import torch
 import torch.nn.functional as F
+from conv_emulated import LAST, MATHS
 
 from resnet_fused.accuracy import assert_within_budget, exact
 
 EPS = 1e-3
-MATHS = {"f16": (torch.float16, False), "bf16": (torch.bfloat16, False), "tf32": (torch.float32, True), "f32": (torch.float32, False)}
-LAST = torch.channels_last
 
 
 class Case:
@@ -36,8 +35,8 @@ class Case:
     def reference(self, convert):
         stride, padding, dilation, groups = self.options
         y = F.conv2d(convert(self.x), convert(self.weight), None, stride, padding, dilation, groups)
-        mean, var, weight, bias = (None if t is None else t.to(y.dtype if y.dtype == torch.float64 else t.dtype) for t in self.norm)
-        y = F.batch_norm(y, mean, var, weight, bias, False, 0, EPS)
+        norm = [t.double() if t is not None and y.dtype == torch.float64 else t for t in self.norm]
+        y = F.batch_norm(y, *norm, False, 0, EPS)
         if self.residual is not None:
             y = y + convert(self.residual)
         return torch.relu(y) if self.relu else y
@@ -54,8 +53,8 @@ class Case:
 
     def run(self, **kwargs):
         before = [None if t is None else t.clone() for t in (self.x, self.weight, self.residual, *self.norm)]
-        emulated.convolve("conv_bn_relu", self.x, self.weight, self.norm, self.residual, self.out, self.conv, EPS, self.relu,
-                          self.tf32, **kwargs)  # fmt: skip
+        emulated.convolve("conv_bn_relu", self.x, self.weight, self.norm, self.residual, self.out, self.conv, EPS,
+                          relu=self.relu, allow_tf32=self.tf32, **kwargs)  # fmt: skip
         after = (self.x, self.weight, self.residual, *self.norm)
         for a, b in zip(after, before, strict=True):
             assert a is b or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True), "an input was written"
@@ -76,25 +75,25 @@ class Case:
         return emulated.plan(self.dtype, self.conv, self.tf32, **kwargs)
 
 
-# Odd sizes, so that m ends inside a tile and images inside a row of tiles; at least STAGES + 2 k-steps where the pipeline
-# is the subject: 3x3 x 64 16-bit channels are 9 steps.
+# Odd sizes, so that m ends inside a tile and images inside a row of tiles; at least STAGES + 2 k-steps where the
+# pipeline is the subject: 3x3 x 64 16-bit channels are 9 steps.
 SHAPES = {
-    "3x3": dict(shape=(2, 64, 9, 11), k=64, r=3, padding=1),
-    "3x3 unpadded": dict(shape=(2, 64, 9, 11), k=72, r=3),
-    "3x3 stride 2": dict(shape=(3, 64, 9, 12), k=72, r=3, stride=2, padding=1),
-    "1x1 stride 2": dict(shape=(2, 448, 13, 9), k=64, r=1, stride=2, residual=False, relu=False),
-    "dilation 2": dict(shape=(1, 48, 12, 9), k=40, r=3, padding=2, dilation=2),
-    "groups 2": dict(shape=(2, 80, 9, 7), k=48, r=3, padding=1, groups=2),
-    "c 8": dict(shape=(1, 8, 13, 9), k=16, r=(7, 9), padding=3),
-    "rectangle": dict(shape=(1, 72, 10, 9), k=136, r=(1, 5), padding=2, residual=False),
+    "3x3": {"shape": (2, 64, 9, 11), "k": 64, "r": 3, "padding": 1},
+    "3x3 unpadded": {"shape": (2, 64, 9, 11), "k": 72, "r": 3},
+    "3x3 stride 2": {"shape": (3, 64, 9, 12), "k": 72, "r": 3, "stride": 2, "padding": 1},
+    "1x1 stride 2": {"shape": (2, 448, 13, 9), "k": 64, "r": 1, "stride": 2, "residual": False, "relu": False},
+    "dilation 2": {"shape": (1, 48, 12, 9), "k": 40, "r": 3, "padding": 2, "dilation": 2},
+    "groups 2": {"shape": (2, 80, 9, 7), "k": 48, "r": 3, "padding": 1, "groups": 2},
+    "c 8": {"shape": (1, 8, 13, 9), "k": 16, "r": (7, 9), "padding": 3},
+    "rectangle": {"shape": (1, 72, 10, 9), "k": 136, "r": (1, 5), "padding": 2, "residual": False},
 }
 MASKED = {
-    "stem": dict(shape=(2, 3, 25, 29), k=16, r=7, stride=2, padding=3, residual=False),
-    "c 65": dict(shape=(1, 65, 9, 7), k=72, r=3, padding=1),
-    "k 10": dict(shape=(1, 36, 9, 8), k=10, r=3, padding=1),
-    "groups 3": dict(shape=(1, 15, 9, 8), k=21, r=3, stride=2, padding=1, groups=3),
-    "depthwise": dict(shape=(1, 6, 9, 8), k=6, r=3, padding=1, groups=6),
-    "one of each": dict(shape=(1, 1, 1, 1), k=1, r=1),
+    "stem": {"shape": (2, 3, 25, 29), "k": 16, "r": 7, "stride": 2, "padding": 3, "residual": False},
+    "c 65": {"shape": (1, 65, 9, 7), "k": 72, "r": 3, "padding": 1},
+    "k 10": {"shape": (1, 36, 9, 8), "k": 10, "r": 3, "padding": 1},
+    "groups 3": {"shape": (1, 15, 9, 8), "k": 21, "r": 3, "stride": 2, "padding": 1, "groups": 3},
+    "depthwise": {"shape": (1, 6, 9, 8), "k": 6, "r": 3, "padding": 1, "groups": 6},
+    "one of each": {"shape": (1, 1, 1, 1), "k": 1, "r": 1},
 }
 
 
@@ -130,6 +129,8 @@ def test_split_k(math, splits):
     case = Case(math, (1, 64, 7, 9), 72, 3, padding=1)
     assert case.plan(splits=splits).splits > 1
     case.check(splits=splits, seed=splits)
+    plan = case.plan(splits=7)
+    assert (plan.splits - 1) * plan.steps_per_split < plan.steps, "an empty slice"
     Case("f16", (1, 20, 7, 9), 22, 5, padding=2, groups=2).check(splits=splits)  # masked, ragged in every dimension
 
 
@@ -140,6 +141,11 @@ def test_same_bits_whatever_the_schedule(splits):
         case = Case("f16", (1, 64, 9, 9), 64, 3, padding=1)
         results.append(case.run(splits=splits, seed=seed, policy=policy).clone())
     assert all(torch.equal(r, results[0]) for r in results)
+
+
+def test_a_batch_in_several_launches():
+    for splits in (1, 3):
+        Case("bf16", (5, 64, 7, 7), 72, 3, padding=1).check(images=2, splits=splits)
 
 
 @pytest.mark.parametrize("params", [torch.float32, torch.float16, torch.bfloat16])

@@ -26,17 +26,28 @@ struct ConvArgs {
   __device__ __forceinline__ int64_t out_channels() const { return static_cast<int64_t>(k) * groups; }
 };
 
-inline ConvArgs conv_args(const ConvPlan& plan, DType dtype, const void* x, const void* weight, const Norm& norm,
-                          const void* residual, void* out, const Conv& conv, int64_t images, bool relu, bool aligned,
-                          void* scratch) {
+struct ConvTensors {
+  const void* x;
+  const void* weight;
+  const void* residual;  // or nullptr
+  void* out;
+
+  bool aligned() const {
+    const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+    return (bits(x) | bits(weight) | bits(residual) | bits(out)) % 16 == 0;
+  }
+};
+
+inline ConvArgs conv_args(const ConvPlan& plan, DType dtype, const ConvTensors& at, const Norm& norm, const Conv& conv,
+                          int64_t images, bool relu, void* scratch) {
   const TileShape& tile = shape_of(plan.tile);
   const int64_t step = kConvStepBytes / (dtype == DType::f32 ? 4 : 2);
   ConvArgs a{};
-  a.x = x, a.weight = weight, a.residual = residual, a.out = out;
+  a.x = at.x, a.weight = at.weight, a.residual = at.residual, a.out = at.out;
   a.partial = plan.splits > 1 ? static_cast<float*>(scratch) : nullptr;
   a.norm = norm;
   a.relu = relu;
-  a.vector_out = aligned && conv.k % 8 == 0;
+  a.vector_out = at.aligned() && conv.k % 8 == 0;
   a.h = int(conv.h), a.w = int(conv.w), a.p = int(conv.p), a.q = int(conv.q), a.r = int(conv.r), a.s = int(conv.s);
   a.c = int(conv.c), a.k = int(conv.k), a.groups = int(conv.groups);
   a.stride_h = conv.stride_h, a.stride_w = conv.stride_w, a.pad_h = conv.pad_h, a.pad_w = conv.pad_w;
@@ -50,6 +61,21 @@ inline ConvArgs conv_args(const ConvPlan& plan, DType dtype, const void* x, cons
   a.step_s = int(step / conv.c % conv.s);
   a.step_r = int(step / conv.c / conv.s);
   return a;
+}
+
+// Calls body(args, number) for each launch: one, unless the batch is too large for 32-bit counts.
+template <class Body>
+void conv_launches(const ConvPlan& plan, DType dtype, ConvTensors at, const Norm& norm, const Conv& conv, bool relu,
+                   void* scratch, Body body) {
+  const int64_t element = dtype == DType::f32 ? 4 : 2;
+  const int64_t x_bytes = plan.images * conv.h * conv.w * conv.c * conv.groups * element;
+  const int64_t out_bytes = plan.images * conv.p * conv.q * conv.k * conv.groups * element;
+  for (int64_t number = 0, left = conv.n; left > 0; ++number, left -= plan.images) {
+    body(conv_args(plan, dtype, at, norm, conv, left < plan.images ? left : plan.images, relu, scratch), number);
+    at.x = static_cast<const char*>(at.x) + x_bytes;
+    at.out = static_cast<char*>(at.out) + out_bytes;
+    if (at.residual) at.residual = static_cast<const char*>(at.residual) + out_bytes;
+  }
 }
 
 }  // namespace resnet_fused::cuda

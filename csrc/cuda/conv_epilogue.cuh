@@ -6,14 +6,9 @@
 
 #include "conv_args.cuh"
 #include "conv_tile.cuh"
+#include "elements.cuh"
 
 namespace resnet_fused::cuda {
-
-__device__ __forceinline__ float parameter(const void* data, DType dtype, int64_t i) {
-  if (dtype == DType::f32) return ptx::ld_global_nc<float>(static_cast<const float*>(data) + i);
-  if (dtype == DType::f16) return ptx::to_float(ptx::ld_global_nc<ptx::f16>(static_cast<const ptx::f16*>(data) + i));
-  return ptx::to_float(ptx::ld_global_nc<ptx::bf16>(static_cast<const ptx::bf16*>(data) + i));
-}
 
 // Mean, scale and bias of kCount channels from `first` into shared memory [3, kCount]; channels past `end` are zeros.
 template <int kCount>
@@ -22,11 +17,9 @@ __device__ __forceinline__ void stage_norm(const Norm& norm, uint32_t smem, int6
     float mean = 0, scale = 0, bias = 0;
     const int64_t channel = first + i;
     if (channel < end) {
-      const float var = parameter(norm.spread.data, norm.spread.dtype, channel);
-      const float weight = norm.weight.data ? parameter(norm.weight.data, norm.weight.dtype, channel) : 1.0f;
-      mean = parameter(norm.mean.data, norm.mean.dtype, channel);
-      scale = ptx::div(weight, ptx::sqrt(ptx::add(var, static_cast<float>(norm.eps))));
-      bias = norm.bias.data ? parameter(norm.bias.data, norm.bias.dtype, channel) : 0.0f;
+      mean = parameter(norm.mean, channel, 0.0f);
+      scale = ptx::mul(parameter(norm.weight, channel, 1.0f), inverse_deviation(norm, channel));
+      bias = parameter(norm.bias, channel, 0.0f);
     }
     ptx::st_shared(smem + 4 * i, mean);
     ptx::st_shared(smem + 4 * (kCount + i), scale);
@@ -91,7 +84,7 @@ __device__ __forceinline__ void finish(const ConvArgs& a, uint32_t norm, const S
     for (int e = 0; e < 4; ++e) {
       float y = ptx::fma(ptx::add(sums[half].v[e], -mean.v[e]), scale.v[e], bias.v[e]);
       if (a.residual) y = ptx::add(y, ptx::to_float(residual[4 * half + e]));
-      if (a.relu) y = y < 0 ? 0 : y;  // not fmaxf: NaN stays NaN
+      if (a.relu) y = relu(y);
       result[4 * half + e] = ptx::from_float<Element>(y);
     }
   }

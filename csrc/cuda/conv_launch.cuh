@@ -1,35 +1,48 @@
-// Starts the kernels of one Math. One .cu per Math includes this, so that the four compile side by side.
+// Starts the kernels of one Math. One .cu per Math and op includes this, so that they compile side by side.
 #pragma once
 
 #include "../launch.h"
 #include "conv_bn_relu.cuh"
 #include "conv_splitk.cuh"
+#include "conv_stats.cuh"
 
 namespace resnet_fused::cuda {
 
-template <class Tile, bool kVector>
-void launch_tile(const ConvPlan& plan, const ConvArgs& args, void* stream) {
-  const Grid grid{ceil_div(args.m, Tile::kM) * args.groups * args.tiles_n, plan.splits};
-  launch("conv_bn_relu", conv_bn_relu_kernel<Tile, kVector>, grid, Tile::kThreads, Tile::kShape.shared_bytes(), stream,
-         args);
+// Calls body(Tile{}, kVector) with the types of the plan.
+template <class Math, class Body>
+void with_tile(const ConvPlan& plan, Body body) {
+  if (!plan.vector) return body(Tile<Math, ConvTile::m64n64>{}, std::false_type{});
+  if (plan.tile == ConvTile::m64n64) return body(Tile<Math, ConvTile::m64n64>{}, std::true_type{});
+  if (plan.tile == ConvTile::m128n64) return body(Tile<Math, ConvTile::m128n64>{}, std::true_type{});
+  if constexpr (Math::kMath != ConvMath::f32) body(Tile<Math, ConvTile::m128n128>{}, std::true_type{});
+}
+
+template <class Tile>
+Grid conv_grid(const ConvPlan& plan, const ConvArgs& args) {
+  return {ceil_div(args.m, Tile::kM) * args.groups * args.tiles_n, plan.splits};
 }
 
 template <class Math>
 void launch_conv(const ConvPlan& plan, const ConvArgs& args, void* stream) {
-  if (!plan.vector) {
-    launch_tile<Tile<Math, ConvTile::m64n64>, false>(plan, args, stream);
-  } else if (plan.tile == ConvTile::m64n64) {
-    launch_tile<Tile<Math, ConvTile::m64n64>, true>(plan, args, stream);
-  } else if (plan.tile == ConvTile::m128n64) {
-    launch_tile<Tile<Math, ConvTile::m128n64>, true>(plan, args, stream);
-  } else if constexpr (Math::kMath != ConvMath::f32) {
-    launch_tile<Tile<Math, ConvTile::m128n128>, true>(plan, args, stream);
-  }
+  with_tile<Math>(plan, [&](auto tile, auto vector) {
+    using T = decltype(tile);
+    launch("conv_bn_relu", conv_bn_relu_kernel<T, vector>, conv_grid<T>(plan, args), T::kThreads,
+           T::kShape.shared_bytes(), stream, args);
+  });
   if (plan.splits > 1) {
     const Grid grid{args.padded_n / kReduceColumns, ceil_div(args.m, kReduceRows)};
-    launch("conv_bn_relu", conv_reduce_kernel<typename Math::Element>, grid, kReduceThreads,
-           3 * 4 * kReduceColumns, stream, args);
+    launch("conv_bn_relu", conv_reduce_kernel<typename Math::Element>, grid, kReduceThreads, 3 * 4 * kReduceColumns,
+           stream, args);
   }
+}
+
+template <class Math>
+void launch_conv_stats(const ConvPlan& plan, const ConvArgs& args, const MomentsBuffer& moments, void* stream) {
+  with_tile<Math>(plan, [&](auto tile, auto vector) {
+    using T = decltype(tile);
+    launch("conv_stats", conv_stats_kernel<T, vector>, conv_grid<T>(plan, args), T::kThreads, T::kShape.shared_bytes(),
+           stream, args, moments);
+  });
 }
 
 }  // namespace resnet_fused::cuda

@@ -1,8 +1,8 @@
 // Global -> shared: one k-step of the activations (A, addressed as im2col would lay them out) and of the weights (B).
 //
 // k counts (r, s, c) with c fastest, as KRSC weights and NHWC pixels both do. A thread copies one 16-byte chunk of
-// every kRowsPerPass-th row, always at the same k: it walks (r, s, c) once for all its rows. Padding, ragged k,
-// ragged m and ragged n arrive as zeros (cp.async with no source bytes).
+// every kRowsPerPass-th row, always at the same k: it walks (r, s, c) once for all its rows. Padding, ragged k
+// and ragged n arrive as zeros (cp.async with no source bytes).
 #pragma once
 
 #include "conv_args.cuh"
@@ -40,12 +40,11 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < kRowsA; ++i) {
       const int64_t m = m0 + ptx::tid() / 8 + i * Tile::kRowsPerPass;
-      const int pixel = m < args.m ? static_cast<int>(m) : 0;
+      const int pixel = m < args.m ? static_cast<int>(m) : 0;  // rows past m repeat pixel 0; no one looks at their sums
       const int line = pixel / args.q, image = line / args.p;
       h_[i] = line % args.p * args.stride_h - args.pad_h;
       w_[i] = pixel % args.q * args.stride_w - args.pad_w;
       offset_[i] = ((image * args.h + h_[i]) * args.w + w_[i]) * pixel_ + group * (args.c / kUnit);
-      if (m >= args.m) h_[i] = -(1 << 30);  // no tap reaches inside: dilation * r stays below 2^29
     }
   }
 

@@ -92,6 +92,7 @@ inline void conv_check(bool holds, const char* what, int64_t value) {
 inline int64_t conv_images(const Conv& conv, int64_t unit) {
   constexpr int64_t kLimit = INT32_MAX - 4096;
   const int64_t channels = conv.c * conv.groups, x_image = (conv.h + conv.pad_h) * (conv.w + conv.pad_w) * channels / unit;
+  conv_check(conv.c > 0 && conv.k > 0, "channels", conv.c);
   conv_check(conv.h + conv.pad_h < (1 << 29) && conv.w + conv.pad_w < (1 << 29), "height and width below 2^29", conv.h);
   conv_check(x_image <= kLimit / 2, "an image below 2^30 elements (2^30 16-byte pieces if channels divide by 8)", x_image);
   conv_check(conv.p * conv.q <= kLimit, "an output image below 2^31 pixels", conv.p * conv.q);
@@ -126,7 +127,9 @@ inline ConvPlan conv_plan_for(ConvTile tile, DType dtype, const Conv& conv, bool
   return plan;
 }
 
-inline ConvPlan conv_plan(DType dtype, const Conv& conv, bool allow_tf32, bool aligned) {
+// `most_splits` 1: an epilogue that needs whole sums.
+inline ConvPlan conv_plan(DType dtype, const Conv& conv, bool allow_tf32, bool aligned,
+                          int most_splits = ConvModel::kMaxSplits) {
   const ConvMath math = conv_math(dtype, allow_tf32);
   ConvPlan best = conv_plan_for(ConvTile::m64n64, dtype, conv, aligned, 1);
   double best_cost = -1;
@@ -136,7 +139,7 @@ inline ConvPlan conv_plan(DType dtype, const Conv& conv, bool allow_tf32, bool a
     // A thread's 8 x 8 outputs already hide shared memory behind float32 arithmetic; a larger tile gains nothing.
     if (tile == ConvTile::m128n128 && math == ConvMath::f32) continue;
     const TileShape& shape = shape_of(tile);
-    for (int splits = 1; splits <= ConvModel::kMaxSplits; ++splits) {
+    for (int splits = 1; splits <= most_splits; ++splits) {
       const ConvPlan plan = conv_plan_for(tile, dtype, conv, aligned, splits);
       if (plan.splits != splits || (splits > 1 && plan.steps_per_split < 2)) continue;
       const double cost = conv_cost(shape, math, plan.images * conv.p * conv.q, conv.k, conv.groups, plan.steps, splits);

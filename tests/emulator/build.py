@@ -102,6 +102,14 @@ def executable(name, sanitize=SANITIZE, root=ROOT, extra=()):
     return link(name, [here / f"{name}.cpp", *(here / m for m in MACHINE)], [*flags, *extra], folder)
 
 
+def c_library(name, kernels, sanitize=SANITIZE, root=ROOT):
+    """C functions of tests/emulator/<name>.cpp for ctypes, and the csrc/cuda sources `kernels` (a glob) they launch."""
+    flags, folder = _variant(root, sanitize)
+    here = root / "tests" / "emulator"
+    sources = [here / f"{name}.cpp", *(here / m for m in MACHINE), *sorted(root.glob(f"csrc/cuda/{kernels}"))]
+    return link(f"{name}.so", sources, flags, folder / name)
+
+
 def library(sanitize=SANITIZE, root=ROOT):
     """The library that registers torch.ops.resnet_fused_emu: every launcher of csrc/cuda on CPU tensors."""
     import torch

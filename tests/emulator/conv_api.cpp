@@ -4,24 +4,29 @@
 #include <memory>
 #include <string>
 
+#include "cuda/conv_args.cuh"
 #include "cuda/conv_plan.h"
 #include "cuda/conv_pool_plan.h"
 #include "machine.h"
 
 namespace resnet_fused::cuda {
-void conv_bn_relu_planned(const ConvPlan&, DType, const void*, const void*, Norm, const void*, void*, Conv, bool, bool,
-                          void*, void*);
+void conv_bn_relu_planned(const ConvPlan&, DType, const ConvTensors&, Norm, Conv, bool, bool, void*, void*);
+void conv_stats_planned(const ConvPlan&, DType, const ConvTensors&, Conv, float*, float*, MutableChannels, MutableChannels,
+                        const int64_t*, double, double, bool, void*, void*);
 void conv_bn_relu_pool_planned(const PoolPlan&, DType, const void*, const void*, Norm, void*, Conv, bool, void*);
 }  // namespace resnet_fused::cuda
 
 using namespace resnet_fused;
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
 
 struct ConvCall {
   const void *x, *weight, *mean, *var, *bn_weight, *bn_bias, *residual;
   void* out;
   int64_t dtype, param_dtype;
   int64_t n, h, w, c, k, r, s, p, q, groups, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t relu, allow_tf32, aligned, tile, splits;  // tile -1, splits 0: the plan's own choice
+  int64_t relu, allow_tf32, aligned;
+  int64_t tile, splits, images;  // -1, 0, 0: the plan's own choice; images: per launch
   int64_t seed, policy;
   double eps;
 };
@@ -50,6 +55,14 @@ static Norm norm_of(const ConvCall& a) {
   return {{a.mean, p}, {a.var, p}, true, a.eps, {a.bn_weight, p}, {a.bn_bias, p}};
 }
 
+// Exactly as large as promised, so that AddressSanitizer sees one byte more; NaN, so that unwritten sums show.
+using Scratch = std::unique_ptr<void, void (*)(void*)>;
+static Scratch poisoned(size_t bytes) {
+  Scratch scratch(std::aligned_alloc(256, bytes), std::free);
+  std::memset(scratch.get(), 0xff, bytes);
+  return scratch;
+}
+
 // Runs `body`; nullptr, or what went wrong (valid until the next call).
 template <class Body>
 static const char* guarded(Body body) {
@@ -63,7 +76,7 @@ static const char* guarded(Body body) {
   }
 }
 
-extern "C" const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
+EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
   return guarded([&] {
     const cuda::ConvPlan p = plan_of(*a);
     *to = {int64_t(p.tile), p.vector, p.images, p.tiles_m, p.tiles_n, p.steps, p.splits, p.steps_per_split, int64_t(p.scratch)};
@@ -72,19 +85,43 @@ extern "C" const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
   });
 }
 
-extern "C" const char* conv_bn_relu(const ConvCall* a) {
+EXPORTED const char* conv_bn_relu(const ConvCall* a) {
   return guarded([&] {
-    const cuda::ConvPlan plan = plan_of(*a);
-    // Exactly as large as promised, so that AddressSanitizer sees one byte more; NaN, so that unwritten sums show.
-    std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(256, plan.scratch), std::free);
-    std::memset(scratch.get(), 0xff, plan.scratch);
+    cuda::ConvPlan plan = plan_of(*a);
+    if (a->images > 0) plan.images = a->images;
+    const Scratch scratch = poisoned(plan.scratch);
     emu::machine.configure(a->seed, int(a->policy));
-    cuda::conv_bn_relu_planned(plan, static_cast<DType>(a->dtype), a->x, a->weight, norm_of(*a), a->residual, a->out,
+    cuda::conv_bn_relu_planned(plan, static_cast<DType>(a->dtype), {a->x, a->weight, a->residual, a->out}, norm_of(*a),
                                conv_of(*a), a->relu, a->allow_tf32, scratch.get(), nullptr);
   });
 }
 
-extern "C" const char* conv_bn_relu_pool(const ConvCall* a) {
+// mean and var of the call: running statistics, updated; `mean` and `invstd` receive the batch's.
+EXPORTED const char* conv_stats(const ConvCall* a, float* mean, float* invstd, const int64_t* num_batches_tracked,
+                                  const double* momentum) {
+  return guarded([&] {
+    const DType dtype = static_cast<DType>(a->dtype), p = static_cast<DType>(a->param_dtype);
+    const Conv conv = conv_of(*a);
+    cuda::ConvPlan plan = cuda::conv_plan(dtype, conv, a->allow_tf32, a->aligned, 1);
+    size_t bytes = cuda::conv_stats_scratch(dtype, conv, a->allow_tf32);
+    if (a->tile >= 0) {
+      plan = cuda::conv_plan_for(static_cast<cuda::ConvTile>(a->tile), dtype, conv, a->aligned, 1);
+      bytes = plan.tiles_m * 4 * conv.k * conv.groups * sizeof(float);
+    }
+    if (a->images > 0) {
+      plan.images = a->images;
+      plan.tiles_m = cuda::ceil_div(a->images * conv.p * conv.q, cuda::shape_of(plan.tile).m);
+      bytes = conv.n * plan.tiles_m * 4 * conv.k * conv.groups * sizeof(float);
+    }
+    const Scratch scratch = poisoned(bytes);
+    emu::machine.configure(a->seed, int(a->policy));
+    cuda::conv_stats_planned(plan, dtype, {a->x, a->weight, nullptr, a->out}, conv, mean, invstd,
+                             {const_cast<void*>(a->mean), p}, {const_cast<void*>(a->var), p}, num_batches_tracked,
+                             *momentum, a->eps, a->allow_tf32, scratch.get(), nullptr);
+  });
+}
+
+EXPORTED const char* conv_bn_relu_pool(const ConvCall* a) {
   return guarded([&] {
     const DType dtype = static_cast<DType>(a->dtype);
     cuda::PoolPlan plan = cuda::pool_plan(dtype, conv_of(*a));
