@@ -25,7 +25,7 @@ __device__ __forceinline__ float pivot_of(const T* x, int64_t outer, int64_t cha
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads) bn_stats_kernel(Share share, const T* x, float* scratch) {
   using W = Walk<N, kPlanes>;
-  constexpr int kUnroll = N == 1 ? 8 : 4, kEach = N / W::kChannels;  // values of a channel in one vector
+  constexpr int kUnroll = 4, kEach = N / W::kChannels;  // values of a channel in one vector
   W walk(share);
   float constants[1][W::kChannels];
   channel_constants(share, walk, constants, [&](int64_t c) {

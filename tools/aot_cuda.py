@@ -1,0 +1,188 @@
+"""Compiles every CUDA kernel for GPUs that are not there, and reads what came out.
+
+    python tools/aot_cuda.py [--arch 80 90 100] [--only NAME]
+
+Needs nvcc, and cuobjdump from the toolkit or from Triton's wheel. Exit status 1 on a compiler warning, on spills or a
+stack frame, or when a kernel for tensor cores has no tensor-core instruction. Results are kept under .cache/aot_cuda by
+the content of everything a source includes.
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+CACHE = ROOT / ".cache" / "aot_cuda"
+ARCHITECTURES = (80, 86, 89, 90, 100)
+TARGET = {90: "sm_90a", 100: "sm_100a"}  # the native build compiles for these feature sets
+FLAGS = "-std=c++17 -O3 -cubin -Werror all-warnings -Xptxas -v".split()
+TENSOR_CORE = re.compile(r"\b(?:HGMMA|HMMA|UTC\w*MMA)\.[\w.]+")
+# Template arguments of kernels whose inner loop must run on tensor cores. MathF32 is IEEE float32: plain FMA.
+WANTS_TENSOR_CORE = re.compile(r"conv_\w*kernel<.*Math(F16|BF16|TF32)")
+
+
+class CannotCompile(Exception):
+    pass
+
+
+def why_not():
+    """Why nothing can be compiled here, or None."""
+    if shutil.which("nvcc") is None:
+        return "nvcc not found"
+    if cuobjdump() is None:
+        return "cuobjdump not found (it comes with the CUDA toolkit and in Triton's wheel)"
+    return None
+
+
+@functools.cache
+def cuobjdump():
+    if found := shutil.which("cuobjdump"):
+        return found
+    spec = importlib.util.find_spec("triton")
+    if spec is None:
+        return None
+    path = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(path) if path.exists() else None
+
+
+def run(*command):
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@functools.cache
+def nvcc_version():
+    return re.search(r"V[\d.]+", run("nvcc", "--version").stdout).group(0)
+
+
+def key(command, dependencies):
+    digest = hashlib.sha256(repr([nvcc_version(), command, Path(__file__).read_text()]).encode())
+    for path in sorted(dependencies):
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def project_files(depfile):
+    names = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    return [name for name in names if Path(name).resolve().is_relative_to(CSRC)]
+
+
+def compile_source(source, arch):
+    """Rows of one source for one architecture, from the cache if nothing it includes has changed."""
+    target = TARGET.get(arch, f"sm_{arch}")
+    command = ["nvcc", *FLAGS, f"-arch={target}", str(source)]
+    record = CACHE / f"{source.stem}.{target}.json"
+    if record.exists():
+        kept = json.loads(record.read_text())
+        if all(map(os.path.exists, kept["files"])) and kept["key"] == key(command, kept["files"]):
+            return kept["rows"]
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, depfile = Path(folder, "cubin"), Path(folder, "d")
+        done = run("nice", "-n", "5", *command, "-o", str(cubin), "-MMD", "-MF", str(depfile))
+        if done.returncode != 0:
+            raise CannotCompile(f"{source.name} for {target}:\n{done.stdout}{done.stderr}")
+        sass = run(cuobjdump(), "-sass", str(cubin))
+        if sass.returncode != 0:
+            raise CannotCompile(f"{source.name} for {target}: cuobjdump: {sass.stderr}")
+        found = read(done.stderr, sass.stdout, source.name, target)
+        files = project_files(depfile)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    unfinished = record.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps({"key": key(command, files), "files": files, "rows": found}))
+    unfinished.replace(record)
+    return found
+
+
+def read(log, sass, source, target):
+    """One row per kernel from ptxas -v and the disassembly."""
+    code = {}
+    for part in sass.split("\t\tFunction : ")[1:]:
+        name, body = part.split("\n", 1)
+        code[name] = body
+    warnings = [line for line in log.splitlines() if re.search(r"warning|\bC75\d\d\b", line)]
+    rows = []
+    for part in log.split("Compiling entry function '")[1:]:
+        name = part.split("'", 1)[0]
+        registers = int(re.search(r"Used (\d+) registers", part).group(1))
+        stack, stores, loads = map(int, re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).groups())  # fmt: skip
+        shared = re.search(r"(\d+) bytes smem", part)
+        cores = sorted(set(TENSOR_CORE.findall(code[name])))
+        rows.append({
+            "kernel": name, "case": source, "arch": target, "registers": registers, "spills": stores + loads,
+            "stack": stack, "shared": int(shared.group(1)) if shared else 0, "tensor_core": " ".join(cores),
+            "warnings": [line for line in warnings if name in line or "'" not in line],
+        })  # fmt: skip
+    if set(code) != {row["kernel"] for row in rows}:
+        raise CannotCompile(f"{source}: ptxas reports {len(rows)} kernels, the disassembly has {len(code)}")
+    return demangle(rows)
+
+
+def demangle(rows):
+    names = "\n".join(row["kernel"] for row in rows)
+    readable = subprocess.run(["c++filt"], input=names, capture_output=True, text=True, check=True).stdout.split("\n")
+    for row, name in zip(rows, readable, strict=False):
+        name = re.sub(r"resnet_fused::(cuda::|ptx::)?|^void |\(anonymous namespace\)::", "", name)
+        depth = [0]  # the parameter list is the first parenthesis outside template arguments
+        for i, letter in enumerate(name):
+            depth.append(depth[-1] + (letter == "<") - (letter == ">"))
+            if letter == "(" and depth[-1] == 0:
+                name = name[:i]
+                break
+        row["kernel"] = name
+    return rows
+
+
+def faults(row):
+    if row["warnings"]:
+        yield row["warnings"][0]
+    if row["spills"]:
+        yield f"{row['spills']} bytes spilled"
+    if row["stack"]:
+        yield f"stack frame of {row['stack']} bytes"
+    if WANTS_TENSOR_CORE.search(row["kernel"]) and not row["tensor_core"]:
+        yield "no tensor-core instruction"
+
+
+def rows(archs=ARCHITECTURES, only=""):
+    """One dict per kernel and architecture. Raises CannotCompile."""
+    if (why := why_not()) is not None:
+        raise CannotCompile(why)
+    jobs = [(s, arch) for arch in archs for s in sorted(CSRC.glob("cuda/*.cu")) if only in s.stem]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [row for found in pool.map(lambda job: compile_source(*job), jobs) for row in found]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--only", default="", help="compile the sources whose name contains this")
+    options = parser.parse_args()
+    try:
+        table = rows(options.arch, options.only)
+    except CannotCompile as why:
+        sys.exit(f"aot_cuda: {why}")
+    columns = [c for c in table[0] if c != "warnings"]
+    widths = {c: max(len(c), *(len(str(row[c])) for row in table)) for c in columns}
+    print("  ".join(c.ljust(width) for c, width in widths.items()))
+    failed = 0
+    for row in table:
+        wrong = list(faults(row))
+        failed += bool(wrong)
+        print("  ".join(str(row[c]).ljust(width) for c, width in widths.items()), *wrong)
+    print(f"nvcc {nvcc_version()}: {len(table)} kernels compiled, {failed} with faults (ahead of time, no GPU)")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
