@@ -87,6 +87,25 @@ void conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, con
           scratch.data(), place.stream());
 }
 
+template <auto kLaunch, auto kScratch>
+void conv_stats(const Tensor& x, const Tensor& weight, const Tensor& out, const Tensor& mean, const Tensor& invstd,
+                const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                const OptionalTensor& num_batches_tracked, const Pair& stride, const Pair& padding,
+                const Pair& dilation, int64_t groups, double momentum, double eps, bool allow_tf32) {
+  const Arguments x_args("conv_stats", "x", x), args("conv_stats", "out", out);
+  const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
+  check_output(x_args, args, out, conv.n, conv.k, conv.p, conv.q);
+  args.require(!args.empty(), "out has no values: shape ", Shape{out});
+  float *to_mean = args.statistics("mean", mean), *to_invstd = args.statistics("invstd", invstd);
+  const MutableChannels mean_buffer = args.mutable_channels("running_mean", running_mean);
+  const MutableChannels var_buffer = args.mutable_channels("running_var", running_var);
+  const int64_t* batches = args.counter("num_batches_tracked", num_batches_tracked);
+  const Place place("conv_stats", x);
+  const Scratch scratch(x, kScratch(args.dtype(), conv, allow_tf32));
+  kLaunch(args.dtype(), x.data_ptr(), weight.data_ptr(), out.data_ptr(), conv, to_mean, to_invstd, mean_buffer,
+          var_buffer, batches, momentum, eps, allow_tf32, scratch.data(), place.stream());
+}
+
 template <auto kLaunch>
 void conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
                        const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const Tensor& out,
@@ -110,6 +129,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "Tensor? residual, Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, "
       "bool relu, bool allow_tf32=False) -> ()");
   m.def(
+      "conv_stats(Tensor x, Tensor weight, Tensor(a!) out, Tensor(b!) mean, Tensor(c!) invstd, "
+      "Tensor(d!)? running_mean, Tensor(e!)? running_var, Tensor? num_batches_tracked, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups, float momentum, float eps, bool allow_tf32=False) -> ()");
+  m.def(
       "conv_bn_relu_pool(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor(a!) out, int[2] stride, int[2] padding, float eps, bool allow_tf32=False) -> ()");
 }
@@ -123,5 +146,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
 STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_CONV_KEY, m) {
   using namespace resnet_fused;
   m.impl("conv_bn_relu", TORCH_BOX((&conv_bn_relu<cuda::conv_bn_relu, cuda::conv_bn_relu_scratch>)));
+  m.impl("conv_stats", TORCH_BOX((&conv_stats<cuda::conv_stats, cuda::conv_stats_scratch>)));
   m.impl("conv_bn_relu_pool", TORCH_BOX((&conv_bn_relu_pool<cuda::conv_bn_relu_pool>)));
 }

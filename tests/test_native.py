@@ -137,7 +137,7 @@ def test_statistics(shape, dtype, memory_format):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("ratio", [1e2, 1e4])
+@pytest.mark.parametrize("ratio", [1e2, 1e4, 1e6])
 def test_variance_survives_a_large_mean_and_an_outlier(memory_format, ratio):
     x = torch.randn(4, 70, 20, 20) + ratio
     x[:, 1] = ratio  # constant
@@ -381,6 +381,16 @@ def test_library_tells_what_it_is():
     assert native.has_cuda() == (info["cuda"] is not None)
     assert info["cuda"] is None or "9.0a" in info["architectures"] or os.environ.get("TORCH_CUDA_ARCH_LIST")
     assert info["cuda"] is not None or info["without_cuda"]
+
+
+@pytest.mark.skipif(not native.has_cuda(), reason="built without the CUDA part")
+def test_every_op_has_a_cuda_kernel_and_needs_no_driver_to_load():
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("resnet_fused_native::")]
+    cuda = {n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(n, "CUDA")}
+    cpu = {n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(n, "CPU")}
+    passes = {n for n in cpu if "winograd" not in n}
+    convolutions = {f"resnet_fused_native::{n}" for n in ("conv_bn_relu", "conv_stats", "conv_bn_relu_pool")}
+    assert len(passes) == 6 and cuda == passes | convolutions
 
 
 def test_absence_is_told_not_raised(monkeypatch, tmp_path):

@@ -49,8 +49,10 @@ inline Vec to_float(HalfVec h, bf16) { return bit_cast<Vec>(__builtin_convertvec
 inline HalfVec from_float(Vec v, bf16) {
   const BitVec bits = bit_cast<BitVec>(v);
   const BitVec nearest_even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const BitVec quiet_nan = (bits >> 16) | 0x40;  // rounding could carry a NaN into an infinity
-  return __builtin_convertvector(v == v ? nearest_even : quiet_nan, HalfVec);
+  // Not rounded: that could carry a NaN into an infinity. One that arithmetic made is quiet, so its upper half is a
+  // NaN.
+  const BitVec nan = bits >> 16;
+  return __builtin_convertvector(v == v ? nearest_even : nan, HalfVec);
 }
 
 #if defined(__AVX512F__)
