@@ -44,7 +44,7 @@ void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c
                    float* packed);
 
 // shift: [k]; residual: like out, or nullptr; out may be residual but not x. workspace: aligned to 64 bytes.
-// A NaN or infinity in x reaches every output of the tiles that read it, not just the 3x3 around it.
+// A NaN or infinity in x reaches the 3x3 outputs around it and may reach all outputs of the tiles that read it.
 void winograd_run(const WinogradPlan& plan, const float* x, const float* packed, const float* shift,
                   const float* residual, float* out, bool relu, float* workspace);
 
