@@ -83,8 +83,8 @@ RESNET_FUSED_LAUNCHERS
 size_t conv_bn_relu_scratch(DType dtype, Conv conv, bool allow_tf32);
 void conv_bn_relu(DType dtype, const void* x, const void* weight, Norm norm, const void* residual, void* out, Conv conv,
                   bool relu, bool allow_tf32, void* scratch, void* stream);
-// out = conv(x, weight), and what bn_stats would give for it without another pass: mean and invstd of the stored (rounded)
-// values, running statistics updated.
+// out = conv(x, weight), and what bn_stats would give for it without another pass: mean and invstd of the stored
+// (rounded) values, running statistics updated.
 size_t conv_stats_scratch(DType dtype, Conv conv, bool allow_tf32);
 void conv_stats(DType dtype, const void* x, const void* weight, void* out, Conv conv, float* mean, float* invstd,
                 MutableChannels running_mean, MutableChannels running_var, const int64_t* num_batches_tracked,

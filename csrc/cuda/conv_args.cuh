@@ -16,13 +16,13 @@ struct ConvArgs {
   bool relu, vector_out;
   int h, w, p, q, r, s, c, k, groups;  // c, k: channels per group
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int pixel_units, group_units, filter_units;     // distances in x and weight, in units of the loader (conv_load.cuh)
   int m, filter, steps, steps_per_split, splits;  // filter = r * s * c
   int tiles_n;
   int64_t padded_m, padded_n;
   // One k-step further is (r, s, c) + this, with carries: no division in the loop.
   int step_r, step_s, step_c;
 
-  __device__ __forceinline__ int64_t x_channels() const { return static_cast<int64_t>(c) * groups; }
   __device__ __forceinline__ int64_t out_channels() const { return static_cast<int64_t>(k) * groups; }
 };
 
@@ -52,6 +52,9 @@ inline ConvArgs conv_args(const ConvPlan& plan, DType dtype, const ConvTensors& 
   a.c = int(conv.c), a.k = int(conv.k), a.groups = int(conv.groups);
   a.stride_h = conv.stride_h, a.stride_w = conv.stride_w, a.pad_h = conv.pad_h, a.pad_w = conv.pad_w;
   a.dilation_h = conv.dilation_h, a.dilation_w = conv.dilation_w;
+  const int unit = plan.vector ? (dtype == DType::f32 ? 4 : 8) : 1;
+  a.pixel_units = int(conv.c * conv.groups / unit), a.group_units = int(conv.c / unit);
+  a.filter_units = int(conv.r * conv.s * conv.c / unit);
   a.m = int(images * conv.p * conv.q);
   a.filter = int(conv.r * conv.s * conv.c);
   a.steps = plan.steps, a.steps_per_split = plan.steps_per_split, a.splits = plan.splits;

@@ -18,10 +18,14 @@ void conv_bn_relu_planned(const ConvPlan& plan, DType dtype, const ConvTensors& 
                           bool allow_tf32, void* scratch, void* stream) {
   conv_launches(plan, dtype, at, norm, conv, relu, scratch, [&](const ConvArgs& args, int64_t) {
     switch (conv_math(dtype, allow_tf32)) {
-      case ConvMath::f16: return launch_conv<MathF16>(plan, args, stream);
-      case ConvMath::bf16: return launch_conv<MathBF16>(plan, args, stream);
-      case ConvMath::tf32: return launch_conv<MathTF32>(plan, args, stream);
-      case ConvMath::f32: return launch_conv<MathF32>(plan, args, stream);
+      case ConvMath::f16:
+        return launch_conv<MathF16>(plan, args, stream);
+      case ConvMath::bf16:
+        return launch_conv<MathBF16>(plan, args, stream);
+      case ConvMath::tf32:
+        return launch_conv<MathTF32>(plan, args, stream);
+      case ConvMath::f32:
+        return launch_conv<MathF32>(plan, args, stream);
     }
   });
 }

@@ -9,7 +9,8 @@ namespace resnet_fused::cuda {
 template <class Tile>
 __device__ __forceinline__ void store_tile(const ConvArgs& args, uint32_t smem, const Place<Tile>& place) {
   using Element = typename Tile::Element;
-  constexpr int kChunks = Tile::kN / 8, kRows = Tile::kThreads / kChunks, kBatch = 4;
+  constexpr int kChunks = Tile::kN / 8, kRows = Tile::kThreads / kChunks;
+  constexpr int kBatch = 8 / sizeof(Element);  // 16 registers of residual
   const int chunk = ptx::tid() % kChunks, n = place.n0 + 8 * chunk, valid = args.k - n;
   if (valid <= 0) return;
   const int64_t channel = static_cast<int64_t>(place.group) * args.k + n;
@@ -18,18 +19,18 @@ __device__ __forceinline__ void store_tile(const ConvArgs& args, uint32_t smem, 
     if (args.residual) {  // all loads of a batch in flight before the first is needed
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int64_t m = place.m0 + row + i * kRows;
-        if (m < args.m) residual[i] = load_residual<Element>(args, m * args.out_channels() + channel, valid);
+        const int m = place.m0 + row + i * kRows;
+        if (m < args.m) residual[i] = load_residual<Element>(args, args.out_channels() * m + channel, valid);
       }
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int64_t m = place.m0 + row + i * kRows;
+      const int m = place.m0 + row + i * kRows;
       if (m >= args.m) break;
       Sums sums[2];
       Staging<Tile>::load(smem, row + i * kRows, chunk, sums);
       finish<Element, Tile::kN>(args, smem + Tile::kNormOffset + 32 * chunk, sums, residual[i],
-                                m * args.out_channels() + channel, valid);
+                                args.out_channels() * m + channel, valid);
     }
   }
 }
@@ -43,7 +44,7 @@ __device__ __forceinline__ void store_partial(const ConvArgs& args, const Accumu
 #pragma unroll
   for (int i = 0; i < 2 * Tile::kFragmentsM; ++i) {
     const int64_t m = place.m0 + warp_row<Tile>() + 8 * i + g;
-    float* row = plane + m * args.padded_n + static_cast<int64_t>(place.column) * Tile::kN +
+    float* row = plane + m * args.padded_n + static_cast<int64_t>(place.group) * args.tiles_n * Tile::kN + place.n0 +
                  warp_column<Tile>() + 2 * t;
 #pragma unroll
     for (int j = 0; j < Tile::kFragmentsN; ++j) {
@@ -55,14 +56,15 @@ __device__ __forceinline__ void store_partial(const ConvArgs& args, const Accumu
 
 // Grid: x = tile, y = slice of the steps.
 template <class Tile, bool kVector>
-__global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks : 2) conv_bn_relu_kernel(const ConvArgs args) {
-  const Place<Tile> place(args);
+__global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks : 2)
+    conv_bn_relu_kernel(const ConvArgs args) {
   const uint32_t smem = ptx::smem_base();
   Accumulators<Tile> acc = {};
-  conv_sums<Tile, kVector>(args, place, smem, acc, [&] {
+  conv_sums<Tile, kVector>(args, smem, acc, [&](const Place<Tile>& place) {
     const int64_t channel = static_cast<int64_t>(place.group) * args.k;
     if (!args.partial) stage_norm<Tile::kN>(args.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
   });
+  const Place<Tile> place(args, ptx::bid_x_again());
   if (args.partial) {
     store_partial<Tile>(args, acc, place);
     return;

@@ -21,8 +21,8 @@ void launch_pool(const PoolArgs& args, void* stream) {
 
 }  // namespace
 
-void conv_bn_relu_pool_planned(const PoolPlan& plan, DType dtype, const void* x, const void* weight, Norm norm, void* out,
-                               Conv conv, bool allow_tf32, void* stream) {
+void conv_bn_relu_pool_planned(const PoolPlan& plan, DType dtype, const void* x, const void* weight, Norm norm,
+                               void* out, Conv conv, bool allow_tf32, void* stream) {
   PoolArgs a{};
   a.x = x, a.weight = weight, a.out = out, a.norm = norm, a.plan = plan;
   a.vector_out = conv.k % 8 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
@@ -31,10 +31,14 @@ void conv_bn_relu_pool_planned(const PoolPlan& plan, DType dtype, const void* x,
   a.pooled_h = int((conv.p - 1) / 2 + 1), a.pooled_w = int((conv.q - 1) / 2 + 1);
   a.stride_h = conv.stride_h, a.stride_w = conv.stride_w, a.pad_h = conv.pad_h, a.pad_w = conv.pad_w;
   switch (conv_math(dtype, allow_tf32)) {
-    case ConvMath::f16: return launch_pool<MathF16>(a, stream);
-    case ConvMath::bf16: return launch_pool<MathBF16>(a, stream);
-    case ConvMath::tf32: return launch_pool<MathTF32>(a, stream);
-    case ConvMath::f32: return launch_pool<MathF32>(a, stream);
+    case ConvMath::f16:
+      return launch_pool<MathF16>(a, stream);
+    case ConvMath::bf16:
+      return launch_pool<MathBF16>(a, stream);
+    case ConvMath::tf32:
+      return launch_pool<MathTF32>(a, stream);
+    case ConvMath::f32:
+      return launch_pool<MathF32>(a, stream);
   }
 }
 

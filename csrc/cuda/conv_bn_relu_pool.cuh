@@ -44,7 +44,8 @@ __device__ __forceinline__ void stage_weights(const PoolArgs& a, uint32_t smem, 
   for (int i = ptx::tid(); i < count; i += Block::kThreads) {
     const int n = i / filter, r = i % filter / row, s = i % row / a.c, c = i % a.c;
     const uint32_t to = smem + n * a.plan.weight_pitch + r * a.plan.slices * 32;
-    ptx::st_shared(to + (s * a.plan.pixel + c) * static_cast<int>(sizeof(Element)), ptx::ld_global_nc<Element>(from + i));
+    ptx::st_shared(to + (s * a.plan.pixel + c) * static_cast<int>(sizeof(Element)),
+                   ptx::ld_global_nc<Element>(from + i));
   }
 }
 
@@ -58,7 +59,8 @@ __device__ __forceinline__ void stage_patch(const PoolArgs& a, uint32_t smem, in
     const int y = i / row, x = i % row / pieces, c = i % pieces * kPiece;
     const int h = h0 + y, w = w0 + x;
     ptx::Vec<Element, kPiece> piece{};
-    if (static_cast<unsigned>(h) < static_cast<unsigned>(a.h) && static_cast<unsigned>(w) < static_cast<unsigned>(a.w)) {
+    if (static_cast<unsigned>(h) < static_cast<unsigned>(a.h) &&
+        static_cast<unsigned>(w) < static_cast<unsigned>(a.w)) {
       const Element* from = static_cast<const Element*>(a.x) + ((image * a.h + h) * a.w + w) * a.c + c;
 #pragma unroll
       for (int e = 0; e < kPiece; ++e) {
@@ -125,7 +127,8 @@ __device__ __forceinline__ void multiply_patch_f32(const PoolArgs& a, uint32_t p
   const int g = ptx::lane() / 4, t = ptx::lane() % 4;
   uint32_t window_of[2 * Block::kFragmentsM];
 #pragma unroll
-  for (int i = 0; i < 2 * Block::kFragmentsM; ++i) window_of[i] = window<Block>(a, patch, warp_row<Block>() + 8 * i + g);
+  for (int i = 0; i < 2 * Block::kFragmentsM; ++i)
+    window_of[i] = window<Block>(a, patch, warp_row<Block>() + 8 * i + g);
   const uint32_t channel = weights + (warp_column<Block>() + 2 * t) * a.plan.weight_pitch;
   for (int r = 0; r < a.r; ++r) {
     for (int chunk = 0; chunk < a.plan.filter_row / 4; ++chunk) {
@@ -134,7 +137,8 @@ __device__ __forceinline__ void multiply_patch_f32(const PoolArgs& a, uint32_t p
       for (int j = 0; j < Block::kFragmentsN; ++j) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          b[j][e] = ptx::ld_shared<Chunk>(channel + (8 * j + e) * a.plan.weight_pitch + r * a.plan.slices * 32 + chunk * 16);
+          b[j][e] =
+              ptx::ld_shared<Chunk>(channel + (8 * j + e) * a.plan.weight_pitch + r * a.plan.slices * 32 + chunk * 16);
         }
       }
 #pragma unroll
@@ -156,7 +160,8 @@ __device__ __forceinline__ void multiply_patch_f32(const PoolArgs& a, uint32_t p
 
 // relu(bn(sum)), rounded as the unfused map would be, to map_pitch bytes per convolution pixel.
 template <class Block>
-__device__ __forceinline__ void store_map(const PoolArgs& a, uint32_t map, uint32_t norm, const Accumulators<Block>& acc) {
+__device__ __forceinline__ void store_map(const PoolArgs& a, uint32_t map, uint32_t norm,
+                                          const Accumulators<Block>& acc) {
   using Element = typename Block::Element;
   using Pair = ptx::Vec<float, 2>;
   const int g = ptx::lane() / 4, t = ptx::lane() % 4;
@@ -213,8 +218,8 @@ __device__ __forceinline__ void store_pooled(const PoolArgs& a, uint32_t map, in
         }
       }
     }
-    Element* out = static_cast<Element*>(a.out) +
-                   ((image * a.pooled_h + pool_y + y) * a.pooled_w + pool_x + x) * a.k + n0 + 8 * chunk;
+    Element* out = static_cast<Element*>(a.out) + ((image * a.pooled_h + pool_y + y) * a.pooled_w + pool_x + x) * a.k +
+                   n0 + 8 * chunk;
     Stored result{};
 #pragma unroll
     for (int e = 0; e < 8; ++e) result[e] = ptx::from_float<Element>(best[e]);

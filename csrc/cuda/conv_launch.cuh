@@ -30,7 +30,7 @@ void launch_conv(const ConvPlan& plan, const ConvArgs& args, void* stream) {
            T::kShape.shared_bytes(), stream, args);
   });
   if (plan.splits > 1) {
-    const Grid grid{args.padded_n / kReduceColumns, ceil_div(args.m, kReduceRows)};
+    const Grid grid{ceil_div(args.m, kReduceRows), args.padded_n / kReduceColumns};
     launch("conv_bn_relu", conv_reduce_kernel<typename Math::Element>, grid, kReduceThreads, 3 * 4 * kReduceColumns,
            stream, args);
   }

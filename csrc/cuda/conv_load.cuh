@@ -29,22 +29,21 @@ struct Tap {
 template <class Tile, bool kVector>
 class Loader {
  public:
-  __device__ __forceinline__ Loader(const ConvArgs& args, uint32_t smem, int64_t m0, int group, int n0, int first_step)
+  __device__ __forceinline__ Loader(const ConvArgs& args, uint32_t smem, int m0, int group, int n0, int first_step)
       : args_(args),
         smem_(smem + swizzled(ptx::tid() / 8, ptx::tid() % 8)),
-        pixel_(static_cast<int>(args.x_channels() / kUnit)),
         tap_(args, first_step * Tile::kStep + ptx::tid() % 8 * Tile::kChunk),
         n_(n0 + ptx::tid() / 8),
-        weight_((group * args.k + n_) * (args.filter / kUnit) +
+        weight_((group * args.k + n_) * args.filter_units +
                 (first_step * Tile::kStep + ptx::tid() % 8 * Tile::kChunk) / kUnit) {
 #pragma unroll
     for (int i = 0; i < kRowsA; ++i) {
-      const int64_t m = m0 + ptx::tid() / 8 + i * Tile::kRowsPerPass;
-      const int pixel = m < args.m ? static_cast<int>(m) : 0;  // rows past m repeat pixel 0; no one looks at their sums
+      const int m = m0 + ptx::tid() / 8 + i * Tile::kRowsPerPass;
+      const int pixel = m < args.m ? m : 0;  // rows past m repeat pixel 0; no one looks at their sums
       const int line = pixel / args.q, image = line / args.p;
       h_[i] = line % args.p * args.stride_h - args.pad_h;
       w_[i] = pixel % args.q * args.stride_w - args.pad_w;
-      offset_[i] = ((image * args.h + h_[i]) * args.w + w_[i]) * pixel_ + group * (args.c / kUnit);
+      offset_[i] = ((image * args.h + h_[i]) * args.w + w_[i]) * args.pixel_units + group * args.group_units;
     }
   }
 
@@ -71,7 +70,9 @@ class Loader {
     return static_cast<unsigned>(h_[i] + dh) < static_cast<unsigned>(args_.h) &&
            static_cast<unsigned>(w_[i] + dw) < static_cast<unsigned>(args_.w);
   }
-  __device__ __forceinline__ int delta(int dh, int dw, int c) const { return (dh * args_.w + dw) * pixel_ + c / kUnit; }
+  __device__ __forceinline__ int delta(int dh, int dw, int c) const {
+    return (dh * args_.w + dw) * args_.pixel_units + c / kUnit;
+  }
   __device__ __forceinline__ static const Element* at(const void* base, int units) {
     return static_cast<const Element*>(base) + static_cast<int64_t>(units) * kUnit;
   }
@@ -88,7 +89,7 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < kRowsB; ++i) {
       const bool valid = in_filter && n_ + i * Tile::kRowsPerPass < args_.k;
-      const int from = weight_ + i * Tile::kRowsPerPass * (args_.filter / kUnit);
+      const int from = weight_ + i * Tile::kRowsPerPass * args_.filter_units;
       ptx::cp_async16(b + i * kPass, at(args_.weight, valid ? from : 0), valid ? 16 : 0);
     }
   }
@@ -114,7 +115,7 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < kRowsB; ++i) {
       Chunk chunk{};
-      const int from = weight_ + i * Tile::kRowsPerPass * args_.filter;
+      const int from = weight_ + i * Tile::kRowsPerPass * args_.filter_units;
 #pragma unroll
       for (int e = 0; e < Tile::kChunk; ++e) {
         if (e < left && n_ + i * Tile::kRowsPerPass < args_.k) {
@@ -127,7 +128,6 @@ class Loader {
 
   const ConvArgs& args_;
   const uint32_t smem_;  // this thread's chunk of its first row of A in stage 0
-  const int pixel_;  // units from a pixel to the next
   Tap tap_;
   const int n_;  // first of this thread's channels
   int weight_;   // where its next chunk is

@@ -10,24 +10,24 @@
 
 namespace resnet_fused::cuda {
 
-// A block's tile. Groups and channels are fastest in bid_x: blocks that share pixels run together.
+// The tile of block `x`. Groups and channels are fastest: blocks that share pixels run together.
 template <class Tile>
 struct Place {
-  int column, group, n0;  // column: of all channel tiles; n0: first channel within the group
-  int64_t m0;
+  int m0, group, n0;  // first pixel; first channel within the group
 
-  __device__ __forceinline__ explicit Place(const ConvArgs& args) {
+  __device__ __forceinline__ Place(const ConvArgs& args, int x) {
     const int columns = args.groups * args.tiles_n;
-    column = ptx::bid_x() % columns;
+    const int column = x % columns;
     group = column / args.tiles_n, n0 = column % args.tiles_n * Tile::kN;
-    m0 = static_cast<int64_t>(ptx::bid_x() / columns) * Tile::kM;
+    m0 = x / columns * Tile::kM;
   }
 };
 
-// Sums of the slice bid_y() of the k-steps. `meanwhile` runs once, while the first copies are on their way.
+// Sums of the slice bid_y() of the k-steps. meanwhile(place) runs once, while the first copies are on their way.
 template <class Tile, bool kVector, class Meanwhile>
-__device__ __forceinline__ void conv_sums(const ConvArgs& args, const Place<Tile>& place, uint32_t smem,
-                                          Accumulators<Tile>& acc, Meanwhile meanwhile) {
+__device__ __forceinline__ void conv_sums(const ConvArgs& args, uint32_t smem, Accumulators<Tile>& acc,
+                                          Meanwhile meanwhile) {
+  const Place<Tile> place(args, ptx::bid_x());
   const int first = ptx::bid_y() * args.steps_per_split;
   const int steps = args.steps - first < args.steps_per_split ? args.steps - first : args.steps_per_split;
   Loader<Tile, kVector> loader(args, smem, place.m0, place.group, place.n0, first);
@@ -36,17 +36,16 @@ __device__ __forceinline__ void conv_sums(const ConvArgs& args, const Place<Tile
     if (i < steps) loader.next(i);
     ptx::cp_async_commit();
   }
-  meanwhile();
-  int reading = 0, writing = Tile::kStages - 1;
+  meanwhile(place);
+  int reading = 0;  // stage
   for (int step = 0; step < steps; ++step) {
     ptx::cp_async_wait<Tile::kStages - 2>();
     ptx::sync_threads();
-    if (step + Tile::kStages - 1 < steps) loader.next(writing);
+    if (step + Tile::kStages - 1 < steps) loader.next(reading == 0 ? Tile::kStages - 1 : reading - 1);
     ptx::cp_async_commit();  // also when empty: the wait counts groups
     const uint32_t a = smem + reading * Tile::kStageBytes;
     multiply_step<Tile>(acc, a, a + Tile::kM * kConvStepBytes);
     reading = reading + 1 == Tile::kStages ? 0 : reading + 1;
-    writing = writing + 1 == Tile::kStages ? 0 : writing + 1;
   }
 }
 

@@ -47,8 +47,8 @@ __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t address) {
   ptx::ldmatrix_x4(a, address);
   round_operand<Math>(a);
 }
-// Fragments of 16 channels of B: low and high 16 bytes of k of channels 0-7, then of channels 8-15. `address`: of channel
-// lane % 8 + lane / 16 * 8, half lane / 8 % 2.
+// Fragments of 16 channels of B: low and high 16 bytes of k of channels 0-7, then of channels 8-15. `address`: of
+// channel lane % 8 + lane / 16 * 8, half lane / 8 % 2.
 template <class Math>
 __device__ __forceinline__ void load_b(uint32_t (&first)[2], uint32_t (&second)[2], uint32_t address) {
   uint32_t r[4];
@@ -75,7 +75,8 @@ __device__ __forceinline__ void multiply_step(Accumulators<Tile>& acc, uint32_t 
       }
 #pragma unroll
       for (int i = 0; i < 2 * Tile::kFragmentsM; ++i) {
-        const Chunk a = ptx::ld_shared<Chunk>(a_tile + (warp_row<Tile>() + 8 * i) * kConvStepBytes + swizzled(g, chunk));
+        const Chunk a =
+            ptx::ld_shared<Chunk>(a_tile + (warp_row<Tile>() + 8 * i) * kConvStepBytes + swizzled(g, chunk));
 #pragma unroll
         for (int j = 0; j < Tile::kFragmentsN; ++j) {
 #pragma unroll

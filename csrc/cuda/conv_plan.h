@@ -40,8 +40,8 @@ inline ConvMath conv_math(DType dtype, bool allow_tf32) {
 
 struct ConvPlan {
   ConvTile tile;
-  bool vector;             // 16-byte copies: channels and pointers allow them
-  int64_t images;          // per launch: pixels are counted in 32 bits, larger batches take several launches
+  bool vector;               // 16-byte copies: channels and pointers allow them
+  int64_t images;            // per launch: pixels are counted in 32 bits, larger batches take several launches
   int64_t tiles_m, tiles_n;  // of a full launch; tiles_n per group
   int steps, splits, steps_per_split;
   size_t scratch;  // bytes: float32 [splits, tiles_m * tile.m, groups * tiles_n * tile.n]
@@ -88,13 +88,16 @@ inline void conv_check(bool holds, const char* what, int64_t value) {
   if (!holds) throw std::invalid_argument(std::string("conv_bn_relu: ") + what + ", got " + std::to_string(value));
 }
 
-// The kernels count in 32 bits: pixels of a launch, and units of x and weight (16 bytes, or elements when not `vector`).
+// The kernels count in 32 bits: pixels of a launch, and units of x and weight (16 bytes, or elements when not
+// `vector`).
 inline int64_t conv_images(const Conv& conv, int64_t unit) {
   constexpr int64_t kLimit = INT32_MAX - 4096;
-  const int64_t channels = conv.c * conv.groups, x_image = (conv.h + conv.pad_h) * (conv.w + conv.pad_w) * channels / unit;
+  const int64_t channels = conv.c * conv.groups,
+                x_image = (conv.h + conv.pad_h) * (conv.w + conv.pad_w) * channels / unit;
   conv_check(conv.c > 0 && conv.k > 0, "channels", conv.c);
   conv_check(conv.h + conv.pad_h < (1 << 29) && conv.w + conv.pad_w < (1 << 29), "height and width below 2^29", conv.h);
-  conv_check(x_image <= kLimit / 2, "an image below 2^30 elements (2^30 16-byte pieces if channels divide by 8)", x_image);
+  conv_check(x_image <= kLimit / 2, "an image below 2^30 elements (2^30 16-byte pieces if channels divide by 8)",
+             x_image);
   conv_check(conv.p * conv.q <= kLimit, "an output image below 2^31 pixels", conv.p * conv.q);
   conv_check(conv.r * conv.s * conv.c <= kLimit, "a filter below 2^31 elements", conv.r * conv.s * conv.c);
   conv_check((conv.k + 128) * conv.groups * (conv.r * conv.s * conv.c) / unit <= kLimit, "a weight below 2^31 elements",
@@ -142,7 +145,8 @@ inline ConvPlan conv_plan(DType dtype, const Conv& conv, bool allow_tf32, bool a
     for (int splits = 1; splits <= most_splits; ++splits) {
       const ConvPlan plan = conv_plan_for(tile, dtype, conv, aligned, splits);
       if (plan.splits != splits || (splits > 1 && plan.steps_per_split < 2)) continue;
-      const double cost = conv_cost(shape, math, plan.images * conv.p * conv.q, conv.k, conv.groups, plan.steps, splits);
+      const double cost =
+          conv_cost(shape, math, plan.images * conv.p * conv.q, conv.k, conv.groups, plan.steps, splits);
       if (best_cost < 0 || cost < best_cost) best = plan, best_cost = cost;
     }
   }

@@ -24,8 +24,8 @@ constexpr const PoolTileShape& shape_of(PoolTile tile) { return kPoolTiles[stati
 
 struct PoolPlan {
   PoolTile tile;
-  int pixel;                  // elements of a pixel in shared memory: c and padding
-  int filter_row, slices;     // elements of a filter row there that carry weights; 32-byte k-slices that cover them
+  int pixel;               // elements of a pixel in shared memory: c and padding
+  int filter_row, slices;  // elements of a filter row there that carry weights; 32-byte k-slices that cover them
   int patch_h, patch_w, patch_pitch;  // pitch: bytes from a patch row to the next
   int weight_pitch, map_pitch;        // bytes from one output channel, one convolution pixel to the next
   int weight_offset, map_offset, norm_offset, shared;  // of the parts of shared memory (the patch comes first)
@@ -40,7 +40,8 @@ inline PoolPlan pool_plan_for(PoolTile tile, DType dtype, const Conv& conv) {
   const int64_t slices = ceil_div(conv.s * pixel * element, 32);
   const int64_t patch_h = (shape.conv_h() - 1) * conv.stride_h + conv.r;
   // The last slice may reach past the window; those pixels are loaded as any other and masked when multiplied.
-  const int64_t patch_w = ceil_div((shape.conv_w() - 1) * conv.stride_w * pixel * element + slices * 32, pixel * element);
+  const int64_t patch_w =
+      ceil_div((shape.conv_w() - 1) * conv.stride_w * pixel * element + slices * 32, pixel * element);
   const int64_t patch_pitch = ceil_div(patch_w * pixel * element, 16) * 16;
   const int64_t weight_pitch = conv.r * slices * 32 + 16;  // an odd number of 16-byte chunks: no bank conflicts
   const int64_t map_pitch = shape.n * element + 16;
@@ -72,7 +73,7 @@ inline constexpr int kPoolShared = 99 * 1024;
 inline bool conv_bn_relu_pool_accepts(DType dtype, const Conv& conv) {
   if (conv.groups != 1 || conv.dilation_h != 1 || conv.dilation_w != 1) return false;
   if (conv.h > (1 << 24) || conv.w > (1 << 24) || conv.r > 64 || conv.s > 64 || conv.c > 4096) return false;
-  if (conv.stride_h > 64 || conv.stride_w > 64 || conv.k > (1 << 22)) return false;
+  if (conv.stride_h > 64 || conv.stride_w > 64 || conv.k >= (1 << 22)) return false;
   return pool_plan_for(PoolTile::p3x4, dtype, conv).shared <= kPoolShared;
 }
 

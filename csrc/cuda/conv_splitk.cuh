@@ -9,10 +9,10 @@ namespace resnet_fused::cuda {
 // pixels x 512 channels should still reach 56 multiprocessors.
 inline constexpr int kReduceRows = 8, kReduceColumns = 64, kReduceThreads = 64;
 
-// Grid: x = 64 columns (a column is a padded output channel), y = 8 pixels.
+// Grid: x = 8 pixels, y = 64 columns (a column is a padded output channel).
 template <class Element>
 __global__ void __launch_bounds__(kReduceThreads) conv_reduce_kernel(const ConvArgs args) {
-  const int64_t column0 = static_cast<int64_t>(ptx::bid_x()) * kReduceColumns;
+  const int64_t column0 = static_cast<int64_t>(ptx::bid_y()) * kReduceColumns;
   const int64_t padded_k = args.padded_n / args.groups;
   const int64_t group = column0 / padded_k, n0 = column0 % padded_k;
   const uint32_t smem = ptx::smem_base();
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kReduceThreads) conv_reduce_kernel(const ConvA
   ptx::sync_threads();
 
   const int chunk = ptx::tid() % 8;
-  const int64_t m = static_cast<int64_t>(ptx::bid_y()) * kReduceRows + ptx::tid() / 8;
+  const int64_t m = static_cast<int64_t>(ptx::bid_x()) * kReduceRows + ptx::tid() / 8;
   const int64_t left = args.k - (n0 + 8 * chunk);
   if (m >= args.m || left <= 0) return;
   const int valid = left < 8 ? static_cast<int>(left) : 8;

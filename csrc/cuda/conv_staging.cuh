@@ -6,8 +6,8 @@
 
 namespace resnet_fused::cuda {
 
-// Fragments own scattered pairs, global memory wants rows. A row has kN floats plus 8: pairs of four rows then fall into
-// different banks.
+// Fragments own scattered pairs, global memory wants rows. A row has kN floats plus 8: pairs of four rows then fall
+// into different banks.
 template <class Tile>
 struct Staging {
   static constexpr int kRowBytes = (Tile::kN + 8) * 4;

@@ -32,14 +32,23 @@ void conv_stats_planned(const ConvPlan& plan, DType dtype, const ConvTensors& at
   conv_launches(plan, dtype, at, Norm{}, conv, false, nullptr, [&](const ConvArgs& args, int64_t number) {
     const MomentsBuffer to{moments, number * plan.tiles_m};
     switch (conv_math(dtype, allow_tf32)) {
-      case ConvMath::f16: return launch_conv_stats<MathF16>(plan, args, to, stream);
-      case ConvMath::bf16: return launch_conv_stats<MathBF16>(plan, args, to, stream);
-      case ConvMath::tf32: return launch_conv_stats<MathTF32>(plan, args, to, stream);
-      case ConvMath::f32: return launch_conv_stats<MathF32>(plan, args, to, stream);
+      case ConvMath::f16:
+        return launch_conv_stats<MathF16>(plan, args, to, stream);
+      case ConvMath::bf16:
+        return launch_conv_stats<MathBF16>(plan, args, to, stream);
+      case ConvMath::tf32:
+        return launch_conv_stats<MathTF32>(plan, args, to, stream);
+      case ConvMath::f32:
+        return launch_conv_stats<MathF32>(plan, args, to, stream);
     }
   });
-  const BatchStatistics statistics{mean, invstd, running_mean, running_var, num_batches_tracked,
-                                   static_cast<float>(momentum), static_cast<float>(eps)};
+  const BatchStatistics statistics{mean,
+                                   invstd,
+                                   running_mean,
+                                   running_var,
+                                   num_batches_tracked,
+                                   static_cast<float>(momentum),
+                                   static_cast<float>(eps)};
   const int64_t channels = conv.k * conv.groups;
   launch("conv_stats", conv_stats_merge_kernel, {ceil_div(channels, kMergeWide)}, kMergeThreads,
          merge_bytes<Moments<1>>(kMergeThreads), stream, moments, chunks_of(plan, conv), channels,

@@ -1,5 +1,5 @@
-// out = conv(x, weight) and, per tile and channel, the moments of the values as stored: batch statistics without another
-// pass over the map.
+// out = conv(x, weight) and, per tile and channel, the moments of the values as stored: batch statistics without
+// another pass over the map.
 #pragma once
 
 #include "conv_mainloop.cuh"
@@ -8,8 +8,8 @@
 
 namespace resnet_fused::cuda {
 
-// A mean is kept as an offset from one of the values: float32 would round the mean itself by 3e-5 deviations where it is
-// 1000 deviations from zero, and the merge would square differences of such means.
+// A mean is kept as an offset from one of the values: float32 would round the mean itself by 3e-5 deviations where it
+// is 1000 deviations from zero, and the merge would square differences of such means.
 struct TileMoments {
   static constexpr int kWords = 4;
   float pivot = 0;
@@ -17,7 +17,8 @@ struct TileMoments {
 
   __device__ __forceinline__ Moments<1> about_pivot(float other) const {
     Moments<1> m = about;
-    m.mean[0] = ptx::add(ptx::add(pivot, -other), m.mean[0]);  // values of one channel: their difference is exact or small
+    m.mean[0] =
+        ptx::add(ptx::add(pivot, -other), m.mean[0]);  // values of one channel: their difference is exact or small
     return m;
   }
 };
@@ -69,9 +70,9 @@ __device__ __forceinline__ void store_moments(const ConvArgs& args, const Place<
   static_assert(Tile::kThreads == 2 * Tile::kN, "two threads per channel");
   constexpr int kHalf = Tile::kM / 2;
   const int channel = ptx::tid() % Tile::kN, half = ptx::tid() / Tile::kN;
-  const int64_t left = args.m - place.m0 - half * kHalf;
-  TileMoments mine = column_moments<Tile>(smem + half * kHalf * Staging<Tile>::kRowBytes + 4 * channel,
-                                          static_cast<int>(left < kHalf ? left : kHalf));
+  const int left = args.m - place.m0 - half * kHalf;
+  TileMoments mine =
+      column_moments<Tile>(smem + half * kHalf * Staging<Tile>::kRowBytes + 4 * channel, left < kHalf ? left : kHalf);
   ptx::sync_threads();  // the staged tile has been read and stored: its memory carries the second half's moments
   const uint32_t other = smem + 16 * channel;
   if (half == 1) {
@@ -107,7 +108,7 @@ __device__ __forceinline__ void store_rounded(const ConvArgs& args, uint32_t sme
     Eight<Element> result{};
 #pragma unroll
     for (int e = 0; e < 8; ++e) result[e] = ptx::from_float<Element>(sums[e / 4].v[e % 4]);
-    store_eight(out + (place.m0 + row) * args.out_channels(), result, args.vector_out, valid);
+    store_eight(out + args.out_channels() * (place.m0 + row), result, args.vector_out, valid);
   }
 }
 
@@ -115,10 +116,10 @@ __device__ __forceinline__ void store_rounded(const ConvArgs& args, uint32_t sme
 template <class Tile, bool kVector>
 __global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks : 2)
     conv_stats_kernel(const ConvArgs args, const MomentsBuffer moments) {
-  const Place<Tile> place(args);
   const uint32_t smem = ptx::smem_base();
   Accumulators<Tile> acc = {};
-  conv_sums<Tile, kVector>(args, place, smem, acc, [] {});
+  conv_sums<Tile, kVector>(args, smem, acc, [](const Place<Tile>&) {});
+  const Place<Tile> place(args, ptx::bid_x_again());
   round_to_stored<Tile>(acc);
   ptx::sync_threads();  // every warp has read the last step: its memory becomes the staging area
   Staging<Tile>::store(smem, acc);

@@ -32,8 +32,8 @@ struct Tile {
   using Element = typename Math::Element;
   static constexpr TileShape kShape = shape_of(kTile);
   static constexpr int kM = kShape.m, kN = kShape.n, kStages = kShape.stages, kThreads = kShape.threads();
-  static constexpr int kChunk = 16 / sizeof(Element);              // elements of one 16-byte copy
-  static constexpr int kStep = kConvStepBytes / sizeof(Element);   // elements of k per step
+  static constexpr int kChunk = 16 / sizeof(Element);             // elements of one 16-byte copy
+  static constexpr int kStep = kConvStepBytes / sizeof(Element);  // elements of k per step
   static constexpr int kWarpM = kM / kShape.warps_m, kWarpN = kN / kShape.warps_n;
   static constexpr int kFragmentsM = kWarpM / 16, kFragmentsN = kWarpN / 8;
   static constexpr int kRowsPerPass = kThreads / 8;  // a row is eight copies

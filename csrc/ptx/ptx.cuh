@@ -4,7 +4,7 @@
 // contains asm or a CUDA header. g++ -DHOST_EMULATION takes tests/emulator/sm80.h: the same functions on fibers, which
 // is how kernels are tested without a GPU. The list (T: any trivially copyable type of the size named):
 //
-//   indices     tid() threads() lane() warp()  bid_x() bid_y() bid_z()  grid_x() grid_y() grid_z()
+//   indices     tid() threads() lane() warp()  bid_x() bid_x_again() bid_y() bid_z()  grid_x() grid_y() grid_z()
 //   shared      smem_base()                        32-bit address of the dynamic shared memory, aligned to 128 bytes
 //               ld_shared<T>(addr)  st_shared(addr, T)                     2, 4, 8, 16 bytes, naturally aligned
 //               ldmatrix_x4(r, addr)  ldmatrix_x2(r, addr)  and _trans     r[i]: matrix i; addr: lane l's 16-byte row

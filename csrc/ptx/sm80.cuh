@@ -15,6 +15,12 @@ PTX_FN int threads() { return blockDim.x; }
 PTX_FN int lane() { return threadIdx.x % 32; }
 PTX_FN int warp() { return threadIdx.x / 32; }
 PTX_FN int bid_x() { return blockIdx.x; }
+// Not merged with bid_x(): what is computed from it anew need not stay in registers in between.
+PTX_FN int bid_x_again() {
+  int x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return x;
+}
 PTX_FN int bid_y() { return blockIdx.y; }
 PTX_FN int bid_z() { return blockIdx.z; }
 PTX_FN int grid_x() { return gridDim.x; }

@@ -1,4 +1,5 @@
-// What tests/conv_emulated.py calls through ctypes: convolutions on the emulator, with the plan under the test's control.
+// What tests/conv_emulated.py calls through ctypes: convolutions on the emulator, with the plan under the test's
+// control.
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -11,8 +12,8 @@
 
 namespace resnet_fused::cuda {
 void conv_bn_relu_planned(const ConvPlan&, DType, const ConvTensors&, Norm, Conv, bool, bool, void*, void*);
-void conv_stats_planned(const ConvPlan&, DType, const ConvTensors&, Conv, float*, float*, MutableChannels, MutableChannels,
-                        const int64_t*, double, double, bool, void*, void*);
+void conv_stats_planned(const ConvPlan&, DType, const ConvTensors&, Conv, float*, float*, MutableChannels,
+                        MutableChannels, const int64_t*, double, double, bool, void*, void*);
 void conv_bn_relu_pool_planned(const PoolPlan&, DType, const void*, const void*, Norm, void*, Conv, bool, void*);
 }  // namespace resnet_fused::cuda
 
@@ -35,8 +36,22 @@ struct ConvPlanned {
 };
 
 static Conv conv_of(const ConvCall& a) {
-  return {a.n, a.h, a.w, a.c, a.k, a.r, a.s, a.p, a.q, a.groups, int(a.stride_h), int(a.stride_w), int(a.pad_h),
-          int(a.pad_w), int(a.dilation_h), int(a.dilation_w)};
+  return {a.n,
+          a.h,
+          a.w,
+          a.c,
+          a.k,
+          a.r,
+          a.s,
+          a.p,
+          a.q,
+          a.groups,
+          int(a.stride_h),
+          int(a.stride_w),
+          int(a.pad_h),
+          int(a.pad_w),
+          int(a.dilation_h),
+          int(a.dilation_w)};
 }
 
 static cuda::ConvPlan plan_of(const ConvCall& a) {
@@ -79,9 +94,11 @@ static const char* guarded(Body body) {
 EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
   return guarded([&] {
     const cuda::ConvPlan p = plan_of(*a);
-    *to = {int64_t(p.tile), p.vector, p.images, p.tiles_m, p.tiles_n, p.steps, p.splits, p.steps_per_split, int64_t(p.scratch)};
+    *to = {int64_t(p.tile), p.vector, p.images,          p.tiles_m,         p.tiles_n,
+           p.steps,         p.splits, p.steps_per_split, int64_t(p.scratch)};
     const size_t promised = cuda::conv_bn_relu_scratch(static_cast<DType>(a->dtype), conv_of(*a), a->allow_tf32);
-    if (a->tile < 0 && a->splits == 0 && promised < p.scratch) throw std::logic_error("conv_bn_relu_scratch is too small");
+    if (a->tile < 0 && a->splits == 0 && promised < p.scratch)
+      throw std::logic_error("conv_bn_relu_scratch is too small");
   });
 }
 
@@ -98,7 +115,7 @@ EXPORTED const char* conv_bn_relu(const ConvCall* a) {
 
 // mean and var of the call: running statistics, updated; `mean` and `invstd` receive the batch's.
 EXPORTED const char* conv_stats(const ConvCall* a, float* mean, float* invstd, const int64_t* num_batches_tracked,
-                                  const double* momentum) {
+                                const double* momentum) {
   return guarded([&] {
     const DType dtype = static_cast<DType>(a->dtype), p = static_cast<DType>(a->param_dtype);
     const Conv conv = conv_of(*a);
@@ -128,6 +145,7 @@ EXPORTED const char* conv_bn_relu_pool(const ConvCall* a) {
     if (a->tile >= 0) plan = cuda::pool_plan_for(static_cast<cuda::PoolTile>(a->tile), dtype, conv_of(*a));
     if (a->splits > 0 && plan.blocks > a->splits) plan.blocks = a->splits;  // blocks that walk over several tiles
     emu::machine.configure(a->seed, int(a->policy));
-    cuda::conv_bn_relu_pool_planned(plan, dtype, a->x, a->weight, norm_of(*a), a->out, conv_of(*a), a->allow_tf32, nullptr);
+    cuda::conv_bn_relu_pool_planned(plan, dtype, a->x, a->weight, norm_of(*a), a->out, conv_of(*a), a->allow_tf32,
+                                    nullptr);
   });
 }

@@ -25,6 +25,7 @@ inline int threads() { return machine.threads; }
 inline int lane() { return machine.lane().who.lane; }
 inline int warp() { return machine.lane().who.warp; }
 inline int bid_x() { return static_cast<int>(machine.block_index.x); }
+inline int bid_x_again() { return bid_x(); }
 inline int bid_y() { return static_cast<int>(machine.block_index.y); }
 inline int bid_z() { return static_cast<int>(machine.block_index.z); }
 inline int grid_x() { return static_cast<int>(machine.grid.x); }
