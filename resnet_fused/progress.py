@@ -5,28 +5,29 @@ import time
 
 
 class Progress:
-    """`step(text)` announces the next piece of work. A context manager: at its end the line is cleared."""
+    """`step(text)` says what is being done now. A context manager: at its end the line is cleared."""
 
-    def __init__(self, total, stream=None):
-        self.total, self.stream = total, stream or sys.stderr
-        self.done, self.start, self.dots = 0, time.monotonic(), 0
+    def __init__(self, stream=None):
+        self.stream = stream or sys.stderr
+        self.start = self.last_dot = time.monotonic()
+        self.shown = False
 
     def step(self, text):
-        self.done += 1
+        now = time.monotonic()
         if self.stream.isatty():
-            elapsed = time.monotonic() - self.start
-            self.stream.write(f"\r\x1b[K[{self.done}/{self.total}] {text}  ({elapsed:.0f} s)")
-        else:
-            self.stream.write(".")
-            self.dots += 1
+            self._write(f"\r\x1b[K{text}  ({now - self.start:.0f} s)")
+        elif now - self.last_dot >= 1:
+            self.last_dot = now
+            self._write(".")
+
+    def _write(self, text):
+        self.shown = True
+        self.stream.write(text)
         self.stream.flush()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc):
-        if self.dots:
-            self.stream.write("\n")
-        elif self.done:
-            self.stream.write("\r\x1b[K")
-        self.stream.flush()
+        if self.shown:
+            self._write("\r\x1b[K" if self.stream.isatty() else "\n")

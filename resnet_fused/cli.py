@@ -1,0 +1,209 @@
+"""python -m resnet_fused demo | verify | bench | explain | info.
+
+What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager.
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+from . import dispatch, info, resnet, weights
+
+MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MIN_SIZE = 32  # the network halves its input five times
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UsageError(message)
+
+
+def at_least(minimum, kind=int):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not value >= minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {text}")
+        return value
+
+    return parse
+
+
+def parser():
+    main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
+    commands = main.add_subparsers(dest="command", required=True, metavar="demo | verify | bench | explain | info")
+
+    def command(name, function, help):
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(function=function)
+        return sub
+
+    def model_options(sub):
+        sub.add_argument("--model", choices=MODELS, default="resnet34")
+        sub.add_argument("--weights", help="a .pth or .safetensors state dict, or a weight name of torchvision")
+        sub.add_argument("--backend", choices=("auto", *dispatch.BACKENDS), default="auto")
+
+    def machine_options(sub):
+        sub.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
+        sub.add_argument("--threads", type=at_least(1), help="CPU threads")
+
+    def input_options(sub, batch):
+        sub.add_argument("--batch", type=at_least(1), default=batch)
+        sub.add_argument("--size", type=at_least(MIN_SIZE), default=224)
+        sub.add_argument("--dtype", choices=DTYPES, default="float32")
+
+    demo = command("demo", run_demo, "runs a model on a photograph: equality with eager, images/s, a chart")
+    demo.add_argument("--image", help="default: the photograph of a cat that comes with the package")
+    demo.add_argument("--batch", type=at_least(1), nargs="+", default=[1, 8], help="batch sizes to time")
+    demo.add_argument("--seconds", type=at_least(0, float), default=8.0, help="of timing for every batch size")
+    demo.add_argument("--output", default="resnet_fused_demo.png", help="the chart, a PNG file")
+
+    verify = command("verify", run_verify, "every op and the model against float64, beside eager's own error")
+    verify.add_argument("--quick", action="store_true", help="small shapes")
+    verify.add_argument("--dtype", choices=DTYPES, nargs="+")
+
+    bench = command("bench", run_bench, "times eager, live and frozen models, taking turns")
+    bench.add_argument("--seconds", type=at_least(0, float), default=10.0)
+
+    explain = command("explain", run_explain, "which backend every fused op takes, and why")
+    explain.add_argument("--train", action="store_true", help="in training mode")
+    explain.add_argument("--frozen", action="store_true", help="of the frozen engine")
+
+    for sub in (demo, bench, explain):
+        model_options(sub)
+    for sub in (demo, verify, bench, explain):
+        machine_options(sub)
+    input_options(bench, batch=8)
+    input_options(explain, batch=1)
+    command("info", run_info, "versions, what was built, backends, environment variables")
+    return main
+
+
+def device_of(args):
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device")
+    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def backend_of(args):
+    try:
+        return dispatch.backend(args.backend)
+    except RuntimeError as e:
+        raise UsageError(str(e)) from None
+
+
+def model_of(args, device, dtype=torch.float32):
+    """In evaluation mode; without weights the batch norms are made lively, so that a comparison means something."""
+    from .reference import with_lively_norms
+
+    build, kwargs = getattr(resnet, args.model), {}
+    try:
+        state = weights.resolve(args.model, args.weights, True, kwargs)
+        model = build(**kwargs)
+        if state is not None:
+            weights.check_keys(state, model, args.weights)
+            model.load_state_dict(state)
+    except (OSError, ValueError, RuntimeError) as e:  # a wrong file, wrong keys, no network
+        raise UsageError(str(e)) from e
+    if state is None:
+        with_lively_norms(model)
+    return model.eval().to(device, dtype)
+
+
+def input_of(args, device):
+    try:
+        return torch.randn(args.batch, 3, args.size, args.size, device=device).to(DTYPES[args.dtype])
+    except (RuntimeError, MemoryError) as e:
+        raise UsageError(f"batch {args.batch} at {args.size}x{args.size} does not fit into memory") from e
+
+
+def run_demo(args):
+    for package, module in (("pillow", "PIL"), ("matplotlib", "matplotlib")):
+        if importlib.util.find_spec(module) is None:
+            raise UsageError(f"the demo needs {package}: pip install 'resnet_fused[demo]'")
+    from . import demo, photo
+    from .progress import Progress
+
+    chart = Path(args.output)
+    if chart.suffix.lower() != ".png":
+        raise UsageError(f"--output must end in .png: {chart}")
+    if not chart.parent.is_dir() or chart.is_dir():
+        raise UsageError(f"--output: no such folder, or a folder itself: {chart}")
+    try:
+        image = photo.load(args.image or photo.SAMPLE)
+    except (OSError, ValueError) as e:
+        raise UsageError(f"--image: {e}") from e
+    device = device_of(args)
+    with backend_of(args), Progress() as progress:
+        model = model_of(args, device)
+        equal = demo.run(args.model, model, image, args.weights, args.batch, args.seconds, chart, progress.step, device)
+    return 0 if equal else 1
+
+
+def run_verify(args):
+    from .progress import Progress
+    from .verify import verify
+
+    dtypes = [DTYPES[d] for d in args.dtype] if args.dtype else None
+    device = device_of(args)
+    with Progress() as progress:
+        report = verify(device, dtypes, args.quick, progress.step)
+    print(report)
+    return 0 if report.passed else 1
+
+
+def run_bench(args):
+    from . import compare
+    from .progress import Progress
+
+    device = device_of(args)
+    with backend_of(args), Progress() as progress:
+        model, x = model_of(args, device, DTYPES[args.dtype]), input_of(args, device)
+        rows, _ = compare.speed(model, x, [x.dtype], args.seconds, progress.step)
+    print(f"{args.model} at {args.size}x{args.size} on {info.environment()['gpu' if device == 'cuda' else 'cpu']}")
+    print(compare.speed_text(rows))
+    return 0
+
+
+def run_explain(args):
+    from .explain import explain
+
+    if args.train and args.frozen:
+        raise UsageError("--train and --frozen exclude each other")
+    device = device_of(args)
+    if args.train and args.batch == 1 and args.size <= MIN_SIZE:
+        raise UsageError("--train needs more than one value per channel: a larger --batch or --size")
+    with backend_of(args):
+        model, x = model_of(args, device, DTYPES[args.dtype]).train(args.train), input_of(args, device)
+        if args.frozen:
+            from .freeze import freeze
+
+            model = freeze(model, x)
+        print(explain(model, x))
+    return 0
+
+
+def run_info(args):
+    print(info.text())
+    return 0
+
+
+def main(argv=None):
+    try:
+        args = parser().parse_args(argv)
+        return args.function(args)
+    except UsageError as e:
+        print(f"resnet_fused: error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2

@@ -1,0 +1,101 @@
+"""Eager torch, the live model and frozen engines on the same input: are they equal, and how fast is each?"""
+
+import copy
+
+import torch
+
+from . import table, timing
+from .accuracy import budget_used, exact
+from .freeze import freeze
+from .reference import by_modules, in_float64
+
+EQUALITY = {
+    "name": "on the photo", "dtype": "dtype", "error": "error", "apart": "from eager", "budget": "of budget",
+    "verdict": "",
+}  # fmt: skip
+SPEED = {
+    "batch": "batch", "name": "model", "dtype": "dtype", "ms": "ms", "p20": "p20", "p80": "p80",
+    "rate": "images/s", "speedup": "vs eager",
+}  # fmt: skip
+
+
+def _nhwc(t):
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def _in(model, dtype):
+    """`model` itself where it has `dtype`, else a copy."""
+    return model if model.conv1.weight.dtype == dtype else copy.deepcopy(model).to(dtype)
+
+
+@torch.no_grad()
+def equality(model, x, frozen_dtypes, step):
+    """Rows with the keys of EQUALITY; errors against float64, relative to the largest logit. `step(text)`: progress."""
+    step("float64")
+    oracle = in_float64(model)(exact(x))
+    scale = oracle.abs().max()
+    rows = []
+
+    def error(logits):
+        return ((logits.double() - oracle).abs().max() / scale).item()
+
+    def add(name, logits, eager):
+        row = dict.fromkeys(EQUALITY, "") | {
+            "name": name,
+            "dtype": str(logits.dtype)[6:],
+            "error": f"{error(logits):.1e}",
+        }
+        if eager is not None:
+            share = budget_used(logits, eager, oracle, channel_dim=0)
+            row["apart"] = f"{((logits.double() - eager.double()).abs().max() / scale).item():.1e}"
+            row |= {"budget": f"{share:.2f}", "verdict": "equal" if share <= 1 else "NOT EQUAL"}
+        rows.append(row)
+
+    for dtype in dict.fromkeys((x.dtype, *frozen_dtypes)):
+        step(f"eager and ours in {str(dtype)[6:]}")
+        plain = by_modules(_in(model, dtype))
+        eager = plain(x.to(dtype))
+        add("eager", eager, None)
+        add("eager, channels_last", plain.to(memory_format=torch.channels_last)(_nhwc(x.to(dtype))), None)
+        if dtype == x.dtype:
+            add("live", model(x), eager)
+        if dtype in frozen_dtypes:
+            add("frozen", freeze(model, x, dtype=dtype)(x).to(dtype), eager)
+    return rows
+
+
+@torch.no_grad()
+def speed(model, x, frozen_dtypes, seconds, step):
+    """Rows with the keys of SPEED for one batch `x`, and the timings {(name, dtype): Timing}."""
+    step(f"batch {len(x)}: freezing")
+    eager = by_modules(model)
+    eager_nhwc = by_modules(model).to(memory_format=torch.channels_last)
+    nhwc, dtype = _nhwc(x), str(x.dtype)[6:]
+    runs = {
+        ("eager", dtype): lambda: eager(x),
+        ("eager, channels_last", dtype): lambda: eager_nhwc(nhwc),
+        ("live", dtype): lambda: model(x),
+    }
+    for frozen in frozen_dtypes:
+        engine = freeze(model, x, dtype=frozen)
+        runs["frozen", str(frozen)[6:]] = lambda engine=engine: engine(x)
+    timings = timing.interleaved(
+        runs, seconds=seconds, device=x.device.type, on_round=lambda i: step(f"batch {len(x)}: round {i + 1}")
+    )
+    first = timings["eager", dtype]
+    rows = [
+        {
+            "batch": len(x), "name": name, "dtype": kind, "ms": f"{1e3 * t.median:.1f}", "p20": f"{1e3 * t.p20:.1f}",
+            "p80": f"{1e3 * t.p80:.1f}", "rate": f"{len(x) / t.median:.1f}", "speedup": f"{t.speedup_over(first):.2f}x",
+        }
+        for (name, kind), t in timings.items()
+    ]  # fmt: skip
+    return rows, timings
+
+
+def equality_text(rows):
+    return table.render(EQUALITY, rows)
+
+
+def speed_text(rows):
+    return table.render(SPEED, rows)

@@ -1,0 +1,80 @@
+"""What this machine is, what was built and what runs: the facts that belong beside a number and in a bug report."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+
+import torch
+
+from . import __version__, _env, dispatch, native
+
+
+def environment():
+    """{fact: value} as text, in the order in which they are printed."""
+    return {
+        "resnet_fused": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        "cpu": f"{_cpu_model()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "torchvision": _version("torchvision"),
+        **_gpu(),
+        **_library(),
+    }
+
+
+def variables():
+    """{environment variable: value or "not set"} of all that the package reads."""
+    names = re.findall(r"^(RESNET_FUSED_\w+)  ", _env.__doc__, re.MULTILINE)  # the docstring is their one list
+    return {name: os.environ.get(name, "not set") for name in (*names, "TRITON_INTERPRET")}
+
+
+def text():
+    """Everything, for `python -m resnet_fused info`."""
+    parts = (("", environment()), ("backends", dispatch.backends()), ("environment variables", variables()))
+    lines = []
+    for title, facts in parts:
+        lines += ["", f"{title}:"] if title else []
+        width = max(map(len, facts))
+        lines += [f"{'  ' if title else ''}{name:<{width}}  {value}" for name, value in facts.items()]
+    return "\n".join(lines)
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_model():
+    try:
+        with open("/proc/cpuinfo") as f:
+            names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpu():
+    if not torch.cuda.is_available():
+        built = f"torch built with CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
+        return {"gpu": f"none ({built})"}
+    major, minor = torch.cuda.get_device_capability()
+    name = torch.cuda.get_device_name()
+    return {"gpu": f"{name}, sm_{major}{minor}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"}
+
+
+def _library():
+    if (why := native.why_absent()) is not None:
+        return {"compiled library": f"absent: {why}"}
+    built = native.build_info()
+    cuda = f"{built['cuda']} for {', '.join(built['architectures'])}" if built["cuda"] else built["without_cuda"]
+    return {
+        "compiled library": str(native.LIBRARY),
+        "built with": f"{built['compiler']}, torch {built['torch']}; {cuda}",
+        "CPU kernels": native.cpu_isa(),
+    }
