@@ -1,0 +1,37 @@
+# Every verb sets up what it needs: see tools/environment.py.
+PYTHON ?= python3
+# The Python of the environment, after making sure that it is complete.
+in = $$($(PYTHON) tools/environment.py $(1))
+
+.PHONY: help demo test lint format lines aot mutants clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo:  ## sets everything up and runs ResNet-34 on a photograph: equality, images/s, a chart (ARGS="--image my.jpg")
+	@python=$(call in,demo) && $$python -m resnet_fused demo $(ARGS)
+
+test:  ## sets everything up and runs all tests (ARGS="-k add_relu")
+	@python=$(call in,test) && $$python -m pytest -q $(ARGS)
+
+lint:  ## checks style: ruff and clang-format; changes nothing
+	@python=$(call in,lint) && $$python -m ruff check . && $$python -m ruff format --check . \
+	  && $$python -m clang_format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/emulator/*' | grep -E '\.(cpp|cu|cuh|h)$$')
+	@$(MAKE) --no-print-directory lines
+
+format:  ## rewrites files in that style
+	@python=$(call in,lint) && $$python -m ruff check --fix -q . ; $$python -m ruff format . \
+	  && $$python -m clang_format -i $$(git ls-files 'csrc/*' 'tests/emulator/*' | grep -E '\.(cpp|cu|cuh|h)$$')
+
+lines:  ## the longest files; fails above 300 lines
+	@git ls-files '*.py' 'csrc/*' 'tests/emulator/*' | xargs wc -l | grep -v ' total$$' | sort -rn | head -8
+	@git ls-files '*.py' 'csrc/*' 'tests/emulator/*' | xargs wc -l | awk '$$2 != "total" && $$1 > 300 {bad = 1; print "too long: " $$2} END {exit bad}'
+
+aot:  ## compiles every Triton and CUDA kernel for sm_80, sm_90(a), sm_100 without a GPU: registers, spills, tensor cores
+	@python=$(call in,test) && $$python tools/aot.py $(ARGS)
+
+mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test must notice (long)
+	@python=$(call in,test) && $$python tests/emulator/mutate.py $(ARGS)
+
+clean:  ## removes what was built, keeps .venv
+	rm -rf build resnet_fused/_native.so resnet_fused/_native_build.json
