@@ -50,9 +50,9 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
         return t.square().mean(others).sqrt()
 
     def typical(channel_rms):
-        # Sums of larger terms err by a share of the terms, so a small channel is not judged by its own size: after a ReLU
-        # one value may be all that is left of it, and that one round well in eager (9 % of random bfloat16 convolutions
-        # with 64 channels of 7x7; none with half the mean).
+        # Sums of larger terms err by a share of the terms, so a small channel is not judged by its own size: a ReLU may
+        # leave one value of it, and eager round that one well (measured: 36 of 400 random bfloat16 convolutions with 64
+        # channels of 7x7 exceeded the budget so; none with half the mean).
         return channel_rms.clamp_min(channel_rms.mean() * (1.0 if ours.dtype == torch.float32 else 0.5))
 
     channel = (rms(error_ours) / (factor * rms(error_eager) + step * typical(rms(scale)) + tiny)).max()
@@ -68,8 +68,8 @@ def assert_within_budget(ours, eager, oracle, what, **kwargs):
 def gradient_budget_used(ours, eager, oracle, oracle_eager, factor=2.0):
     """The same rule for the gradients of a whole model, lists of one tensor per parameter: the worst relative error.
 
-    Relative to the parameter's own gradient, in the 2-norm. The worst of ours stands against the worst of eager's: which
-    parameter is worst is chance.
+    Relative to the parameter's own gradient, in the 2-norm. The worst of ours stands against the worst of eager's:
+    which parameter is worst is chance.
     """
 
     def worst(grads, exact_grads):

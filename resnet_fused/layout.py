@@ -28,6 +28,11 @@ def nearest_format(t):
     return format_of(t) or format_of(torch.empty_like(t, device="meta")) or CONTIGUOUS
 
 
+def as_result_of(out, x):
+    """`out`, computed from a copy of `x` in a kernel's layout, in the strides torch's operators would give it."""
+    return out if format_of(x) is not None else torch.empty_like(x).copy_(out)
+
+
 def in_format(t, memory_format):
     """`t` itself where it already has `memory_format`, else a dense copy."""
     return None if t is None else t.contiguous(memory_format=memory_format)

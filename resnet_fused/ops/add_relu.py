@@ -18,25 +18,26 @@ def reference_backward(grad, out):
 
 
 def _run(x, residual):
-    out = torch.empty_like(x)
-    memory_format = layout.nearest_format(out)
-    x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
-    choice = dispatch.choose("add_relu", x, residual)
+    memory_format = layout.nearest_format(x)
+    dense, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
+    choice = dispatch.choose("add_relu", dense, residual)
     if choice.backend == "eager":
-        return out.copy_(reference(x, residual))
-    dispatch.kernel(choice, "add_relu", "add_relu")(x, residual, out)
-    return out
+        return layout.as_result_of(reference(dense, residual), x)
+    out = torch.empty_like(dense)
+    dispatch.kernel(choice, "add_relu", "add_relu")(dense, residual, out)
+    return layout.as_result_of(out, x)
 
 
 def _run_backward(grad, out):
     memory_format = layout.nearest_format(out)
-    grad = layout.in_format(grad, memory_format)  # autograd may hand over any layout
-    grad_in = torch.empty_like(out)
-    choice = dispatch.choose("add_relu_backward", grad, out)
+    # autograd may hand over any layout
+    grad, dense = layout.in_format(grad, memory_format), layout.in_format(out, memory_format)
+    choice = dispatch.choose("add_relu_backward", grad, dense)
     if choice.backend == "eager":
-        return grad_in.copy_(reference_backward(grad, out))
-    dispatch.kernel(choice, "add_relu", "add_relu_backward")(grad, out, grad_in)
-    return grad_in
+        return layout.as_result_of(reference_backward(grad, dense), out)
+    grad_in = torch.empty_like(dense)
+    dispatch.kernel(choice, "add_relu", "add_relu_backward")(grad, dense, grad_in)
+    return layout.as_result_of(grad_in, out)
 
 
 def _fake(x, residual):

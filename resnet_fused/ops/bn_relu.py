@@ -63,10 +63,11 @@ def apply(x, mean, spread, weight, bias, residual, out, eps, relu):
 
 
 def _run(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
-    out = torch.empty_like(x)
     memory_format = layout.nearest_format(x)
-    x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
-    return apply(x, mean, spread, weight, bias, residual, out, None if batch_stats else eps, relu)
+    dense, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
+    out = torch.empty_like(dense)
+    apply(dense, mean, spread, weight, bias, residual, out, None if batch_stats else eps, relu)
+    return layout.as_result_of(out, x)
 
 
 def _fake(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
@@ -110,7 +111,7 @@ def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, gr
 
 
 def _run_backward(grad, x, out, mean, spread, weight, eps, relu, want_x, want_affine, want_residual):
-    memory_format = layout.nearest_format(x)
+    memory_format, original = layout.nearest_format(x), x
     grad, x, out = (layout.in_format(t, memory_format) for t in (grad, x, out))
     grad_x, grad_residual = _empty(x, want_x), _empty(x, want_residual)
     batch_stats = eps is None
@@ -123,7 +124,12 @@ def _run_backward(grad, x, out, mean, spread, weight, eps, relu, want_x, want_af
             grad_x if want_x else None, grad_residual if want_residual else None, eps, relu,
         )  # fmt: skip
     none = mean.new_empty(0, dtype=torch.float32)
-    return grad_x, sum_gx if want_affine else none, sum_g if want_affine else none, grad_residual
+    return (
+        layout.as_result_of(grad_x, original) if want_x else grad_x,
+        sum_gx if want_affine else none,
+        sum_g if want_affine else none,
+        layout.as_result_of(grad_residual, original) if want_residual else grad_residual,
+    )
 
 
 def _fake_backward(grad, x, out, mean, spread, weight, eps, relu, want_x, want_affine, want_residual):

@@ -1,0 +1,82 @@
+"""Fixtures that make a green test mean something: STRICT mode, poisoned allocations, TF32 off, named backends."""
+
+import os
+
+os.environ["RESNET_FUSED_STRICT"] = "1"
+if not os.environ.get("CUDA_VISIBLE_DEVICES", "0") or not os.path.exists("/dev/nvidiactl"):
+    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton on import: its kernels then run on CPU tensors
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import resnet_fused  # noqa: E402
+from resnet_fused import dispatch  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device of the op tests")
+
+
+# Backends that run the same op tests, and the dtypes in which their numbers count there: Triton's interpreter truncates
+# float32 to bfloat16 instead of rounding.
+ALL = (torch.float32, torch.float16, torch.bfloat16)
+CPU_BACKENDS = {"native": ALL, "triton": (torch.float32, torch.float16), "emulator": ALL, "eager": ALL}
+CUDA_BACKENDS = {"cuda": ALL, "triton": ALL, "eager": ALL}
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        on_cuda = metafunc.config.getoption("--device") == "cuda"
+        metafunc.parametrize("backend", CUDA_BACKENDS if on_cuda else CPU_BACKENDS, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    name = request.config.getoption("--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.exit("--device=cuda, but torch sees no CUDA device", 2)
+    return name
+
+
+@pytest.fixture
+def backend(request):
+    """The name of a backend that every op of the test must use; skipped, with the reason, where it cannot run."""
+    name = request.param
+    if name == "emulator":
+        from emulator import as_backend
+
+        as_backend.register()
+    if (why := dispatch.BACKENDS[name].why_not()) is not None:
+        pytest.skip(f"backend {name}: {why}")
+    with resnet_fused.backend(name):
+        yield name
+
+
+@pytest.fixture
+def numbers_count(backend, device):
+    """Skips dtypes whose numbers the backend does not promise on this machine."""
+
+    def check(dtype):
+        if dtype not in (CUDA_BACKENDS if device == "cuda" else CPU_BACKENDS)[backend]:
+            pytest.skip(f"{backend} on a CPU does not round {dtype} as a GPU does")
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def _fixed_numbers():
+    """Same seed for every test, and IEEE float32 (TF32 is tested by name)."""
+    torch.manual_seed(0)
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """Fresh memory is NaN (torch fills it in deterministic mode), so that an element a kernel forgets to write is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

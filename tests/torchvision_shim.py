@@ -1,0 +1,20 @@
+"""torchvision beside a CPU build of torch, where its binary extension does not load.
+
+torchvision then fails on import, since it registers fakes for operators that only the extension defines. The tests need its
+Python models alone, so the two schemas are declared first; calling those operators still fails.
+"""
+
+import torch
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_library = torch.library.Library("torchvision", "FRAGMENT")
+
+try:
+    import torchvision
+except RuntimeError:
+    for _name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, _name):
+            _library.define(_name + _SCHEMA)
+    import torchvision
+
+__all__ = ["torchvision"]
