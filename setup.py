@@ -41,6 +41,8 @@ class BuildNative(build_ext):
         package.mkdir(parents=True, exist_ok=True)
         library, record = package / LIBRARY, package / RECORD
         try:
+            if MODE == "0":
+                raise native_build.CannotBuild("RESNET_FUSED_BUILD=0")
             built, info = native_build.build(native_build.ROOT / "build/native", MODE != "cpu", say)
         except native_build.CannotBuild as why:
             if MODE == "1":
@@ -65,15 +67,13 @@ class BuildNative(build_ext):
         return []  # MANIFEST.in lists them
 
 
-class PlatformWheel(bdist_wheel):
+class Wheel(bdist_wheel):
     def get_tag(self):
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        return ("py3", "none", platform) if MODE != "0" else super().get_tag()
+        return "py3", "none", "any" if MODE == "0" else platform
 
 
-if MODE == "0":
-    say("RESNET_FUSED_BUILD=0: no compiled library")
 setup(
-    ext_modules=[] if MODE == "0" else [Extension("resnet_fused._native", [])],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
+    ext_modules=[Extension("resnet_fused._native", [])],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

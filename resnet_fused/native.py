@@ -70,6 +70,4 @@ def _record():
 
 
 def _why_not_built():
-    return _record().get(
-        "not_built", "installed with RESNET_FUSED_BUILD=0, or `python setup.py build_ext --inplace` never ran"
-    )
+    return _record().get("not_built", "`python setup.py build_ext --inplace` never ran here")

@@ -194,7 +194,7 @@ def test_bn_relu(shape, dtype, memory_format, frozen, with_residual, relu):
     terms = exact.abs() + shift.abs()
     exact = exact + shift
     var = spread if frozen else (spread.double() ** -2).float()
-    eager = torch.nn.functional.batch_norm(x, mean, var, weight.float(), bias.float(), eps=EPS if frozen else 0)
+    eager = torch.nn.functional.batch_norm(x, mean, var, weight.float(), bias.float(), eps=EPS if frozen else 1e-30)
     if with_residual:
         exact, eager, terms = exact + residual.double(), eager + residual, terms + residual.double().abs()
     if relu:
@@ -397,7 +397,7 @@ def test_absence_is_told_not_raised(monkeypatch, tmp_path):
     ask = native.why_absent.__wrapped__
     monkeypatch.setattr(native, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "_native.so")
-    assert "RESNET_FUSED_BUILD=0" in ask()
+    assert "never ran here" in ask()
     (tmp_path / "record.json").write_text('{"not_built": "no C++ compiler found", "torch": "2.99"}')
     assert ask() == "the compiled library was not built: no C++ compiler found"
     (tmp_path / "_native.so").write_bytes(b"not a library")

@@ -1,0 +1,142 @@
+"""The decisions of setup.py: what is built, what is not and why, what an install leaves behind. Compiles nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+if not (ROOT / "setup.py").exists():
+    pytest.skip("not a source tree", allow_module_level=True)
+sys.path.insert(0, str(ROOT / "tools"))
+import native_build  # noqa: E402
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the project without anything built."""
+    for name in ("csrc", "tools", "resnet_fused"):
+        shutil.copytree(
+            ROOT / name,
+            tmp_path / name,
+            ignore=shutil.ignore_patterns("_native*.so", "_native_build.json", "__pycache__"),
+        )
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "README.md").touch()
+    return tmp_path
+
+
+def install(tree, mode):
+    """`setup.py build_ext --inplace` where no compiler can be found."""
+    (tree / "bin").mkdir(exist_ok=True)
+    environment = {**os.environ, "PATH": str(tree / "bin"), "RESNET_FUSED_BUILD": mode}
+    environment.pop("CXX", None)
+    return subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_without_a_compiler_the_install_is_pure_python_and_says_so(tree):
+    (tree / "resnet_fused/_native.so").write_bytes(b"left over from another machine")
+    run = install(tree, "auto")
+    assert run.returncode == 0, run.stderr
+    assert "no compiled library, a pure Python install: no C++ compiler found" in run.stdout
+    assert not (tree / "resnet_fused/_native.so").exists()
+    assert "no C++ compiler found" in json.loads((tree / "resnet_fused/_native_build.json").read_text())["not_built"]
+
+
+def test_a_failing_compiler_is_no_install_error(tree):
+    (tree / "bin").mkdir()
+    shutil.copy(native_build.find_ninja(), tree / "bin/ninja")
+    compiler = tree / "bin/c++"
+    compiler.write_text(f'#!{shutil.which("sh")}\n[ "$1" = --version ] && echo broken 1.0 && exit 0\nexit 1\n')
+    compiler.chmod(0o755)
+    run = install(tree, "cpu")
+    assert run.returncode == 0 and "broken 1.0" in run.stdout and "the compiler failed" in run.stdout
+    assert "the compiler failed" in json.loads((tree / "resnet_fused/_native_build.json").read_text())["not_built"]
+
+
+def test_what_must_be_built_and_cannot_is_an_error(tree):
+    run = install(tree, "1")
+    assert run.returncode != 0 and "RESNET_FUSED_BUILD=1, but: no C++ compiler found" in run.stderr
+
+
+def test_build_0_compiles_nothing(tree):
+    run = install(tree, "0")
+    assert run.returncode == 0 and "no compiled library" in run.stdout and "compiler" not in run.stdout
+    record = json.loads((tree / "resnet_fused/_native_build.json").read_text())
+    assert record == {"not_built": "RESNET_FUSED_BUILD=0"} and not (tree / "resnet_fused/_native.so").exists()
+
+
+def test_an_unknown_mode_is_refused(tree):
+    run = install(tree, "yes")
+    assert run.returncode != 0 and "must be auto, cpu, 0 or 1, not 'yes'" in run.stderr
+
+
+@pytest.fixture
+def nvcc(monkeypatch):
+    listing = "".join(f"compute_{n}\n" for n in (75, 80, 86, 87, 89, 90, 100, 120))
+    monkeypatch.setattr(native_build, "output_of", lambda *command: listing)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    return "nvcc"
+
+
+def test_default_architectures_end_in_ptx_for_later_devices(nvcc):
+    flags, names = native_build.architectures(nvcc)
+    assert names == ["8.0", "8.6", "8.9", "9.0a", "10.0a", "PTX 100"]
+    assert "-gencode=arch=compute_90a,code=sm_90a" in flags and flags.endswith("arch=compute_100,code=compute_100")
+
+
+def test_an_older_nvcc_builds_what_it_knows(nvcc, monkeypatch):
+    monkeypatch.setattr(native_build, "output_of", lambda *command: "compute_80\ncompute_86\ncompute_89\ncompute_90\n")
+    flags, names = native_build.architectures(nvcc)
+    assert names == ["8.0", "8.6", "8.9", "9.0a", "PTX 90"] and "100" not in flags
+
+
+def test_architecture_list_is_respected(nvcc, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6;9.0+PTX")
+    flags, names = native_build.architectures(nvcc)
+    assert names == ["8.6", "9.0+PTX"]
+    assert flags.split() == [
+        "-gencode=arch=compute_86,code=sm_86",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 Hopper")
+    with pytest.raises(native_build.CannotBuild, match="Hopper"):
+        native_build.architectures(nvcc)
+
+
+def test_jobs_follow_cores_memory_and_max_jobs(monkeypatch):
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    pages = {"SC_AVPHYS_PAGES": (5 << 30) // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert native_build.jobs() == 2
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert native_build.jobs() == 1
+    monkeypatch.setenv("MAX_JOBS", "7")
+    assert native_build.jobs() == 7
+
+
+def test_no_function_is_shared_between_instruction_sets():
+    """One that is could be linked from the object whose instructions this CPU does not have."""
+    objects = list((ROOT / "build/native/cpu").glob("*.avx*.o"))
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("nothing was built here, or there is no nm")
+    for path in objects:
+        isa = path.name.split(".")[-2]
+        symbols = subprocess.run(
+            ["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True
+        ).stdout
+        shared = [s for s in symbols.splitlines() if s[17:18] in "WVu" and f"::{isa}::" not in s]
+        assert not shared, f"{path.name}: {shared[:3]}"
