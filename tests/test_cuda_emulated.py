@@ -18,6 +18,7 @@ SHAPES = [
     pytest.param((3, 20, 6, 6), id="half-vectors"),
     pytest.param((2, 17, 5, 8), id="odd-channels-wide-plane"),
     pytest.param((1, 264, 3, 3), id="two-channel-tiles"),
+    pytest.param((2, 256, 5, 3), id="full-channel-tile"),  # constants and partial results share memory only here
     pytest.param((7, 24, 16, 16), id="chunks-of-rows"),
     pytest.param((9, 2, 64, 64), id="chunks-of-planes"),
     pytest.param((5, 3), id="no-plane"),

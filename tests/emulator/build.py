@@ -8,6 +8,7 @@ EMU_SEED and EMU_POLICY (0, 1; unset: drawn per block) fix the schedule.
 import ctypes
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+HERE, CSRC = ROOT / "tests" / "emulator", ROOT / "csrc"
 SEED = int(os.environ.get("EMU_SEED", "1"))
 POLICY = int(os.environ.get("EMU_POLICY", "-1"))
 MULTIPROCESSORS = 3  # few, so that small tests still have grids that stride and chunks to merge
@@ -27,6 +29,9 @@ FLAGS = (
 PLAIN = ["-O2"]
 SANITIZED = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
 MACHINE = ("machine.cpp", "shadow.cpp")
+# Set by mutate.py: objects that take the place of a source's own, {"name.cu": path}, and the folder for what has them.
+REPLACED = json.loads(os.environ.get("EMU_OBJECTS", "{}"))
+LINKED = os.environ.get("EMU_LINKED")
 
 
 def why_not():
@@ -50,22 +55,25 @@ def _key(command, dependencies):
     return digest.hexdigest()[:16]
 
 
-def _dependencies(depfile):
+def dependencies(depfile):
     return depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
 
 
 def compile_object(source, flags, folder):
     """The object of `source`, compiled unless one of the same content is there."""
+    if source.name in REPLACED:
+        return Path(REPLACED[source.name])
     command = ["nice", "-n", "5", "g++", *flags, "-x", "c++", "-c", str(source)]
     depfile = folder / f"{source.stem}.d"
-    if depfile.exists() and all(map(os.path.exists, _dependencies(depfile))):
-        built = folder / f"{source.stem}-{_key(command, _dependencies(depfile))}.o"
+    if depfile.exists() and all(map(os.path.exists, dependencies(depfile))):
+        built = folder / f"{source.stem}-{_key(command, dependencies(depfile))}.o"
         if built.exists():
             return built
+    folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{source.stem}.{os.getpid()}.tmp"
     new_depfile = folder / f"{source.stem}.{os.getpid()}.d"
     subprocess.run([*command, "-o", str(unfinished), "-MMD", "-MF", str(new_depfile)], check=True)
-    built = folder / f"{source.stem}-{_key(command, _dependencies(new_depfile))}.o"
+    built = folder / f"{source.stem}-{_key(command, dependencies(new_depfile))}.o"
     for stale in folder.glob(f"{source.stem}-????????????????.o"):
         stale.unlink(missing_ok=True)
     unfinished.replace(built)  # renames, so that two test processes may build at once
@@ -73,13 +81,12 @@ def compile_object(source, flags, folder):
     return built
 
 
-def link(name, sources, flags, folder, libraries=()):
-    """<folder>/<name>-<hash>, linked from the objects of `sources`."""
+def link(name, objects, options, folder):
+    """<folder>/<name>-<hash> of `objects`: a library if the name ends in .so, else an executable."""
+    folder = Path(LINKED or folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = [str(o) for o in pool.map(lambda source: compile_object(source, flags, folder), sources)]
     stem, suffix = os.path.splitext(name)
-    command = ["g++", *flags, *(["-shared"] if suffix else []), *objects, *libraries]
+    command = ["g++", *(["-shared"] if suffix else []), *map(str, objects), *options]
     built = folder / f"{stem}-{_key(command, objects)}{suffix}"
     if not built.exists():
         for stale in folder.glob(f"{stem}-????????????????{suffix}"):
@@ -90,38 +97,47 @@ def link(name, sources, flags, folder, libraries=()):
     return built
 
 
-def _variant(root, sanitize):
-    flags = [*FLAGS, *(SANITIZED if sanitize else PLAIN), f"-I{root}/csrc", f"-I{root}/tests/emulator"]
-    return flags, root / "build" / "emulator" / ("sanitized" if sanitize else "plain")
+def kernel_flags(sanitize=SANITIZE, root=ROOT):
+    return [*FLAGS, *(SANITIZED if sanitize else PLAIN), f"-I{root}/csrc", f"-I{root}/tests/emulator"]
 
 
-def executable(name, sanitize=SANITIZE, root=ROOT, extra=()):
+def folder_of(sanitize=SANITIZE):
+    return ROOT / "build" / "emulator" / ("sanitized" if sanitize else "plain")
+
+
+def _compile(sources, flags, folder):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda source: compile_object(source, flags, folder), sources))
+
+
+def executable(name, sanitize=SANITIZE, extra=()):
     """A self-test of tests/emulator/<name>.cpp."""
-    flags, folder = _variant(root, sanitize)
-    here = root / "tests" / "emulator"
-    return link(name, [here / f"{name}.cpp", *(here / m for m in MACHINE)], [*flags, *extra], folder)
+    flags, folder = [*kernel_flags(sanitize), *extra], folder_of(sanitize)
+    if extra:
+        folder = folder / "".join(extra).lstrip("-")
+    objects = _compile([HERE / f"{name}.cpp", *(HERE / m for m in MACHINE)], flags, folder)
+    return link(name, objects, flags, folder)
 
 
-def c_library(name, kernels, sanitize=SANITIZE, root=ROOT):
+def c_library(name, kernels, sanitize=SANITIZE):
     """C functions of tests/emulator/<name>.cpp for ctypes, and the csrc/cuda sources `kernels` (a glob) they launch."""
-    flags, folder = _variant(root, sanitize)
-    here = root / "tests" / "emulator"
-    sources = [here / f"{name}.cpp", *(here / m for m in MACHINE), *sorted(root.glob(f"csrc/cuda/{kernels}"))]
-    return link(f"{name}.so", sources, flags, folder / name)
+    flags, folder = kernel_flags(sanitize), folder_of(sanitize)
+    sources = [HERE / f"{name}.cpp", *(HERE / m for m in MACHINE), *sorted(CSRC.glob(f"cuda/{kernels}"))]
+    return link(f"{name}.so", _compile(sources, flags, folder), flags, folder)
 
 
-def library(sanitize=SANITIZE, root=ROOT):
+def library(sanitize=SANITIZE):
     """The library that registers torch.ops.resnet_fused_emu: every launcher of csrc/cuda on CPU tensors."""
     import torch
 
     torch_folder = Path(torch.__file__).parent
-    flags, folder = _variant(root, sanitize)
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-isystem{torch_folder}/include"]
-    here, csrc = root / "tests" / "emulator", root / "csrc"
-    sources = [here / "control.cpp", *(here / m for m in MACHINE), csrc / "check.cpp"]
-    sources += [*sorted(csrc.glob("cuda/*.cu")), csrc / "register.cpp", csrc / "register_conv.cpp"]
+    flags, folder = kernel_flags(sanitize), folder_of(sanitize)
+    sources = [HERE / "control.cpp", *(HERE / m for m in MACHINE), *sorted(CSRC.glob("cuda/*.cu"))]
+    objects = _compile(sources, flags, folder)
+    with_torch = [*flags, "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-isystem{torch_folder}/include"]
+    objects += _compile([CSRC / "check.cpp", CSRC / "register.cpp", CSRC / "register_conv.cpp"], with_torch, folder)
     libraries = [f"-L{torch_folder}/lib", f"-Wl,-rpath,{torch_folder}/lib", "-ltorch", "-ltorch_cpu"]
-    return link("emulated.so", sources, flags, folder, libraries)
+    return link("emulated.so", objects, [*flags, *libraries], folder)
 
 
 @functools.cache

@@ -1,0 +1,127 @@
+"""Removes each synchronisation statement of the CUDA kernels in turn and demands that a test notices.
+
+    python tests/emulator/mutate.py [--only TEXT] [--list]
+
+A statement whose removal goes unnoticed is redundant, or the tests are blind: exit status 1 unless it is in REDUNDANT.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from emulator import build
+
+STATEMENT = re.compile(r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit)\([^;]*\);")
+# (file, number of the statement in it): why it stays although no test can notice its removal.
+REDUNDANT = {}
+# A header is mutated in one source only: the one named after it, else the first of these that includes it.
+SOURCES = ("bn_relu", "bn_stats", "bn_relu_backward", "conv_bn_relu_f16", "conv_stats_f16", "conv_bn_relu_pool")
+TESTS = {
+    "bn_relu": "test_cuda_emulated.py",
+    "bn_stats": "test_cuda_emulated.py",
+    "bn_relu_backward": "test_cuda_emulated.py",
+    "conv_bn_relu_f16": "test_conv_emulated.py",
+    "conv_stats_f16": "test_conv_stats_emulated.py",
+    "conv_bn_relu_pool": "test_conv_pool_emulated.py",
+}
+
+
+class Mutant(NamedTuple):
+    file: str  # in csrc/cuda
+    number: int  # of the statement in the file
+    line: int
+    statement: str
+    source: str  # that is compiled with it
+
+    def __str__(self):
+        return f"{self.file}:{self.line} {self.statement} in {self.source}"
+
+
+def mutants():
+    """Every synchronisation statement. Builds the library first: its dependency files say which source has which header."""
+    build.library()
+    included = {}
+    for stem in SOURCES:
+        for path in build.dependencies(build.folder_of() / f"{stem}.d"):
+            header = Path(path).resolve()
+            if header not in included or stem.startswith(header.stem):
+                included[header] = stem
+    found = []
+    for path in sorted(build.CSRC.glob("cuda/*.cuh")):
+        text = path.read_text()
+        for number, match in enumerate(STATEMENT.finditer(text)):
+            line = text.count("\n", 0, match.start()) + 1
+            if path not in included:
+                raise RuntimeError(f"{path.name} synchronises, but none of {', '.join(SOURCES)} includes it")
+            found.append(Mutant(path.name, number, line, match.group(0), included[path]))
+    return found
+
+
+def mutated_object(mutant, folder):
+    for part in ("csrc", "tests/emulator"):
+        shutil.copytree(build.ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / "csrc" / "cuda" / mutant.file
+    text = path.read_text()
+    match = list(STATEMENT.finditer(text))[mutant.number]
+    path.write_text(text[: match.start()] + ";" + text[match.end() :])
+    flags = build.kernel_flags(root=folder)
+    return build.compile_object(folder / "csrc" / "cuda" / f"{mutant.source}.cu", flags, folder / "objects")
+
+
+def run_tests(source, environment=None):
+    """The first failure of the tests of `source`, or None."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=line"]
+    tests = build.ROOT / "tests" / TESTS[source]
+    done = subprocess.run(
+        [*command, str(tests)], env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=1800
+    )
+    if done.returncode == 0:
+        return None
+    # 1: a test failed. Anything else is an error of the run itself; a negative status, a crash of the mutant.
+    if done.returncode > 1:
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    reasons = re.findall(r"(?:RuntimeError|AssertionError|Fault|E  ).*", done.stdout)
+    return reasons[0].strip() if reasons else f"exit status {done.returncode}"
+
+
+def how_noticed(mutant):
+    """What the tests say about the mutant, or None."""
+    with tempfile.TemporaryDirectory(prefix="mutant") as name:
+        folder = Path(name)
+        replaced = {f"{mutant.source}.cu": str(mutated_object(mutant, folder))}
+        return run_tests(mutant.source, {"EMU_OBJECTS": json.dumps(replaced), "EMU_LINKED": str(folder / "linked")})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", help="mutants with this text in their description")
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    chosen = [m for m in mutants() if options.only in str(m)]
+    if options.list or not chosen:
+        print(*chosen, sep="\n")
+        return 0 if chosen else 1
+    for source in sorted({m.source for m in chosen}):
+        if (failure := run_tests(source)) is not None:
+            sys.exit(f"{TESTS[source]} fails without any mutation: {failure}")
+    wrong = 0
+    for mutant in chosen:
+        noticed, excuse = how_noticed(mutant), REDUNDANT.get((mutant.file, mutant.number))
+        wrong += (noticed is None) == (excuse is None)
+        verdict = f"noticed: {noticed[:160]}" if noticed else "NOT NOTICED"
+        print(f"{mutant}\n    {verdict}{f' (redundant: {excuse})' if excuse else ''}", flush=True)
+    print(f"{len(chosen)} mutants, {wrong} unexpected")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

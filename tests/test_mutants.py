@@ -1,0 +1,31 @@
+"""A sample of tests/emulator/mutate.py, which removes every synchronisation statement in turn (`make mutants`)."""
+
+import pytest
+from emulator import build, mutate
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+
+
+@pytest.fixture(scope="module")
+def mutants():
+    return mutate.mutants()
+
+
+def test_all_kernels_are_mutated(mutants):
+    files = {m.file for m in mutants}
+    assert files >= {"walk.cuh", "partial.cuh", "bn_stats.cuh", "conv_mainloop.cuh", "conv_bn_relu_pool.cuh"}
+    assert any("cp_async_wait" in m.statement for m in mutants)
+    assert set(mutate.REDUNDANT) <= {(m.file, m.number) for m in mutants}
+
+
+@pytest.mark.parametrize(
+    ("file", "statement", "reason"),
+    [
+        pytest.param("walk.cuh", "sync_threads", "race: reads|never written", id="constants-before-use"),
+        pytest.param("conv_mainloop.cuh", "cp_async_wait", "has not been waited for", id="copy-before-use"),
+    ],
+)
+def test_a_removed_statement_is_noticed(mutants, file, statement, reason):
+    mutant = next(m for m in mutants if m.file == file and statement in m.statement)
+    noticed = mutate.how_noticed(mutant)
+    assert noticed is not None and any(r in noticed for r in reason.split("|")), noticed
