@@ -15,6 +15,11 @@ MATHS = {
 }
 LAST = torch.channels_last
 TILES = {None: -1, "64x64": 0, "128x64": 1, "128x128": 2}
+NAME_OF_TILE = {value: name for name, value in TILES.items()}
+RESNET34 = [  # c, k, r, stride, input size
+    (64, 64, 3, 1, 56), (64, 128, 3, 2, 56), (64, 128, 1, 2, 56), (128, 128, 3, 1, 28), (128, 256, 3, 2, 28),
+    (128, 256, 1, 2, 28), (256, 256, 3, 1, 14), (256, 512, 3, 2, 14), (256, 512, 1, 2, 14), (512, 512, 3, 1, 7),
+]  # fmt: skip
 
 
 @functools.cache
@@ -43,8 +48,8 @@ class Call(ctypes.Structure):
 
 class Plan(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_int64)
-        for name in ["tile", "vector", "images", "tiles_m", "tiles_n", "steps", "splits", "steps_per_split", "scratch"]
+        *((name, ctypes.c_int64) for name in ("tile", "vector", "images", "tiles_m", "tiles_n", "steps")),
+        *((name, ctypes.c_int64) for name in ("splits", "steps_per_split", "scratch", "clocks")),
     ]
 
 
@@ -97,3 +102,24 @@ def convolve(name, x, weight, norm, residual, out, conv, eps, *, more=(), relu=T
                 aligned=aligned, tile=tile, splits=splits, images=images, seed=seed, policy=policy,
                 **pointers, **conv)  # fmt: skip
     run(name, call, *more)
+
+
+def table(batches=(1, 32, 256)):
+    """The plans of ResNet-34 as docs/conv.md shows them: python tests/conv_emulated.py"""
+    print("| c, k, kernel, stride, size | " + " | ".join(f"batch {n}" for n in batches) + " |")
+    print("|---|" + "---|" * len(batches))
+    for layer in RESNET34:
+        c, k, r, stride, size = layer
+        cells = []
+        for batch in batches:
+            conv = sizes((batch, c, size, size), (k, c, r, r), stride, r // 2)
+            p = plan(torch.bfloat16, conv)
+            waves = p.tiles_m * p.tiles_n * p.splits / 132
+            share = batch * conv["p"] * conv["q"] * k * c * r * r / (p.clocks * 132 * 2048)
+            split = f" / {p.splits}" if p.splits > 1 else ""
+            cells.append(f"{NAME_OF_TILE[p.tile]}{split}, {waves:.2f}, {share:.0%}")
+        print(f"| {c}, {k}, {r}x{r}, {stride}, {size} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    table()

@@ -187,20 +187,13 @@ def test_a_large_mean_does_not_cancel():
     case.check(splits=1)
 
 
-RESNET34 = [  # c, k, r, stride, input size
-    (64, 64, 3, 1, 56), (64, 128, 3, 2, 56), (64, 128, 1, 2, 56), (128, 128, 3, 1, 28), (128, 256, 3, 2, 28),
-    (128, 256, 1, 2, 28), (256, 256, 3, 1, 14), (256, 512, 3, 2, 14), (256, 512, 1, 2, 14), (512, 512, 3, 1, 7),
-]  # fmt: skip
-SHAPE_OF_TILE = {value: name for name, value in emulated.TILES.items()}
-
-
 @pytest.mark.parametrize("batch", [1, 8, 32, 256])
-@pytest.mark.parametrize("layer", RESNET34, ids=str)
+@pytest.mark.parametrize("layer", emulated.RESNET34, ids=str)
 def test_plans_of_resnet34(layer, batch):
     c, k, r, stride, size = layer
     conv = emulated.sizes((batch, c, size, size), (k, c, r, r), stride, r // 2)
     plan = emulated.plan(torch.bfloat16, conv)
-    m, n = map(int, SHAPE_OF_TILE[plan.tile].split("x"))
+    m, n = map(int, emulated.NAME_OF_TILE[plan.tile].split("x"))
     assert plan.vector and plan.images == batch
     assert plan.tiles_m * m >= batch * conv["p"] * conv["q"] > (plan.tiles_m - 1) * m
     assert plan.tiles_n * n >= k > (plan.tiles_n - 1) * n

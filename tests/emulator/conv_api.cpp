@@ -32,7 +32,7 @@ struct ConvCall {
   double eps;
 };
 struct ConvPlanned {
-  int64_t tile, vector, images, tiles_m, tiles_n, steps, splits, steps_per_split, scratch;
+  int64_t tile, vector, images, tiles_m, tiles_n, steps, splits, steps_per_split, scratch, clocks;
 };
 
 static Conv conv_of(const ConvCall& a) {
@@ -94,8 +94,12 @@ static const char* guarded(Body body) {
 EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
   return guarded([&] {
     const cuda::ConvPlan p = plan_of(*a);
-    *to = {int64_t(p.tile), p.vector, p.images,          p.tiles_m,         p.tiles_n,
-           p.steps,         p.splits, p.steps_per_split, int64_t(p.scratch)};
+    const Conv conv = conv_of(*a);
+    const double clocks =
+        cuda::conv_cost(cuda::shape_of(p.tile), cuda::conv_math(static_cast<DType>(a->dtype), a->allow_tf32),
+                        p.images * conv.p * conv.q, conv.k, conv.groups, p.steps, p.splits);
+    *to = {int64_t(p.tile), p.vector, p.images,          p.tiles_m,          p.tiles_n,
+           p.steps,         p.splits, p.steps_per_split, int64_t(p.scratch), int64_t(clocks)};
     const size_t promised = cuda::conv_bn_relu_scratch(static_cast<DType>(a->dtype), conv_of(*a), a->allow_tf32);
     if (a->tile < 0 && a->splits == 0 && promised < p.scratch)
       throw std::logic_error("conv_bn_relu_scratch is too small");
