@@ -191,8 +191,9 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
         # With 8 warps 80 to 128 a thread, with 4 up to 168 and spills on sm_100 (computed ahead of time, no GPU).
         block_m, block_k, block_d = 64, min(64, block_k), 16
     elif flat:
-        # Each element has an address of its own here; 32 of them a row are what the registers hold without spills.
-        block_d = min(32, max(16, pow2(taps * c)))
+        # Each element has an address of its own here: 64 bytes of depth and 8 warps are what the registers hold
+        # (with 4 warps float32 spills on sm_100; computed ahead of time, no GPU).
+        block_d = min(64 // itemsize, max(16, pow2(taps * c)))
     else:
         # 128 bytes of depth per row, whatever the type: the widest swizzle, 8 copies of 16 bytes a row.
         block_d = min(128 // itemsize, pow2(c))
@@ -209,7 +210,7 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
     splits = max(1, min(SMS // tiles, iterations // 4))
     splits = cdiv(iterations, cdiv(iterations, splits))  # no program without work
     # 98304 bytes of shared memory for a full tile either way: two blocks per SM on sm_90, one on sm_86 and sm_89.
-    num_warps, num_stages = (8, 3) if block_k == 128 or ieee else (4, 4)
+    num_warps, num_stages = (8, 3) if block_k == 128 or ieee else (8 if flat else 4, 4)
     return Conv(flat, m, k, groups, block_m, block_k, block_d, iterations, splits, num_warps, num_stages)
 
 

@@ -92,11 +92,12 @@ def _conv_kernel(
     x_n, x_c, x_h, x_w, weight_k, weight_c, weight_r, weight_s, out_n, out_k, out_p, out_q,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, iterations,
     R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    OFFSET: tl.constexpr, PRECISION: tl.constexpr, FLAT: tl.constexpr, RELU: tl.constexpr,
+    OFFSET: tl.constexpr, PRECISION: tl.constexpr, FLAT: tl.constexpr, EVEN: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """One tile of one group: BLOCK_M positions x BLOCK_K channels, `iterations` steps of depth BLOCK_D.
 
-    c, k: channels per group. partial given: float32 sums [splits, m, groups * k] instead of the epilogue.
+    c, k: channels per group. EVEN: c is a multiple of BLOCK_D.
+    partial given: float32 sums [splits, m, groups * k] instead of the epilogue.
     """
     # Output channels fastest: the programs that run together share input tiles in L2, and the weights fit there anyway.
     blocks = tl.cdiv(k, BLOCK_K)
@@ -111,7 +112,8 @@ def _conv_kernel(
     column_mask = column < k
 
     image, ahead, row, col = _positions(start, lane, p, q)
-    top = row * stride_h - pad_h
+    # A position past the end is above every image: the loop then has no mask of its own for it.
+    top = tl.where(lane_mask, row * stride_h - pad_h, -(2**30))
     left = col * stride_w - pad_w
     x_base = x_ptr + image * x_n + group.to(tl.int64) * c * x_c
     x_rows = ahead.to(OFFSET) * x_n + top.to(OFFSET) * x_h + left.to(OFFSET) * x_w
@@ -132,7 +134,6 @@ def _conv_kernel(
             dh = r * dilation_h
             dw = s * dilation_w
             inside = _inside(top[:, None] + dh[None, :], h) & _inside(left[:, None] + dw[None, :], w)
-            inside = inside & lane_mask[:, None]
             depth_mask = tap < R * S
             x_depth = dh.to(OFFSET) * x_h + dw.to(OFFSET) * x_w + channel * x_c
             weight_depth = r.to(OFFSET) * weight_r + s.to(OFFSET) * weight_s + channel * weight_c
@@ -147,8 +148,8 @@ def _conv_kernel(
             s = tap - r * S
             dh = r * dilation_h
             dw = s * dilation_w
-            inside = (_inside(top + dh, h) & _inside(left + dw, w) & lane_mask)[:, None]
-            depth_mask = depth < c - channel
+            inside = (_inside(top + dh, h) & _inside(left + dw, w))[:, None]
+            depth_mask = depth < (BLOCK_D if EVEN else c - channel)
             # What changes from step to step is scalar; the offsets of the tile stay in registers.
             x_depth = depth.to(OFFSET) * x_c
             weight_depth = depth.to(OFFSET) * weight_c
@@ -222,7 +223,7 @@ def conv_bn_relu(
             m, c, h, w, k // groups, p, q, *x.stride(), *weight.stride(), *out.stride(),
             *stride, *padding, *dilation, config.iterations_per_split,
             R=r, S=s, BLOCK_M=config.block_m, BLOCK_K=config.block_k, BLOCK_D=config.block_d,
-            OFFSET=offset, PRECISION=precision, FLAT=config.flat, RELU=relu,
+            OFFSET=offset, PRECISION=precision, FLAT=config.flat, EVEN=c % config.block_d == 0, RELU=relu,
             **config.options,
         )  # fmt: skip
         if partial is not None:
