@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # The Python of the environment, after making sure that it is complete.
 in = $$($(PYTHON) tools/environment.py $(1))
+# The package is used where it stands: nothing is installed into an environment that is not ours.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .PHONY: help demo test lint format lines aot mutants clean
 

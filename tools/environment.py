@@ -1,8 +1,8 @@
 """Makes the environment that `make` works in and prints its Python: python tools/environment.py demo | test
 
-An activated environment that has torch is used as it is: what is missing is added, nothing else changes. Otherwise .venv,
-with the versions of constraints.txt. Then the compiled library is built. A stamp makes the next call a matter of
-milliseconds, until something that the result depends on changes.
+An activated environment that has torch is used as it is: what is missing is added, nothing else changes. Otherwise
+.venv, with the versions of constraints.txt. Then the compiled library is built in place. A stamp makes the next call a
+matter of milliseconds, until something that the result depends on changes.
 """
 
 import hashlib
@@ -54,9 +54,8 @@ def own():
         try:
             run(sys.executable, "-m", "venv", VENV)
         except subprocess.CalledProcessError:
-            raise SystemExit(
-                f"{sys.executable} cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)"
-            )
+            why = f"{sys.executable} cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)"
+            raise SystemExit(why) from None
     return python
 
 
@@ -105,14 +104,14 @@ def install(python, goal, is_own):
             run(*pip, "--no-deps", *pinned(missing(python, WITHOUT_DEPENDENCIES)))
     if goal != "lint":
         say("building the compiled library (RESNET_FUSED_BUILD=0 leaves it out)")
-        run(*pip[:4], "--disable-pip-version-check", "--verbose", "--no-deps", "--no-build-isolation", "-e", ".")
+        run(python, "setup.py", "--quiet", "build_ext", "--inplace")
 
 
 def main():
     goal = sys.argv[1] if len(sys.argv) == 2 else ""
     if goal not in GOALS:
         raise SystemExit(f"usage: environment.py {' | '.join(GOALS)}")
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (this runs before anything is installed)
         raise SystemExit(
             f"Python 3.10 or later is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ..."
         )
