@@ -142,7 +142,7 @@ Place::Place(const char* op, const Tensor& x) {
   if (!x.is_cuda()) return;
   guard_.emplace(x.get_device_index());
   if (!aoti_torch_get_current_cuda_stream) throw std::runtime_error(std::string(op) + ": this torch has no CUDA");
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
 }
 
 Scratch::Scratch(const Tensor& like, size_t bytes) {

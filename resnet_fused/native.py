@@ -23,7 +23,7 @@ def why_absent():
         return f"the compiled library was not built: {_why_not_built()}"
     try:
         torch.ops.load_library(LIBRARY)
-        info = build_info()
+        info = json.loads(torch.ops.resnet_fused_native.build_info())
     except (OSError, AttributeError, RuntimeError) as error:
         return (
             f"the compiled library, built against torch {_record().get('torch', 'of unknown version')}, "
@@ -48,7 +48,7 @@ def namespace():
 
 def build_info():
     """What the loaded library is: version, abi, torch, stable_abi, compiler, cuda, architectures."""
-    return json.loads(torch.ops.resnet_fused_native.build_info())
+    return json.loads(namespace().build_info())
 
 
 @functools.cache
