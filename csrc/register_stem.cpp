@@ -26,7 +26,8 @@ void check_vector(const Tensor& tensor, int64_t size, const char* name) {
 
 Tensor stem_pack(Tensor weight, std::optional<Tensor> scale) {
   check_float(weight, "weight");
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == weight.size(3) && weight.size(2) <= 16 && weight.is_contiguous(),
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == weight.size(3) && weight.size(2) <= 16 &&
+                      weight.is_contiguous(),
                   "stem: weight must be contiguous [k, c, kernel, kernel], kernel at most 16");
   const int64_t k = weight.size(0), c = weight.size(1), kernel = weight.size(2);
   if (scale) check_vector(*scale, k, "scale");
@@ -36,7 +37,8 @@ Tensor stem_pack(Tensor weight, std::optional<Tensor> scale) {
   return packed;
 }
 
-void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t kernel, int64_t stride, int64_t padding) {
+void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t kernel, int64_t stride,
+                    int64_t padding) {
   check_float(x, "x");
   check_float(out, "out");
   STD_TORCH_CHECK(x.dim() == 4 && out.dim() == 4, "stem: x and out must be [n, c, h, w]");
@@ -70,7 +72,8 @@ void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t k
 STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
   library.def("stem_pack(Tensor weight, Tensor? scale) -> Tensor");
   library.def(
-      "stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor(a!) out, int kernel, int stride, int padding) -> ()");
+      "stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor(a!) out, int kernel, int stride, int padding) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused_native, CPU, library) {

@@ -24,8 +24,8 @@ void check_float(const Tensor& tensor, const char* name) {
 
 void check_vector(const Tensor& tensor, int64_t size, const char* name) {
   check_float(tensor, name);
-  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == size, "winograd: ", name, " must be contiguous, of ", size,
-                  " values");
+  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == size, "winograd: ", name, " must be contiguous, of ",
+                  size, " values");
 }
 
 void check_activation(const Tensor& tensor, const char* name) {
@@ -43,8 +43,10 @@ cpu::WinogradShape shape_of(const Tensor& x, int64_t k, int64_t m, int64_t paddi
   check_m(m);
   STD_TORCH_CHECK(padding == 0 || padding == 1, "winograd: padding must be 0 or 1, not ", padding);
   check_activation(x, "x");
-  cpu::WinogradShape shape{x.size(0), x.size(2), x.size(3), x.size(1), k, static_cast<int>(m), static_cast<int>(padding)};
-  STD_TORCH_CHECK(shape.c > 0 && k > 0 && shape.out_h() > 0 && shape.out_w() > 0, "winograd: no output pixel or channel");
+  const cpu::WinogradShape shape{x.size(0), x.size(2), x.size(3), x.size(1), k, static_cast<int>(m),
+                                 static_cast<int>(padding)};
+  STD_TORCH_CHECK(shape.c > 0 && k > 0 && shape.out_h() > 0 && shape.out_w() > 0,
+                  "winograd: no output pixel or channel");
   return shape;
 }
 

@@ -1,5 +1,5 @@
-// The stem of a ResNet for few input channels: max_pool2d(relu(conv(x, weight * scale) + shift), 3, stride 2, padding 1).
-// Directly, in float32; only three rows of the map before the pool ever exist.
+// The stem of a ResNet, for few input channels: max_pool2d(relu(conv(x, weight * scale) + shift), 3, stride 2,
+// padding 1). Directly, in float32; only three rows of the map before the pool ever exist.
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,7 @@ struct StemRow {
   const float* weights;      // [kernel][taps][32]
   const float* shift;        // `channels` <= 32 of them
   float* out;                // stride out_stride a pixel
-  int64_t kernel, taps, step, channels, out_stride;  // taps = kernel * c of a row; step: floats between two pixels' taps
+  int64_t kernel, taps, step, channels, out_stride;  // taps: kernel * c, of a row; step: floats from pixel to pixel
 };
 
 struct StemKernels {

@@ -72,11 +72,13 @@ class Run {
     const WinogradInput in{x_ + at.image * shape_.h * shape_.w * shape_.c, shape_.h, shape_.w, shape_.c,
                            at.y - shape_.padding, at.x - shape_.padding};
     float* to = v + part * sizes_.part + (tile - part_first) * kWinogradLine;
-    (shape_.m == 2 ? kernels_.input2 : kernels_.input4)(in, c_begin, c_end, to, sizes_.points * rows * kWinogradLine, rows * kWinogradLine);
+    (shape_.m == 2 ? kernels_.input2 : kernels_.input4)(in, c_begin, c_end, to,
+                                                        sizes_.points * rows * kWinogradLine, rows * kWinogradLine);
   }
 
   // Output panels [panel_begin, panel_end) of that block. own: the task's memory for products and expanded weights.
-  void multiply(int64_t first, int64_t count, int64_t panel_begin, int64_t panel_end, const float* v, float* own) const {
+  void multiply(int64_t first, int64_t count, int64_t panel_begin, int64_t panel_end, const float* v,
+                float* own) const {
     for (int64_t group = panel_begin; group < panel_end; group += plan_.group) {
       const int64_t panels = group + plan_.group < panel_end ? plan_.group : panel_end - group;
       for (int64_t c = 0; c < shape_.c; c += plan_.chunk) multiply_chunk(count, group, panels, c, v, own);

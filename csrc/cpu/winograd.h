@@ -15,8 +15,8 @@ struct WinogradShape {
   int64_t out_w() const { return w + 2 * padding - 2; }
 };
 
-// points: transformed when they are packed, in float64. taps: kept as they are and transformed by every run, in float32;
-// 4 (m = 4) or 1.8 (m = 2) times less memory to read, which pays where few tiles share many weights.
+// points: transformed when they are packed, in float64. taps: kept as they are and transformed by every run, in
+// float32; 4 (m = 4) or 1.8 (m = 2) times less memory to read, which pays where few tiles share many weights.
 enum class WinogradWeights { points, taps };
 
 // How one convolution is cut up; a pure function of its arguments (winograd_plan.cpp). No choice here changes a bit of

@@ -1,10 +1,10 @@
-// What an instruction set provides (winograd_kernels.cpp, compiled for each); the loops around it are winograd.cpp, written once.
+// What an instruction set provides (winograd_kernels.cpp, compiled for each); the loops around it, written once, are
+// winograd.cpp.
 //
 // With P = (m + 2)^2 points, all layouts are the same for every instruction set:
 //   points          [k / 32][P][c][32]          transformed weights, panel by panel; absent output channels are 0
 //   taps            [k / 32][c][9][32]          the same before the transform: less to read, more to compute
-//   transformed x   [c / 16][P][rows][16]       of `rows` tiles; a tile's points lie close together, because
-//                                               stores to 36 distant pages cost more than the transform itself
+//   transformed x   [c / 16][P][rows][16]       of `rows` tiles
 //   products        [tile][panel][P][32]        private to a task
 #pragma once
 

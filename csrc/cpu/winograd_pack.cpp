@@ -17,7 +17,8 @@ constexpr double kG4[6][3] = {{1, 0, 0},
 
 // G g G^T of the 32 filters of one panel at one input channel, the filters side by side so that the loops vectorise.
 template <int kPoints>
-void transform(const double (&g)[kPoints][3], const double (&filter)[9][kWinogradPanel], float* u, int64_t point_stride) {
+void transform(const double (&g)[kPoints][3], const double (&filter)[9][kWinogradPanel], float* u,
+               int64_t point_stride) {
   for (int i = 0; i < kPoints; ++i) {
     double row[3][kWinogradPanel];
     for (int s = 0; s < 3; ++s) {
@@ -56,7 +57,10 @@ void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c
           for (int tap = 0; tap < 9; ++tap) filter[tap][lane] = weight[((k0 + lane) * c + ci) * 9 + tap] * factor;
         }
         if (weights == WinogradWeights::taps) {
-          for (int i = 0; i < 9 * kWinogradPanel; ++i) to[ci * 9 * kWinogradPanel + i] = float(filter[i / kWinogradPanel][i % kWinogradPanel]);
+          for (int tap = 0; tap < 9; ++tap) {
+            float* row = to + (ci * 9 + tap) * kWinogradPanel;
+            for (int lane = 0; lane < kWinogradPanel; ++lane) row[lane] = static_cast<float>(filter[tap][lane]);
+          }
         } else if (m == 2) {
           transform(kG2, filter, to + ci * kWinogradPanel, point_stride);
         } else {

@@ -1,5 +1,5 @@
-// Every blocking decision of the Winograd convolutions. Measured on a 2-core Intel Xeon with AVX-512 (2 MiB of L2 a core,
-// 31 GB/s a core from L3, 246 GFLOP/s a core), 2026-11-24; more in docs/winograd.md.
+// Every blocking decision of the Winograd convolutions. Measured on a 2-core Intel Xeon with AVX-512 (2 MiB of L2 a
+// core, 31 GB/s a core from L3, 246 GFLOP/s a core), 2026-11-24; more in docs/winograd.md.
 #include "winograd.h"
 #include "winograd_kernels.h"
 
@@ -28,7 +28,7 @@ WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, 
   if (plan.block > plan.tiles && plan.tiles > 0) plan.block = plan.tiles;
 
   // A group reads the transformed tiles once for all its panels; its products share L2 with them. One panel at a time
-  // cost 5 % (64 channels) and 15 % (512), all at once no more than this.
+  // cost 7 % (64 channels) and 16 % (512); eight panels gained nothing over four.
   plan.group = taps ? 1 : narrow ? 2 : 4;
 
   // 295 KB (m = 4) and 262 KB of weights are transformed at a time and stay in L2 until they have been multiplied.
