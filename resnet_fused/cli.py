@@ -171,7 +171,7 @@ def run_bench(args):
     device = device_of(args)
     with backend_of(args), Progress() as progress:
         model, x = model_of(args, device, DTYPES[args.dtype]), input_of(args, device)
-        rows, _ = compare.speed(model, x, [x.dtype], args.seconds, progress.step)
+        rows, _ = compare.speed(model, x, compare.freezable(device, [x.dtype]), args.seconds, progress.step)
     print(f"{args.model} at {args.size}x{args.size} on {info.environment()['gpu' if device == 'cuda' else 'cpu']}")
     print(compare.speed_text(rows))
     return 0
@@ -190,7 +190,10 @@ def run_explain(args):
         if args.frozen:
             from .freeze import freeze
 
-            model = freeze(model, x)
+            try:
+                model = freeze(model, x)
+            except (NotImplementedError, ValueError) as e:
+                raise UsageError(str(e)) from e
         print(explain(model, x))
     return 0
 

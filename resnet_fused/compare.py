@@ -6,6 +6,7 @@ import torch
 
 from . import table, timing
 from .accuracy import budget_used, exact
+from .freeze import DTYPES as FROZEN_DTYPES
 from .freeze import freeze
 from .reference import by_modules, in_float64
 
@@ -21,6 +22,11 @@ SPEED = {
 
 def _nhwc(t):
     return t.contiguous(memory_format=torch.channels_last)
+
+
+def freezable(device, dtypes):
+    """Those of `dtypes` in which freeze() makes engines on `device`: CPUs only so far."""
+    return [d for d in dtypes if device == "cpu" and d in FROZEN_DTYPES]
 
 
 def _in(model, dtype):

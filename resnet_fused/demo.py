@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from . import compare, info
+from . import compare, info, photo
 
 FROZEN = (torch.float32, torch.bfloat16)
 
@@ -15,17 +15,18 @@ def run(name, model, image, weights, batches, seconds, chart, step, device):
         print(f"{fact:<17} {value}")
     x = image[None].to(device)
     print(f"\nlogits of {name}, {'weights from ' + str(weights) if weights else RANDOM}:")
-    equality = compare.equality(model, x, FROZEN, step)
+    frozen = compare.freezable(device, FROZEN)
+    equality = compare.equality(model, x, frozen, step)
     print(compare.equality_text(equality))
     if weights:
         print("\n" + top5(model, x))
     rows, timings = [], {}
     for batch in batches:
-        some_rows, timings[batch] = compare.speed(model, x.repeat(batch, 1, 1, 1), FROZEN, seconds, step)
+        some_rows, timings[batch] = compare.speed(model, x.repeat(batch, 1, 1, 1), frozen, seconds, step)
         rows += some_rows
     print("\n" + compare.speed_text(rows))
     step("drawing the chart")
-    draw(timings, chart, device)
+    draw(f"{name} at {photo.CROP}x{photo.CROP}", timings, chart, device)
     print(f"\nchart: {chart}")
     return all(row["verdict"] != "NOT EQUAL" for row in equality)
 
@@ -51,7 +52,7 @@ def _class_names(count):
     return names if len(names) == count else [f"class {i}" for i in range(count)]
 
 
-def draw(timings, path, device):
+def draw(title, timings, path, device):
     """Bars of images/s per batch, with the 20th and 80th percentile."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -70,7 +71,6 @@ def draw(timings, path, device):
         axes.invert_yaxis()
         axes.margins(x=0.2)
         axes.set(title=f"batch {batch}", xlabel="images/s (median, p20 to p80)")
-    figure.suptitle(
-        f"{info.environment()['gpu' if device == 'cuda' else 'cpu']}, torch {torch.__version__}", fontsize=9
-    )
+    machine = info.environment()["gpu" if device == "cuda" else "cpu"]
+    figure.suptitle(f"{title}; {machine}; torch {torch.__version__}", fontsize=9)
     figure.savefig(Path(path), dpi=150)

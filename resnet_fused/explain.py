@@ -31,7 +31,7 @@ def explain(model, x):
     What a backward pass would use is not part of the report. An engine of `freeze` reports what it was built of.
     """
     if hasattr(model, "rows"):
-        return Report([dict.fromkeys(COLUMNS, "") | row for row in model.rows])
+        return Report([_row(**row) for row in model.rows])
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper: the watcher must see every op
     rows, unfused = [], set()
     with contextlib.ExitStack() as stack:
@@ -62,14 +62,14 @@ def _note_unfused(rows, unfused, name):
     def hook(block, args):
         if (why := block.why_not_fused(args[0])) is not None:
             unfused.add(name)
-            rows.append(_row(name or "stem", type(block).__name__, args[0], "modules", why))
+            rows.append(_row(name or "stem", type(block).__name__, args[0].shape, args[0].dtype, "modules", why))
 
     return hook
 
 
-def _row(name, op, x, backend, reason):
+def _row(name, op, shape, dtype, backend, reason):
     return {
-        "name": name, "op": op, "shape": "x".join(map(str, x.shape)), "dtype": str(x.dtype).removeprefix("torch."),
+        "name": name, "op": op, "shape": "x".join(map(str, shape)), "dtype": str(dtype).removeprefix("torch."),
         "backend": backend, "reason": reason,
     }  # fmt: skip
 
@@ -93,11 +93,10 @@ class _Watcher(TorchDispatchMode):
         owners = list(dict.fromkeys(self.owner[id(t)] for t in named.values() if id(t) in self.owner))
         if func.namespace == "resnet_fused":
             for op, (shape, dtype, _), choice in self.recorded[first:]:
-                x = torch.empty(shape, dtype=dtype, device="meta")
-                self.rows.append(_row(_name(owners, op, named), op, x, *choice))
+                self.rows.append(_row(_name(owners, op, named), op, shape, dtype, *choice))
         elif "batch_norm" in func.name() and owners and not self._by_modules(owners[0]):
             why = "torch's own operator: not in a fused block, or tensors that no kernel takes"
-            self.rows.append(_row(owners[0], "batch_norm", args[0], "eager", why))
+            self.rows.append(_row(owners[0], "batch_norm", args[0].shape, args[0].dtype, "eager", why))
         return out
 
     def _by_modules(self, name):
