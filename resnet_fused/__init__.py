@@ -2,7 +2,10 @@
 
 from . import ops
 from .dispatch import backend, backends, strict
+from .explain import explain
+from .freeze import freeze
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
+from .verify import verify
 
 __version__ = "0.1.0"
 
@@ -12,6 +15,8 @@ __all__ = [
     "ResNet",
     "backend",
     "backends",
+    "explain",
+    "freeze",
     "ops",
     "resnet18",
     "resnet34",
@@ -19,4 +24,5 @@ __all__ = [
     "resnet101",
     "resnet152",
     "strict",
+    "verify",
 ]

@@ -1,0 +1,153 @@
+"""freeze() on the CPU: the numbers of eager, whatever runs the layers; the snapshot's rules."""
+
+import copy
+import importlib
+import threading
+
+import pytest
+import torch
+from test_resnet import narrow, pair
+
+import resnet_fused
+from resnet_fused import frozen_conv
+from resnet_fused.accuracy import assert_within_budget
+
+freeze_module = importlib.import_module("resnet_fused.freeze")  # resnet_fused.freeze is the function
+ALL = {way.name: way for way in (*frozen_conv.WINOGRAD, *frozen_conv.DIRECT)}
+
+
+@pytest.fixture(autouse=True)
+def _quick_tuning(monkeypatch):
+    monkeypatch.setattr(freeze_module, "TUNING_SECONDS", 0.0)
+
+
+def check(model, theirs, x, dtype=torch.float32, factor=2.0, **kwargs):
+    engine = resnet_fused.freeze(model, x, dtype=dtype, **kwargs)
+    oracle = copy.deepcopy(theirs).double()(x.double()).detach()
+    with torch.no_grad():
+        eager = copy.deepcopy(theirs).to(dtype)(x.to(dtype))
+    assert_within_budget(engine(x), eager, oracle, f"frozen {dtype}", channel_dim=None, factor=factor)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param("resnet18", torch.float32, id="resnet18-fp32"),
+        pytest.param("resnet18", torch.bfloat16, id="resnet18-bf16"),
+        pytest.param("resnet50", torch.bfloat16, id="resnet50-bf16"),
+    ],
+)
+def test_the_numbers_of_eager(name, dtype):
+    ours, theirs = (m.eval() for m in pair(name))
+    x = torch.randn(2, 3, 65, 47)
+    before = {k: v.clone() for k, v in ours.state_dict().items()}
+    engine = check(ours, theirs, x, dtype)
+    assert engine(x[:1]).shape == (1, 1000) and engine(torch.randn(5, 3, 40, 40)).dtype == dtype  # other sizes run too
+    assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
+    assert len(engine.rows) == sum(isinstance(m, torch.nn.Conv2d) for m in ours.modules())
+    assert str(resnet_fused.explain(engine, x)).count("layer1.0.conv1") == 1
+
+
+@pytest.mark.parametrize("way", ALL.values(), ids=ALL)
+def test_every_way_gives_the_numbers_of_eager(monkeypatch, way):
+    """Each kind of kernel in every layer that it can run. F(4x4,3x3) everywhere errs up to 1.8 times as much as a direct
+    convolution (docs/winograd.md), which freeze() checks against the budget and this test must not depend on.
+    """
+    monkeypatch.setattr(freeze_module.Engine, "_budget_used", lambda self, example: 0.0)
+    monkeypatch.setattr(
+        freeze_module,
+        "ways",
+        lambda site, dtype, exact: [way]
+        if not site.pool and way.why_not(site, dtype) is None
+        else [frozen_conv.StemWithPool if site.pool else frozen_conv.Torch],
+    )
+    ours, theirs = (m.eval() for m in pair("resnet18"))
+    engine = check(ours, theirs, torch.randn(2, 3, 64, 80), factor=4.0 if "F(4x4" in way.name else 2.0)
+    assert way.name in {row["backend"] for row in engine.rows}
+
+
+def test_torchvisions_model_option_a_and_wide_stems():
+    _, theirs = (m.eval() for m in pair("resnet18"))
+    check(theirs, theirs, torch.randn(1, 3, 64, 64))
+    model = narrow("zero_pad").eval()
+    check(model, model, torch.randn(2, 3, 40, 40))
+    model.maxpool = torch.nn.Identity()
+    check(model, model, torch.randn(2, 3, 24, 24))
+
+
+def test_f4_is_dropped_where_it_is_not_accurate_enough(monkeypatch):
+    monkeypatch.setattr(freeze_module, "ways", lambda site, dtype, exact: (
+        [frozen_conv.StemWithPool] if site.pool else [w for w in frozen_conv.ways(site, dtype, exact) if w is not frozen_conv.OneDNN]
+    ) or [frozen_conv.OneDNN])  # fmt: skip
+    shares = iter([1.5])
+    monkeypatch.setattr(freeze_module.Engine, "_budget_used", lambda self, example: next(shares))
+    engine = resnet_fused.freeze(narrow().eval(), torch.randn(1, 3, 40, 40))
+    backends = {row["backend"] for row in engine.rows}
+    assert any("F(2x2" in b for b in backends) and not any("F(4x4" in b for b in backends)
+
+
+def test_refresh_reads_the_weights_again():
+    model, x = narrow().eval(), torch.randn(1, 3, 40, 40)
+    engine = resnet_fused.freeze(model, x)
+    before = engine(x)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    assert torch.equal(engine(x), before)
+    engine.refresh()
+    with torch.no_grad():
+        torch.testing.assert_close(engine(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_model_is_frozen_in_evaluation_and_left_in_training():
+    model, x = narrow().train(), torch.randn(2, 3, 40, 40)
+    model.layer2.eval()
+    buffers = [b.clone() for b in model.buffers()]
+    engine = resnet_fused.freeze(model, x)
+    assert model.training and not model.layer2.training and not model.layer2[0].bn1.training and model.layer1[0].training
+    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
+    with torch.no_grad():
+        torch.testing.assert_close(engine(x), copy.deepcopy(model).eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_exact_keeps_a_nan_where_eager_has_it():
+    model = narrow().eval()
+    engine = resnet_fused.freeze(model, torch.randn(1, 3, 64, 64), exact=True)
+    assert not any("winograd" in row["backend"] for row in engine.rows)
+
+
+def test_two_threads_at_once():
+    model, x = narrow().eval(), torch.randn(4, 3, 48, 48)
+    engine = resnet_fused.freeze(model, x)
+    expected, wrong = engine(x), []
+
+    def work():
+        for _ in range(5):
+            if not torch.allclose(engine(x), expected, rtol=1e-5, atol=1e-6):
+                wrong.append(True)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_what_cannot_be_frozen_is_refused_by_name():
+    x = torch.randn(1, 3, 32, 32)
+    with pytest.raises(TypeError, match="Linear is not a ResNet: it has no conv1"):
+        resnet_fused.freeze(torch.nn.Linear(3, 3), x)
+    with pytest.raises(ValueError, match="torch.float32 or torch.bfloat16, not torch.float16"):
+        resnet_fused.freeze(narrow(), x, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"non-empty \[N, 3, H, W\], got \(3, 32, 32\)"):
+        resnet_fused.freeze(narrow(), x[0])
+    model = narrow(norm_layer=lambda c: torch.nn.GroupNorm(4, c))
+    with pytest.raises(TypeError, match="conv1 is a GroupNorm, not exactly nn.BatchNorm2d; use the live model"):
+        resnet_fused.freeze(model, x)
+    engine = resnet_fused.freeze(narrow().eval(), x)
+    with pytest.raises(ValueError, match=r"x should be \[N, 3, H, W\], got \(1, 4, 32, 32\)"):
+        engine(torch.randn(1, 4, 32, 32))
+    with pytest.raises(TypeError, match="x is torch.float64"):
+        engine(x.double())
