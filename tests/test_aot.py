@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of every kernel: no spills, no stack frames, no warnings, tensor cores where they belong."""
+"""Ahead-of-time compilation of every kernel: no spills, stack frames or warnings, tensor cores where they belong."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ needs_nvcc = pytest.mark.skipif(aot_cuda.why_not() is not None, reason=str(aot_c
 @needs_nvcc
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_cuda_kernels(arch):
-    """Compiles from the sources when they changed (1 minute for three architectures on 2 cores), else from the cache."""
+    """From the cache unless a source changed (cold, three architectures: 1 minute on 2 cores, measured 2026-11-24)."""
     rows = aot_cuda.rows([arch])
     assert {row["case"] for row in rows} >= {"add_relu.cu", "bn_relu.cu", "bn_stats.cu", "bn_relu_backward.cu"}
     assert sum(bool(row["tensor_core"]) for row in rows) >= 12

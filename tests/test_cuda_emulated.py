@@ -49,7 +49,9 @@ def view(stat, like):
 
 def statistics(ops, x, **buffers):
     mean, invstd = torch.full((2, x.shape[1]), torch.nan)
-    ops.bn_stats(x, mean, invstd, buffers.get("running_mean"), buffers.get("running_var"), buffers.get("batches"), 0.3, EPS)
+    ops.bn_stats(
+        x, mean, invstd, buffers.get("running_mean"), buffers.get("running_var"), buffers.get("batches"), 0.3, EPS
+    )
     return mean, invstd
 
 
@@ -85,9 +87,9 @@ def formula(x, residual, grad, weight, bias, out=None):
 def assert_accurate(ours, tensors):
     """Within the budget beside `formula` in the tensors' dtype, which on a CPU sums in double or pairwise.
 
-    A float32 sum over n terms may be off by 4 eps of its random part sqrt(n) * rms and of itself; a mean by 4 eps of the
-    values, because a batch statistic is only used in differences from them; sum g * xhat by what rounding the float32
-    mean that xhat is made of does to it.
+    A float32 sum over n terms may be off by 4 eps of its random part sqrt(n) * rms and of itself; a mean by 4 eps of
+    the values, because a batch statistic is only used in differences from them; sum g * xhat by what rounding the
+    float32 mean that xhat is made of does to it.
     """
     eager = formula(*tensors)
     wide = [exact(t) for t in tensors]
@@ -100,7 +102,8 @@ def assert_accurate(ours, tensors):
     scales = {
         "mean": wide[0].square().mean(dims).sqrt(),
         "sum_g": count**0.5 * g.square().mean(dims).sqrt() + oracle["sum_g"].abs(),
-        "sum_gx": count**0.5 * (g * xhat).square().mean(dims).sqrt() + oracle["sum_gx"].abs()
+        "sum_gx": count**0.5 * (g * xhat).square().mean(dims).sqrt()
+        + oracle["sum_gx"].abs()
         + (oracle["mean"] * oracle["invstd"] * oracle["sum_g"]).abs(),
     }
     for name, result in ours.items():

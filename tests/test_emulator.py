@@ -1,8 +1,11 @@
 """The emulator itself: right uses of every instruction give the right numbers, wrong uses are reported."""
 
 import ctypes
+import importlib.util
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +47,28 @@ def test_under_sanitizers(name):
     run(build.executable(name, sanitize=True))
 
 
+def cutlass_includes():
+    """-isystem flags for CuTe and the CUDA headers it includes, or why there are none."""
+    cutlass = importlib.util.find_spec("cutlass_library")
+    if cutlass is None:
+        return "the package nvidia-cutlass (CuTe's headers) is not installed"
+    nvcc = shutil.which("nvcc")
+    toolkits = [Path(nvcc).resolve().parents[1]] if nvcc else []
+    for toolkit in [*toolkits, Path("/usr/local/cuda")]:
+        if (toolkit / "include" / "cuda_runtime.h").exists():
+            include = toolkit / "include"
+            source = Path(cutlass.origin).parent / "source" / "include"
+            return tuple(f"-isystem{path}" for path in (source, include / "cccl", include))
+    return "no CUDA headers next to nvcc or in /usr/local/cuda"
+
+
+def test_fragments_are_cutes():
+    """Who holds which element, from NVIDIA's own description of the instructions."""
+    if isinstance(includes := cutlass_includes(), str):
+        pytest.skip(includes)
+    assert len(run(build.executable("layouts", extra=includes))) == 7
+
+
 def pointer(t):
     return ctypes.c_void_p(t.data_ptr())
 
@@ -67,7 +92,7 @@ def test_16_bit_formats_are_torchs():
         assert torch.equal(ours.isnan(), theirs.isnan())
         same = ours.view(torch.int16) == theirs.view(torch.int16)
         assert (same | theirs.isnan()).all()
-    # TF32: 10 bits of mantissa, nearest; ties away from zero, so at most half a step off and never toward zero at a tie.
+    # TF32: 10 bits of mantissa, nearest, ties away from zero: at most half a step off, never toward zero at a tie.
     normal = (x.abs() > 2.0**-120) & (x.abs() < 2.0**120)
     step = torch.exp2(torch.floor(torch.log2(x[normal].abs().double())) - 10)
     off = to_tf32[normal].double() - x[normal].double()

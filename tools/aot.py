@@ -14,7 +14,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compil
 
 import aot_cuda
 
-COLUMNS = "kernel case arch dtype registers spills stack shared tensor_core".split()
+COLUMNS = ["kernel", "case", "arch", "dtype", "registers", "spills", "stack", "shared", "tensor_core"]
 
 
 def halves():

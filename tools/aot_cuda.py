@@ -26,7 +26,7 @@ CSRC = ROOT / "csrc"
 CACHE = ROOT / ".cache" / "aot_cuda"
 ARCHITECTURES = (80, 86, 89, 90, 100)
 TARGET = {90: "sm_90a", 100: "sm_100a"}  # the native build compiles for these feature sets
-FLAGS = "-std=c++17 -O3 -cubin -Werror all-warnings -Xptxas -v".split()
+FLAGS = ["-std=c++17", "-O3", "-cubin", "-Werror", "all-warnings", "-Xptxas", "-v"]
 TENSOR_CORE = re.compile(r"\b(?:HGMMA|HMMA|UTC\w*MMA)\.[\w.]+")
 # Template arguments of kernels whose inner loop must run on tensor cores. MathF32 is IEEE float32: plain FMA.
 WANTS_TENSOR_CORE = re.compile(r"conv_\w*kernel<.*Math(F16|BF16|TF32)")

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+
 from resnet_fused import dispatch
 
 from . import build

@@ -22,12 +22,22 @@ POLICY = int(os.environ.get("EMU_POLICY", "-1"))
 MULTIPROCESSORS = 3  # few, so that small tests still have grids that stride and chunks to merge
 SANITIZE = os.environ.get("EMU_SANITIZE") == "1"
 # Contraction off: one rounding per operation unless a kernel asks for fma. Automatic variables start as NaN patterns.
-FLAGS = (
-    "-std=c++20 -DHOST_EMULATION -DRESNET_FUSED_EMULATION -fPIC -fvisibility=hidden -fno-gnu-unique -ffp-contract=off "
-    "-ftrivial-auto-var-init=pattern -Wall -Wextra -Wno-unknown-pragmas -Wno-maybe-uninitialized"
-).split()
+FLAGS = [
+    "-std=c++20",
+    "-DHOST_EMULATION",
+    "-DRESNET_FUSED_EMULATION",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+    "-ffp-contract=off",
+    "-ftrivial-auto-var-init=pattern",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Wno-maybe-uninitialized",
+]
 PLAIN = ["-O2"]
-SANITIZED = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
+SANITIZED = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 MACHINE = ("machine.cpp", "shadow.cpp")
 # Set by mutate.py: objects that take the place of a source's own, {"name.cu": path}, and the folder for what has them.
 REPLACED = json.loads(os.environ.get("EMU_OBJECTS", "{}"))
@@ -114,7 +124,7 @@ def executable(name, sanitize=SANITIZE, extra=()):
     """A self-test of tests/emulator/<name>.cpp."""
     flags, folder = [*kernel_flags(sanitize), *extra], folder_of(sanitize)
     if extra:
-        folder = folder / "".join(extra).lstrip("-")
+        folder = folder / hashlib.sha256(repr(extra).encode()).hexdigest()[:8]
     objects = _compile([HERE / f"{name}.cpp", *(HERE / m for m in MACHINE)], flags, folder)
     return link(name, objects, flags, folder)
 

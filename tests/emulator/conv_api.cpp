@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <string>
 
 #include "cuda/conv_args.cuh"
@@ -73,7 +74,9 @@ static Norm norm_of(const ConvCall& a) {
 // Exactly as large as promised, so that AddressSanitizer sees one byte more; NaN, so that unwritten sums show.
 using Scratch = std::unique_ptr<void, void (*)(void*)>;
 static Scratch poisoned(size_t bytes) {
-  Scratch scratch(std::aligned_alloc(256, bytes), std::free);
+  void* memory = nullptr;  // not aligned_alloc, which takes multiples of the alignment only
+  if (posix_memalign(&memory, 256, bytes) != 0) throw std::bad_alloc();
+  Scratch scratch(memory, std::free);
   std::memset(scratch.get(), 0xff, bytes);
   return scratch;
 }

@@ -23,7 +23,7 @@ class Buffer {
 #ifdef HOST_EMULATION
     data_ = static_cast<T*>(std::aligned_alloc(256, (n * sizeof(T) + 255) / 256 * 256));
 #else
-    cuda::check("micro", "cudaMallocManaged", cudaMallocManaged(&data_, n * sizeof(T)));
+    resnet_fused::cuda::check("micro", "cudaMallocManaged", cudaMallocManaged(&data_, n * sizeof(T)));
 #endif
     std::memset(static_cast<void*>(data_), 0xEE, n * sizeof(T));
   }
@@ -46,10 +46,10 @@ class Buffer {
 };
 
 template <class... Params, class... Args>
-void run(void (*kernel)(Params...), cuda::Grid grid, int block, size_t shared_bytes, Args&&... args) {
-  cuda::launch("micro", kernel, grid, block, shared_bytes, nullptr, std::forward<Args>(args)...);
+void run(void (*kernel)(Params...), resnet_fused::cuda::Grid grid, int block, size_t shared_bytes, Args&&... args) {
+  resnet_fused::cuda::launch("micro", kernel, grid, block, shared_bytes, nullptr, std::forward<Args>(args)...);
 #ifndef HOST_EMULATION
-  cuda::check("micro", "cudaDeviceSynchronize", cudaDeviceSynchronize());
+  resnet_fused::cuda::check("micro", "cudaDeviceSynchronize", cudaDeviceSynchronize());
 #endif
 }
 

@@ -10,7 +10,8 @@ namespace micro {
 __global__ void indices(int* out) {
   const int block = (ptx::bid_z() * ptx::grid_y() + ptx::bid_y()) * ptx::grid_x() + ptx::bid_x();
   const int thread = block * ptx::threads() + ptx::tid();
-  out[thread] = thread + (ptx::warp() * 32 + ptx::lane() - ptx::tid()) + 1000 * (ptx::grid_z() - 2);
+  out[thread] = thread + (ptx::bid_x_again() - ptx::bid_x()) + (ptx::warp() * 32 + ptx::lane() - ptx::tid()) +
+                1000 * (ptx::grid_z() - 2);
 }
 void check_indices() {
   Buffer<int> out(64 * 24);

@@ -20,7 +20,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from emulator import build
 
-STATEMENT = re.compile(r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit)\([^;]*\);")
+STATEMENT = re.compile(
+    r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit)\([^;]*\);"
+)
 # (file, number of the statement in it): why it stays although no test can notice its removal.
 REDUNDANT = {}
 # A header is mutated in one source only: the one named after it, else the first of these that includes it.
@@ -47,7 +49,7 @@ class Mutant(NamedTuple):
 
 
 def mutants():
-    """Every synchronisation statement. Builds the library first: its dependency files say which source has which header."""
+    """Every synchronisation statement. Builds the library first, for its record of which source has which header."""
     build.library()
     included = {}
     for stem in SOURCES:

@@ -1,0 +1,57 @@
+"""The second stage: kernels and emulator under AddressSanitizer and UBSan, which see accesses past a tensor.
+
+A Python with libasan preloaded takes torch's CPU allocations from it, each between red zones.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from emulator import build
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+TESTS = build.ROOT / "tests"
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**build.sanitizer_env(), "PYTHONPATH": f"{build.ROOT}{os.pathsep}{TESTS}"},
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+
+
+OVERFLOW = """
+import ctypes, torch
+from emulator import build
+x, f16, bf16 = torch.zeros(64, dtype=torch.int16), torch.zeros(64), torch.zeros(64)
+pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, f16, bf16)]
+build.control().emu_widen(*pointers, ctypes.c_int64(64))
+print("in bounds", flush=True)
+build.control().emu_widen(*pointers, ctypes.c_int64(65))
+"""
+
+
+def test_an_access_past_a_tensor_is_seen():
+    done = python("-c", OVERFLOW)
+    assert "in bounds" in done.stdout, done.stderr
+    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "emu_widen" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "chosen"),
+    [
+        ("test_cuda_emulated.py", "half-vectors or odd-channels or askew or any_size"),
+        ("test_conv_emulated.py", "f16 and not bf16"),
+        ("test_conv_stats_emulated.py", "f16 and not bf16"),
+        ("test_conv_pool_emulated.py", "f16 and not bf16"),
+    ],
+)
+def test_kernels(file, chosen):
+    # --capture=sys: a report is written to file descriptor 2 before the process is aborted.
+    done = python("-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", chosen, file)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
