@@ -43,7 +43,7 @@ class BuildNative(build_ext):
         try:
             if MODE == "0":
                 raise native_build.CannotBuild("RESNET_FUSED_BUILD=0")
-            built, info = native_build.build(native_build.ROOT / "build/native", MODE != "cpu", say)
+            built, info = native_build.build(MODE != "cpu", say)
         except native_build.CannotBuild as why:
             if MODE == "1":
                 raise SystemExit(f"[resnet_fused] RESNET_FUSED_BUILD=1, but: {why}") from None

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -128,7 +129,14 @@ def write_if_changed(path, text):
         path.write_text(text)
 
 
+def quoted(path):
+    """A path as part of a command in a ninja file."""
+    return shlex.quote(str(path)).replace("$", "$$")
+
+
 class NinjaFile:
+    """Sources and objects are relative to ROOT, so that a path of the machine never has to be escaped."""
+
     def __init__(self, folder):
         self.folder, self.objects = folder, []
         self.lines = ["ninja_required_version = 1.3", f"builddir = {folder}"]
@@ -139,19 +147,31 @@ class NinjaFile:
 
     def compile(self, rule, source, suffix="", flags=""):
         out = self.folder / f"{source.relative_to(CSRC)}{suffix}.o"
-        self.lines += [f"build {out}: {rule} {source}", f"  flags = {flags}"]
+        self.lines += [f"build {out}: {rule} {source.relative_to(ROOT)}", f"  flags = {flags}"]
         self.objects.append(str(out))
 
     def write(self, target, link_rule):
         self.lines += [f"build {target}: {link_rule} {' '.join(self.objects)}", f"default {target}"]
-        write_if_changed(self.folder / "build.ninja", "\n".join(self.lines) + "\n")
+        write_if_changed(ROOT / self.folder / "build.ninja", "\n".join(self.lines) + "\n")
 
 
-def build(folder, cuda, say):
-    """Builds <folder>/_native.so, the CUDA part if `cuda` and nvcc is there; returns (path, what it is).
+def build(cuda, say):
+    """Builds build/native/_native.so, the CUDA part if `cuda` and nvcc is there; returns (path, what it is).
 
     Raises CannotBuild.
     """
+    if platform.system() != "Linux":
+        raise CannotBuild(f"the library is built on Linux only, this is {platform.system()}")
+    import fcntl  # Linux has it
+
+    folder = Path("build/native")
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
+    with open(ROOT / folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two ninjas in one folder would write the same objects
+        return _build(folder, cuda, say)
+
+
+def _build(folder, cuda, say):
     torch_version, torch = find_torch()
     compiler, compiler_version = find_compiler()
     ninja = find_ninja()
@@ -159,55 +179,55 @@ def build(folder, cuda, say):
     say(f"torch {torch_version} in {torch}; stable ABI of {TORCH_TARGET}")
     say(f"C++ compiler {compiler}: {compiler_version}")
     info = {**stamp(), "torch": torch_version, "stable_abi": TORCH_TARGET, "compiler": compiler_version}
+    gencodes = None
     if nvcc:
         gencodes, info["architectures"] = architectures(nvcc)
         info["cuda"] = f"nvcc {nvcc_version}"
         say(f"{nvcc} {nvcc_version}: CUDA part for {', '.join(info['architectures'])}")
     else:
-        nvcc, info["cuda"] = None, None
-        info["without_cuda"] = nvcc_version
+        info |= {"cuda": None, "without_cuda": nvcc_version}
         say(f"{nvcc_version}: no CUDA part")
+    write_if_changed(ROOT / folder / "build_info.h", f'inline constexpr char kBuildInfo[] = R"({json.dumps(info)})";\n')
 
-    write_if_changed(folder / "build_info.h", f'inline constexpr char kBuildInfo[] = R"({json.dumps(info)})";\n')
-    major, minor = TORCH_TARGET.split(".")
-    common = f"-DTORCH_TARGET_VERSION=0x{int(major):02x}{int(minor):02x}000000000000 -I{folder}"
     file = NinjaFile(folder)
-    file.rule(
-        "cxx",
-        f"{compiler} {CXX_FLAGS} {common} -isystem {torch}/include $flags -MMD -MF $out.d -c $in -o $out",
-        depfile="$out.d",
-        deps="gcc",
-    )
-    libraries = f"-L{torch}/lib -ltorch -ltorch_cpu"
-    if nvcc:
-        file.rule(
-            "nvcc", f"{nvcc} {NVCC_FLAGS} {gencodes} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc"
-        )
-        # cudart is static and knows the driver only through dlopen: the library loads where there is no driver.
-        linker = "--no-as-needed,-z,defs,--exclude-libs,ALL"
-        file.rule("link", f"{nvcc} -shared -cudart static -Xlinker {linker} $in -o $out {libraries}")
-    else:
-        file.rule("link", f"{compiler} -shared -Wl,--no-as-needed,-z,defs $in -o $out {libraries}")
-
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    for source in sorted([*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")]):
-        if source.name == "register_conv.cpp" and not nvcc:
-            continue
-        if "namespace resnet_fused::cpu::RESNET_FUSED_ISA" not in source.read_text():
-            file.compile(
-                "cxx", source, flags="-DRESNET_FUSED_WITH_CUDA" if nvcc and source.name == "register.cpp" else ""
-            )
-            continue
-        for isa, flags in INSTRUCTION_SETS.items():
-            if x86 or isa == "portable":
-                file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
-    for source in sorted((CSRC / "cuda").glob("*.cu")) if nvcc else ():
-        file.compile("nvcc", source)
+    _add_rules(file, torch, compiler, nvcc, gencodes)
+    _add_sources(file, nvcc)
     target = folder / "_native.so"
     file.write(target, "link")
-
     say(f"building with {jobs()} jobs (MAX_JOBS)")
-    done = subprocess.run([ninja, "-f", str(folder / "build.ninja"), "-j", str(jobs())])
+    done = subprocess.run([ninja, "-f", str(folder / "build.ninja"), "-j", str(jobs())], cwd=ROOT)
     if done.returncode != 0:
         raise CannotBuild(f"the compiler failed (exit status {done.returncode}); its messages are in the build output")
-    return target, info
+    return ROOT / target, info
+
+
+def _add_rules(file, torch, compiler, nvcc, gencodes):
+    major, minor = map(int, TORCH_TARGET.split("."))
+    depends = {"depfile": "$out.d", "deps": "gcc"}
+    compile_one = "$flags -MMD -MF $out.d -c $in -o $out"
+    torch_flags = f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000 -isystem {quoted(torch / 'include')}"
+    file.rule("cxx", f"{quoted(compiler)} {CXX_FLAGS} {torch_flags} -I{file.folder} {compile_one}", **depends)
+    # libtorch, which needs libtorch_cuda where there is one: Place's stream is looked up through it.
+    linker, libraries = "--no-as-needed,-z,defs", f"-L{quoted(torch / 'lib')} -ltorch -ltorch_cpu"
+    if nvcc:
+        file.rule("nvcc", f"{quoted(nvcc)} {NVCC_FLAGS} {gencodes} {compile_one}", **depends)
+        # cudart is static and knows the driver only through dlopen: the library loads where there is no driver.
+        command = f"{quoted(nvcc)} -shared -cudart static -Xlinker {linker},--exclude-libs,ALL"
+    else:
+        command = f"{quoted(compiler)} -shared -Wl,{linker}"
+    file.rule("link", f"{command} $in -o $out {libraries}")
+
+
+def _add_sources(file, nvcc):
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    for source in sorted([*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")]):
+        if "namespace resnet_fused::cpu::RESNET_FUSED_ISA" in source.read_text():
+            for isa, flags in INSTRUCTION_SETS.items():
+                if x86 or isa == "portable":
+                    file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
+        elif source.name == "register.cpp":
+            file.compile("cxx", source, flags="-DRESNET_FUSED_WITH_CUDA" if nvcc else "")
+        elif source.name != "register_conv.cpp" or nvcc:
+            file.compile("cxx", source)
+    for source in sorted((CSRC / "cuda").glob("*.cu")) if nvcc else ():
+        file.compile("nvcc", source)
