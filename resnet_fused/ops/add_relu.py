@@ -6,7 +6,7 @@ The output is its own ReLU mask: backward saves nothing else.
 import torch
 
 from .. import dispatch, layout
-from ._library import LIB, define, left_to_torch
+from ._library import LIB, call, define, left_to_torch
 
 
 def reference(x, residual):
@@ -41,7 +41,9 @@ def _run_backward(grad, out):
 
 
 def _fake(x, residual):
-    torch._check(x.shape == residual.shape, lambda: f"add_relu: x {tuple(x.shape)} but residual {tuple(residual.shape)}")
+    torch._check(
+        x.shape == residual.shape, lambda: f"add_relu: x {tuple(x.shape)} but residual {tuple(residual.shape)}"
+    )
     torch._check(x.dtype == residual.dtype, lambda: f"add_relu: x {x.dtype} but residual {residual.dtype}")
     return torch.empty_like(x)  # keeps channels_last; new_empty would not
 
@@ -80,4 +82,4 @@ def add_relu(x, residual):
     """
     if x.shape != residual.shape or x.dtype != residual.dtype or left_to_torch(x):
         return torch.relu(torch.clone(x).add_(residual))
-    return torch.ops.resnet_fused.add_relu(x, residual)
+    return call(torch.ops.resnet_fused.add_relu, _run, x, residual)

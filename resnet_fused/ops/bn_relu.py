@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .. import dispatch, layout
 from . import _bn_eager as eager
-from ._library import LIB, define, left_to_torch
+from ._library import LIB, call, define, left_to_torch
 
 
 def reference(
@@ -228,16 +228,24 @@ def bn_relu(
             training=training, momentum=momentum, eps=eps, relu=relu,
         )  # fmt: skip
     if not training:
-        return torch.ops.resnet_fused.bn_relu(x, running_mean, running_var, weight, bias, residual, eps, False, relu)
+        statistics = running_mean, running_var
+        return call(torch.ops.resnet_fused.bn_relu, _run, x, *statistics, weight, bias, residual, eps, False, relu)
     if x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
     if momentum is None and num_batches_tracked is None:
         running_mean = running_var = None  # torch's factor is then 0: nothing changes
     tracked = num_batches_tracked if momentum is None else None
-    mean, invstd = torch.ops.resnet_fused.bn_stats(
-        x.detach(), running_mean, running_var, tracked, 0.0 if momentum is None else momentum, eps
+    mean, invstd = call(
+        torch.ops.resnet_fused.bn_stats,
+        _run_stats,
+        x.detach(),
+        running_mean,
+        running_var,
+        tracked,
+        0.0 if momentum is None else momentum,
+        eps,
     )
-    return torch.ops.resnet_fused.bn_relu(x, mean, invstd, weight, bias, residual, eps, True, relu)
+    return call(torch.ops.resnet_fused.bn_relu, _run, x, mean, invstd, weight, bias, residual, eps, True, relu)
 
 
 def _fits(parameter, x):

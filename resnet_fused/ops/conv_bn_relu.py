@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import dispatch, layout
-from ._library import LIB, define, left_to_torch
+from ._library import LIB, call, define, left_to_torch
 from .bn_relu import apply, backward_apply, bn_relu, sums
 from .bn_relu import reference as bn_relu_reference
 
@@ -228,9 +228,10 @@ def conv_bn_relu(
     if left_to_torch(x) or not _fits(x, weight, residual, (bn_weight, bn_bias, running_mean, running_var), conv, eps):
         norm["momentum"] = 0.0
         return reference(x, weight, bn_weight, bn_bias, running_mean, running_var, residual, **conv, **norm)
-    return torch.ops.resnet_fused.conv_bn_relu(
-        x, weight, running_mean, running_var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu
-    )
+    return call(
+        torch.ops.resnet_fused.conv_bn_relu, _run,
+        x, weight, running_mean, running_var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu,
+    )  # fmt: skip
 
 
 def _fits(x, weight, residual, parameters, conv, eps):
