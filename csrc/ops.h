@@ -41,7 +41,7 @@ struct Norm {
   Channels weight, bias;
 };
 
-// NHWC activations, KRSC weights (c: channels per group, in x: c * groups), out [n, p, q, k].
+// NHWC activations, KRSC weights. c, k: channels per group; x has c * groups of them, out [n, p, q, k * groups].
 struct Conv {
   int64_t n, h, w, c, k, r, s, p, q, groups;
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;

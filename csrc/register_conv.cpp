@@ -40,7 +40,7 @@ Conv conv_of(const Arguments& args, const Tensor& x, const Tensor& weight, const
           x.size(2),
           x.size(3),
           c,
-          k,
+          k / groups,
           r,
           s,
           p,
@@ -77,7 +77,7 @@ void conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, con
                   double eps, bool relu, bool allow_tf32) {
   const Arguments x_args("conv_bn_relu", "x", x), args("conv_bn_relu", "out", out);
   const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
-  check_output(x_args, args, out, conv.n, conv.k, conv.p, conv.q);
+  check_output(x_args, args, out, conv.n, conv.k * conv.groups, conv.p, conv.q);
   const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
   const void* with = args.like("residual", residual);
   if (args.empty()) return;
@@ -94,7 +94,7 @@ void conv_stats(const Tensor& x, const Tensor& weight, const Tensor& out, const 
                 const Pair& dilation, int64_t groups, double momentum, double eps, bool allow_tf32) {
   const Arguments x_args("conv_stats", "x", x), args("conv_stats", "out", out);
   const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
-  check_output(x_args, args, out, conv.n, conv.k, conv.p, conv.q);
+  check_output(x_args, args, out, conv.n, conv.k * conv.groups, conv.p, conv.q);
   args.require(!args.empty(), "out has no values: shape ", Shape{out});
   float *to_mean = args.statistics("mean", mean), *to_invstd = args.statistics("invstd", invstd);
   const MutableChannels mean_buffer = args.mutable_channels("running_mean", running_mean);
@@ -112,7 +112,7 @@ void conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& mean
                        const Pair& stride, const Pair& padding, double eps, bool allow_tf32) {
   const Arguments x_args("conv_bn_relu_pool", "x", x), args("conv_bn_relu_pool", "out", out);
   const Conv conv = conv_of(x_args, x, weight, stride, padding, {1, 1}, 1);
-  check_output(x_args, args, out, conv.n, conv.k, (conv.p - 1) / 2 + 1, (conv.q - 1) / 2 + 1);
+  check_output(x_args, args, out, conv.n, conv.k * conv.groups, (conv.p - 1) / 2 + 1, (conv.q - 1) / 2 + 1);
   const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
   if (args.empty()) return;
   const Place place("conv_bn_relu_pool", x);
