@@ -57,7 +57,9 @@ def _without_cuda():
 
 
 def _compiled_kernel(stem, op):
-    return getattr(native.namespace(), op)
+    kernel = getattr(native.namespace(), op)
+    # The stable ABI cannot read torch's flags, so the library is told.
+    return functools.partial(kernel, allow_tf32=tf32_allowed()) if op.startswith("conv") else kernel
 
 
 def _triton_kernel(stem, op):

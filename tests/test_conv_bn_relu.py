@@ -141,6 +141,9 @@ def test_tf32_follows_torchs_flag(monkeypatch):
     for allowed in (True, False):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
         assert dispatch.tf32_allowed() is allowed
+        if dispatch.native.why_absent() is None:
+            compiled = dispatch.BACKENDS["cuda"].kernel("conv_bn_relu", "conv_bn_relu")
+            assert compiled.keywords == {"allow_tf32": allowed}
 
 
 def test_nothing_derived_from_weights_is_kept(backend, device):
