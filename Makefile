@@ -18,12 +18,12 @@ test:  ## sets everything up and runs all tests (ARGS="-k add_relu")
 
 lint:  ## checks style: ruff and clang-format; changes nothing
 	@python=$(call in,lint) && $$python -m ruff check . && $$python -m ruff format --check . \
-	  && $$python -m clang_format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/emulator/*' | grep -E '\.(cpp|cu|cuh|h)$$')
+	  && $$(dirname $$python)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/emulator/*' | grep -E '\.(cpp|cu|cuh|h)$$')
 	@$(MAKE) --no-print-directory lines
 
 format:  ## rewrites files in that style
 	@python=$(call in,lint) && $$python -m ruff check --fix -q . ; $$python -m ruff format . \
-	  && $$python -m clang_format -i $$(git ls-files 'csrc/*' 'tests/emulator/*' | grep -E '\.(cpp|cu|cuh|h)$$')
+	  && $$(dirname $$python)/clang-format -i $$(git ls-files 'csrc/*' 'tests/emulator/*' | grep -E '\.(cpp|cu|cuh|h)$$')
 
 lines:  ## the longest files; fails above 300 lines
 	@git ls-files '*.py' 'csrc/*' 'tests/emulator/*' | xargs wc -l | grep -v ' total$$' | sort -rn | head -8

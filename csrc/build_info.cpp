@@ -1,9 +1,10 @@
 // What this library is, for `python -m resnet_fused info` and for telling a stale file from a fresh one.
+#include "build_info.h"  // written by setup.py: kBuildInfo, a JSON object
+
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 
-#include "build_info.h"  // written by setup.py: kBuildInfo, a JSON object
 #include "cpu/isa.h"
 
 namespace {

@@ -47,12 +47,13 @@ struct Conv {
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
-// `stream` is a cudaStream_t; the CPU launchers ignore it. `scratch` holds at least <op>_scratch(...) bytes, aligned to 256.
+// `stream` is a cudaStream_t; the CPU launchers ignore it. `scratch` holds at least <op>_scratch(...) bytes, aligned to
+// 256.
 #define RESNET_FUSED_LAUNCHERS                                                                                       \
   /* out = relu(x + residual); out may be x. grad_in = out <= 0 ? 0 : grad (a NaN in out lets the gradient pass). */ \
   void add_relu(DType dtype, const void* x, const void* residual, void* out, int64_t size, void* stream);            \
   void add_relu_backward(DType dtype, const void* grad, const void* out, void* grad_in, int64_t size, void* stream); \
-  /* Batch mean and 1/sqrt(biased var + eps) in float32; updates the running statistics (unbiased variance) by      \
+  /* Batch mean and 1/sqrt(biased var + eps) in float32; updates the running statistics (unbiased variance) by       \
      factor = num_batches_tracked ? 1 / *num_batches_tracked : momentum. Deterministic: fixed order, no atomics. */  \
   size_t bn_stats_scratch(Layout layout);                                                                            \
   void bn_stats(Layout layout, const void* x, float* mean, float* invstd, MutableChannels running_mean,              \

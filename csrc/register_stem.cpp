@@ -26,9 +26,9 @@ void check_vector(const Tensor& tensor, int64_t size, const char* name) {
 
 Tensor stem_pack(Tensor weight, std::optional<Tensor> scale) {
   check_float(weight, "weight");
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == weight.size(3) && weight.size(2) <= 16 &&
-                      weight.is_contiguous(),
-                  "stem: weight must be contiguous [k, c, kernel, kernel], kernel at most 16");
+  STD_TORCH_CHECK(
+      weight.dim() == 4 && weight.size(2) == weight.size(3) && weight.size(2) <= 16 && weight.is_contiguous(),
+      "stem: weight must be contiguous [k, c, kernel, kernel], kernel at most 16");
   const int64_t k = weight.size(0), c = weight.size(1), kernel = weight.size(2);
   if (scale) check_vector(*scale, k, "scale");
   Tensor packed = torch::stable::new_empty(weight, {cpu::stem_packed_size(k, c, kernel)});

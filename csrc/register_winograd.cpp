@@ -43,8 +43,8 @@ cpu::WinogradShape shape_of(const Tensor& x, int64_t k, int64_t m, int64_t paddi
   check_m(m);
   STD_TORCH_CHECK(padding == 0 || padding == 1, "winograd: padding must be 0 or 1, not ", padding);
   check_activation(x, "x");
-  const cpu::WinogradShape shape{x.size(0), x.size(2), x.size(3), x.size(1), k, static_cast<int>(m),
-                                 static_cast<int>(padding)};
+  const cpu::WinogradShape shape{
+      x.size(0), x.size(2), x.size(3), x.size(1), k, static_cast<int>(m), static_cast<int>(padding)};
   STD_TORCH_CHECK(shape.c > 0 && k > 0 && shape.out_h() > 0 && shape.out_w() > 0,
                   "winograd: no output pixel or channel");
   return shape;

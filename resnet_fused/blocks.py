@@ -54,15 +54,18 @@ def _watched(child):
 _CHECKS = {"conv": why_not_convolution, "bn": why_not_norm, "relu": why_not_relu}
 
 
+# Parameters and fake tensors have it: classes that leave torch's functions as they are.
+_NO_TORCH_FUNCTION = torch._C._disabled_torch_function_impl
+
+
 def why_not_fused(x, **children):
     """Why a chain of modules must run module by module, or None.
 
     `children` maps names such as conv1, bn1, relu or downsample (nn.Sequential(conv, bn), or None) to modules; the kind of
     module expected is the name without its digits.
     """
-    if not isinstance(x, torch.Tensor) or type(x).__torch_function__ is not torch._C._disabled_torch_function_impl:
-        if type(x) is not torch.Tensor and not isinstance(x, nn.Parameter):
-            return f"input is a {type(x).__name__}"
+    if type(x) is not torch.Tensor and getattr(type(x), "__torch_function__", None) is not _NO_TORCH_FUNCTION:
+        return f"input is a {type(x).__name__}"
     if x.dim() != 4:
         return f"input has {x.dim()} dimensions"
     if (why := left_to_torch(x)) is not None:

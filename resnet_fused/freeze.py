@@ -81,7 +81,9 @@ class _Block:
 
 def _check_model(model):
     """Raises TypeError unless `model` has the parts of a ResNet."""
-    missing = [part for part in ("conv1", "bn1", "maxpool", "layer1", "layer4", "avgpool", "fc") if not hasattr(model, part)]
+    missing = [
+        part for part in ("conv1", "bn1", "maxpool", "layer1", "layer4", "avgpool", "fc") if not hasattr(model, part)
+    ]
     if missing:
         raise TypeError(f"freeze: {type(model).__name__} is not a ResNet: it has no {missing[0]}")
     for i in (1, 2, 3, 4):
@@ -187,7 +189,14 @@ class Engine:
     @property
     def rows(self):
         return [
-            {"name": s.name, "op": s.op, "shape": s.shape, "dtype": self.dtype, "backend": s.way.name, "reason": s.reason}
+            {
+                "name": s.name,
+                "op": s.op,
+                "shape": s.shape,
+                "dtype": self.dtype,
+                "backend": s.way.name,
+                "reason": s.reason,
+            }
             for s in self._sites
         ]
 

@@ -46,7 +46,13 @@ class BasicBlock(nn.Module):
 
     def why_not_fused(self, x):
         return why_not_fused(
-            x, conv1=self.conv1, bn1=self.bn1, relu=self.relu, conv2=self.conv2, bn2=self.bn2, downsample=self.downsample
+            x,
+            conv1=self.conv1,
+            bn1=self.bn1,
+            relu=self.relu,
+            conv2=self.conv2,
+            bn2=self.bn2,
+            downsample=self.downsample,
         )
 
     def forward(self, x):
@@ -156,8 +162,7 @@ class ResNet(nn.Module):
             replace_stride_with_dilation = [False, False, False]
         if len(replace_stride_with_dilation) != 3:
             raise ValueError(
-                "replace_stride_with_dilation should be None "
-                f"or a 3-element tuple, got {replace_stride_with_dilation}"
+                f"replace_stride_with_dilation should be None or a 3-element tuple, got {replace_stride_with_dilation}"
             )
         self.groups = groups
         self.base_width = width_per_group

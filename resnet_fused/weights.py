@@ -74,13 +74,20 @@ def _torchvision_weights(name, weights):
     return enum[key] if key in enum.__members__ else enum.DEFAULT
 
 
+def _is_path(weights):
+    """Whether `weights` names a file; "ResNet34_Weights.DEFAULT" has a suffix too, but names one of torchvision's."""
+    if isinstance(weights, str):
+        names_an_enum = weights.partition(".")[0].endswith("_Weights")
+        return not names_an_enum and ("/" in weights or Path(weights).suffix != "")
+    return isinstance(weights, Path)
+
+
 def resolve(name, weights, progress, kwargs):
     """The state dict that `weights` stands for, or None; sets `num_classes` in `kwargs` as torchvision does."""
     if weights is None:
         return None
-    if isinstance(weights, Path) or (isinstance(weights, str) and ("/" in weights or Path(weights).suffix)):
-        if not (isinstance(weights, str) and weights.partition(".")[0].endswith("_Weights")):
-            return _from_file(weights, kwargs)
+    if _is_path(weights):
+        return _from_file(weights, kwargs)
     entry = _torchvision_weights(name, weights)
     classes = len(entry.meta["categories"])
     if kwargs.setdefault("num_classes", classes) != classes:

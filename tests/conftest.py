@@ -6,15 +6,14 @@ os.environ["RESNET_FUSED_STRICT"] = "1"
 if not os.environ.get("CUDA_VISIBLE_DEVICES", "0") or not os.path.exists("/dev/nvidiactl"):
     os.environ["TRITON_INTERPRET"] = "1"  # read by Triton on import: its kernels then run on CPU tensors
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-import resnet_fused  # noqa: E402
-from resnet_fused import dispatch  # noqa: E402
+import resnet_fused
+from resnet_fused import dispatch
 
-
-# Slow (they compile or run whole builds) or not yet proven on a fresh machine: only with --all.
-SLOW = ("test_aot", "test_build", "test_explain", "test_layout", "test_mutants", "test_sanitized", "test_verify")
+# Slow (they compile, or run whole builds): only with --all.
+SLOW = ("test_aot", "test_build", "test_mutants", "test_sanitized")
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -32,7 +32,9 @@ def test_nan_and_negative_zero(backend, device):
     expected = torch.relu(x + torch.tensor([0.0, -0.0, 0.0, 0.0, 0.0], device=device))
     assert torch.equal(out.isnan(), expected.isnan()) and torch.equal(out.signbit(), expected.signbit())
     assert torch.equal(out.nan_to_num(), expected.nan_to_num())
-    assert torch.equal(torch.autograd.grad(out, x, torch.ones_like(out))[0], torch.tensor([1.0, 0, 0, 1, 1], device=device))
+    assert torch.equal(
+        torch.autograd.grad(out, x, torch.ones_like(out))[0], torch.tensor([1.0, 0, 0, 1, 1], device=device)
+    )
 
 
 def test_the_mask_is_that_of_the_rounded_output(backend, device):

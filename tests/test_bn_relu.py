@@ -146,7 +146,9 @@ def test_strides_and_empty_batches(backend, device):
 
 
 def test_two_dimensional_input(backend, device):
-    check(torch.randn(7, 12, device=device), channels(12, device), None, torch.randn(7, 12, device=device), training=True)
+    check(
+        torch.randn(7, 12, device=device), channels(12, device), None, torch.randn(7, 12, device=device), training=True
+    )
 
 
 def test_errors_are_those_of_torch(device):

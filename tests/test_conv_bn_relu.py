@@ -60,7 +60,10 @@ def test_gradients(backend, numbers_count, device, mode, dtype):
 
     def run(function, wide, mask=None):
         torch.manual_seed(3)
-        tensors = [activation((2, 8, 7, 6), dtype, device=device), weights((16, 8, 3, 3), dtype, torch.channels_last, device)]
+        tensors = [
+            activation((2, 8, 7, 6), dtype, device=device),
+            weights((16, 8, 3, 3), dtype, torch.channels_last, device),
+        ]
         params = channels(16, device)
         tensors += [*params[:2], activation((2, 16, 7, 6), dtype, device=device)]
         mean, var = params[2:]
@@ -70,9 +73,7 @@ def test_gradients(backend, numbers_count, device, mode, dtype):
         wanted = [t.requires_grad_() for i, t in enumerate(tensors) if mode != "frozen" or i not in (2,)]
         x, weight, bn_weight, bn_bias, residual = tensors
         extra = {} if mask is None else {"relu": False}
-        out = function(
-            x, weight, bn_weight, bn_bias, mean, var, residual, padding=1, training=mode == "train", **extra
-        )
+        out = function(x, weight, bn_weight, bn_bias, mean, var, residual, padding=1, training=mode == "train", **extra)
         grads = torch.autograd.grad(out if mask is None else out * mask, wanted, grad)
         return out.detach(), grads, (mean, var)
 
@@ -126,7 +127,9 @@ def test_scale_may_be_huge(backend, device):
     [
         pytest.param(lambda x, w, p: ops.conv_bn_relu(x[:, :7], w, *p), "expected input", id="channels"),
         pytest.param(lambda x, w, p: ops.conv_bn_relu(x, w.double(), *p), "same|type", id="dtype"),
-        pytest.param(lambda x, w, p: ops.conv_bn_relu(x, w, *(q[:3] for q in p)), "contain 3 elements not 16|16", id="params"),
+        pytest.param(
+            lambda x, w, p: ops.conv_bn_relu(x, w, *(q[:3] for q in p)), "contain 3 elements not 16|16", id="params"
+        ),
         pytest.param(lambda x, w, p: ops.conv_bn_relu(x, w, *p, stride=0), "stride|positive", id="stride"),
         pytest.param(lambda x, w, p: ops.conv_bn_relu(x[:, :, :1, :1], w, *p), "[Kk]ernel size", id="too-small"),
     ],

@@ -150,9 +150,11 @@ def test_function_transforms():
     expected = torch.func.grad(loss)(state, x[0])
     for name, g in per_sample.items():
         torch.testing.assert_close(g[0], expected[name], rtol=1e-3, atol=1e-3)
-    out, tangent = torch.func.jvp(model, (x,), (torch.ones_like(x),))
+    _, tangent = torch.func.jvp(model, (x,), (torch.ones_like(x),))
     step = 1e-3
-    numeric = (by_modules(model).double()(x.double() + step) - by_modules(model).double()(x.double() - step)) / (2 * step)
+    numeric = (by_modules(model).double()(x.double() + step) - by_modules(model).double()(x.double() - step)) / (
+        2 * step
+    )
     torch.testing.assert_close(tangent.double(), numeric, rtol=2e-2, atol=2e-2)
 
 
@@ -203,7 +205,7 @@ def test_strict_mode_and_forced_backends():
     x = torch.randn(2, 3, 4, 4)
     with resnet_fused.backend("eager"):
         assert torch.equal(ops.add_relu(x, x), torch.relu(2 * x))
-    with pytest.raises(ValueError, match="backend must be one of auto, .*, not 'tensorrt'"):
+    with pytest.raises(ValueError, match=r"backend must be one of auto, .*, not 'tensorrt'"):
         resnet_fused.backend("tensorrt")
     odd = x.permute(0, 2, 1, 3).permute(0, 2, 1, 3)[:, :, ::2]
     assert outputs(lambda t: ops.add_relu(t, t), odd)[1] <= {"native", "triton"}
@@ -232,7 +234,10 @@ def test_ops_pass_opcheck():
             (library.bn_relu, (grad, c[0], c[1], c[2].clone().requires_grad_(), c[3], t, 1e-5, False, True)),
             (library.bn_relu, (grad, c[0], c[1], c[2], None, None, 1e-5, True, False)),
             (library.bn_relu_backward, (t, t, out, c[0], c[1], c[2], None, True, True, True, True)),
-            (library.conv_bn_relu, (grad, w, c16[0], c16[1], c16[2], c16[3], None, [2, 2], [1, 1], [1, 1], 1, 1e-5, True)),
+            (
+                library.conv_bn_relu,
+                (grad, w, c16[0], c16[1], c16[2], c16[3], None, [2, 2], [1, 1], [1, 1], 1, 1e-5, True),
+            ),
         ]
         for op, args in samples:
             torch.library.opcheck(op, args)

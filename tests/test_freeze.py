@@ -58,9 +58,11 @@ def test_every_way_gives_the_numbers_of_eager(monkeypatch, way):
     monkeypatch.setattr(
         freeze_module,
         "ways",
-        lambda site, dtype, exact: [way]
-        if not site.pool and way.why_not(site, dtype) is None
-        else [frozen_conv.StemWithPool if site.pool else frozen_conv.Torch],
+        lambda site, dtype, exact: (
+            [way]
+            if not site.pool and way.why_not(site, dtype) is None
+            else [frozen_conv.StemWithPool if site.pool else frozen_conv.Torch]
+        ),
     )
     ours, theirs = (m.eval() for m in pair("resnet18"))
     engine = check(ours, theirs, torch.randn(2, 3, 64, 80), factor=4.0 if "F(4x4" in way.name else 2.0)
@@ -77,9 +79,12 @@ def test_torchvisions_model_option_a_and_wide_stems():
 
 
 def test_f4_is_dropped_where_it_is_not_accurate_enough(monkeypatch):
-    monkeypatch.setattr(freeze_module, "ways", lambda site, dtype, exact: (
-        [frozen_conv.StemWithPool] if site.pool else [w for w in frozen_conv.ways(site, dtype, exact) if w is not frozen_conv.OneDNN]
-    ) or [frozen_conv.OneDNN])  # fmt: skip
+    def ways(site, dtype, exact):
+        if site.pool:
+            return [frozen_conv.StemWithPool]
+        return [w for w in frozen_conv.ways(site, dtype, exact) if w is not frozen_conv.OneDNN] or [frozen_conv.OneDNN]
+
+    monkeypatch.setattr(freeze_module, "ways", ways)
     shares = iter([1.5])
     monkeypatch.setattr(freeze_module.Engine, "_budget_used", lambda self, example: next(shares))
     engine = resnet_fused.freeze(narrow().eval(), torch.randn(1, 3, 40, 40))
@@ -105,7 +110,9 @@ def test_a_training_model_is_frozen_in_evaluation_and_left_in_training():
     model.layer2.eval()
     buffers = [b.clone() for b in model.buffers()]
     engine = resnet_fused.freeze(model, x)
-    assert model.training and not model.layer2.training and not model.layer2[0].bn1.training and model.layer1[0].training
+    assert (
+        model.training and not model.layer2.training and not model.layer2[0].bn1.training and model.layer1[0].training
+    )
     assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
     with torch.no_grad():
         torch.testing.assert_close(engine(x), copy.deepcopy(model).eval()(x), rtol=1e-4, atol=1e-5)
@@ -139,15 +146,15 @@ def test_what_cannot_be_frozen_is_refused_by_name():
     x = torch.randn(1, 3, 32, 32)
     with pytest.raises(TypeError, match="Linear is not a ResNet: it has no conv1"):
         resnet_fused.freeze(torch.nn.Linear(3, 3), x)
-    with pytest.raises(ValueError, match="torch.float32 or torch.bfloat16, not torch.float16"):
+    with pytest.raises(ValueError, match=r"torch.float32 or torch.bfloat16, not torch.float16"):
         resnet_fused.freeze(narrow(), x, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"non-empty \[N, 3, H, W\], got \(3, 32, 32\)"):
         resnet_fused.freeze(narrow(), x[0])
     model = narrow(norm_layer=lambda c: torch.nn.GroupNorm(4, c))
-    with pytest.raises(TypeError, match="conv1 is a GroupNorm, not exactly nn.BatchNorm2d; use the live model"):
+    with pytest.raises(TypeError, match=r"conv1 is a GroupNorm, not exactly nn.BatchNorm2d; use the live model"):
         resnet_fused.freeze(model, x)
     engine = resnet_fused.freeze(narrow().eval(), x)
     with pytest.raises(ValueError, match=r"x should be \[N, 3, H, W\], got \(1, 4, 32, 32\)"):
         engine(torch.randn(1, 4, 32, 32))
-    with pytest.raises(TypeError, match="x is torch.float64"):
+    with pytest.raises(TypeError, match=r"x is torch\.float64"):
         engine(x.double())

@@ -117,7 +117,9 @@ def test_a_whole_network_on_every_backend(backend, device, shortcut, training):
     """Forward and backward, by the kernels and module by module: the same network."""
     model = narrow(shortcut).to(device).train(training)
     reference = copy.deepcopy(model)
-    x = torch.randn(3, 3, 40, 64, device=device)  # 12 values per channel in layer4: fewer make batch norm ill-conditioned
+    x = torch.randn(
+        3, 3, 40, 64, device=device
+    )  # 12 values per channel in layer4: fewer make batch norm ill-conditioned
     with dispatch.record() as rows:
         out = model(x)
         out.square().sum().backward()

@@ -49,8 +49,15 @@ class Rows {
  public:
   Rows(const StemShape& shape, const float* x, const int64_t (&strides)[4], const float* packed, const float* shift,
        float* memory)
-      : shape_(shape), sizes_(shape), kernels_(kernels()), x_(x), strides_(strides), packed_(packed), shift_(shift),
-        input_(memory), conv_(memory + shape.kernel * sizes_.padded_row) {}
+      : shape_(shape),
+        sizes_(shape),
+        kernels_(kernels()),
+        x_(x),
+        strides_(strides),
+        packed_(packed),
+        shift_(shift),
+        input_(memory),
+        conv_(memory + shape.kernel * sizes_.padded_row) {}
 
   void pool(int64_t image, int64_t p, float* out) {
     if (image != image_) {

@@ -61,19 +61,31 @@ class Run {
  public:
   Run(const WinogradPlan& plan, const float* x, const float* packed, const float* shift, const float* residual,
       float* out, bool relu)
-      : plan_(plan), shape_(plan.shape), sizes_(plan), kernels_(winograd_kernels()), x_(x), packed_(packed),
-        shift_(shift), residual_(residual), out_(out), relu_(relu) {}
+      : plan_(plan),
+        shape_(plan.shape),
+        sizes_(plan),
+        kernels_(winograd_kernels()),
+        x_(x),
+        packed_(packed),
+        shift_(shift),
+        residual_(residual),
+        out_(out),
+        relu_(relu) {}
 
   // Channels c_begin to c_end of tile `tile` of the block of `count` tiles that starts at tile `first`.
   void transform(int64_t first, int64_t count, int64_t tile, int64_t c_begin, int64_t c_end, float* v) const {
     const int64_t parts = divide_up(count, plan_.rows), part = part_of(count, parts, tile);
     const int64_t part_first = part_begin(count, parts, part), rows = part_begin(count, parts, part + 1) - part_first;
     const Place at = place(first + tile);
-    const WinogradInput in{x_ + at.image * shape_.h * shape_.w * shape_.c, shape_.h, shape_.w, shape_.c,
-                           at.y - shape_.padding, at.x - shape_.padding};
+    const WinogradInput in{x_ + at.image * shape_.h * shape_.w * shape_.c,
+                           shape_.h,
+                           shape_.w,
+                           shape_.c,
+                           at.y - shape_.padding,
+                           at.x - shape_.padding};
     float* to = v + part * sizes_.part + (tile - part_first) * kWinogradLine;
-    (shape_.m == 2 ? kernels_.input2 : kernels_.input4)(in, c_begin, c_end, to,
-                                                        sizes_.points * rows * kWinogradLine, rows * kWinogradLine);
+    (shape_.m == 2 ? kernels_.input2 : kernels_.input4)(in, c_begin, c_end, to, sizes_.points * rows * kWinogradLine,
+                                                        rows * kWinogradLine);
   }
 
   // Output panels [panel_begin, panel_end) of that block. own: the task's memory for products and expanded weights.
@@ -120,8 +132,9 @@ class Run {
     for (int64_t point = 0; point < sizes_.points; ++point) {
       for (int64_t i = 0; i < panels; ++i) {
         gemm.u = taps ? expanded + point * sizes_.expanded_point : weights_at(group + i, point);
-        const float* next = taps ? weights + channels * 9 * kWinogradPanel
-                                 : i + 1 < panels ? weights_at(group + i + 1, point) : weights_at(group, point + 1);
+        const float* next = taps             ? weights + channels * 9 * kWinogradPanel
+                            : i + 1 < panels ? weights_at(group + i + 1, point)
+                                             : weights_at(group, point + 1);
         for (int64_t part = 0; part < parts; ++part, ++call) {
           const int64_t row = part_begin(count, parts, part), rows = part_begin(count, parts, part + 1) - row;
           gemm.line_stride = sizes_.points * rows * kWinogradLine;

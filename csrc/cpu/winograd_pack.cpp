@@ -9,10 +9,10 @@ namespace {
 // G of the m + 2 points: row p is (1, p, p^2) / prod (p - q) over the other finite points q; infinity is (0, 0, 1).
 constexpr double kG2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
 constexpr double kG4[6][3] = {{1, 0, 0},
-                              {1 / kNormA, kPointA / kNormA, kPointA* kPointA / kNormA},
-                              {1 / kNormA, -kPointA / kNormA, kPointA* kPointA / kNormA},
-                              {1 / kNormB, kPointB / kNormB, kPointB* kPointB / kNormB},
-                              {1 / kNormB, -kPointB / kNormB, kPointB* kPointB / kNormB},
+                              {1 / kNormA, kPointA / kNormA, kPointA * kPointA / kNormA},
+                              {1 / kNormA, -kPointA / kNormA, kPointA * kPointA / kNormA},
+                              {1 / kNormB, kPointB / kNormB, kPointB * kPointB / kNormB},
+                              {1 / kNormB, -kPointB / kNormB, kPointB * kPointB / kNormB},
                               {0, 0, 1}};
 
 // G g G^T of the 32 filters of one panel at one input channel, the filters side by side so that the loops vectorise.

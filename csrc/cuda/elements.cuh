@@ -25,17 +25,23 @@ __device__ __forceinline__ float parameter(const void* data, int64_t i) {
 __device__ __forceinline__ float parameter(const Channels& channels, int64_t i, float absent) {
   if (channels.data == nullptr) return absent;
   switch (channels.dtype) {
-    case DType::f32: return parameter<float>(channels.data, i);
-    case DType::f16: return parameter<ptx::f16>(channels.data, i);
-    default: return parameter<ptx::bf16>(channels.data, i);
+    case DType::f32:
+      return parameter<float>(channels.data, i);
+    case DType::f16:
+      return parameter<ptx::f16>(channels.data, i);
+    default:
+      return parameter<ptx::bf16>(channels.data, i);
   }
 }
 
 __device__ __forceinline__ void set_parameter(const MutableChannels& channels, int64_t i, float value) {
   switch (channels.dtype) {
-    case DType::f32: return ptx::st_global(static_cast<float*>(channels.data) + i, value);
-    case DType::f16: return ptx::st_global(static_cast<ptx::f16*>(channels.data) + i, ptx::from_float<ptx::f16>(value));
-    default: return ptx::st_global(static_cast<ptx::bf16*>(channels.data) + i, ptx::from_float<ptx::bf16>(value));
+    case DType::f32:
+      return ptx::st_global(static_cast<float*>(channels.data) + i, value);
+    case DType::f16:
+      return ptx::st_global(static_cast<ptx::f16*>(channels.data) + i, ptx::from_float<ptx::f16>(value));
+    default:
+      return ptx::st_global(static_cast<ptx::bf16*>(channels.data) + i, ptx::from_float<ptx::bf16>(value));
   }
 }
 
@@ -54,9 +60,12 @@ __device__ __forceinline__ float mask(float grad, float out) { return out <= 0.0
 template <class Body>
 void with_type(DType dtype, Body body) {
   switch (dtype) {
-    case DType::f32: return body(float{});
-    case DType::f16: return body(ptx::f16{});
-    case DType::bf16: return body(ptx::bf16{});
+    case DType::f32:
+      return body(float{});
+    case DType::f16:
+      return body(ptx::f16{});
+    case DType::bf16:
+      return body(ptx::bf16{});
   }
 }
 

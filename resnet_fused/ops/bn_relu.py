@@ -75,7 +75,7 @@ def _fake(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
     for name, t in (("mean", mean), ("var", spread), ("weight", weight), ("bias", bias)):
         torch._check(
             t is None or t.shape == (channels,),
-            lambda: f"bn_relu: {name} has shape {tuple(t.shape)}, but x has {channels} channels",
+            lambda name=name, t=t: f"bn_relu: {name} has shape {tuple(t.shape)}, but x has {channels} channels",
         )
     return torch.empty_like(x)
 
@@ -147,7 +147,7 @@ define(
 
 
 def _setup(ctx, inputs, output):
-    x, mean, spread, weight, bias, residual, ctx.eps, ctx.batch_stats, ctx.relu = inputs
+    x, mean, spread, weight, bias, _, ctx.eps, ctx.batch_stats, ctx.relu = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(x, mean, spread, weight, output if ctx.relu else None)
 

@@ -28,9 +28,14 @@ __global__ void mirror(const T* in, T* out) {
   const int other = ptx::threads() - 1 - ptx::tid();
   const T value = ptx::ld_shared<T>(base + other * sizeof(T));
   switch (ptx::tid() % 3) {  // the loads and stores differ in caching only
-    case 0: ptx::st_global(out + ptx::tid(), value); break;
-    case 1: ptx::st_global_stream(out + ptx::tid(), ptx::ld_global_nc<T>(in + other)); break;
-    default: ptx::st_global(out + ptx::tid(), ptx::ld_global_stream<T>(in + other));
+    case 0:
+      ptx::st_global(out + ptx::tid(), value);
+      break;
+    case 1:
+      ptx::st_global_stream(out + ptx::tid(), ptx::ld_global_nc<T>(in + other));
+      break;
+    default:
+      ptx::st_global(out + ptx::tid(), ptx::ld_global_stream<T>(in + other));
   }
 }
 template <class T>
