@@ -1,6 +1,7 @@
 """ResNets on fused kernels: the same constructors, state dicts and numbers as torch, in fewer passes over memory."""
 
 from . import ops
+from .convert import convert, unconvert
 from .dispatch import backend, backends, strict
 from .explain import explain
 from .freeze import freeze
@@ -15,6 +16,7 @@ __all__ = [
     "ResNet",
     "backend",
     "backends",
+    "convert",
     "explain",
     "freeze",
     "ops",
@@ -24,5 +26,6 @@ __all__ = [
     "resnet101",
     "resnet152",
     "strict",
+    "unconvert",
     "verify",
 ]

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules import module as _module
 
 from . import ops
+from .norms import frozen_statistics, is_frozen, why_not_here, why_not_norm
 from .ops._library import left_to_torch
 
 
@@ -24,15 +25,6 @@ def why_not_convolution(conv):
         return f"has padding {conv.padding!r}"
     if "weight" not in conv._parameters:
         return "has a weight that is computed (pruned or parametrized)"
-    return None
-
-
-def why_not_norm(bn):
-    """Why `bn` cannot be part of a fused op, or None."""
-    if type(bn) is not nn.BatchNorm2d:
-        return f"is a {type(bn).__name__}, not exactly nn.BatchNorm2d"
-    if not {"weight", "bias"} <= bn._parameters.keys():
-        return "has parameters that are computed (pruned or parametrized)"
     return None
 
 
@@ -74,10 +66,8 @@ def why_not_fused(x, **children):
         return "a global module hook is registered"
     for name, child in children.items():
         if name == "downsample":
-            if child is None:
-                continue
-            if type(child) is not nn.Sequential or len(child) != 2:
-                return "downsample is not a Sequential of a convolution and a batch norm"
+            if not _is_projection(child):
+                continue  # nothing, or a module that is called as it is
             parts = (("downsample", None, child), ("downsample.0", "conv", child[0]), ("downsample.1", "bn", child[1]))
         else:
             parts = ((name, name.rstrip("0123456789"), child),)
@@ -86,11 +76,15 @@ def why_not_fused(x, **children):
                 return f"{part} carries a hook"
             if kind is not None and (why := _CHECKS[kind](module)) is not None:
                 return f"{part} {why}"
+            if kind == "bn" and (why := why_not_here(module, x)) is not None:
+                return f"{part} {why}"
     return None
 
 
 def _count_batch(bn):
     """What nn.BatchNorm2d.forward does before it normalises; returns the keyword arguments of the ops."""
+    if is_frozen(bn):
+        return frozen_statistics(bn)
     if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
     without_buffers = bn.running_mean is None and bn.running_var is None
@@ -113,6 +107,17 @@ def conv_bn_relu(x, conv, bn, residual=None, relu=True):
     )  # fmt: skip
 
 
+def norm_relu(x, bn, residual=None, relu=True):
+    """relu(bn(x) [+ residual]) of a batch norm that `why_not_fused` has passed, in its own mode."""
+    return ops.bn_relu(x, bn.weight, bn.bias, residual=residual, relu=relu, **_count_batch(bn))
+
+
+def _is_projection(downsample):
+    return type(downsample) is nn.Sequential and len(downsample) == 2 and isinstance(downsample[0], nn.Conv2d)
+
+
 def shortcut(x, downsample):
-    """The identity, or the projection and its batch norm (no ReLU)."""
-    return x if downsample is None else conv_bn_relu(x, downsample[0], downsample[1], relu=False)
+    """The identity, the projection and its batch norm (no ReLU), or whatever else `downsample` does to x."""
+    if downsample is None:
+        return x
+    return conv_bn_relu(x, *downsample, relu=False) if _is_projection(downsample) else downsample(x)

@@ -20,7 +20,8 @@ FLOORS = {
     "native": {"_env", "__version__"},
     "dispatch": {"kernels", "native", "launch", "layout", "_env"},
     "ops": {"dispatch", "kernels", "native", "launch", "layout", "_env"},
-    "blocks": {"ops", "dispatch", "layout"},
+    "norms": set(),
+    "blocks": {"norms", "ops", "dispatch", "layout"},
     "weights": set(),
     "resnet": {"blocks", "weights", "ops", "layout"},
 }

@@ -1,0 +1,138 @@
+"""Networks that somebody else wrote, small: torchvision's, timm's, and blocks that only look or are only called alike."""
+
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision_shim import torchvision
+
+timm = __import__("timm")  # after the shim: timm imports torchvision
+
+tv = torchvision.models
+tv_resnet = tv.resnet
+timm_resnet = timm.models.resnet
+
+
+def tv_net(block="BasicBlock", **kwargs):
+    torch.manual_seed(0)
+    return tv_resnet.ResNet(getattr(tv_resnet, block), [1, 1, 1, 1], num_classes=5, **kwargs)
+
+
+def timm_net(block="BasicBlock", **kwargs):
+    torch.manual_seed(0)
+    kwargs = {"zero_init_last": False, **kwargs}
+    return timm_resnet.ResNet(getattr(timm_resnet, block), (1, 1, 1, 1), num_classes=5, **kwargs)
+
+
+class Plain(nn.Module):
+    """Somebody's CIFAR block: other names, functional ReLUs, a shortcut that is always there."""
+
+    def __init__(self, inputs=8, outputs=8, stride=1):
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm_a = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm_b = nn.BatchNorm2d(outputs)
+        self.short = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.register_module("after", None)
+
+    def forward(self, x):
+        out = F.relu(self.norm_a(self.first(x)))
+        out = self.norm_b(self.second(out))
+        out += self.short(x)
+        out = F.relu(out)
+        return out if self.after is None else self.after(out)
+
+
+class OutOfPlace(Plain):
+    """The sum is written `a + b`, which promotes dtypes and broadcasts both ways."""
+
+    def forward(self, x):
+        out = F.relu(self.norm_a(self.first(x)))
+        return torch.relu(self.short(x) + self.norm_b(self.second(out)))
+
+
+class _Children(Plain):
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen = [], 0
+        self.register_buffer("scale", torch.tensor(0.5))
+
+
+class BasicBlock(_Children):
+    """Has the name of a residual block, and scales the residual."""
+
+    def forward(self, x):
+        out = F.relu(self.norm_a(self.first(x)))
+        return F.relu(self.norm_b(self.second(out)) * self.scale + x)
+
+
+class StochasticDepth(_Children):
+    def forward(self, x):
+        if self.training and torch.rand(1) < 0.5:
+            return x
+        return super().forward(x)
+
+
+class PythonRandom(_Children):
+    def forward(self, x):
+        return x if random.random() < 0.5 else super().forward(x)
+
+
+class DependsOnMode(_Children):
+    def forward(self, x):
+        return super().forward(x) if self.training else x
+
+
+class SetsAttributes(_Children):
+    def forward(self, x):
+        self.seen = x.shape
+        return super().forward(x)
+
+
+class AppendsToList(_Children):
+    def forward(self, x):
+        out = super().forward(x)
+        self.calls.append(out)
+        return out
+
+
+class DependsOnData(_Children):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x
+
+
+class NormTwice(_Children):
+    def forward(self, x):
+        return F.relu(self.norm_a(self.second(F.relu(self.norm_a(self.first(x))))))
+
+
+class TwoInputs(_Children):
+    def forward(self, x, y):
+        return super().forward(x) + y
+
+
+IMPOSTORS = {
+    StochasticDepth: "on something else than its input",
+    PythonRandom: "draws random numbers",
+    DependsOnMode: "depends on the mode",
+    SetsAttributes: "sets its attribute seen",
+    AppendsToList: "sets its attribute calls",
+    DependsOnData: "cannot be traced",
+    NormTwice: "uses a batch norm twice",
+    TwoInputs: "takes more than one argument",
+}
+
+
+class Bystander(_Children):
+    """Writes into its shortcut and keeps an intermediate: nothing that a fused op could leave out."""
+
+    def forward(self, x):
+        a = self.norm_a(self.first(x))
+        b = self.norm_b(self.second(F.relu(a)))
+        short = x * 1
+        short += b
+        return F.relu(short) + a

@@ -1,0 +1,347 @@
+"""convert(): models that others wrote get fused blocks and keep everything else; unconvert() is exactly back."""
+
+import copy
+import io
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from foreign import (
+    IMPOSTORS,
+    BasicBlock,
+    Bystander,
+    OutOfPlace,
+    Plain,
+    StochasticDepth,
+    timm,
+    timm_net,
+    tv,
+    tv_net,
+    tv_resnet,
+)
+from torch import nn
+from torch.nn.utils import prune
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+import resnet_fused
+from resnet_fused import convert, dispatch, explain, unconvert
+from resnet_fused.accuracy import assert_within_budget
+from resnet_fused.convert import candidates, is_converted
+from resnet_fused.reference import with_lively_norms
+
+X = (2, 3, 40, 56)
+layers = timm.layers
+# id: (network, modules converted, fused convolutions or norms of one evaluation)
+NETS = {
+    "tv-basic": (tv_net, 5, 12),
+    "tv-bottleneck": (lambda: tv_net("Bottleneck"), 5, 17),
+    "tv-resnext": (lambda: tv_net("Bottleneck", groups=4, width_per_group=16), 5, 17),
+    "tv-wide": (lambda: tv_net("Bottleneck", width_per_group=128), 5, 17),
+    "tv-dilated": (lambda: tv_net("Bottleneck", replace_stride_with_dilation=[False, True, True]), 5, 17),
+    "tv-eps": (lambda: tv_net(norm_layer=partial(nn.BatchNorm2d, eps=1e-2, momentum=None)), 5, 12),
+    "tv-frozen-bn": (lambda: tv_net(norm_layer=FrozenBatchNorm2d), 5, 12),
+    "timm-basic": (timm_net, 5, 12),
+    "timm-bottleneck": (lambda: timm_net("Bottleneck"), 5, 17),
+    "timm-d": (lambda: timm_net("Bottleneck", stem_type="deep", stem_width=32, avg_down=True), 5, 19),
+    "timm-t": (lambda: timm_net("Bottleneck", stem_type="deep_tiered", stem_width=32, avg_down=True), 5, 19),
+    "timm-se": (lambda: timm_net("Bottleneck", block_args={"attn_layer": "se"}), 5, 21),
+    "timm-eca": (lambda: timm_net(block_args={"attn_layer": "eca"}), 5, 16),
+    "timm-aa": (lambda: timm_net("Bottleneck", aa_layer=layers.BlurPool2d), 5, 17),
+    "timm-drop-path": (lambda: timm_net(drop_path_rate=0.2), 5, 15),
+    "timm-drop-block": (lambda: timm_net(drop_block_rate=0.1), 5, 12),
+    "timm-act-norm": (lambda: timm_net(norm_layer=layers.BatchNormAct2d), 5, 16),
+    "timm-conv-norm-act": (lambda: nn.Sequential(*(layers.ConvNormAct(c, 8, 3) for c in (3, 8))), 2, 2),
+    "timm-stem-pool": (lambda: timm_net(replace_stem_pool=True), 5, 13),
+    "plain": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), Plain(), Plain(8, 16, 2), Plain(16)), 3, 8),
+    "out-of-place": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), OutOfPlace(), OutOfPlace(8, 16, 2)), 2, 5),
+    "sequence": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()), 1, 1),
+}  # fmt: skip
+
+
+def lively(build):
+    model = with_lively_norms(build())
+    for m in model.modules():
+        if isinstance(m, FrozenBatchNorm2d):
+            m.running_var.fill_(0.7), m.bias.fill_(0.1)
+    return model.eval()
+
+
+def run(model, x):
+    """(output, backends and ops) with gradients off."""
+    with torch.no_grad(), dispatch.record() as rows:
+        out = model(x)
+    return out, [(op, choice.backend) for op, _, choice in rows]
+
+
+def fused_sites(rows):
+    """A convolution that torch runs has a row of its own and one of the pass after it."""
+    return sum(op in ("conv_bn_relu", "add_relu") for op, _ in rows) + sum(
+        op == "bn_relu" and (i == 0 or rows[i - 1][0] != "conv_bn_relu") for i, (op, _) in enumerate(rows)
+    )
+
+
+def objects(model):
+    """Everything a conversion must leave alone: identities of tensors and children, attributes, order."""
+    return [
+        (
+            name,
+            [(k, id(v)) for store in (m._parameters, m._buffers, m._modules) for k, v in store.items()],
+            {**m.__dict__},
+        )
+        for name, m in model.named_modules()
+    ]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_network_that_people_have(name):
+    """The numbers are eager's, everything else is the same object, and the way back is exact."""
+    build, modules, sites = NETS[name]
+    model, x = lively(build), torch.randn(X)
+    reference = copy.deepcopy(model)
+    exact, eager = run(copy.deepcopy(model).double(), x.double())[0], run(reference, x)[0]
+    before = objects(model)
+    assert convert(model) is model
+    assert objects(model) == before and repr(model) == repr(reference)
+    assert list(model.state_dict()) == list(reference.state_dict())
+    assert sum(map(is_converted, model.modules())) == modules
+    assert all(isinstance(a, type(b)) for a, b in zip(model.modules(), reference.modules(), strict=True))
+    out, rows = run(model, x)
+    assert fused_sites(rows) == sites and all(backend != "eager" for _, backend in rows)
+    assert_within_budget(out, eager, exact, name, channel_dim=None)
+    assert out.stride() == eager.stride()
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        again, copied_rows = run(copied, x)
+        assert torch.equal(again, out) and copied_rows == rows
+    unconvert(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in reference.modules()] and objects(model) == before
+    back, rows = run(model, x)
+    assert torch.equal(back, eager) and not rows
+
+
+@pytest.mark.parametrize("name", ["tv-basic", "timm-d", "timm-se", "timm-conv-norm-act", "out-of-place"])
+def test_training(name):
+    """Two steps of SGD, the second after a conversion in between: the optimizer never notices."""
+    build, *_ = NETS[name]
+    model, x = lively(build).train(), torch.randn(3, 3, 40, 64)
+    models = [model, copy.deepcopy(model), copy.deepcopy(model).double()]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in models]
+    for step in range(2):
+        for m, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            m(x.to(next(m.parameters()).dtype)).square().mean().backward()
+            optimizer.step()
+        if step == 0:
+            convert(model)
+            with dispatch.record() as rows:
+                copy.deepcopy(model)(x)
+            assert {op for op, _, _ in rows} >= {"bn_stats", "bn_relu"}
+    for (key, ours), eager, exact in zip(
+        model.state_dict().items(), *(m.state_dict().values() for m in models[1:]), strict=True
+    ):
+        if ours.dtype != torch.int64:
+            off, eager_off = ((t.double() - exact).norm() / exact.norm().clamp_min(1e-9) for t in (ours, eager))
+            assert off <= 2 * eager_off + 2e-5, f"{key}: {off:.1e} beside eager's {eager_off:.1e}"
+        else:
+            assert ours == eager
+
+
+def test_torch_save_keeps_the_conversion():
+    model, x = convert(lively(tv_net)), torch.randn(X)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    assert is_converted(loaded.layer1[0]) and torch.equal(run(loaded, x)[0], run(model, x)[0])
+    assert unconvert(loaded) is loaded and type(loaded.layer1[0]) is tv_resnet.BasicBlock
+
+
+def test_converting_twice_or_ours_changes_nothing():
+    model = convert(tv_net())
+    classes = [type(m) for m in model.modules()]
+    assert [type(m) for m in convert(model).modules()] == classes
+    ours = resnet_fused.resnet18()
+    assert convert(ours, strict=True) is ours and not any(map(is_converted, ours.modules()))
+
+
+def test_torchvisions_blocks_get_the_forward_of_ours():
+    """So that whatever makes ours faster makes theirs faster."""
+    model = convert(tv_net(), strict=True)
+    assert type(model).forward is resnet_fused.ResNet.forward
+    assert type(model.layer1[0]).forward is type(model.layer2[0]).forward is resnet_fused.BasicBlock.forward
+    assert type(convert(tv_net("Bottleneck")).layer2[0]).forward is resnet_fused.Bottleneck.forward
+
+
+@pytest.mark.parametrize("block", IMPOSTORS, ids=lambda b: b.__name__)
+def test_what_a_forward_does_counts_and_not_its_parts(block):
+    model = nn.Sequential(block()).eval()
+    with pytest.raises(RuntimeError, match=f"0 \\({block.__name__}\\): its forward .*{IMPOSTORS[block]}"):
+        convert(model, strict=True)
+    before = torch.get_rng_state(), objects(model)
+    assert not is_converted(convert(model)[0])
+    assert torch.equal(torch.get_rng_state(), before[0]) and objects(model) == before[1]
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bystander])
+def test_only_what_has_no_witness_is_fused(block):
+    """A scaled residual, an intermediate that is used twice, a shortcut written in place: fused around, same numbers."""
+    model, x = lively(block), torch.randn(2, 8, 9, 9)
+    eager, exact = run(model, x)[0], run(copy.deepcopy(model).double(), x.double())[0]
+    keep = x.clone()
+    convert(model)
+    if is_converted(model):
+        out, rows = run(model, x)
+        assert_within_budget(out, eager, exact, "output")
+        assert fused_sites(rows) == 1
+    assert torch.equal(x, keep)
+
+
+def test_strict_changes_nothing_before_it_fails():
+    model = nn.Sequential(Plain(), StochasticDepth())
+    with pytest.raises(RuntimeError, match=r"convert: 1 modules cannot be fused: 1 \(StochasticDepth\)"):
+        convert(model, strict=True)
+    assert type(model[0]) is Plain
+    with pytest.raises(TypeError, match=r"convert: model should be an nn\.Module, got OrderedDict"):
+        convert(model.state_dict())
+
+
+class Squeeze(nn.Module):
+    def forward(self, x):
+        return x * 0.5
+
+
+EDITS = {
+    "hook": (lambda b: b.conv1.register_forward_hook(lambda *a: None), "conv1 carries a hook"),
+    "child": (lambda b: setattr(b, "bn2", nn.GroupNorm(2, 64)), None),
+    "child-behind": (lambda b: b._modules.update(bn2=nn.Identity()), "bn2 is a Identity"),
+    "new-shortcut": (lambda b: setattr(b, "downsample", Squeeze()), None),
+    "new-attention": (lambda b: setattr(b, "se", Squeeze()), None),
+    "no-activation": (lambda b: setattr(b, "act2", nn.Identity()), None),
+    "pruned": (lambda b: prune.l1_unstructured(b.conv2, "weight", 0.5), "conv2 carries a hook"),
+    "weight-norm": (lambda b: nn.utils.parametrizations.weight_norm(b.conv2), "conv2 is a Parametrized"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edits_after_the_conversion(edit):
+    """Forward of the original class asks for its attributes at every call; a fused one must not know better."""
+    change, reason = EDITS[edit]
+    model = lively(timm_net)
+    block, h = model.layer1[0], torch.randn(2, 64, 10, 10)
+    convert(model)
+    change(block)
+    if reason is not None:
+        assert reason in block.why_not_fused(h)
+    with torch.no_grad():
+        out = block(h)
+        torch.testing.assert_close(out, copy.deepcopy(unconvert(block))(h), rtol=1e-4, atol=1e-5)
+
+
+def test_a_child_that_was_none():
+    block, h = convert(lively(Plain)), torch.randn(2, 8, 9, 9)
+    assert block.why_not_fused(h) is None
+    block._modules["after"] = Squeeze()  # behind the back of __setattr__
+    assert block.why_not_fused(h) == "after was None when the module was converted"
+    behind = run(block, h)[0]
+    block.after = None
+    block.after = Squeeze()
+    assert block.why_not_fused(h) is None
+    torch.testing.assert_close(run(block, h)[0], behind)
+
+
+def test_an_edit_that_allows_no_plan_and_back():
+    block, h = convert(lively(Plain)), torch.randn(2, 8, 9, 9)
+    expected, _ = run(block, h)
+    short, block.short = block.short, None
+    assert "cannot be traced (TypeError" in block.why_not_fused(h)
+    assert pickle.loads(pickle.dumps(block)).why_not_fused(h)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        block(h)
+    block.short = short
+    out, rows = run(block, h)
+    assert torch.equal(out, expected) and rows
+    del block.first
+    with pytest.raises(AttributeError, match="first"):
+        block(h)
+
+
+def test_dtypes_of_a_sum_that_is_not_in_place():
+    """bfloat16 + float32 is float32 in `a + b` and bfloat16 in `a += b`."""
+    for block in (OutOfPlace, Plain):
+        model, h = lively(block), torch.randn(2, 8, 9, 9)
+        with torch.autocast("cpu", torch.bfloat16):
+            eager = run(model, h)[0]
+            out, rows = run(convert(model), h)
+        assert out.dtype == eager.dtype == (torch.float32 if block is OutOfPlace else torch.bfloat16) and rows
+        torch.testing.assert_close(out, eager, rtol=0.05, atol=0.05)
+
+
+def test_frozen_batch_norm_changes_the_dtype_of_half_activations():
+    model, x = lively(lambda: tv_net(norm_layer=FrozenBatchNorm2d)), torch.randn(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = run(model, x)[0]
+        out, rows = run(convert(model), x)
+    assert torch.equal(out, eager) and not rows
+    assert "changes the dtype" in model.layer1[0].why_not_fused(torch.randn(1, 64, 8, 8).bfloat16())
+
+
+def test_backbones():
+    """Inside feature pyramids, segmentation, detection, and timm's feature lists."""
+    x = torch.randn(1, 3, 64, 64)
+    backbone = tv.detection.backbone_utils.resnet_fpn_backbone
+    fpn = lively(lambda: backbone(backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d))
+    features = lively(lambda: timm.create_model("resnet18", features_only=True, out_indices=(0, 2, 4)))
+    fcn = lively(lambda: tv.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=3))
+    for model in (fpn, features, fcn):
+        eager, _ = run(model, x)
+        out, rows = run(convert(model), x)
+        assert type(out) is type(eager) and len(rows) >= 40 and list(candidates(model)) == []
+        for a, b in zip(*((o.values() if isinstance(o, dict) else o) for o in (out, eager)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_feature_extractors():
+    """The graph of a converted model has torchvision's names; with the blocks as leaves it is fused too."""
+    extraction = tv.feature_extraction
+    model, x = lively(tv_net), torch.randn(X)
+    names = extraction.get_graph_node_names(model)
+    expected = run(extraction.create_feature_extractor(model, ["layer2.0.relu_1"]), x)[0]
+    convert(model)
+    assert extraction.get_graph_node_names(model) == names
+    plain = extraction.create_feature_extractor(model, ["layer2.0.relu_1"])
+    out, rows = run(plain, x)
+    assert torch.equal(out["layer2.0.relu_1"], expected["layer2.0.relu_1"]) and not rows
+    leaves = {"leaf_modules": [tv_resnet.BasicBlock]}
+    out, rows = run(extraction.create_feature_extractor(model, ["layer2"], tracer_kwargs=leaves), x)
+    assert fused_sites(rows) == 5
+    torch.testing.assert_close(out["layer2"], expected["layer2.0.relu_1"], rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="it is a GraphModule: convert the model, then trace it"):
+        convert(torch.fx.symbolic_trace(Plain()), strict=True)
+
+
+def test_explain_has_a_row_for_every_block():
+    model, x = lively(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), StochasticDepth(), Plain())), torch.randn(X)
+    model[2].first = nn.Conv2d(8, 8, 3, padding=1)
+    rows = {row["name"]: row for row in explain(model, x).rows}
+    assert rows["1"]["reason"].startswith("not converted: its forward calls rand on something else")
+    assert rows["2"]["reason"] == "not converted: convert() would fuse it"
+    rows = {row["name"]: row for row in explain(convert(model), x).rows}
+    assert rows["2.first"]["reason"] == "has a bias" and rows["2.first"]["backend"] == "modules"
+    assert {"2.norm_a+relu", "2.second+norm_b+add+relu"} <= set(rows)
+    model[2].second.register_forward_hook(lambda *a: None)
+    assert {row["name"]: row for row in explain(model, x).rows}["2"]["reason"] == "second carries a hook"
+
+
+@pytest.mark.parametrize("name", ["tv-basic", "timm-se"])
+def test_compile_and_export(name):
+    torch._dynamo.reset()
+    model, x = lively(NETS[name][0]), torch.randn(X)
+    expected = run(model, x)[0]
+    convert(model)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+        exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
+    targets = [str(node.target) for node in exported.graph.nodes]
+    assert any("resnet_fused.conv_bn_relu" in t for t in targets)
+    torch.testing.assert_close(exported.module()(x), expected, rtol=1e-4, atol=1e-4)
