@@ -1,5 +1,6 @@
 """Networks that somebody else wrote, small: torchvision's, timm's, and blocks that only look or are only called alike."""
 
+import importlib
 import random
 
 import torch
@@ -7,10 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision_shim import torchvision
 
-timm = __import__("timm")  # after the shim: timm imports torchvision
+from resnet_fused import dispatch
+from resnet_fused.reference import with_lively_norms
+
+timm = importlib.import_module("timm")  # after the shim: timm imports torchvision
 
 tv = torchvision.models
 tv_resnet = tv.resnet
+FrozenBatchNorm2d = torchvision.ops.misc.FrozenBatchNorm2d
 timm_resnet = timm.models.resnet
 
 
@@ -23,6 +28,21 @@ def timm_net(block="BasicBlock", **kwargs):
     torch.manual_seed(0)
     kwargs = {"zero_init_last": False, **kwargs}
     return timm_resnet.ResNet(getattr(timm_resnet, block), (1, 1, 1, 1), num_classes=5, **kwargs)
+
+
+def lively(build):
+    model = with_lively_norms(build())
+    for m in model.modules():
+        if isinstance(m, FrozenBatchNorm2d):
+            m.running_var.fill_(0.7), m.bias.fill_(0.1)
+    return model.eval()
+
+
+def run(model, x):
+    """(output, backends and ops) with gradients off."""
+    with torch.no_grad(), dispatch.record() as rows:
+        out = model(x)
+    return out, [(op, choice.backend) for op, _, choice in rows]
 
 
 class Plain(nn.Module):
