@@ -1,6 +1,7 @@
 """ResNets on fused kernels: the same constructors, state dicts and numbers as torch, in fewer passes over memory."""
 
 from . import ops
+from .cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
 from .convert import convert, unconvert
 from .dispatch import backend, backends, strict
 from .explain import explain
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BasicBlock",
     "Bottleneck",
+    "CifarResNet",
     "ResNet",
     "backend",
     "backends",
@@ -21,9 +23,14 @@ __all__ = [
     "freeze",
     "ops",
     "resnet18",
+    "resnet20",
+    "resnet32",
     "resnet34",
+    "resnet44",
     "resnet50",
+    "resnet56",
     "resnet101",
+    "resnet110",
     "resnet152",
     "strict",
     "unconvert",

@@ -1,4 +1,4 @@
-"""python -m resnet_fused demo | verify | bench | explain | info.
+"""python -m resnet_fused demo | verify | bench | explain | summary | info.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import dispatch, info, resnet, weights
+from . import cifar, dispatch, info, resnet, weights
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -41,7 +41,9 @@ def at_least(minimum, kind=int):
 
 def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
-    commands = main.add_subparsers(dest="command", required=True, metavar="demo | verify | bench | explain | info")
+    commands = main.add_subparsers(
+        dest="command", required=True, metavar="demo | verify | bench | explain | summary | info"
+    )
 
     def command(name, function, help):
         sub = commands.add_parser(name, help=help, description=help)
@@ -79,9 +81,13 @@ def parser():
     explain.add_argument("--train", action="store_true", help="in training mode")
     explain.add_argument("--frozen", action="store_true", help="of the frozen engine")
 
+    summary = command("summary", run_summary, "the paper's table: layers, sizes, parameters, FLOPs, fused kernels")
+    summary.add_argument("model", choices=(*MODELS, *cifar.CIFAR_MODELS), nargs="?", default="resnet34")
+    summary.add_argument("--size", type=at_least(MIN_SIZE), help="default: 224, and 32 for the CIFAR networks")
+
     for sub in (demo, bench, explain):
         model_options(sub)
-    for sub in (demo, verify, bench, explain):
+    for sub in (demo, verify, bench, explain, summary):
         machine_options(sub)
     input_options(bench, batch=8)
     input_options(explain, batch=1)
@@ -195,6 +201,17 @@ def run_explain(args):
             except (NotImplementedError, ValueError) as e:
                 raise UsageError(str(e)) from e
         print(explain(model, x))
+    return 0
+
+
+def run_summary(args):
+    from .summary import summarize
+
+    device, small = device_of(args), args.model in cifar.CIFAR_MODELS
+    model = getattr(cifar if small else resnet, args.model)().eval().to(device)
+    size = args.size or (32 if small else 224)
+    print(f"{args.model} at {size}x{size}, evaluation on {device}")
+    print(summarize(model, torch.randn(1, 3, size, size, device=device)))
     return 0
 
 

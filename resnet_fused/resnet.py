@@ -152,12 +152,7 @@ class ResNet(nn.Module):
         shortcut="projection",
     ):
         super().__init__()
-        if shortcut not in ("projection", "zero_pad"):
-            raise ValueError(f"shortcut should be 'projection' or 'zero_pad', got {shortcut!r}")
-        self._norm_layer = norm_layer or nn.BatchNorm2d
-        self._shortcut = shortcut
-        self.inplanes = 64
-        self.dilation = 1
+        self._set_up(norm_layer, shortcut, inplanes=64)
         if replace_stride_with_dilation is None:
             replace_stride_with_dilation = [False, False, False]
         if len(replace_stride_with_dilation) != 3:
@@ -177,6 +172,15 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(512 * block.expansion, num_classes)
         self._initialise(zero_init_residual)
+
+    def _set_up(self, norm_layer, shortcut, inplanes):
+        """What `_make_layer` reads."""
+        if shortcut not in ("projection", "zero_pad"):
+            raise ValueError(f"shortcut should be 'projection' or 'zero_pad', got {shortcut!r}")
+        self._norm_layer = norm_layer or nn.BatchNorm2d
+        self._shortcut = shortcut
+        self.inplanes, self.dilation = inplanes, 1
+        self.groups, self.base_width = 1, 64
 
     def _initialise(self, zero_init_residual):
         for m in self.modules():
