@@ -1,6 +1,6 @@
 """ResNets on fused kernels: the same constructors, state dicts and numbers as torch, in fewer passes over memory."""
 
-from . import ops
+from . import nn, ops
 from .cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
 from .convert import convert, unconvert
 from .dispatch import backend, backends, strict
@@ -21,6 +21,7 @@ __all__ = [
     "convert",
     "explain",
     "freeze",
+    "nn",
     "ops",
     "resnet18",
     "resnet20",
