@@ -62,7 +62,12 @@ def why_not_fused(x, **children):
         return f"input has {x.dim()} dimensions"
     if (why := left_to_torch(x)) is not None:
         return why
-    if _module._global_forward_hooks or _module._global_forward_pre_hooks or _module._global_backward_hooks:
+    if (
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    ):
         return "a global module hook is registered"
     for name, child in children.items():
         if name == "downsample":

@@ -1,5 +1,7 @@
 """Networks that somebody else wrote, small: torchvision's, timm's, and blocks that only look or are only called alike."""
 
+import copy
+import functools
 import importlib
 import random
 
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision_shim import torchvision
 
+import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.reference import with_lively_norms
 
@@ -156,3 +159,42 @@ class Bystander(_Children):
         short = x * 1
         short += b
         return F.relu(short) + a
+
+
+def shorten(model, classes=5):
+    """Without its last two stages, which hold 94 % of the weights and nothing new."""
+    torch.manual_seed(1)
+    model.layer3, model.layer4 = nn.Identity(), nn.Identity()
+    model.fc = nn.Linear(128 * (model.fc.in_features // 512), classes)
+    return model
+
+
+@functools.cache
+def _reference(network, block):
+    return lively(lambda: shorten(network(block)))
+
+
+def fused_and_eager(holder, block="BasicBlock"):
+    """(fused, eager) networks of the same weights in evaluation: "ours", or "torchvision" or "timm" converted."""
+    reference = copy.deepcopy(_reference(timm_net if holder == "timm" else tv_net, block))
+    if holder != "ours":
+        return resnet_fused.convert(copy.deepcopy(reference)), reference
+    model = shorten(resnet_fused.ResNet(getattr(resnet_fused, block), [1, 1, 1, 1])).eval()
+    model.load_state_dict(reference.state_dict())
+    return model, reference
+
+
+def outcome(model, x):
+    out = model(x)
+    out.square().sum().backward()
+    return out.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_same(ours, eager, tolerance=1e-3):
+    """Outputs and gradients, each relative to its own size."""
+    assert (ours[0] - eager[0]).norm() <= tolerance * eager[0].norm() and ours[0].dtype == eager[0].dtype
+    assert ours[1].keys() == eager[1].keys()
+    for name, grad in eager[1].items():
+        assert (ours[1][name] is None) == (grad is None), name
+        if grad is not None:
+            assert (ours[1][name] - grad).norm() <= tolerance * grad.norm() + 1e-5, name
