@@ -5,6 +5,7 @@ from .cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet11
 from .convert import convert, unconvert
 from .dispatch import backend, backends, strict
 from .explain import explain
+from .export import decompositions
 from .freeze import freeze
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from .verify import verify
@@ -19,6 +20,7 @@ __all__ = [
     "backend",
     "backends",
     "convert",
+    "decompositions",
     "explain",
     "freeze",
     "nn",
