@@ -22,6 +22,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="also " + ", ".join(SLOW))
+    parser.addoption("--cases", type=int, help="random networks of test_fuzz (default: 100, the same ones)")
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device of the op tests")
 
 
