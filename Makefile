@@ -6,7 +6,7 @@ in = $$($(PYTHON) tools/environment.py $(1))
 # The package is used where it stands: nothing is installed into an environment that is not ours.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test fuzz lint format lines aot mutants clean
+.PHONY: help demo test fuzz lint format lines aot mutants audit clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ aot:  ## compiles every Triton and CUDA kernel for sm_80, sm_90(a), sm_100 witho
 
 mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test must notice (long)
 	@python=$(call in,test) && $$python tests/emulator/mutate.py $(ARGS)
+
+audit:  ## known vulnerabilities in the pinned dependencies: pip-audit, in an environment of its own (needs the network)
+	@$(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit \
+	  && build/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean:  ## removes what was built, keeps .venv
 	rm -rf build resnet_fused/_native.so resnet_fused/_native_build.json
