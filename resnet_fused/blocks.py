@@ -86,6 +86,14 @@ def why_not_fused(x, **children):
     return None
 
 
+def refuse_scripting(module):
+    """`__prepare_scriptable__` of fused modules: torch.jit.script asks for it before it reads the source of forward."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile the fused forward of {type(module).__name__}: use torch.jit.trace or torch.export, "
+        "or script a model of torchvision or timm after resnet_fused.unconvert(model)"
+    )
+
+
 def _count_batch(bn):
     """What nn.BatchNorm2d.forward does before it normalises; returns the keyword arguments of the ops."""
     if is_frozen(bn):

@@ -5,6 +5,7 @@ import functools
 
 from torch import nn
 
+from .blocks import refuse_scripting
 from .matching import plan_of
 from .resnet import BasicBlock, Bottleneck, ResNet
 from .run_plan import run, why_not_run
@@ -15,6 +16,7 @@ class Fused:
     """What a converted module has before its own class. `_origin` and `_plan` are attributes of the class, not of it."""
 
     _origin = _plan = None
+    __prepare_scriptable__ = refuse_scripting
 
     def why_not_fused(self, x):
         """Why the module runs the forward of its own class on `x`, or None."""

@@ -7,7 +7,7 @@ finds, then replaces the child, and the ReLU stays.
 from torch import nn
 
 from . import ops
-from .blocks import conv_bn_relu, norm_relu, why_not_fused
+from .blocks import conv_bn_relu, norm_relu, refuse_scripting, why_not_fused
 
 __all__ = ["AddReLU", "BNReLU", "ConvBNReLU"]
 
@@ -30,6 +30,8 @@ class ConvBNReLU(nn.Module):
     forward(x, residual=None): x [N, in_channels, H, W] -> [N, out_channels, P, Q], in the modes of the children. The
     residual is added before the ReLU. Children that carry hooks or were replaced are called one by one.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self, in_channels, out_channels, kernel_size, stride=1, padding=None, dilation=1, groups=1, eps=1e-5, momentum=0.1,
@@ -65,6 +67,8 @@ class BNReLU(nn.Module):
     forward(x, residual=None): x [N, num_features, H, W] -> a new tensor like x.
     """
 
+    __prepare_scriptable__ = refuse_scripting
+
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, relu=True):
         super().__init__()
         self.bn = nn.BatchNorm2d(num_features, eps, momentum, affine, track_running_stats)
@@ -82,6 +86,8 @@ class BNReLU(nn.Module):
 
 class AddReLU(nn.Module):
     """relu(x + residual) in one pass. forward(x, residual) -> a new tensor like x; see `resnet_fused.ops.add_relu`."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def forward(self, x, residual):
         return ops.add_relu(x, residual)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from . import layout
-from .blocks import conv_bn_relu, shortcut, why_not_fused
+from .blocks import conv_bn_relu, refuse_scripting, shortcut, why_not_fused
 from .weights import resolve
 
 
@@ -26,6 +26,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
 
     expansion = 1
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -72,6 +73,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions with the stride in the 3x3 one (ResNet V1.5, as torchvision has it)."""
 
     expansion = 4
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -138,6 +140,8 @@ class ResNet(nn.Module):
         ValueError: `replace_stride_with_dilation` is not None or three values; an unknown `shortcut`.
         NotImplementedError, ValueError: what the block does not support (BasicBlock: groups, width, dilation).
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
