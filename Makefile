@@ -6,7 +6,7 @@ in = $$($(PYTHON) tools/environment.py $(1))
 # The package is used where it stands: nothing is installed into an environment that is not ours.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test fuzz lint format lines aot mutants audit clean
+.PHONY: help demo test fuzz lint format lines aot mutants audit docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test mu
 audit:  ## known vulnerabilities in the pinned dependencies: pip-audit, in an environment of its own (needs the network)
 	@$(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit \
 	  && build/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+docs:  ## docs/api.md from the docstrings, docs/matrix.md from the experiments of the tests
+	@python=$(call in,test) && $$python tools/api.py && $$python tests/write_matrix.py
 
 clean:  ## removes what was built, keeps .venv
 	rm -rf build resnet_fused/_native.so resnet_fused/_native_build.json
