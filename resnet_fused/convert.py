@@ -100,9 +100,8 @@ def plan_for(module):
         raise NotTraceable("its forward was replaced on the instance")
     if isinstance(module, torch.jit.ScriptModule):
         raise NotTraceable("it is a ScriptModule: convert the model, then trace it")
-    if isinstance(module, torch.fx.GraphModule):
-        raise NotTraceable("it is a GraphModule: convert the model, then trace it with its blocks as leaves")
-    if origin.__reduce_ex__ is not object.__reduce_ex__ or origin.__reduce__ is not object.__reduce__:
+    graph = isinstance(module, torch.fx.GraphModule)
+    if not graph and (origin.__reduce_ex__ is not object.__reduce_ex__ or origin.__reduce__ is not object.__reduce__):
         raise NotTraceable("its class pickles itself in its own way")
     try:
         plan = plan_of(module, origin)
@@ -120,6 +119,8 @@ def _sequences_of(module, plan):
 
 
 def _called_children(module):
+    if isinstance(module, torch.fx.GraphModule):
+        yield from module.modules()
     for part in module.children():
         yield part
         if see_through(part):

@@ -1,9 +1,10 @@
 """The class that a converted module gets: a subclass of its own with a fused forward, and nothing in the instance."""
 
+import copy
 import copyreg
 import functools
 
-from torch import nn
+from torch import fx, nn
 
 from .blocks import refuse_scripting
 from .matching import plan_of
@@ -17,6 +18,9 @@ class Fused:
 
     _origin = _plan = None
     __prepare_scriptable__ = refuse_scripting
+
+    def forward_by_modules(self, x):
+        return type(self)._origin.forward(self, x)
 
     def why_not_fused(self, x):
         """Why the module runs the forward of its own class on `x`, or None."""
@@ -64,16 +68,61 @@ def _plan_again(module):
         object.__setattr__(module, "__class__", class_for(cls._origin, repr(plan), plan, why))
 
 
-@functools.cache
+class FusedGraph(Fused):
+    """Of a torch.fx GraphModule, whose class belongs to one instance and is written anew when its graph changes."""
+
+    def recompile(self):
+        origin = type(self)._origin
+        object.__setattr__(self, "__class__", origin)
+        code = origin.recompile(self)
+        object.__setattr__(self, "__class__", class_for(origin, "", None, "is being planned"))
+        _plan_again(self)
+        return code
+
+    def _plain(self):
+        """The same module, unconverted: GraphModule copies and pickles itself by its class."""
+        plain = object.__new__(type(self)._origin)
+        plain.__dict__ = self.__dict__
+        return plain
+
+    def __deepcopy__(self, memo):
+        copied = memo[id(self)] = convert_graph(copy.deepcopy(self._plain(), memo))
+        return copied
+
+    def __copy__(self):
+        return convert_graph(copy.copy(self._plain()))
+
+    def __reduce_ex__(self, protocol):
+        return convert_graph, (self._plain(),)
+
+
+def convert_graph(module):
+    """Converts one GraphModule in place, also where nothing of it can be fused now, and returns it."""
+    object.__setattr__(module, "__class__", class_for(type(module), "", None, "is being planned"))
+    _plan_again(module)
+    return module
+
+
 def class_for(origin, plan_text, plan, why=None):
     """The subclass of `origin` that runs `plan`; one for all modules alike. `plan_text` keeps 1, 1.0 and True apart."""
+    if issubclass(origin, fx.GraphModule):
+        return _make_class(origin, plan, why, FusedGraph)
+    return _shared_class(origin, plan_text, plan, why)
+
+
+@functools.cache
+def _shared_class(origin, plan_text, plan, why):
+    return _make_class(origin, plan, why, Fused)
+
+
+def _make_class(origin, plan, why, base):
     namespace = {
-        "_origin": origin, "_plan": plan, "_why": why, "forward_by_modules": origin.forward,
+        "_origin": origin, "_plan": plan, "_why": why,
         "__module__": origin.__module__, "__qualname__": origin.__qualname__, "__doc__": origin.__doc__,
     }  # fmt: skip
     if (ours := _ours(plan)) is not None:
         namespace |= {"forward": ours.forward, "why_not_fused": ours.why_not_fused}
-    return type(origin)(origin.__name__, (Fused, origin), namespace)
+    return type(origin)(origin.__name__, (base, origin), namespace)
 
 
 def _ours(plan):

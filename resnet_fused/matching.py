@@ -15,7 +15,12 @@ from .tracing import NotTraceable, graph_of, see_through
 
 def plan_of(module, origin):
     """The plan of `origin.forward` for `module`. Raises NotTraceable, also where nothing would be fused."""
-    graph, container = graph_of(module, origin)
+    if isinstance(module, fx.GraphModule):
+        if type(module.graph._codegen) is not fx.graph.CodeGen:
+            raise NotTraceable("has arguments or results in a form of its own (torch.export)")
+        graph, container = module.graph, dict
+    else:
+        graph, container = graph_of(module, origin)
     return _Matcher(module, graph, container).plan()
 
 

@@ -211,8 +211,44 @@ def test_feature_extractors():
     out, rows = run(extraction.create_feature_extractor(model, ["layer2"], tracer_kwargs=leaves), x)
     assert fused_sites(rows) == 5
     torch.testing.assert_close(out["layer2"], expected["layer2.0.relu_1"], rtol=1e-4, atol=1e-4)
-    with pytest.raises(RuntimeError, match="it is a GraphModule: convert the model, then trace it"):
-        convert(torch.fx.symbolic_trace(Plain()), strict=True)
+
+
+def test_graph_modules():
+    """A feature extractor that exists already, with its two graphs, and what torch.fx makes of a block."""
+    model, x = lively(tv_net), torch.randn(X)
+    extractor = tv.feature_extraction.create_feature_extractor(model, {"layer2.0.relu_1": "features", "fc": "logits"})
+    nodes = [n.name for n in extractor.graph.nodes]
+    expected, _ = run(extractor, x)
+    convert(extractor, strict=True)
+    for m in (extractor, copy.deepcopy(extractor), pickle.loads(pickle.dumps(convert(torch.fx.symbolic_trace(model))))):
+        out, rows = run(m.eval(), x)  # torchvision's copies come back in training mode
+        assert fused_sites(rows) == 12 and is_converted(m)
+        out = out if isinstance(out, dict) else {"logits": out}
+        for name, value in out.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+    extractor.train()  # another graph, its code written anew
+    with dispatch.record() as rows:
+        extractor(x)["logits"].sum().backward()
+    assert sum(op == "bn_stats" for op, _, _ in rows) == 12
+    assert fused_sites(run(extractor.eval(), x)[1]) == 12
+    extractor.get_submodule("layer1.0.conv1").register_forward_hook(lambda *args: None)
+    assert extractor.why_not_fused(x) == "layer1.0.conv1 carries a hook" and not run(extractor, x)[1]
+    unconvert(extractor)
+    assert not is_converted(extractor) and [n.name for n in extractor.graph.nodes] == nodes
+
+
+def test_a_graph_that_is_edited():
+    graph, h = convert(torch.fx.symbolic_trace(lively(Plain))), torch.randn(2, 8, 9, 9)
+    expected, rows = run(graph, h)
+    assert fused_sites(rows) == 2
+    last = next(n for n in reversed(graph.graph.nodes) if n.op == "call_function")
+    last.target, last.kwargs = torch.flatten, {}
+    graph.recompile()
+    out, rows = run(graph, h)
+    assert fused_sites(rows) == 2 and not torch.equal(out, expected)
+    torch.testing.assert_close(out, run(unconvert(graph), h)[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match=r"torch\.export"):
+        convert(torch.export.export(lively(Plain), (h,)).module(), strict=True)
 
 
 def test_explain_has_a_row_for_every_block():
