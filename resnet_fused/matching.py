@@ -17,7 +17,7 @@ def plan_of(module, origin):
     """The plan of `origin.forward` for `module`. Raises NotTraceable, also where nothing would be fused."""
     if isinstance(module, fx.GraphModule):
         if type(module.graph._codegen) is not fx.graph.CodeGen:
-            raise NotTraceable("has arguments or results in a form of its own (torch.export)")
+            raise NotTraceable("has arguments or results in a form of its own")
         graph, container = module.graph, dict
     else:
         graph, container = graph_of(module, origin)

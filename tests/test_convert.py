@@ -247,8 +247,17 @@ def test_a_graph_that_is_edited():
     out, rows = run(graph, h)
     assert fused_sites(rows) == 2 and not torch.equal(out, expected)
     torch.testing.assert_close(out, run(unconvert(graph), h)[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(RuntimeError, match=r"torch\.export"):
-        convert(torch.export.export(lively(Plain), (h,)).module(), strict=True)
+
+
+class InADict(Plain):
+    def forward(self, batch):
+        return super().forward(batch["image"])
+
+
+def test_a_graph_with_a_signature_of_its_own():
+    graph = torch.fx.symbolic_trace(InADict(), concrete_args={"batch": {"image": torch.fx.PH}})
+    with pytest.raises(RuntimeError, match="has arguments or results in a form of its own"):
+        convert(graph, strict=True)
 
 
 def test_explain_has_a_row_for_every_block():
