@@ -174,14 +174,21 @@ def _reference(network, block):
     return lively(lambda: shorten(network(block)))
 
 
-def fused_and_eager(holder, block="BasicBlock"):
-    """(fused, eager) networks of the same weights in evaluation: "ours", or "torchvision" or "timm" converted."""
-    reference = copy.deepcopy(_reference(timm_net if holder == "timm" else tv_net, block))
+@functools.cache
+def _fused(holder, block):
+    reference = _reference(timm_net if holder == "timm" else tv_net, block)
     if holder != "ours":
-        return resnet_fused.convert(copy.deepcopy(reference)), reference
+        return resnet_fused.convert(copy.deepcopy(reference), strict=True)
     model = shorten(resnet_fused.ResNet(getattr(resnet_fused, block), [1, 1, 1, 1])).eval()
     model.load_state_dict(reference.state_dict())
-    return model, reference
+    return model
+
+
+def fused_and_eager(holder, block="BasicBlock"):
+    """(fused, eager) networks of the same weights in evaluation: "ours", or "torchvision" or "timm" converted."""
+    return copy.deepcopy(_fused(holder, block)), copy.deepcopy(
+        _reference(timm_net if holder == "timm" else tv_net, block)
+    )
 
 
 def outcome(model, x):

@@ -271,18 +271,3 @@ def test_explain_has_a_row_for_every_block():
     assert {"2.norm_a+relu", "2.second+norm_b+add+relu"} <= set(rows)
     model[2].second.register_forward_hook(lambda *a: None)
     assert {row["name"]: row for row in explain(model, x).rows}["2"]["reason"] == "second carries a hook"
-
-
-@pytest.mark.parametrize("name", ["torchvision BasicBlock", "timm SE"])
-def test_compile_and_export(name):
-    torch._dynamo.reset()
-    model, x = lively(NETS[name][0]), torch.randn(X)
-    expected = run(model, x)[0]
-    convert(model)
-    with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
-        exported = torch.export.export(model, (x,))
-    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
-    targets = [str(node.target) for node in exported.graph.nodes]
-    assert any("resnet_fused.conv_bn_relu" in t for t in targets)
-    torch.testing.assert_close(exported.module()(x), expected, rtol=1e-4, atol=1e-4)
