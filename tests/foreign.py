@@ -161,6 +161,14 @@ class Bystander(_Children):
         return F.relu(short) + a
 
 
+class ConvTwice(_Children):
+    """The output of a convolution is seen by somebody else than the norm."""
+
+    def forward(self, x):
+        out = self.first(x)
+        return F.relu(self.norm_a(out)) + out
+
+
 class LateWriter(_Children):
     """Writes into its input after the convolution has read it: the convolution must not wait for the sum."""
 

@@ -10,6 +10,7 @@ from foreign import (
     IMPOSTORS,
     BasicBlock,
     Bystander,
+    ConvTwice,
     FrozenBatchNorm2d,
     LateWriter,
     OutOfPlace,
@@ -139,7 +140,7 @@ def test_what_a_forward_does_counts_and_not_its_parts(block):
     assert torch.equal(torch.get_rng_state(), before[0]) and objects(model) == before[1]
 
 
-@pytest.mark.parametrize(("block", "sites"), [(BasicBlock, 3), (Bystander, 0), (LateWriter, 1)])
+@pytest.mark.parametrize(("block", "sites"), [(BasicBlock, 3), (Bystander, 0), (LateWriter, 1), (ConvTwice, 1)])
 def test_only_what_has_no_witness_is_fused(block, sites):
     """Fused around what others see: a buffer, an intermediate that is used twice, an input that is written to."""
     model, x = lively(block), torch.randn(2, 8, 9, 9)
