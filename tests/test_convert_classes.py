@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from foreign import Plain, lively, run, shorten, tv_resnet
+from foreign import Plain, lively, run, shorten, timm, tv, tv_resnet
 from nets import fused_sites
 from torch import nn
 
+import resnet_fused
 from resnet_fused import convert, unconvert
 from resnet_fused.convert import is_converted
 
@@ -132,3 +133,29 @@ def test_two_forwards_before_one_backward():
         results.append([p.grad for p in m.parameters()])
     for a, b in zip(*results, strict=True):
         assert (a - b).norm() <= 1e-3 * b.norm() + 1e-5
+
+
+FULL = {
+    "torchvision": ("resnet18", "resnet34", "resnet50", "resnet152", "wide_resnet50_2"),
+    "timm": ("resnet18", "resnet26d", "resnet50d", "ecaresnet26t", "resnetblur50"),
+}
+
+
+@pytest.mark.parametrize(("package", "name"), [(package, name) for package, names in FULL.items() for name in names])
+def test_networks_of_full_size(package, name):
+    """Every block and the stem, on the meta device: a conversion needs no data."""
+    with torch.device("meta"):
+        model = getattr(tv, name)() if package == "torchvision" else timm.create_model(name)
+    blocks = sum(len(getattr(model, f"layer{i}")) for i in (1, 2, 3, 4))
+    convert(model, strict=True)
+    assert sum(map(is_converted, model.modules())) == blocks + 1
+    assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_timms_weights_fit_ours(name):
+    theirs, ours = timm.create_model(name).eval(), getattr(resnet_fused, name)().eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
