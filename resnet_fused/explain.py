@@ -111,5 +111,6 @@ def _name(owners, op, named):
     parent = owners[0].rpartition(".")[0] if owners else ""
     parts = [".".join(filter(None, (parent, "+".join(name.rpartition(".")[2] for name in owners))))] if owners else []
     parts += ["add"] * (named.get("residual") is not None or op.startswith("add"))
-    parts += ["relu"] * bool(named.get("relu", op.startswith("add")))
+    parts += ["relu"] * bool(named.get("relu", op.startswith("add") or op.endswith("pool")))
+    parts += ["maxpool"] * op.endswith("pool")
     return "+".join(parts) or op

@@ -7,8 +7,7 @@ directions. Only `forward` differs: a block calls fused ops instead of its child
 import torch
 from torch import nn
 
-from . import layout
-from .blocks import conv_bn_relu, shortcut, why_not_fused
+from .blocks import conv_bn_relu, conv_bn_relu_pool, network_input, shortcut, why_not_fused
 from .weights import resolve
 
 
@@ -218,10 +217,9 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         if self.why_not_fused(x):
-            x = self.relu(self.bn1(self.conv1(x)))
+            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         else:
-            x = conv_bn_relu(layout.for_network(x, self.conv1.weight), self.conv1, self.bn1)
-        x = self.maxpool(x)
+            x = conv_bn_relu_pool(network_input(x, self.conv1, self.bn1), self.conv1, self.bn1, self.maxpool)
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
