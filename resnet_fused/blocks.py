@@ -130,12 +130,9 @@ def network_input(x, conv, bn):
 
 def conv_bn_relu_pool(x, conv, bn, pool):
     """pool(relu(bn(conv(x)))): the stem, in one op where `pool` is the max-pool of ResNet and only values are wanted."""
-    if bn.training or bn.running_mean is None or conv.groups != 1 or conv.dilation != (1, 1) or why_not_pool(pool):
+    if not _evaluates(bn) or conv.groups != 1 or conv.dilation != (1, 1) or why_not_pool(pool):
         return pool(conv_bn_relu(x, conv, bn))
-    return ops.conv_bn_relu_pool(
-        x, conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var,
-        stride=conv.stride, padding=conv.padding, eps=bn.eps,
-    )  # fmt: skip
+    return ops.conv_bn_relu_pool(x, conv.weight, *_norm(bn), stride=conv.stride, padding=conv.padding, eps=bn.eps)
 
 
 def why_not_pool(pool):
@@ -146,6 +143,28 @@ def why_not_pool(pool):
         return "carries a hook"
     wanted = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode)
     return None if wanted == (3, 2, 1, 1, False, False) else "is not 3x3 of stride 2 and padding 1"
+
+
+def conv_bn_relu_and_shortcut(x, conv, bn, downsample):
+    """(relu(bn(conv(x))), the shortcut of a block that begins so): both read x, and a GPU computes both in one launch."""
+    if downsample is None or not (_evaluates(bn) and _evaluates(downsample[1])):
+        return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
+    projection, bn2 = downsample
+    plain = projection.padding == (0, 0) and projection.dilation == (1, 1) and conv.groups == projection.groups == 1
+    if not plain:
+        return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
+    return ops.conv_bn_relu_pair(
+        x, conv.weight, _norm(bn), projection.weight, _norm(bn2), stride=conv.stride, padding=conv.padding,
+        dilation=conv.dilation, eps=bn.eps, stride2=projection.stride, eps2=bn2.eps,
+    )  # fmt: skip
+
+
+def _evaluates(bn):
+    return not bn.training and bn.running_mean is not None and bn.running_var is not None
+
+
+def _norm(bn):
+    return bn.weight, bn.bias, bn.running_mean, bn.running_var
 
 
 def shortcut(x, downsample):

@@ -7,7 +7,7 @@ directions. Only `forward` differs: a block calls fused ops instead of its child
 import torch
 from torch import nn
 
-from .blocks import conv_bn_relu, conv_bn_relu_pool, network_input, shortcut, why_not_fused
+from .blocks import conv_bn_relu, conv_bn_relu_and_shortcut, conv_bn_relu_pool, network_input, why_not_fused
 from .weights import resolve
 
 
@@ -57,8 +57,8 @@ class BasicBlock(nn.Module):
     def forward(self, x):
         if self.why_not_fused(x):
             return self.forward_by_modules(x)
-        out = conv_bn_relu(x, self.conv1, self.bn1)
-        return conv_bn_relu(out, self.conv2, self.bn2, residual=shortcut(x, self.downsample))
+        out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
+        return conv_bn_relu(out, self.conv2, self.bn2, residual=identity)
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -97,9 +97,9 @@ class Bottleneck(nn.Module):
     def forward(self, x):
         if self.why_not_fused(x):
             return self.forward_by_modules(x)
-        out = conv_bn_relu(x, self.conv1, self.bn1)
+        out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
         out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=shortcut(x, self.downsample))
+        return conv_bn_relu(out, self.conv3, self.bn3, residual=identity)
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))

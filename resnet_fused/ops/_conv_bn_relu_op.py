@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import dispatch, layout, winograd
-from ._library import LIB, define
+from ._library import LIB, define, left_to_torch
 from .bn_relu import apply, backward_apply, sums
 
 
@@ -22,6 +22,23 @@ def out_format(x, weight):
     if layout.nearest_format(x) is layout.CHANNELS_LAST or layout.nearest_format(weight) is layout.CHANNELS_LAST:
         return layout.CHANNELS_LAST
     return layout.CONTIGUOUS
+
+
+def only_values(x, weight, parameters, stride, padding, dilation, eps):
+    """Whether nothing but the values of a convolution with batch norm (one group, running statistics) is wanted, eagerly
+    and in one dtype, of tensors that an op without gradient takes."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or left_to_torch(x):
+        return False
+    tensors = [t for t in (weight, *parameters) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
+        return False
+    if x.dim() != 4 or weight.dim() != 4 or weight.dtype != x.dtype or any(t.device != x.device for t in tensors):
+        return False
+    if x.shape[1] != weight.shape[1] or x.numel() == 0 or eps <= 0.0 or min(*stride, *dilation) < 1 or min(padding) < 0:
+        return False
+    if min(out_shape(x.shape, weight.shape, stride, padding, dilation)) < 1:
+        return False
+    return all(p.shape == weight.shape[:1] and p.dtype in (x.dtype, torch.float32) for p in tensors[1:])
 
 
 def choose(op, x, weight, residual, verdict, stride, padding, dilation, groups):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from .. import dispatch, layout, native
-from ._conv_bn_relu_op import choose, out_shape
+from ._conv_bn_relu_op import choose, only_values, out_shape
 from ._conv_bn_relu_op import run as run_conv
-from ._library import call, define, left_to_torch
+from ._library import call, define
 from .conv_bn_relu import conv_bn_relu
 
 
@@ -109,18 +109,9 @@ def conv_bn_relu_pool(x, weight, bn_weight, bn_bias, running_mean, running_var, 
 
 
 def _takes(x, weight, parameters, stride, padding, eps):
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or left_to_torch(x):
-        return False
-    tensors = [t for t in (weight, *parameters) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
-        return False
-    if x.dim() != 4 or weight.dim() != 4 or weight.dtype != x.dtype or any(t.device != x.device for t in tensors):
+    if not only_values(x, weight, parameters, stride, padding, (1, 1), eps):
         return False
     # Wider filters or more channels than an image has: never measured, and the CUDA kernel's shared memory has limits.
-    if x.shape[1] != weight.shape[1] or weight.shape[1] > 4 or max(weight.shape[2:]) > 7 or x.numel() == 0:
-        return False
-    if eps <= 0.0 or min(_pooled(x, weight, stride, padding)) < 1 or min(stride) < 1 or min(padding) < 0:
-        return False
-    if not all(p.shape == weight.shape[:1] and p.dtype in (x.dtype, torch.float32) for p in tensors[1:]):
+    if weight.shape[1] > 4 or max(weight.shape[2:]) > 7:
         return False
     return _pick(x, weight, stride, padding) is not None
