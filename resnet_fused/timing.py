@@ -4,6 +4,7 @@ Every round runs each candidate for about `SAMPLE` seconds, in an order that rot
 and 80th percentile; a ratio is the median of the ratios within one round. Warm-up is not counted.
 """
 
+import functools
 import statistics
 import time
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def _synchronise(device):
         torch.cuda.synchronize()
 
 
-def _sample(function, calls, device):
+def _sample(function, calls, device="cpu"):
     _synchronise(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -54,15 +55,17 @@ def _sample(function, calls, device):
     return (time.perf_counter() - start) / calls
 
 
-def interleaved(candidates, *, seconds=10.0, min_rounds=5, device="cpu", on_round=None):
+def interleaved(candidates, *, seconds=10.0, min_rounds=5, device="cpu", on_round=None, clock=None):
     """{name: Timing} of `candidates`, {name: function without arguments}.
 
     Rounds go on for about `seconds`, but there are at least `min_rounds`. `on_round(i)` is called before every round.
+    `clock(function, calls)`: seconds per call; by default the wall clock, with the device synchronised.
     """
+    clock = clock or functools.partial(_sample, device=device)
     calls = {}
     for name, function in candidates.items():
-        _sample(function, 2, device)  # warms up: compiles, packs, fills caches
-        calls[name] = max(1, round(SAMPLE / _sample(function, 1, device)))
+        clock(function, 2)  # warms up: compiles, packs, fills caches
+        calls[name] = max(1, round(SAMPLE / clock(function, 1)))
     names, samples = list(candidates), {name: [] for name in candidates}
     start, rounds = time.perf_counter(), 0
     while rounds < min_rounds or time.perf_counter() - start < seconds:
@@ -70,6 +73,6 @@ def interleaved(candidates, *, seconds=10.0, min_rounds=5, device="cpu", on_roun
             on_round(rounds)
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(_sample(candidates[name], calls[name], device))
+            samples[name].append(clock(candidates[name], calls[name]))
         rounds += 1
     return {name: Timing(tuple(values)) for name, values in samples.items()}
