@@ -45,7 +45,7 @@ def forward(case, device, peers, exactly=False):
 def backward(case, device, peers):
     """{name: (kind, function)} with the signature of the public op, to be differentiated; the backend counts in both
     passes (see `under`)."""
-    made = {name: ("ours", case.public) for name in backends(device, case.op == "conv_bn_relu")}
+    made = dict.fromkeys(backends(device, case.op == "conv_bn_relu"), ("ours", case.public))
     if "eager" in peers:
         made["eager"] = ("peer", case.reference)
     if "compile" in peers:

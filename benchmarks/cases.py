@@ -43,7 +43,10 @@ class Case:
     def arguments(self, device, seed):
         """{name: tensor or value} of one call."""
         names = [name for name, _ in self.call.arguments]
-        return dict(zip(names, workload.tensors(self.call, device, seed), strict=True))
+        a = dict(zip(names, workload.tensors(self.call, device, seed), strict=True))
+        if self.op == "bn_relu":  # half types train under autocast, which leaves batch norm's parameters in float32
+            a |= {name: a[name].float() for name in ("weight", "bias")}
+        return a
 
     @property
     def reference(self):

@@ -26,7 +26,7 @@ class Forward:
     def __init__(self, case, a):
         few, self.images = _first_images(case, a)
         with torch.no_grad():
-            self.eager = case.run(case.reference, _copies(few))
+            self.eager = case.run(case.reference, copies(few))
             self.oracle = case.run(case.reference, _wide(few))
 
     def share(self, out):
@@ -57,11 +57,11 @@ class Backward:
 
 def gradients(case, function, a, grad, mask=None):
     """(output, gradients of what the case differentiates)."""
-    named, leaves = case.differentiable(_copies(a))
+    named, leaves = case.differentiable(copies(a))
     out = case.run(function, named)
     return out, torch.autograd.grad(out if mask is None else out * mask, leaves, grad)
 
 
-def _copies(a):
+def copies(a):
     """Running statistics are updated in place: every candidate gets its own."""
     return a | {name: a[name].clone() for name in ("mean", "var", "spread") if a.get(name) is not None}

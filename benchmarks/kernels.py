@@ -3,6 +3,7 @@
 Only in its error budget does a kernel of ours get a time: one outside of it is reported as wrong.
 """
 
+import collections
 import functools
 import sys
 
@@ -106,37 +107,45 @@ def main(argv=None):
     made.add_argument("--first", type=options.at_least(1), help="only so many cases of each op and direction")
     args = options.settle(made.parse_args(argv), gpu_batches=(1, 32, 256), cpu_batches=(1, 8))
     peers = args.peers if args.peers is not None else candidates.PEERS[: 3 if args.device == "cuda" else 2]
-    rows = run(args, peers, small=args.size < 224)
+    rows = run(args, peers)
     print(text(rows))
     return 1 if any("wrong" in row for row in rows) else 0
 
 
-def run(args, peers, small, deadline=None, progress=None):
-    """Measures and records; `deadline()`: true once no further case may start."""
+def run(args, peers):
+    """Measures and records every case, until the budget is spent."""
+    deadline = options.deadline(args)
     model = with_lively_norms(getattr(resnet, args.model)()).to(memory_format=torch.channels_last)
     log = record.Log("kernels", args.device, args.output)
+    log.head["model"] = args.model
+    seconds = 1.0 if args.seconds is None else args.seconds
     rows = []
-    with Progress() as shown:
-        step = progress or shown.step
-        step("ceilings")
-        ceiling = ceilings.measure(args.device, args.dtype, small=small)
+    with Progress() as progress:
+        progress.step("ceilings")
+        ceiling = ceilings.measure(args.device, args.dtype, small=args.size < 224)
         log.add({"case": "ceilings", "dtype": str(args.dtype)[6:], **ceiling})
-        for batch in args.batch:
-            seen = {}
-            for case in cases.collect(model, batch, args.size, args.dtype, args.op, args.direction):
-                seen[case.op, case.direction] = seen.get((case.op, case.direction), 0) + 1
-                if args.first and seen[case.op, case.direction] > args.first:
-                    continue
-                if batch == 1 and (case.op == "bn_relu" or case.direction == "backward") and args.device == "cuda":
-                    continue  # nobody trains with one image; a launch takes longer than the kernel
-                if deadline is not None and deadline():
-                    log.add({"case": case.label, "op": case.op, "cut": "out of time"})
-                    return rows
-                step(f"{case.op} {case.direction} {case.label}")
-                for row in run_case(case, args.device, peers, args.seconds if args.seconds is not None else 1.0, ceiling):
-                    log.add(row)
-                    rows.append(row)
+        for case in chosen(args, model):
+            if deadline():
+                log.add({"op": case.op, "cut": f"out of time before {case.label}"})
+                break
+            progress.step(f"{case.op} {case.direction} {case.label}")
+            for row in run_case(case, args.device, peers, seconds, ceiling):
+                log.add(row)
+                rows.append(row)
     return rows
+
+
+def chosen(args, model):
+    """The cases that the arguments ask for."""
+    for batch in args.batch:
+        seen = collections.Counter()
+        for case in cases.collect(model, batch, args.size, args.dtype, args.op, args.direction):
+            kind = case.op, case.direction
+            seen[kind] += 1
+            # Nobody trains with one image, and there a launch takes longer than its kernel.
+            training = batch == 1 and args.device == "cuda" and kind != ("conv_bn_relu", "forward")
+            if not training and (args.first is None or seen[kind] <= args.first):
+                yield case
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the command lines of the benchmarks share."""
 
 import sys
+import time
 
 import torch
 
@@ -16,8 +17,15 @@ def parser(program, description):
     made.add_argument("--batch", type=at_least(1), nargs="+", help="batch sizes")
     made.add_argument("--size", type=at_least(32), default=224, help="pixels of a side of the image")
     made.add_argument("--seconds", type=at_least(0, float), help="of timing for every group of candidates")
+    made.add_argument("--budget", type=at_least(0, float), help="seconds after which nothing new is started")
     made.add_argument("--output", help="folder of the results; default: benchmarks/results")
     return made
+
+
+def deadline(args):
+    """A function that tells whether the budget of `args` is spent; it counts from here."""
+    start = time.monotonic()
+    return lambda: args.budget is not None and time.monotonic() - start > args.budget
 
 
 def settle(args, gpu_batches, cpu_batches):

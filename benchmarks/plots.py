@@ -94,7 +94,9 @@ def _rooflines(rows, latest, folder):
             )  # fmt: skip
         axis.set_xlabel("FLOP per byte, each tensor moved once")
         axis.set_ylabel("TFLOP/s of a direct convolution")
-        axis.set_title(f"conv_bn_relu forward, {dtype}: {_short(device)}\nline: measured matrix product and copy", fontsize=10)
+        axis.set_title(
+            f"conv_bn_relu forward, {dtype}: {_short(device)}\nline: measured matrix product and copy", fontsize=10
+        )
         axis.grid(True, which="both", linewidth=0.3, alpha=0.6)
         axis.legend(frameon=False, fontsize=9)
         paths += _save(figure, folder, "roofline", dtype, _short(device))

@@ -57,9 +57,9 @@ def grouped(rows, *keys):
     """{values of `keys`: rows}; the key "device" is the device's name."""
     groups = {}
     for row in rows:
-        groups.setdefault(tuple(row["environment"]["device"] if k == "device" else row.get(k) for k in keys), []).append(
-            row
-        )
+        groups.setdefault(
+            tuple(row["environment"]["device"] if k == "device" else row.get(k) for k in keys), []
+        ).append(row)
     return groups
 
 

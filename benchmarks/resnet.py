@@ -30,7 +30,7 @@ def is_ours(name):
     return name.startswith(OURS)
 
 
-def run_inference(model, x, chosen, seconds, log, step, deadline=None):
+def run_inference(model, x, chosen, seconds, log, step, deadline):
     """Rows for one batch. A peer that cannot run is a row that says why."""
     device, rows, runs = x.device.type, {}, {}
     few = x[:8]
@@ -41,7 +41,7 @@ def run_inference(model, x, chosen, seconds, log, step, deadline=None):
         if chosen and name not in chosen:
             continue
         rows[name] = {"mode": "infer", "candidate": name, "kind": "ours" if is_ours(name) else "peer"}
-        if deadline is not None and deadline():
+        if deadline():
             rows[name]["missing"] = "out of time"
             continue
         step(f"batch {len(x)}: {name}")
@@ -82,7 +82,7 @@ def _input(name, x):
     return x if name in plain else x.contiguous(memory_format=torch.channels_last)
 
 
-def run_training(model, x, chosen, seconds, log, step, deadline=None):
+def run_training(model, x, chosen, seconds, log, step, deadline):
     """Rows for one batch: forward, loss, backward and SGD with momentum; autocast where x is no float32."""
     device, rows, runs = x.device.type, {}, {}
     target = torch.randint(1000, (len(x),), device=device)
@@ -90,7 +90,7 @@ def run_training(model, x, chosen, seconds, log, step, deadline=None):
         if chosen and name not in chosen:
             continue
         rows[name] = {"mode": "train", "candidate": name, "kind": "ours" if is_ours(name) else "peer"}
-        if deadline is not None and deadline():
+        if deadline():
             rows[name]["missing"] = "out of time"
             continue
         step(f"batch {len(x)}: {name}")
@@ -188,8 +188,9 @@ def known(mode, device):
     return list((peers.inference if mode == "infer" else peers.training)(None, x))
 
 
-def run(args, chosen, deadline=None, progress=None):
-    """Measures and records all batches."""
+def run(args, chosen):
+    """Measures and records all batches; once the budget is spent, models that have had no turn are left out."""
+    deadline = options.deadline(args)
     torch.manual_seed(0)
     model = with_lively_norms(getattr(resnet, args.model)()).eval().to(args.device, memory_format=torch.channels_last)
     if args.mode == "infer":
@@ -198,11 +199,11 @@ def run(args, chosen, deadline=None, progress=None):
     log.head["model"] = args.model
     rows = []
     seconds = 10.0 if args.seconds is None else args.seconds
-    with Progress() as shown:
+    with Progress() as progress:
         for batch in args.batch:
             x = torch.randn(batch, 3, args.size, args.size, device=args.device).to(args.dtype)
             measure = run_inference if args.mode == "infer" else run_training
-            rows += measure(model, x, chosen, seconds, log, progress or shown.step, deadline)
+            rows += measure(model, x, chosen, seconds, log, progress.step, deadline)
             torch._dynamo.reset()
             gc.collect()
     return rows
