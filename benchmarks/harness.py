@@ -10,16 +10,12 @@
 
 import dataclasses
 import itertools
-import os
 import time
 from collections.abc import Callable
 
 import torch
 
 from resnet_fused import timing
-
-MOST_SETS = 64
-MOST_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # of all sets: enough to pass every cache, small beside the memory
 
 
 @dataclasses.dataclass
@@ -31,57 +27,16 @@ class Candidate:
     how: str = "calls"
 
 
-def cache_bytes(device):
-    """The last cache of the device, in bytes."""
-    if device == "cuda":
-        return torch.cuda.get_device_properties().L2_cache_size
-    try:
-        return max(os.sysconf(f"SC_LEVEL{level}_CACHE_SIZE") for level in (2, 3))
-    except (ValueError, OSError):  # not a name this system knows
-        return 32 << 20
-
-
-def sets_needed(bytes_of_one, device):
-    """How many sets of arguments of that size no cache can hold together."""
-    most = max(1, MOST_BYTES[device] // max(1, bytes_of_one))
-    return min(1 + 2 * cache_bytes(device) // max(1, bytes_of_one), most, MOST_SETS)
-
-
 def rotating(functions, device="cpu", graph=False):
     """Candidate that calls the next of `functions` each time: the same work on another set of arguments."""
     why = None
     if graph and device == "cuda":
         try:
-            return Candidate(_captured(functions).replay, len(functions), "graph")
+            return Candidate(timing.capture(functions).replay, len(functions), "graph")
         except RuntimeError as error:  # what cannot be captured is timed call by call, and the row says so
             why = f"calls, no graph: {str(error).splitlines()[0]}"
     turns = itertools.cycle(functions)
     return Candidate(lambda: next(turns)(), 1, why or "calls")
-
-
-def _captured(functions):
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # compiles and chooses algorithms before the capture, where neither may happen
-            functions[0]()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for function in functions:
-            function()
-    return graph
-
-
-def _cuda_clock(function, calls):
-    """Seconds per call between two events on the current stream."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(calls):
-        function()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e-3 / calls
 
 
 def measure(candidates, device, seconds, min_rounds=5, on_round=None):
@@ -91,7 +46,7 @@ def measure(candidates, device, seconds, min_rounds=5, on_round=None):
     timings = timing.interleaved(
         {name: candidate.run for name, candidate in candidates.items()},
         seconds=seconds, min_rounds=min_rounds, device=device, on_round=on_round,
-        clock=_cuda_clock if device == "cuda" else None,
+        clock=timing.cuda_clock if device == "cuda" else None,
     )  # fmt: skip
     return {
         name: timing.Timing(tuple(sample / candidates[name].calls for sample in t.samples))

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from resnet_fused import resnet, table
+from resnet_fused import resnet, table, timing
 from resnet_fused.progress import Progress
 from resnet_fused.reference import with_lively_norms
 
@@ -26,7 +26,7 @@ def run_case(case, device, peers, seconds, ceiling):
     first = case.arguments(device, 0)
     nbytes = case.nbytes(first)
     sets = [first]
-    sets += [case.arguments(device, seed) for seed in range(1, harness.sets_needed(nbytes, device))]
+    sets += [case.arguments(device, seed) for seed in range(1, timing.sets_needed(nbytes, device))]
     graph = case.direction == "forward" and case.shape[0] <= GRAPHS_UP_TO
     able, rows = {}, {}
     for name, (kind, share, functions) in (_forward if case.direction == "forward" else _backward)(

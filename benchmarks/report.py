@@ -117,6 +117,21 @@ def kernels(rows):
     return "\n\n".join(parts)
 
 
+def steering(rows):
+    """Markdown: torch's own convolutions, what decides which kernels are worth writing."""
+    parts = []
+    rows = [row for row in rows if row["suite"] == "steering"]
+    for (device, dtype), group in grouped(rows, "device", "dtype").items():
+        lines = [
+            [r["case"], r["direction"], f"{1e6 * r['median']:.1f}", f"{r['tflops']:.3g}", f"{100 * r['share']:.0f} %",
+             (r["kernels"] or ["-"])[0]]
+            for r in group
+        ]  # fmt: skip
+        parts += [f"**torch's convolutions, {dtype}** ({device}; {_stamp(group)})",
+                  table(["case", "pass", "us", "TFLOP/s", "of matmul", "kernel"], lines)]  # fmt: skip
+    return "\n\n".join(parts)
+
+
 def regressions(rows, commit):
     """Markdown: what is slower than at `commit`."""
     found = slower(newest(of_commit(rows, commit)), newest(rows))
@@ -130,19 +145,22 @@ def regressions(rows, commit):
     return "Slower than at " + commit + ":\n\n" + table(["case", "ms then", "ms now", "change"], lines)
 
 
+SUITES = {"models": models, "kernels": kernels, "steering": steering}
+
+
 def main(argv=None):
     made = Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     made.add_argument("--results", default=str(record.RESULTS), help="folder of the .jsonl files")
     made.add_argument("--against", metavar="COMMIT", help="compare with the results of this commit")
     made.add_argument("--plots", metavar="FOLDER", help="also draw speed-ups and rooflines as PNG and SVG")
-    made.add_argument("--suite", choices=("models", "kernels"), nargs="+", default=["models", "kernels"])
+    made.add_argument("--suite", choices=SUITES, nargs="+", default=["models", "kernels"])
     args = made.parse_args(argv)
     if not Path(args.results).is_dir():
         raise UsageError(f"--results: no such folder: {args.results}")
     rows = record.read(args.results)
     if not rows:
         raise UsageError(f"--results: no results in {args.results}")
-    parts = [{"models": models, "kernels": kernels}[name](list(newest(rows).values())) for name in args.suite]
+    parts = [SUITES[name](list(newest(rows).values())) for name in args.suite]
     if args.against:
         parts.append(regressions(rows, args.against))
     if args.plots:

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from resnet_fused import resnet, table
+from resnet_fused import resnet, table, timing
 from resnet_fused.progress import Progress
 
 from . import cases, ceilings, harness, options, record
@@ -21,7 +21,7 @@ LAUNCHES = 200  # kernels in the graph whose gaps are measured
 def convolution_passes(case, device, seconds):
     """{pass: (Timing, kernel names)} of torch's convolution alone."""
     first = case.arguments(device, 0)
-    sets = [first] + [case.arguments(device, s) for s in range(1, harness.sets_needed(case.nbytes(first), device))]
+    sets = [first] + [case.arguments(device, s) for s in range(1, timing.sets_needed(case.nbytes(first), device))]
     runs = {}
     for name, mask in PASSES.items():
         if name == "dgrad" and case.shape[1] == 3:
@@ -101,12 +101,12 @@ def main(argv=None):
                     log.add({"cut": "out of time", "batch": batch})
                     break
                 progress.step(case.label)
-                for name, (timing, kernels) in convolution_passes(case, args.device, seconds).items():
+                for name, (t, kernels) in convolution_passes(case, args.device, seconds).items():
                     row = {
                         "case": case.label.partition(" +")[0].partition(" -r")[0], "batch": batch, "dtype": dtype,
-                        "candidate": "torch", "direction": name, "tflops": case.flops / timing.median / 1e12,
-                        "share": case.flops / timing.median / ceiling["flops"], "kernels": kernels[:3],
-                        **record.timed(timing),
+                        "candidate": "torch", "direction": name, "tflops": case.flops / t.median / 1e12,
+                        "share": case.flops / t.median / ceiling["flops"], "kernels": kernels[:3],
+                        **record.timed(t),
                     }  # fmt: skip
                     log.add(row)
                     rows.append(row)

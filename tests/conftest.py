@@ -4,7 +4,9 @@ import os
 
 os.environ["RESNET_FUSED_STRICT"] = "1"
 if not os.environ.get("CUDA_VISIBLE_DEVICES", "0") or not os.path.exists("/dev/nvidiactl"):
-    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton on import: its kernels then run on CPU tensors
+    # Read by Triton on import: its kernels then run on CPU tensors. What is set already stays: --device=cuda on a machine
+    # that shows its GPU in another way.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
