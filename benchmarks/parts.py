@@ -11,6 +11,7 @@ BACKENDS = ("cuda", "triton", "eager")
 # Two parts, so that a compiler that takes its whole box costs no other result; both share two models to compare by.
 PLAIN = ("eager", "eager, channels_last", "eager, channels_last, graph", "live", "live, graph", "frozen", "cudnn fused",
          "cudnn fused, graph")  # fmt: skip
+TRAINING = ("eager, channels_last", "live")
 COMPILED = ("eager, channels_last", "frozen", "torch.compile freezing", "torch.compile max-autotune freezing graphs",
             "torch.compile graphs")  # fmt: skip
 
@@ -105,8 +106,10 @@ def _measurements(device, output, share, size, batches, smoke):
         part("steering", "steering", 50, "--batch", *batches),
         *(part(f"inference-{b}", "resnet", 30, "--batch", b, *plain) for b in batches),
         part("kernels", "kernels", 90, "--batch", *batches, *one),
-        part("training", "resnet", 50, "--mode", "train", "--batch", batches[0], *plain[:3]),
+        part("training", "resnet", 40, "--mode", "train", "--batch", batches[0], "--peers", *TRAINING),
     ]
     if not smoke:  # compiling takes minutes on few cores
         made.append(part("compiled", "resnet", 90, "--batch", *batches[:2], "--peers", *COMPILED))
+        compiled = ("live", "torch.compile")
+        made.append(part("compiled-training", "resnet", 60, "--mode", "train", "--batch", batches[0], "--peers", *compiled))
     return [dataclasses.replace(p, stage=3 + i) for i, p in enumerate(made)]

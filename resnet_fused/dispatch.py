@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, layout, native
+from . import _env, layout, native, tuning
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -21,6 +21,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 class Choice(NamedTuple):
     backend: str
     reason: str
+    config: dict | None = None  # the launch configuration that was measured fastest, if not the default
 
 
 class FallbackError(RuntimeError):
@@ -78,7 +79,7 @@ BACKENDS = {
 }
 
 # Process-wide, not a ContextVar: autograd runs the backward of CUDA tensors in threads of its own, which must see it.
-_state = {"backend": _env.BACKEND, "strict": _env.STRICT, "rows": None}
+_state = {"backend": _env.BACKEND, "strict": _env.STRICT, "rows": None, "keys": None, "config": None}
 
 
 @contextlib.contextmanager
@@ -109,6 +110,11 @@ def check_backend(name):
         raise RuntimeError(f"backend {name!r} cannot run here: {why}")
 
 
+def configured(config):
+    """Context manager: a launch configuration for the backend that was asked for; for those who measure."""
+    return _set("config", config)
+
+
 def strict(on=True):
     """Context manager: inside it a fallback to eager raises FallbackError (on) or is allowed (off)."""
     return _set("strict", on)
@@ -117,6 +123,11 @@ def strict(on=True):
 def record():
     """Context manager yielding a list to which every op that runs adds (op, (shape, dtype, format), Choice)."""
     return _set("rows", [])
+
+
+def record_keys():
+    """Context manager yielding a list to which every op that runs adds the key of its tuning entry."""
+    return _set("keys", [])
 
 
 def backends():
@@ -138,7 +149,8 @@ def _unfit(x, others):
     return None
 
 
-def _automatic(op, x):
+def automatic(op, x):
+    """The default choice for `op` on `x`, where nothing was measured and nothing asked for."""
     conv = op.startswith("conv")
     if x.device.type == "cuda":
         # Unmeasured defaults: compiled kernels where they exist; for the convolution in IEEE float32 torch's own,
@@ -159,38 +171,63 @@ def _automatic(op, x):
     return Choice("eager", f"device {x.device.type}")
 
 
-def choose(op, x, *others):
-    """The backend for `op` on `x` and the tensors that must match it (None among them is skipped)."""
+def _key(op, x, others, detail):
+    precision = tf32_allowed() if op.startswith("conv") and x.dtype == torch.float32 else None
+    given = sum(t is not None for t in others)
+    return tuning.key(op, x.dtype, layout.format_of(x), tuple(x.shape), given, *detail, precision)
+
+
+def _measured(op, x, others, detail):
+    """The choice that was measured for such tensors on this device, if it can run."""
+    if x.device.type not in ("cpu", "cuda"):
+        return None
+    entries = tuning.table(x.device).entries
+    entry = entries.get(_key(op, x, others, detail)) if entries else None
+    if entry is None or (b := BACKENDS.get(entry.choice)) is None or not b.takes(x.device.type) or b.why_not():
+        return None
+    return Choice(entry.choice, entry.reason(), entry.config.get(entry.choice))
+
+
+def choose(op, x, *others, detail=()):
+    """The backend for `op` on `x` and the tensors that must match it (None among them is skipped).
+
+    `detail`: what else its speed depends on; of a convolution the weight's shape, stride, padding, dilation, groups.
+    """
     name = _state["backend"]
+    asked = name == "eager"
     if (why := _unfit(x, others)) is not None:
         choice = Choice("eager", why)
     elif name == "auto":
-        choice = _automatic(op, x)
+        measured = _measured(op, x, others, detail)
+        choice, asked = measured or automatic(op, x), measured is not None
     elif name not in BACKENDS or not BACKENDS[name].takes(x.device.type):
         choice = Choice("eager", f"backend {name!r} does not take {x.device.type} tensors")
     elif name == "native" and op.startswith("conv"):
         choice = Choice("torch", "backend 'native': torch's convolution, then one fused pass")
     elif name == "torch" and not op.startswith("conv"):
-        choice = _automatic(op, x)
+        choice = automatic(op, x)
     else:
-        choice = Choice(name, f"backend {name!r} was asked for")
+        choice, asked = Choice(name, f"backend {name!r} was asked for", _state["config"]), True
     if op.startswith("conv") and choice.backend not in ("torch", "eager") and not layout.is_channels_last(x):
         choice = Choice("torch", "contiguous NCHW: torch's convolution, then one fused pass")
-    return note(op, x, choice)
+    if (keys := _state["keys"]) is not None:
+        keys.append(_key(op, x, others, detail))
+    return note(op, x, choice, asked)
 
 
-def note(op, x, choice):
-    """Records `choice`, and in STRICT mode refuses a fallback that nobody asked for."""
+def note(op, x, choice, asked=False):
+    """Records `choice`, and in STRICT mode refuses a fallback to eager unless it was asked for or measured."""
     if (rows := _state["rows"]) is not None:
         rows.append((op, (tuple(x.shape), x.dtype, layout.format_of(x)), choice))
-    if choice.backend == "eager" and _state["strict"] and choice.reason != "empty" and _state["backend"] != "eager":
+    if choice.backend == "eager" and _state["strict"] and choice.reason != "empty" and not asked:
         raise FallbackError(f"{op}: would fall back to eager ({choice.reason})")
     return choice
 
 
 def kernel(choice, stem, op):
     """The function of backend `choice` that launches `op`, whose kernels live under `stem`."""
-    return BACKENDS[choice.backend].kernel(stem, op)
+    function = BACKENDS[choice.backend].kernel(stem, op)
+    return functools.partial(function, config=choice.config) if choice.config else function
 
 
 def tf32_allowed():
