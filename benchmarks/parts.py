@@ -111,5 +111,7 @@ def _measurements(device, output, share, size, batches, smoke):
     if not smoke:  # compiling takes minutes on few cores
         made.append(part("compiled", "resnet", 90, "--batch", *batches[:2], "--peers", *COMPILED))
         compiled = ("live", "torch.compile")
-        made.append(part("compiled-training", "resnet", 60, "--mode", "train", "--batch", batches[0], "--peers", *compiled))
+        made.append(
+            part("compiled-training", "resnet", 60, "--mode", "train", "--batch", batches[0], "--peers", *compiled)
+        )
     return [dataclasses.replace(p, stage=3 + i) for i, p in enumerate(made)]

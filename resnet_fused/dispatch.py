@@ -173,8 +173,11 @@ def automatic(op, x):
 
 def _key(op, x, others, detail):
     precision = tf32_allowed() if op.startswith("conv") and x.dtype == torch.float32 else None
-    given = sum(t is not None for t in others)
-    return tuning.key(op, x.dtype, layout.format_of(x), tuple(x.shape), given, *detail, precision)
+    detail = tuple(tuple(part) if isinstance(part, list) else part for part in detail)
+    return _text_key(op, x.dtype, layout.format_of(x), x.shape, sum(t is not None for t in others), *detail, precision)
+
+
+_text_key = functools.lru_cache(maxsize=4096)(tuning.key)
 
 
 def _measured(op, x, others, detail):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import layout
+from . import layout, tuning
 from .accuracy import budget_used, exact
 from .blocks import why_not_convolution, why_not_norm
 from .frozen_conv import WinogradF4, WinogradF4Taps, ways
@@ -171,11 +171,21 @@ class Engine:
             if len(able) == 1:
                 choice, reason = able[0], "the only way for this layer"
             else:
-                seconds = _measure(sites, able, self.dtype, TUNING_SECONDS / len(groups))
+                seconds = self._seconds(sites, able, TUNING_SECONDS / len(groups))
                 choice, *others = sorted(seconds, key=seconds.get)
                 reason = f"{1e3 * seconds[choice]:.2f} ms; {others[0].name}: {1e3 * seconds[others[0]]:.2f} ms"
             for site in sites:
                 site.way, site.reason = choice, reason
+
+    def _seconds(self, sites, able, budget):
+        """{way: seconds per call}: from this machine's tuning table, else measured and kept there."""
+        device, key = sites[0].conv.weight.device, tuning.key("frozen", self.dtype, *sites[0].key)
+        names = {way.name: way for way in able}
+        if (known := tuning.remembered(device, key, names)) is not None:
+            return {names[name]: seconds for name, seconds in known.items()}
+        measured = _measure(sites, able, self.dtype, budget)
+        tuning.table(device).store({key: tuning.entry({way.name: s for way, s in measured.items()})})
+        return measured
 
     @torch.no_grad()
     def refresh(self):

@@ -97,7 +97,9 @@ def _configurations(call):
     out = torch.empty(x.shape, device="meta")
     from .ops.conv_bn_relu import out_shape
 
-    n, k, p, q = out_shape(out, torch.empty(weight.shape, device="meta"), call["stride"], call["padding"], call["dilation"])
+    n, k, p, q = out_shape(
+        out, torch.empty(weight.shape, device="meta"), call["stride"], call["padding"], call["dilation"]
+    )
     precision = launch.fp32_precision() if x.dtype == torch.float32 else "ieee"
     c, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
     default = launch.conv(n * p * q, k // groups, c, taps, groups, x.dtype.itemsize, precision)

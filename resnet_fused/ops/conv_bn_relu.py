@@ -58,7 +58,7 @@ def _run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, di
     memory_format = _out_format(x, weight)
     shape = out_shape(x, weight, stride, padding, dilation)
     x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
-    detail = (tuple(weight.shape), stride, padding, dilation, groups)
+    detail = (weight.shape, stride, padding, dilation, groups)
     choice = dispatch.choose("conv_bn_relu", x, weight, residual, detail=detail)
     if choice.backend in ("torch", "eager"):
         z = torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0, 0], groups)
