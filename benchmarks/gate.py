@@ -2,7 +2,7 @@
 
 import torch
 
-from resnet_fused.accuracy import budget_used, exact
+from resnet_fused.accuracy import budget_used, channel_dim_of, exact
 
 # Float64 has no tensor cores and no oneDNN: beyond this many values of x only the first images of an evaluation are
 # compared (an image does not depend on the others), and training is compared at all of them.
@@ -30,7 +30,7 @@ class Forward:
             self.oracle = case.run(case.reference, _wide(few))
 
     def share(self, out):
-        return budget_used(out[self.images].detach(), self.eager, self.oracle)
+        return budget_used(out[self.images].detach(), self.eager, self.oracle, channel_dim=channel_dim_of(self.eager))
 
 
 class Backward:
@@ -50,7 +50,7 @@ class Backward:
     def share(self, out, grads):
         oracle = self._oracle(out)
         return max(
-            budget_used(ours, eager, exactly, exactly_eager)
+            budget_used(ours, eager, exactly, exactly_eager, channel_dim=channel_dim_of(eager))
             for ours, eager, exactly, exactly_eager in zip(grads, self.eager, oracle, self.oracle_eager, strict=True)
         )
 

@@ -110,6 +110,7 @@ class Engine:
     def __init__(self, model, example, dtype, exact):
         _check_model(model)
         self.dtype, self.exact, self._model = dtype, exact, model
+        self.entries = {}  # what the choices come from: {key: tuning.Entry}
         pool = model.maxpool
         standard = isinstance(pool, nn.MaxPool2d) and (pool.kernel_size, pool.stride, pool.padding, pool.dilation) == (
             3, 2, 1, 1,
@@ -178,14 +179,21 @@ class Engine:
                 site.way, site.reason = choice, reason
 
     def _seconds(self, sites, able, budget):
-        """{way: seconds per call}: from this machine's tuning table, else measured and kept there."""
-        device, key = sites[0].conv.weight.device, tuning.key("frozen", self.dtype, *sites[0].key)
-        names = {way.name: way for way in able}
-        if (known := tuning.remembered(device, key, names)) is not None:
-            return {names[name]: seconds for name, seconds in known.items()}
-        measured = _measure(sites, able, self.dtype, budget)
-        tuning.table(device).store({key: tuning.entry({way.name: s for way, s in measured.items()})})
-        return measured
+        """{way: seconds per call}: known from this machine's tuning table, else measured and kept there."""
+        device, key = sites[0].conv.weight.device, self._key(sites[0])
+        by_name = {way.name: way for way in able}
+        entry = tuning.remembered(device, key, by_name)
+        if entry is None:
+            entry = tuning.entry({way.name: s for way, s in self._measure(sites, able, budget).items()})
+            tuning.table(device).store({key: entry})
+        self.entries[key] = entry
+        return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
+
+    def _key(self, site):
+        return tuning.key("frozen", self.dtype, *site.key)
+
+    def _measure(self, sites, able, budget):
+        return _measure(sites, able, self.dtype, budget)
 
     @torch.no_grad()
     def refresh(self):

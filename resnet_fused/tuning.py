@@ -10,6 +10,7 @@ import datetime
 import functools
 import hashlib
 import json
+import math
 import os
 import tempfile
 import threading
@@ -26,7 +27,7 @@ SHIPPED = Path(__file__).with_name("data")
 
 
 class Entry(NamedTuple):
-    """`choice`: the fastest of `seconds` {name: seconds per call}; `config`: {name: launch configuration}, where one
+    """`choice`: the fastest of `seconds` {name: seconds per call, infinite for what must not run}; `config`: {name: launch configuration}, where one
     other than the default was measured for it."""
 
     choice: str
@@ -36,7 +37,7 @@ class Entry(NamedTuple):
 
     def reason(self):
         """Such as `measured: 11.2 us; triton: 13.0 us`: the choice's time and the runner-up's."""
-        others = sorted((s, name) for name, s in self.seconds.items() if name != self.choice)
+        others = sorted((s, name) for name, s in self.seconds.items() if name != self.choice and s < math.inf)
         runner_up = f"; {others[0][1]}: {duration(others[0][0])}" if others else ""
         return f"measured: {duration(self.seconds[self.choice])}{runner_up}"
 
@@ -160,26 +161,37 @@ def table(device):
 
 
 @contextlib.contextmanager
-def ignored(on=True):
-    """Context manager: inside it (`on`) nothing known is found, so that freeze() measures again; it still keeps what it
-    measures."""
-    before = _state["ignored"]
-    _state["ignored"] = on
+def _set(name, value):
+    before = _state[name]
+    _state[name] = value
     try:
         yield
     finally:
-        _state["ignored"] = before
+        _state[name] = before
+
+
+def ignored(on=True):
+    """Context manager: inside it (`on`) freeze() finds nothing known and measures again; it still keeps what it finds."""
+    return _set("ignored", on)
+
+
+def given(entries):
+    """Context manager: inside it freeze() takes `entries` {key: Entry} for known, before this machine's own."""
+    return _set("given", entries)
 
 
 def remembered(device, text, names):
-    """{name: seconds} under the key `text` where it has all of `names`, else None."""
-    entry = None if _state["ignored"] else table(device).entries.get(text)
-    if entry is None or not set(names) <= entry.seconds.keys():
+    """The Entry under the key `text` where it has all of `names` and no others count, else None."""
+    if _state["ignored"]:
         return None
-    return {name: entry.seconds[name] for name in names}
+    found = _state["given"].get(text) or table(device).entries.get(text)
+    if found is None or not set(names) <= found.seconds.keys():
+        return None
+    seconds = {name: found.seconds[name] for name in names}
+    return found._replace(choice=min(seconds, key=seconds.get), seconds=seconds)
 
 
-_state = {"ignored": False}
+_state = {"ignored": False, "given": {}}
 
 
 def forget():

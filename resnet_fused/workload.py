@@ -82,6 +82,17 @@ def calls(model, shape, dtype, train=False):
     return dict(recorder.calls)
 
 
+def out_shape(call):
+    """The shape of the first result of `call`, from the op's own fake."""
+    arguments = [
+        torch.empty(value.shape, dtype=value.dtype, device="meta").contiguous(memory_format=value.memory_format)
+        if isinstance(value, Spec) else value
+        for _, value in call.arguments
+    ]  # fmt: skip
+    out = call.function()(*arguments)
+    return tuple((out[0] if isinstance(out, tuple) else out).shape)
+
+
 def tensors(call, device, seed=0):
     """The arguments of `call` as a list, with random values: normal ones, never zeros, statistics that make sense."""
     generator = torch.Generator(device).manual_seed(seed)
