@@ -51,9 +51,7 @@ def run_inference(model, x, chosen, seconds, log, step, deadline):
         except (peers.Missing, NotImplementedError) as why:
             rows[name]["missing"] = str(why)
             continue
-        except RuntimeError as error:  # a peer that fails is a result too; ours must not
-            if is_ours(name):
-                raise
+        except (RuntimeError, ValueError) as error:  # costs no other model its turn; of ours, the exit status tells
             rows[name]["missing"] = f"failed: {str(error).splitlines()[0]}"
             continue
         rows[name] |= {"first_result": first, "budget": _share(out[: len(few)], eager, oracle)}
@@ -98,9 +96,7 @@ def run_training(model, x, chosen, seconds, log, step, deadline):
             run, _, rows[name]["first_result"] = harness.first_result(
                 lambda make=make: _step(make(), target, x.dtype), _input(name, x.float()), device
             )
-        except RuntimeError as error:
-            if is_ours(name):
-                raise
+        except (RuntimeError, ValueError) as error:
             rows[name]["missing"] = f"failed: {str(error).splitlines()[0]}"
             continue
         runs[name] = functools.partial(run, _input(name, x.float()))
@@ -179,7 +175,11 @@ def main(argv=None):
         raise UsageError(f"--peers: {unknown[0]!r} is none of {', '.join(names)}")
     rows = run(args, args.peers)
     print(text(rows))
-    return 1 if any("wrong" in row for row in rows) else 0
+    return (
+        1
+        if any("wrong" in row or (row["kind"] == "ours" and "failed" in row.get("missing", "")) for row in rows)
+        else 0
+    )
 
 
 def known(mode, device):

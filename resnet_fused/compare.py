@@ -9,6 +9,7 @@ from . import table, timing
 from .accuracy import budget_used, exact
 from .freeze import DTYPES as FROZEN_DTYPES
 from .freeze import freeze
+from .frozen_static import DTYPES as STATIC_DTYPES
 from .reference import by_modules, in_float64
 
 EQUALITY = {
@@ -26,8 +27,8 @@ def _nhwc(t):
 
 
 def freezable(device, dtypes):
-    """Those of `dtypes` in which freeze() makes engines on `device`: CPUs only so far."""
-    return [d for d in dtypes if device == "cpu" and d in FROZEN_DTYPES]
+    """Those of `dtypes` in which freeze() makes engines on `device`."""
+    return [d for d in dtypes if d in (FROZEN_DTYPES if device == "cpu" else STATIC_DTYPES)]
 
 
 def _in(model, dtype):

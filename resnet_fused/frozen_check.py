@@ -1,11 +1,15 @@
-"""Where a frozen engine loses accuracy: every layer on the values that really reach it, beside eager and float64."""
+"""What a static engine must show before anybody gets it: its accuracy, whole and layer by layer, and its speed."""
+
+import warnings
 
 import torch
 
-from . import frozen_layers, layout
+from . import frozen_layers, layout, timing
 from .accuracy import budget_used, channel_dim_of, exact
 from .ops.conv_bn_relu import reference
+from .reference import by_modules, in_float64
 
+CHECKED = 4  # images whose logits are compared with float64
 FEW = 1 << 22  # values of x that are compared in float64: images do not depend on each other
 
 
@@ -58,3 +62,35 @@ def refuse(engine, x, share):
         f"freeze: the engine uses {share:.2f} of its error budget in {engine.dtype}; the worst layer is {worst.name} "
         f"({worst.way.name}) with {shares[worst]:.2f}: use the live model, or a wider dtype"
     )
+
+
+@torch.no_grad()
+def check(engine, example):
+    """Refuses an engine whose logits are outside of the error budget of its dtype."""
+    few = example[:CHECKED].to(engine.dtype)
+    eager = by_modules(engine._model).eval().to(engine.dtype)(few)
+    oracle = in_float64(by_modules(engine._model).eval())(exact(few))
+    share = budget_used(engine(example)[: len(few)], eager, oracle, channel_dim=None)
+    if share > 1:
+        refuse(engine, few, share)
+
+
+@torch.no_grad()
+def compare(engine, example):
+    """{"engine", "live"}: seconds per call; warns where a GPU's engine is slower than the live model."""
+    model, device = engine._model, engine.device.type
+    training = [m for m in model.modules() if m.training]
+    x = layout.in_format(example.to(model.conv1.weight.dtype), layout.CHANNELS_LAST)
+    try:
+        model.eval()
+        timings = timing.interleaved(
+            {"engine": lambda: engine(example), "live": lambda: model(x)},
+            seconds=0.1, min_rounds=3, device=device, clock=timing.cuda_clock if device == "cuda" else None,
+        )  # fmt: skip
+    finally:
+        for m in training:
+            m.training = True
+    if device == "cuda" and timings["engine"].p20 > timings["live"].p80:
+        took = {name: f"{1e3 * t.median:.3f} ms" for name, t in timings.items()}
+        warnings.warn(f"freeze: the engine takes {took['engine']}, the live model {took['live']}", stacklevel=5)
+    return {name: t.median for name, t in timings.items()}

@@ -9,22 +9,16 @@ import functools
 import itertools
 import math
 import threading
-import warnings
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from . import dispatch, frozen_layers, layout, timing, tuning
-from .accuracy import budget_used, exact
+from . import dispatch, frozen_check, frozen_layers, frozen_program, layout, timing, tuning
 from .freeze import Engine
-from .frozen_check import layer_shares, refuse
-from .frozen_plan import Plan
-from .reference import by_modules, in_float64
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BATCH = ("exact", "pad")
-CHECKED = 4  # images that are compared with float64 when freezing
 
 
 class Way(NamedTuple):
@@ -32,16 +26,6 @@ class Way(NamedTuple):
 
     name: str
     make: object
-
-
-class Step(NamedTuple):
-    """One layer: the numbers of the values it reads and writes; `out` counts in the plan where the layer writes there."""
-
-    layer: object
-    x: int
-    residual: int | None
-    out: int
-    place: int | None
 
 
 class StaticEngine(Engine):
@@ -62,11 +46,15 @@ class StaticEngine(Engine):
         self.device, self.graphed = example.device, graph
         self._lock, self._graph, self._program = threading.Lock(), None, None
         super().__init__(model, example, dtype, False)
-        self._arrange()
+        self.options = {"graph": graph, "batch": batch}
+        self._program, plan = frozen_program.arrange(self._stem, self._pool, self._blocks)
+        self._places = plan.allocate(dtype, self.device)
+        own = [t for site in self._sites for t in site.run.tensors.values()] + self._fc
+        self.memory = {"activations": plan.nbytes(dtype.itemsize), "parameters": sum(t.nbytes for t in own)}
         if graph:
             self._capture()
-        self._check(example)
-        self._compare(example)
+        frozen_check.check(self, example)
+        self.seconds = frozen_check.compare(self, example)
 
     def _tune(self, without):
         groups = {}
@@ -94,7 +82,7 @@ class StaticEngine(Engine):
         for way in able:
             try:
                 layers = [way.make(site, self.dtype) for site in sites[:3]]
-                if layer_shares(sites[0], layers[0], x, residual, out)[0] <= 1:
+                if frozen_check.layer_shares(sites[0], layers[0], x, residual, out)[0] <= 1:
                     runs[way] = self._run_of([functools.partial(layer, x, residual, out) for layer in layers])
             except (RuntimeError, ValueError):  # a shape that a kernel does not take: another way will do
                 continue
@@ -139,55 +127,8 @@ class StaticEngine(Engine):
             for mine, value in zip(self._fc, values, strict=True):
                 mine.copy_(value)
 
-    def _arrange(self):
-        """The steps in their order, and memory for the values."""
-        plan, steps, numbers = Plan(), [], itertools.count(1)
-
-        def add(site, x, residual=None):
-            place = plan.take(frozen_layers.out_shape(site)) if site.run.writes_out else None
-            steps.append(Step(site.run, x, residual, next(numbers), place))
-            return steps[-1].out
-
-        def done(*values):
-            for value in values:
-                place = next((s.place for s in steps if s.out == value), None)
-                if place is not None:
-                    plan.give_back(place)
-
-        x = add(self._stem, 0)
-        if self._pool is not None:
-            steps.append(Step(_Module(self._pool), x, None, next(numbers), None))
-            done(x)
-            x = steps[-1].out
-        for block in self._blocks:
-            shortcut, out = x, x
-            if block.projection is not None:
-                shortcut = add(block.projection, x)
-            elif block.shortcut is not None:
-                steps.append(Step(_Module(block.shortcut), x, None, next(numbers), None))
-                shortcut = steps[-1].out
-            for site in block.sites:
-                before, out = out, add(site, out, shortcut if site.residual else None)
-                if before != x:
-                    done(before)
-            done(x, *([shortcut] if shortcut != x else []))
-            x = out
-        self._program = steps
-        self._places = plan.allocate(self.dtype, self.device)
-        own = [t for site in self._sites for t in site.run.tensors.values()] + self._fc
-        self.memory = {"activations": plan.nbytes(self.dtype.itemsize), "parameters": sum(t.nbytes for t in own)}
-
     def _forward(self, x):
-        values = {0: x}
-        last = {v: i for i, step in enumerate(self._program) for v in (step.x, step.residual)}
-        for i, step in enumerate(self._program):
-            residual = None if step.residual is None else values[step.residual]
-            out = None if step.place is None else self._places[step.place]
-            values[step.out] = step.layer(values[step.x], residual, out)
-            for value in {step.x, step.residual} & values.keys():
-                if last[value] == i:
-                    del values[value]
-        (x,) = values.values()
+        x = frozen_program.run(self._program, self._places, x)
         return F.linear(torch.flatten(self._model.avgpool(x), 1), *self._fc)
 
     def _capture(self):
@@ -236,45 +177,6 @@ class StaticEngine(Engine):
         x = layout.in_format(x.to(self.dtype), layout.CHANNELS_LAST)
         missing = self.shape[0] - x.shape[0]
         return F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).to(memory_format=layout.CHANNELS_LAST) if missing else x
-
-    def _check(self, example):
-        """Refuses an engine outside of the error budget, with the layer that is worst."""
-        few = example[:CHECKED].to(self.dtype)
-        eager = by_modules(self._model).eval().to(self.dtype)(few)
-        oracle = in_float64(by_modules(self._model).eval())(exact(few))
-        share = budget_used(self(example)[: len(few)], eager, oracle, channel_dim=None)
-        if share > 1:
-            refuse(self, few, share)
-
-    def _compare(self, example):
-        """Measures the engine beside the live model, and says so if it should be slower."""
-        model = self._model
-        training = [m for m in model.modules() if m.training]
-        x = layout.in_format(example.to(model.conv1.weight.dtype), layout.CHANNELS_LAST)
-        try:
-            model.eval()
-            clock = timing.cuda_clock if self.device.type == "cuda" else None
-            timings = timing.interleaved(
-                {"engine": lambda: self(example), "live": lambda: model(x)},
-                seconds=0.1, min_rounds=3, device=self.device.type, clock=clock,
-            )  # fmt: skip
-        finally:
-            for m in training:
-                m.training = True
-        self.seconds = {name: t.median for name, t in timings.items()}
-        if self.device.type == "cuda" and timings["engine"].p20 > timings["live"].p80:
-            ms = {name: f"{1e3 * s:.3f} ms" for name, s in self.seconds.items()}
-            warnings.warn(f"freeze: the engine takes {ms['engine']}, the live model {ms['live']}", stacklevel=5)
-
-
-class _Module:
-    """A module of the network as a step: a pool of another kind, a shortcut without a convolution."""
-
-    def __init__(self, module):
-        self.module = module
-
-    def __call__(self, x, residual, out):
-        return layout.in_format(self.module(x), layout.CHANNELS_LAST)
 
 
 @torch.no_grad()

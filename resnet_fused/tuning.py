@@ -27,8 +27,8 @@ SHIPPED = Path(__file__).with_name("data")
 
 
 class Entry(NamedTuple):
-    """`choice`: the fastest of `seconds` {name: seconds per call, infinite for what must not run}; `config`: {name: launch configuration}, where one
-    other than the default was measured for it."""
+    """`choice`: the fastest of `seconds` {name: seconds per call, infinite for what must not run}; `config`: {name: launch
+    configuration}, where one other than the default was measured for it."""
 
     choice: str
     seconds: dict
