@@ -13,11 +13,12 @@ PEERS = ("eager", "fused", "compile")
 
 
 def backends(device, conv):
-    """Names of our backends that can run here; "eager" competes as a peer, "torch" is for convolutions."""
+    """Names of our backends that can run here; "eager" competes as a peer, "torch" is for convolutions. One that hands the
+    call on to another is told by `runs_itself`."""
     return [
         name
         for name, b in dispatch.BACKENDS.items()
-        if name != "eager" and (conv or name != "torch") and (not conv or name != "native")
+        if name != "eager" and (conv or name != "torch")
         and b.takes(device) and b.why_not() is None
         and not (name == "triton" and device == "cpu")  # the interpreter: numbers, no speed
     ]  # fmt: skip
@@ -51,6 +52,13 @@ def backward(case, device, peers):
     if "compile" in peers:
         made["torch.compile"] = ("peer", torch.compile(case.reference, dynamic=False))
     return made
+
+
+def runs_itself(name, function):
+    """(whether the backend `name` runs the call itself, the result); peers always do."""
+    with dispatch.record() as noted:
+        out = function()
+    return name not in dispatch.BACKENDS or name == "eager" or noted[0][2].backend == name, out
 
 
 def under(name, function):

@@ -59,8 +59,9 @@ def _forward(case, device, peers, sets):
     checker = gate.Forward(case, sets[0])
     for name, (kind, make) in candidates.forward(case, device, peers).items():
         with torch.no_grad():
-            share = checker.share(make(sets[0])())
-            yield name, (kind, share, [torch.no_grad()(make(a)) for a in sets])
+            itself, out = candidates.runs_itself(name, make(sets[0]))
+            if itself:
+                yield name, (kind, checker.share(out), [torch.no_grad()(make(a)) for a in sets])
 
 
 def _backward(case, device, peers, sets):
@@ -71,11 +72,16 @@ def _backward(case, device, peers, sets):
         runs, share = [], None
         for a, grad in zip(sets, grads, strict=True):
             named, leaves = case.differentiable(a)
-            out = candidates.under(name, functools.partial(case.run, function, named))()
+            itself, out = candidates.runs_itself(
+                name, candidates.under(name, functools.partial(case.run, function, named))
+            )
+            if not itself:
+                break
             run = functools.partial(torch.autograd.grad, out, leaves, grad, retain_graph=True)
             runs.append(candidates.under(name, run))
             share = checker.share(out, runs[0]()) if share is None else share
-        yield name, (kind, share, runs)
+        if runs:
+            yield name, (kind, share, runs)
 
 
 def text(rows):

@@ -14,7 +14,7 @@ def environment():
     """{fact: value} as text, in the order in which they are printed."""
     return {
         "resnet_fused": __version__,
-        "python": f"{platform.pythonmachine.version()} ({sys.executable})",
+        "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
         "cpu": f"{machine.cpu_model()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,

@@ -17,6 +17,8 @@ from .accuracy import budget_used, channel_dim_of, exact
 COLUMNS = {"op": "op", "shape": "shape", "count": "calls", "choice": "fastest", "time": "time", "runner_up": "runner-up",
            "then": "its time", "default": "default"}  # fmt: skip
 
+PER_CALL = 1.0  # seconds of timing: medians do not become better by more
+
 
 def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=lambda text: None):
     """Measures the calls of `model` on inputs of `shape` and `dtype`, the costliest first, for about `seconds`.
@@ -44,7 +46,7 @@ def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=la
                 left_out += 1
                 continue
             step(f"{i + 1} of {len(ordered)}: {call.op} {_shape(call)}")
-            measured = measure(call, arguments, device, left / (len(ordered) - i))
+            measured = measure(call, arguments, device, min(PER_CALL, left / (len(ordered) - i)))
             if measured is None:
                 continue
             tuning.table(device).store(dict.fromkeys(keys, measured))
@@ -77,14 +79,14 @@ def _fresh(call, arguments):
     return [a.clone() if n in written and a is not None else a for n, a in zip(names, arguments, strict=True)]
 
 
-def options(call, arguments, device):
+def options(call, device):
     """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them."""
     conv = call.op == "conv_bn_relu"
     found = {}
     for name, backend in dispatch.BACKENDS.items():
         able = backend.takes(device.type) and backend.why_not() is None
         interpreted = name == "triton" and device.type == "cpu"
-        if able and not interpreted and name != ("native" if conv else "torch"):
+        if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
     if conv and "triton" in found:
         for config in _configurations(call):
@@ -108,10 +110,13 @@ def measure(call, arguments, device, seconds):
     sets = [arguments, *(workload.tensors(call, device, seed) for seed in range(1, count))]
     gate = _Gate(call, arguments)
     runs, backends = {}, {}
-    for name, (backend, config) in options(call, arguments, device).items():
+    for name, (backend, config) in options(call, device).items():
         run = functools.partial(_run, call, backend, config)
         try:
-            if gate.passes(run(_fresh(call, arguments))):
+            with dispatch.record() as noted:
+                results = run(_fresh(call, arguments))
+            # A backend that hands the call on to another (contiguous NCHW, say) is not measured under its own name.
+            if noted[0][2].backend == backend and gate.passes(results):
                 turns = itertools.cycle(sets)
                 runs[name] = lambda run=run, turns=turns: run(next(turns))
                 backends[name] = (backend, config)

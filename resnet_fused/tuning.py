@@ -84,7 +84,7 @@ class Table:
             if (found["version"], found["machine"]) != (VERSION, self.facts):
                 raise ValueError("it belongs to another machine or version")
             return {k: Entry(**e) for k, e in found["entries"].items()}, None
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}, None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return {}, f"{type(error).__name__}: {error}"
