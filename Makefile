@@ -5,7 +5,7 @@ in = $$($(PYTHON) tools/environment.py $(1))
 # The package is used where it stands: nothing is installed into an environment that is not ours.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test lint format lines aot mutants clean
+.PHONY: help demo test lint format lines aot tune gpu mutants clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,12 @@ lines:  ## the longest files; fails above 300 lines
 
 aot:  ## compiles every Triton and CUDA kernel for sm_80, sm_90(a), sm_100 without a GPU: registers, spills, tensor cores
 	@python=$(call in,test) && $$python tools/aot.py $(ARGS)
+
+tune:  ## measures every backend for a model's shapes on this machine (ARGS="resnet34 8x3x224x224 --frozen")
+	@python=$(call in,test) && $$python -m resnet_fused tune $(or $(ARGS),resnet34 8x3x224x224)
+
+gpu:  ## on a machine with a GPU: all checks and measurements, offline, under 9 minutes (ARGS=--quick: 3; OUT=folder)
+	@$(PYTHON) -m benchmarks.gpu $(if $(OUT),--output "$(OUT)") $(ARGS)
 
 mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test must notice (long)
 	@python=$(call in,test) && $$python tests/emulator/mutate.py $(ARGS)

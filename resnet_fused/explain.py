@@ -93,7 +93,7 @@ class _Watcher(TorchDispatchMode):
         owners = list(dict.fromkeys(self.owner[id(t)] for t in named.values() if id(t) in self.owner))
         if func.namespace == "resnet_fused":
             for op, (shape, dtype, _), choice in self.recorded[first:]:
-                self.rows.append(_row(_name(owners, op, named), op, shape, dtype, *choice))
+                self.rows.append(_row(_name(owners, op, named), op, shape, dtype, choice.backend, choice.reason))
         elif "batch_norm" in func.name() and owners and not self._by_modules(owners[0]):
             why = "torch's own operator: not in a fused block, or tensors that no kernel takes"
             self.rows.append(_row(owners[0], "batch_norm", args[0].shape, args[0].dtype, "eager", why))
@@ -109,7 +109,11 @@ def _name(owners, op, named):
     if not op.startswith("conv") and len(owners) > 1:
         owners = owners[1:]  # the pass after torch's convolution: its batch norm alone
     parent = owners[0].rpartition(".")[0] if owners else ""
-    parts = [".".join(filter(None, (parent, "+".join(name[len(parent) :].lstrip(".") for name in owners))))] if owners else []
+    parts = (
+        [".".join(filter(None, (parent, "+".join(name[len(parent) :].lstrip(".") for name in owners))))]
+        if owners
+        else []
+    )
     parts += ["add"] * (named.get("residual") is not None or op.startswith("add"))
     parts += ["relu"] * bool(named.get("relu", op.startswith("add") or op.endswith(("pool", "pair"))))
     parts += ["maxpool"] * op.endswith("pool")

@@ -1,10 +1,15 @@
 """Fixtures that make a green test mean something: STRICT mode, poisoned allocations, TF32 off, named backends."""
 
 import os
+import tempfile
 
 os.environ["RESNET_FUSED_STRICT"] = "1"
+# What was tuned on this machine must not decide what the tests see, nor the tests what the machine remembers.
+os.environ["RESNET_FUSED_CACHE"] = (_cache := tempfile.TemporaryDirectory(prefix="resnet_fused_")).name
 if not os.environ.get("CUDA_VISIBLE_DEVICES", "0") or not os.path.exists("/dev/nvidiactl"):
-    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton on import: its kernels then run on CPU tensors
+    # Read by Triton on import: its kernels then run on CPU tensors. What is set already stays: --device=cuda on a machine
+    # that shows its GPU in another way.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

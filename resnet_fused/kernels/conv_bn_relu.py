@@ -203,14 +203,16 @@ def _conv_merge_kernel(
 
 
 def conv_bn_relu(
-    x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu
+    x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu, config=None
 ):  # fmt: skip
+    """`config`: fields of launch.Conv that replace the default ones (launch.conv_as)."""
     n, _, h, w = x.shape
     k, c, r, s = weight.shape
     p, q = out.shape[2:]
     m = n * p * q
     precision = launch.fp32_precision() if x.dtype == torch.float32 else "ieee"
-    config = launch.conv(m, k // groups, c, r * s, groups, x.element_size(), precision)
+    default = launch.conv(m, k // groups, c, r * s, groups, x.element_size(), precision)
+    config = launch.conv_as(default, c, r * s, config or {})
     wide = launch.wide_offsets(config.block_m, p * q, x.numel() // n, out.numel() // n, weight.numel())
     offset = tl.int64 if wide else tl.int32
     norm = (mean, var, bn_weight, bn_bias, eps, residual, out)

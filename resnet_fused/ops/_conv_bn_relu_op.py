@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .. import dispatch, layout, winograd
+from .. import dispatch, layout
 from ._library import LIB, define, left_to_torch
 from .bn_relu import apply, backward_apply, sums
 
@@ -41,19 +41,17 @@ def only_values(x, weight, parameters, stride, padding, dilation, eps):
     return all(p.shape == weight.shape[:1] and p.dtype in (x.dtype, torch.float32) for p in tensors[1:])
 
 
-def choose(op, x, weight, residual, verdict, stride, padding, dilation, groups):
-    """The backend; `verdict`: of the kernel that CPUs have for `op`."""
-    conv = tuple(stride), tuple(padding), tuple(dilation), groups  # the dispatcher's lists have no hash
-    on_cpu = verdict(x.dtype, x.shape, weight.shape, *conv) if x.device.type == "cpu" else None
-    return dispatch.pick(op, x, weight, residual, on_cpu=on_cpu)
+def pick(op, x, weight, residual, stride, padding, dilation, groups):
+    detail = weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups  # the dispatcher's lists have no hash
+    return dispatch.pick(op, x, weight, residual, detail=detail)
 
 
 def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu):
     memory_format = out_format(x, weight)
     x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
     conv = stride, padding, dilation, groups
-    choice = choose("conv_bn_relu", x, weight, residual, winograd.verdict, *conv)
-    dispatch.note("conv_bn_relu", x, choice)
+    detail = weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups  # the dispatcher's lists have no hash
+    choice = dispatch.choose("conv_bn_relu", x, weight, residual, detail=detail)
     norm = mean, var, bn_weight, bn_bias
     if choice.backend not in ("torch", "eager"):
         shape = out_shape(x.shape, weight.shape, stride, padding, dilation)

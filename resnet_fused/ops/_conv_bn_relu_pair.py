@@ -6,8 +6,8 @@ twice. The projection has no ReLU and pads nothing, as in every ResNet.
 
 import torch
 
-from .. import dispatch, layout, winograd
-from ._conv_bn_relu_op import choose, only_values, out_format, out_shape
+from .. import dispatch, layout
+from ._conv_bn_relu_op import only_values, out_format, out_shape, pick
 from ._conv_bn_relu_op import run as run_conv
 from ._library import call, define
 from .conv_bn_relu import conv_bn_relu
@@ -18,7 +18,7 @@ BACKENDS = ("cuda", "emulator")
 
 def _one_launch(x, weight, stride, padding, dilation):
     """The backend that takes both convolutions in one launch, or None."""
-    choice = choose("conv_bn_relu_pair", x, weight, None, winograd.verdict, stride, padding, dilation, 1)
+    choice, _ = pick("conv_bn_relu_pair", x, weight, None, stride, padding, dilation, 1)
     return choice if choice.backend in BACKENDS else None
 
 

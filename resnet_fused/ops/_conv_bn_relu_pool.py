@@ -3,13 +3,11 @@
 Evaluation without gradients only; everything else is `conv_bn_relu` and torch's pooling.
 """
 
-import functools
-
 import torch
 import torch.nn.functional as F
 
-from .. import dispatch, layout, native
-from ._conv_bn_relu_op import choose, only_values, out_shape
+from .. import dispatch, layout
+from ._conv_bn_relu_op import only_values, out_shape, pick
 from ._conv_bn_relu_op import run as run_conv
 from ._library import call, define
 from .conv_bn_relu import conv_bn_relu
@@ -20,21 +18,6 @@ def reference(x, weight, bn_weight, bn_bias, running_mean, running_var, *, strid
     return F.max_pool2d(torch.relu(F.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, eps=eps)), 3, 2, 1)
 
 
-@functools.lru_cache(maxsize=64)
-def _verdict(dtype, x, weight, stride, padding, dilation, groups):
-    """As winograd.verdict, of csrc/cpu/stem.h. Images have few channels; with more, oneDNN's convolution is faster."""
-    if (why := native.why_absent()) is not None:
-        return why, why
-    if dtype != torch.float32:
-        why = f"the stem's kernel is for float32, not {dtype}"
-        return why, why
-    square = weight[2] == weight[3] <= 16 and stride[0] == stride[1] and padding[0] == padding[1] < weight[2]
-    if not square or weight[1] > 4:
-        why = "the stem's kernel is for square filters over at most 4 channels"
-        return why, why
-    return None, None
-
-
 def _pooled(x, weight, stride, padding):
     n, k, p, q = out_shape(x.shape, weight.shape, stride, padding, (1, 1))
     return n, k, (p - 1) // 2 + 1, (q - 1) // 2 + 1
@@ -42,7 +25,7 @@ def _pooled(x, weight, stride, padding):
 
 def _pick(x, weight, stride, padding):
     """The backend that has a kernel for all of it, or None."""
-    choice = choose("conv_bn_relu_pool", x, weight, None, _verdict, stride, padding, (1, 1), 1)
+    choice, _ = pick("conv_bn_relu_pool", x, weight, None, stride, padding, (1, 1), 1)
     return None if choice.backend in ("torch", "eager", "triton") else choice
 
 
