@@ -29,7 +29,7 @@ def why_not_convolution(conv):
 
 def why_not_norm(bn):
     """Why `bn` cannot be part of a fused op, or None."""
-    if type(bn) is not nn.BatchNorm2d:
+    if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):  # over one process the latter is the former
         return f"is a {type(bn).__name__}, not exactly nn.BatchNorm2d"
     if not {"weight", "bias"} <= bn._parameters.keys():
         return "has parameters that are computed (pruned or parametrized)"
@@ -40,7 +40,7 @@ def why_not_relu(relu):
     return None if type(relu) is nn.ReLU else f"is a {type(relu).__name__}, not exactly nn.ReLU"
 
 
-def _watched(child):
+def watched(child):
     """Whether somebody would notice that `child.forward` is not called."""
     return bool(
         child._forward_hooks
@@ -82,7 +82,7 @@ def why_not_fused(x, **children):
         else:
             parts = ((name, name.rstrip("0123456789"), child),)
         for part, kind, module in parts:
-            if _watched(module):
+            if watched(module):
                 return f"{part} carries a hook"
             if kind is not None and (why := _CHECKS[kind](module)) is not None:
                 return f"{part} {why}"

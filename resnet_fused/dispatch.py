@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, layout, native
+from . import _env, launch, layout, native
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -177,6 +177,20 @@ def choose(op, x, *others):
     if op.startswith("conv") and choice.backend not in ("torch", "eager") and not layout.is_channels_last(x):
         choice = Choice("torch", "contiguous NCHW: torch's convolution, then one fused pass")
     return note(op, x, choice)
+
+
+def choose_conv_stats(x, weight, out):
+    """The backend of a convolution with batch statistics in its epilogue; "torch": a convolution, then another pass.
+
+    The kernel cannot cut its reduction (statistics need finished sums), so below half a wave of tiles it leaves a GPU idle
+    and torch's split convolution wins, for all that the other pass costs (predicted, not measured).
+    """
+    tiles = -(-out.numel() // out.shape[1] // 128) * -(-out.shape[1] // 128)
+    if x.device.type == "cuda" and _state["backend"] == "auto" and tiles < launch.SMS // 2:
+        return note(
+            "conv_stats", x, Choice("torch", f"{tiles} tiles are too few for the kernel (predicted, not measured)")
+        )
+    return choose("conv_stats", x, weight)
 
 
 def note(op, x, choice):

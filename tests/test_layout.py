@@ -21,8 +21,9 @@ FLOORS = {
     "dispatch": {"kernels", "native", "launch", "layout", "_env"},
     "ops": {"dispatch", "kernels", "native", "launch", "layout", "_env"},
     "blocks": {"ops", "dispatch", "layout"},
+    "train_path": {"blocks", "ops", "dispatch", "layout"},
     "weights": set(),
-    "resnet": {"blocks", "weights", "ops", "layout"},
+    "resnet": {"blocks", "train_path", "weights", "ops", "layout"},
 }
 
 
