@@ -4,6 +4,7 @@ from . import ops
 from .dispatch import backend, backends, strict
 from .explain import explain
 from .freeze import freeze
+from .memory import memory
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from .verify import verify
 
@@ -17,6 +18,7 @@ __all__ = [
     "backends",
     "explain",
     "freeze",
+    "memory",
     "ops",
     "resnet18",
     "resnet34",

@@ -154,6 +154,8 @@ class ResNet(nn.Module):
         NotImplementedError, ValueError: what the block does not support (BasicBlock: groups, width, dilation).
     """
 
+    memory_efficient = False  # also of networks that were built elsewhere
+
     def __init__(
         self,
         block,
@@ -244,13 +246,17 @@ class ResNet(nn.Module):
             return train_path.stem(x, self.conv1, self.bn1, self.maxpool, recompute=self.memory_efficient)
         return self.maxpool(conv_bn_relu(x, self.conv1, self.bn1))
 
+    def _layer(self, layer, x):
+        if self.memory_efficient and (chains := train_path.chains_of(x, layer)) is not None:
+            return train_path.residual(x, chains, recompute=True)
+        return layer(x)
+
     def forward(self, x):
         x = self._stem(x)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            if self.memory_efficient and (chains := train_path.chains_of(x, layer)) is not None:
-                x = train_path.residual(x, chains, recompute=True)
-            else:
-                x = layer(x)
+        x = self._layer(self.layer1, x)
+        x = self._layer(self.layer2, x)
+        x = self._layer(self.layer3, x)
+        x = self._layer(self.layer4, x)
         x = self.avgpool(x)
         x = torch.flatten(x, 1)
         return self.fc(x)
