@@ -215,6 +215,6 @@ def why_not_stem(x, conv, bn, maxpool):
         return "maxpool is not a plain nn.MaxPool2d, or carries a hook"
     if dtype not in dispatch.DTYPES or not _unit_fits(conv, bn, x, dtype, low, x.shape[1]):
         return "tensors that the op does not take"
-    if min(_shape_after(conv, tuple(x.shape))[2:]) < max(_pair(maxpool.kernel_size)) or x.shape[0] == 0:
-        return f"a map smaller than the pool, or empty: input of shape {tuple(x.shape)}"
+    if min(_shape_after(conv, tuple(x.shape))[2:]) < max(_pair(maxpool.kernel_size)):
+        return f"a map smaller than the pool: input of shape {tuple(x.shape)}"
     return None
