@@ -1,4 +1,4 @@
-"""python -m resnet_fused demo | verify | bench | explain | info.
+"""python -m resnet_fused demo | verify | bench | explain | train | info.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import dispatch, info, resnet, weights
+from . import dispatch, info, resnet, train, weights
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -41,7 +41,9 @@ def at_least(minimum, kind=int):
 
 def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
-    commands = main.add_subparsers(dest="command", required=True, metavar="demo | verify | bench | explain | info")
+    commands = main.add_subparsers(
+        dest="command", required=True, metavar="demo | verify | bench | explain | train | info"
+    )
 
     def command(name, function, help):
         sub = commands.add_parser(name, help=help, description=help)
@@ -78,6 +80,11 @@ def parser():
     explain = command("explain", run_explain, "which backend every fused op takes, and why")
     explain.add_argument("--train", action="store_true", help="in training mode")
     explain.add_argument("--frozen", action="store_true", help="of the frozen engine")
+
+    train.add_options(
+        command("train", run_train, "trains a network; torchrun -m resnet_fused train: on several GPUs"),
+        at_least, MODELS, dispatch.BACKENDS,
+    )  # fmt: skip
 
     for sub in (demo, bench, explain):
         model_options(sub)
@@ -195,6 +202,16 @@ def run_explain(args):
             except (NotImplementedError, ValueError) as e:
                 raise UsageError(str(e)) from e
         print(explain(model, x))
+    return 0
+
+
+def run_train(args):
+    from .train.run import run
+
+    try:
+        run(args)
+    except train.CannotTrain as e:  # from a process that loads images it comes with a traceback before its message
+        raise UsageError(str(e).strip().splitlines()[-1].rpartition("CannotTrain: ")[2]) from e
     return 0
 
 

@@ -28,7 +28,9 @@ class Report:
     def __str__(self):
         total = {"name": "all", **{way: getattr(self, way) for way in WAYS}}
         lines = [{"name": r["name"], **{way: f"{r[way] / 1e6:.2f}" for way in WAYS}} for r in (*self.rows, total)]
-        shares = f"share of eager's: fused {self.fused / self.eager:.3f}, memory_efficient {self.efficient / self.eager:.3f}"
+        shares = (
+            f"share of eager's: fused {self.fused / self.eager:.3f}, memory_efficient {self.efficient / self.eager:.3f}"
+        )
         return f"{table.render(COLUMNS, lines)}\n{shares} (computed)"
 
 

@@ -196,11 +196,14 @@ def residual(x, chains, recompute=False):
 
 
 def stem(x, conv, bn, maxpool, recompute=False):
-    """maxpool(relu(bn(conv(x)))) of modules that `route_of_stem` sends here, in their own modes."""
+    """maxpool(relu(bn(conv(x)))) of modules that `route_of_stem` sends here, in their own modes; maxpool may be an Identity."""
     step = _Pass(x)
     unit, _ = step.unit(conv, bn, tuple(x.shape))
-    pairs = (_pair(maxpool.kernel_size), _pair(maxpool.stride), _pair(maxpool.padding), _pair(maxpool.dilation))
-    return training.stem(step.x, unit, [*sum(pairs, ()), int(maxpool.ceil_mode)], step.finish, recompute)
+    pool = []
+    if type(maxpool) is not nn.Identity:
+        pairs = (_pair(maxpool.kernel_size), _pair(maxpool.stride), _pair(maxpool.padding), _pair(maxpool.dilation))
+        pool = [*sum(pairs, ()), int(maxpool.ceil_mode)]
+    return training.stem(step.x, unit, pool, step.finish, recompute)
 
 
 def _pair(value):
@@ -211,10 +214,12 @@ def why_not_stem(x, conv, bn, maxpool):
     """Why the stem's op does not take these modules on x, or None."""
     low = _low(x.device.type)
     dtype = low or x.dtype
-    if type(maxpool) is not nn.MaxPool2d or maxpool.return_indices or watched(maxpool):
-        return "maxpool is not a plain nn.MaxPool2d, or carries a hook"
+    plain = type(maxpool) is nn.Identity or (type(maxpool) is nn.MaxPool2d and not maxpool.return_indices)
+    if not plain or watched(maxpool):
+        return "maxpool is not a plain nn.MaxPool2d or nn.Identity, or carries a hook"
     if dtype not in dispatch.DTYPES or not _unit_fits(conv, bn, x, dtype, low, x.shape[1]):
         return "tensors that the op does not take"
-    if min(_shape_after(conv, tuple(x.shape))[2:]) < max(_pair(maxpool.kernel_size)):
+    least = 1 if type(maxpool) is nn.Identity else max(_pair(maxpool.kernel_size))
+    if min(_shape_after(conv, tuple(x.shape))[2:]) < least:
         return f"a map smaller than the pool: input of shape {tuple(x.shape)}"
     return None

@@ -1,6 +1,6 @@
 """Runs checks in several processes over gloo on this machine: one start for all of them, since importing torch takes longer.
 
-    python tests/distributed_run.py <folder> <world size> [check ...]
+python tests/distributed_run.py <folder> <world size> [check ...]
 """
 
 import datetime
@@ -21,7 +21,9 @@ def results(folder, processes, checks=()):
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), environment.get("PYTHONPATH", "")])
     command = [sys.executable, str(HERE / "distributed_run.py"), str(folder), str(processes)]
     running = [
-        subprocess.Popen([*command, str(rank), *checks], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [*command, str(rank), *checks], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for rank in range(processes)
     ]
     texts = [p.communicate()[0].decode() for p in running]
@@ -31,7 +33,7 @@ def results(folder, processes, checks=()):
         if not file.exists():
             raise RuntimeError(f"process {rank} did not start:\n{texts[rank]}")
         for check, error in json.loads(file.read_text()).items():
-            found[check] = found.get(check) or error and f"process {rank}: {error}"
+            found[check] = found.get(check) or (error and f"process {rank}: {error}")
     return found
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from training_cases import check
 
 import resnet_fused
+from resnet_fused import dispatch
 from resnet_fused.reference import by_modules, with_lively_norms
 
 
@@ -85,11 +86,13 @@ def test_wrong_arguments_are_refused(model):
 class Body(nn.Module):
     """A stem and a layer, so that the whole of it can be compared: gradients of a deep network are no measure."""
 
-    def __init__(self, memory_efficient):
+    def __init__(self, memory_efficient, pool=True):
         super().__init__()
         net = resnet_fused.ResNet(resnet_fused.BasicBlock, [2, 2, 1, 1], memory_efficient=memory_efficient)
         del net.layer3, net.layer4, net.fc, net.avgpool
         self.net = with_lively_norms(net)
+        if not pool:
+            self.net.maxpool = nn.Identity()
 
     def forward(self, x):
         x = self.net._stem(x)
@@ -103,6 +106,14 @@ def test_stem_and_layers_are_equal_to_eager(memory_format, memory_efficient):
     model = Body(memory_efficient).train().to(memory_format=memory_format)
     x = torch.randn(2, 3, 33, 40).contiguous(memory_format=memory_format)
     check(model, x, torch.randn(2, 128, 5, 5))
+
+
+def test_a_stem_without_a_pool():
+    torch.manual_seed(0)
+    model = Body(False, pool=False).train()
+    with dispatch.record() as rows:
+        check(model, torch.randn(2, 3, 17, 16), torch.randn(2, 128, 5, 4))
+    assert [op for op, _, _ in rows][:3] == ["conv_stats", "bn_stats", "bn_relu"]
 
 
 def test_memory_efficient_is_bit_for_bit_the_other_way():

@@ -1,4 +1,4 @@
-"""max_pool2d(relu(bn(conv(x)))) as one op: the stem.
+"""max_pool2d(relu(bn(conv(x)))) as one op: the stem. Without a pool: relu(bn(conv(x))).
 
 Kept for the backward: x, the output z of the convolution, and of the pool its output and indices; not the map between them,
 the largest of the network. The gradient reaches only the positions that the pool chose, and there the ReLU's output is the
@@ -26,13 +26,18 @@ def _unit(tensors, numbers, eps, group):
 def _run(x, tensors, numbers, eps, group, pool, recompute):
     unit = _unit(tensors, numbers, eps, group)
     z, stats = convolve(layout.in_format(x, layout.nearest_format(x)), unit)
-    pooled, indices = _pool(normalise(z, unit, stats), pool)
+    h = normalise(z, unit, stats)
+    if not pool:
+        return h, z, stats, z.new_empty(0, dtype=torch.int64)
+    pooled, indices = _pool(h, pool)
     return pooled, z, stats, indices.new_empty(0) if recompute else indices
 
 
 def _fake(x, tensors, numbers, eps, group, pool, recompute):
     unit = _unit(tensors, numbers, eps, group)
     z = empty_output(x, unit)
+    if not pool:
+        return torch.empty_like(z), z, empty_stats(z, unit), z.new_empty(0, dtype=torch.int64)
     pooled, indices = _pool(torch.empty_like(z), pool)
     return pooled, z, empty_stats(z, unit), indices.new_empty(0) if recompute else indices
 
@@ -49,23 +54,29 @@ def _run_backward(grad, x, pooled, z, stats, indices, tensors, numbers, eps, gro
     unit = _unit(tensors, numbers, eps, group)
     flag = _unit(wanted, numbers, eps, group)
     memory_format = layout.nearest_format(z)
-    grad = layout.in_format(grad, memory_format)
-    masked = torch.ops.aten.threshold_backward(grad, layout.in_format(pooled, memory_format), 0)
-    if indices.dim() == 1:
-        indices = _pool(normalise(z, unit, stats), pool)[1]
-    # z stands for the input of the pool, of which torch's backward reads the shape alone.
-    grad_h = torch.ops.aten.max_pool2d_with_indices_backward(
-        masked, z, pool[:2], pool[2:4], pool[4:6], pool[6:8], bool(pool[8]), indices
-    )
-    grad_h = layout.in_format(grad_h, memory_format)
+    grad, pooled = layout.in_format(grad, memory_format), layout.in_format(pooled, memory_format)
+    if pool:
+        grad, pooled = _unpooled(grad, pooled, z, unit, stats, indices, pool), None
     want_z = want_x or flag.weight
     grads = {}
     grad_z, grads[0, 0, "bn_weight"], grads[0, 0, "bn_bias"], _ = norm_backward(
-        grad_h, z, None, unit, stats, want_z, flag.bn_weight or flag.bn_bias
+        grad, z, pooled, unit, stats, want_z, flag.bn_weight or flag.bn_bias
     )
     grad_x, grads[0, 0, "weight"] = conv_backward(grad_z, x, unit, want_x, flag.weight)
     grad_x = layout.as_result_of(grad_x, x) if want_x else x.new_empty(0)
     return [grad_x, *plan.gradients([Block([unit], None)], grads, [Block([flag], None)])]
+
+
+def _unpooled(grad, pooled, z, unit, stats, indices, pool):
+    """The gradient before the ReLU."""
+    if indices.dim() == 1:
+        indices = _pool(normalise(z, unit, stats), pool)[1]
+    masked = torch.ops.aten.threshold_backward(grad, pooled, 0)
+    # z stands for the input of the pool, of which torch's backward reads the shape alone.
+    grad = torch.ops.aten.max_pool2d_with_indices_backward(
+        masked, z, pool[:2], pool[2:4], pool[4:6], pool[6:8], bool(pool[8]), indices
+    )
+    return layout.in_format(grad, layout.nearest_format(z))
 
 
 def _fake_backward(grad, x, pooled, z, stats, indices, tensors, numbers, eps, group, pool, want_x, wanted):
@@ -106,7 +117,8 @@ class _Call(NamedTuple):
 
     def reference(self, x, tensors):
         unit = _unit(tensors, self.numbers, self.eps, self.groups)
-        return _pool(torch.relu(plan.reference_unit(x, unit)), self.pool)[0]
+        h = torch.relu(plan.reference_unit(x, unit))
+        return _pool(h, self.pool)[0] if self.pool else h
 
 
 autograd.register("stem", _Call)
@@ -118,7 +130,7 @@ def stem(x, unit, pool, finish, recompute=False):
     Args:
         x: [N, C, H, W]; float32, float16, bfloat16, the dtype of the convolution's weight.
         unit: a `Unit`.
-        pool: kernel, stride, padding, dilation (pairs, as eight ints) and ceil_mode of the max-pool.
+        pool: kernel, stride, padding, dilation (pairs, as eight ints) and ceil_mode of the max-pool; empty: no pool.
         finish: is called with [float32 statistics of the unit] to update running statistics.
         recompute: keep less for the backward (see above) and compute it again.
 
