@@ -46,14 +46,8 @@ class BasicBlock(nn.Module):
 
     def why_not_fused(self, x):
         return why_not_fused(
-            x,
-            conv1=self.conv1,
-            bn1=self.bn1,
-            relu=self.relu,
-            conv2=self.conv2,
-            bn2=self.bn2,
-            downsample=self.downsample,
-        )
+            x, conv1=self.conv1, bn1=self.bn1, relu=self.relu, conv2=self.conv2, bn2=self.bn2, downsample=self.downsample
+        )  # fmt: skip
 
     def chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""

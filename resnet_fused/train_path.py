@@ -4,6 +4,8 @@ A block takes this path if a batch norm in it uses the statistics of the batch o
 take (odd dtypes, shapes, eps) goes the older way, one convolution at a time, and torch has its say there.
 """
 
+import contextlib
+
 import torch
 from torch import nn
 
@@ -24,8 +26,26 @@ def syncs(pairs):
     return any(type(bn) is nn.SyncBatchNorm and bn.training and name_of(bn) for _, bn in pairs)
 
 
+_state = {"apart": False}
+
+
+@contextlib.contextmanager
+def one_op_at_a_time():
+    """Context manager: blocks run as convolutions and batch norms of their own, whose every pass the dispatcher is asked for.
+
+    That is what tuning measures: inside the op of a whole block the same passes run on the same tensors.
+    """
+    before, _state["apart"] = _state["apart"], True
+    try:
+        yield
+    finally:
+        _state["apart"] = before
+
+
 def wanted(x, pairs):
     """Whether modules `pairs` [(conv, bn)] on input x are to be run by the training ops."""
+    if _state["apart"]:
+        return False
     if any(_uses_batch(bn) for _, bn in pairs):
         return True
     if not torch.is_grad_enabled():

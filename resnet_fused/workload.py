@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import layout
+from . import layout, train_path
 
 
 class Spec(NamedTuple):
@@ -71,7 +71,7 @@ def calls(model, shape, dtype, train=False):
     recorder = _Recorder()
     try:
         model.train(train)
-        with fake, torch.set_grad_enabled(train), recorder:
+        with fake, torch.set_grad_enabled(train), recorder, train_path.one_op_at_a_time():
             x = torch.empty(shape, dtype=dtype, device=device)
             out = torch.func.functional_call(model, state, (x,))
             if train:
