@@ -17,7 +17,8 @@ FACTS = {"device": "test", "arch": "none", "torch": "0"}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A cache of its own, and warnings that are not remembered from another test."""
+    """A cache of its own, warnings that are not remembered, and no emulator from another test: it would be measured."""
+    monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
     monkeypatch.setattr(tuning._env, "CACHE", tmp_path / "cache")
     tuning.forget()
     tuning._warn.cache_clear()
