@@ -10,6 +10,7 @@ import sys
 import torch
 
 from resnet_fused import resnet, table, timing
+from resnet_fused.cli import UsageError
 from resnet_fused.progress import Progress
 from resnet_fused.reference import with_lively_norms
 
@@ -144,6 +145,10 @@ def run(args, peers):
 def chosen(args, model):
     """The cases that the arguments ask for."""
     for batch in args.batch:
+        if batch == 1 and args.size <= 32 and "bn_relu" in args.op:
+            raise UsageError(
+                "--op bn_relu trains, which needs more than one value per channel: a larger --batch or --size"
+            )
         seen = collections.Counter()
         for case in cases.collect(model, batch, args.size, args.dtype, args.op, args.direction):
             kind = case.op, case.direction

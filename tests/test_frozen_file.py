@@ -38,7 +38,11 @@ def test_an_engine_comes_back_without_measuring(saved, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["zero_pad", "bottleneck", "identity-pool", "bfloat16", "static"])
 def test_every_kind_of_network_and_engine(tmp_path, kind):
-    model = narrow(block=resnet_fused.Bottleneck) if kind == "bottleneck" else narrow("zero_pad" if kind == "zero_pad" else "projection")
+    model = (
+        narrow(block=resnet_fused.Bottleneck)
+        if kind == "bottleneck"
+        else narrow("zero_pad" if kind == "zero_pad" else "projection")
+    )
     if kind == "identity-pool":
         model.maxpool = torch.nn.Identity()
     model, x = model.eval(), torch.randn(2, 3, 40, 40)
