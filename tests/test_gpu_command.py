@@ -80,7 +80,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
     for part in made:
         if part.name != "library":  # a prebuilt one is expected to load
             boxes[part.stage] = max(boxes.get(part.stage, 0), part.box)
-    assert sum(boxes.values()) <= gpu.TOTAL[quick] + 30 and gpu.TOTAL[quick] < (180 if quick else 540)
+    assert sum(boxes.values()) <= gpu.TOTAL[quick] + 40 and gpu.TOTAL[quick] < (180 if quick else 540)
     names = [part.name for part in made]
     assert {f"tests-{op}-{b}" for op in parts.OP_TESTS for b in parts.BACKENDS} <= set(names)
     assert {"instructions", "memcheck", "racecheck", "steering", "inference-256", "kernels", "training"} <= set(names)
