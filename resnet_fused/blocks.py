@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as _module
 
-from . import ops
+from . import layout, ops
+from .dispatch import prefers_channels_last
 from .ops._library import left_to_torch
 
 
@@ -119,6 +120,51 @@ def conv_bn_relu(x, conv, bn, residual=None, relu=True):
         x, conv.weight, bn.weight, bn.bias, residual=residual, relu=relu,
         stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups, **_count_batch(bn),
     )  # fmt: skip
+
+
+def network_input(x, conv, bn):
+    """`x` in the layout that is fastest for a network that begins with these; logits have no layout to tell."""
+    evaluation = not bn.training and not (torch.is_grad_enabled() and conv.weight.requires_grad)
+    return layout.in_format(x, layout.CHANNELS_LAST) if prefers_channels_last(x, conv.weight, evaluation) else x
+
+
+def conv_bn_relu_pool(x, conv, bn, pool):
+    """pool(relu(bn(conv(x)))): the stem, in one op where `pool` is the max-pool of ResNet and only values are wanted."""
+    if not _evaluates(bn) or conv.groups != 1 or conv.dilation != (1, 1) or why_not_pool(pool):
+        return pool(conv_bn_relu(x, conv, bn))
+    return ops.conv_bn_relu_pool(x, conv.weight, *_norm(bn), stride=conv.stride, padding=conv.padding, eps=bn.eps)
+
+
+def why_not_pool(pool):
+    """Why `pool` cannot be part of a fused op, or None: only ResNet's own, 3x3 of stride 2, can."""
+    if type(pool) is not nn.MaxPool2d:
+        return f"is a {type(pool).__name__}, not exactly nn.MaxPool2d"
+    if _watched(pool):
+        return "carries a hook"
+    wanted = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode)
+    return None if wanted == (3, 2, 1, 1, False, False) else "is not 3x3 of stride 2 and padding 1"
+
+
+def conv_bn_relu_and_shortcut(x, conv, bn, downsample):
+    """(relu(bn(conv(x))), the shortcut of a block that begins so): both read x, and a GPU computes both in one launch."""
+    if downsample is None or not (_evaluates(bn) and _evaluates(downsample[1])):
+        return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
+    projection, bn2 = downsample
+    plain = projection.padding == (0, 0) and projection.dilation == (1, 1) and conv.groups == projection.groups == 1
+    if not plain:
+        return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
+    return ops.conv_bn_relu_pair(
+        x, conv.weight, _norm(bn), projection.weight, _norm(bn2), stride=conv.stride, padding=conv.padding,
+        dilation=conv.dilation, eps=bn.eps, stride2=projection.stride, eps2=bn2.eps,
+    )  # fmt: skip
+
+
+def _evaluates(bn):
+    return not bn.training and bn.running_mean is not None and bn.running_var is not None
+
+
+def _norm(bn):
+    return bn.weight, bn.bias, bn.running_mean, bn.running_var
 
 
 def shortcut(x, downsample):

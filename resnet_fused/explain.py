@@ -109,7 +109,12 @@ def _name(owners, op, named):
     if not op.startswith("conv") and len(owners) > 1:
         owners = owners[1:]  # the pass after torch's convolution: its batch norm alone
     parent = owners[0].rpartition(".")[0] if owners else ""
-    parts = [".".join(filter(None, (parent, "+".join(name.rpartition(".")[2] for name in owners))))] if owners else []
+    parts = (
+        [".".join(filter(None, (parent, "+".join(name[len(parent) :].lstrip(".") for name in owners))))]
+        if owners
+        else []
+    )
     parts += ["add"] * (named.get("residual") is not None or op.startswith("add"))
-    parts += ["relu"] * bool(named.get("relu", op.startswith("add")))
+    parts += ["relu"] * bool(named.get("relu", op.startswith("add") or op.endswith(("pool", "pair"))))
+    parts += ["maxpool"] * op.endswith("pool")
     return "+".join(parts) or op

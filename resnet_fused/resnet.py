@@ -7,8 +7,7 @@ directions. Only `forward` differs: a block calls fused ops instead of its child
 import torch
 from torch import nn
 
-from . import layout
-from .blocks import conv_bn_relu, shortcut, why_not_fused
+from .blocks import conv_bn_relu, conv_bn_relu_and_shortcut, conv_bn_relu_pool, network_input, why_not_fused
 from .weights import resolve
 
 
@@ -58,8 +57,8 @@ class BasicBlock(nn.Module):
     def forward(self, x):
         if self.why_not_fused(x):
             return self.forward_by_modules(x)
-        out = conv_bn_relu(x, self.conv1, self.bn1)
-        return conv_bn_relu(out, self.conv2, self.bn2, residual=shortcut(x, self.downsample))
+        out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
+        return conv_bn_relu(out, self.conv2, self.bn2, residual=identity)
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -98,9 +97,9 @@ class Bottleneck(nn.Module):
     def forward(self, x):
         if self.why_not_fused(x):
             return self.forward_by_modules(x)
-        out = conv_bn_relu(x, self.conv1, self.bn1)
+        out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
         out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=shortcut(x, self.downsample))
+        return conv_bn_relu(out, self.conv3, self.bn3, residual=identity)
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -218,10 +217,9 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         if self.why_not_fused(x):
-            x = self.relu(self.bn1(self.conv1(x)))
+            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         else:
-            x = conv_bn_relu(layout.for_network(x, self.conv1.weight), self.conv1, self.bn1)
-        x = self.maxpool(x)
+            x = conv_bn_relu_pool(network_input(x, self.conv1, self.bn1), self.conv1, self.bn1, self.maxpool)
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)

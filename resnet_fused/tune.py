@@ -17,6 +17,8 @@ from .accuracy import budget_used, channel_dim_of, exact
 COLUMNS = {"op": "op", "shape": "shape", "count": "calls", "choice": "fastest", "time": "time", "runner_up": "runner-up",
            "then": "its time", "default": "default"}  # fmt: skip
 
+# The forward ops of a convolution: torch's own, followed by a pass, is a way to run them.
+CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool")
 PER_CALL = 1.0  # seconds of timing: medians do not become better by more
 
 
@@ -56,7 +58,7 @@ def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=la
 
 def _cost(call):
     """What decides the order: the bytes, weighted with the reuse of a convolution."""
-    weight = call["weight"] if call.op == "conv_bn_relu" else None
+    weight = call["weight"] if call.op in CONVOLUTIONS else None
     depth = math.prod(weight.shape[1:]) if weight is not None else 1
     return math.prod(call["x" if "x" in dict(call.arguments) else "grad"].shape) * depth
 
@@ -81,14 +83,14 @@ def _fresh(call, arguments):
 
 def options(call, device):
     """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them."""
-    conv = call.op == "conv_bn_relu"
+    conv = call.op in CONVOLUTIONS
     found = {}
     for name, backend in dispatch.BACKENDS.items():
         able = backend.takes(device.type) and backend.why_not() is None
         interpreted = name == "triton" and device.type == "cpu"
         if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
-    if conv and "triton" in found:
+    if call.op == "conv_bn_relu" and "triton" in found:
         for config in _configurations(call):
             found[f"triton {' '.join(f'{k}={v}' for k, v in config.items())}"] = ("triton", config)
     return found
@@ -162,11 +164,25 @@ def _tuple(results):
     return results if isinstance(results, tuple) else (results,)
 
 
+def _detail(call):
+    """What the dispatcher is told of a convolution besides its tensors."""
+    if call.op not in CONVOLUTIONS:
+        return ()
+    given = dict(call.arguments)
+    return (
+        given["weight"].shape,
+        given["stride"],
+        given["padding"],
+        given.get("dilation", (1, 1)),
+        given.get("groups", 1),
+    )
+
+
 def _row(call, count, arguments, entry):
     others = sorted((s, name) for name, s in entry.seconds.items() if name != entry.choice)
     x = next(a for a in arguments if isinstance(a, torch.Tensor))
     with dispatch.strict(False):
-        default = dispatch.automatic("conv_bn_relu" if call.op == "conv_bn_relu" else call.op, x).backend
+        default = dispatch.automatic(call.op, x, _detail(call)).backend
     return {
         "op": call.op, "shape": _shape(call), "count": count,
         "choice": entry.choice + " (its own launch)" * (entry.choice in entry.config),

@@ -20,11 +20,12 @@ FLOORS = {
     "native": {"_env", "__version__"},
     "machine": {"native"},
     "tuning": {"machine", "_env"},
-    "dispatch": {"tuning", "kernels", "native", "launch", "layout", "_env"},
+    "cpu_conv": {"native"},
+    "dispatch": {"tuning", "cpu_conv", "kernels", "native", "launch", "layout", "_env"},
     "ops": {"dispatch", "kernels", "native", "launch", "layout", "_env"},
     "blocks": {"ops", "dispatch", "layout"},
     "weights": set(),
-    "resnet": {"blocks", "weights", "ops", "layout"},
+    "resnet": {"blocks", "weights"},
 }
 
 
@@ -63,7 +64,7 @@ def test_imports_go_down(path):
 
 
 def test_the_import_check_sees_imports():
-    assert imports_of(PACKAGE / "resnet.py") >= {"blocks", "layout", "weights"}
+    assert imports_of(PACKAGE / "resnet.py") >= {"blocks", "weights"}
     assert imports_of(PACKAGE / "ops" / "bn_relu.py") >= {"dispatch", "layout", "ops"}
     assert imports_of(PACKAGE / "native.py") == {"__version__"}
 

@@ -30,7 +30,7 @@ def test_the_calls_of_a_model_are_those_it_makes():
     with torch.no_grad(), recorder:
         model.eval()(torch.randn(SHAPE))
     assert evaluation == dict(recorder.calls) and sum(evaluation.values()) == 12
-    assert {call.op for call in evaluation} == {"conv_bn_relu"}
+    assert {call.op for call in evaluation} == {"conv_bn_relu", "conv_bn_relu_pool"}
     assert {call.op for call in training} == {"bn_stats", "bn_relu", "bn_relu_backward"}
     half = workload.calls(model, SHAPE, torch.float16)
     assert {call["x"].dtype for call in half} == {torch.float16}
