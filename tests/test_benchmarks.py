@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from test_resnet import narrow
-from test_tuning import folder  # noqa: F401 (a cache of its own, and no emulator)
 
 from benchmarks import (
     candidates,
@@ -22,6 +21,8 @@ from benchmarks import (
     resnet,
 )
 from resnet_fused import dispatch, timing
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def collected(op, direction, batch=2, dtype=torch.float32):
@@ -149,7 +150,7 @@ def test_other_runtimes_give_the_logits_of_eager(name):
     with torch.no_grad():
         run = peers.inference(model, x)[name]()
         torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(peers.Missing, match="not torch.float16"):
+    with pytest.raises(peers.Missing, match=r"not torch\.float16"):
         peers.inference(model, x.half())[name]()
 
 

@@ -7,7 +7,7 @@ import torch
 from test_resnet import narrow
 
 import resnet_fused
-from resnet_fused import frozen_file, freeze, load_engine, tuning
+from resnet_fused import freeze, frozen_file, load_engine, tuning
 from resnet_fused.frozen_static import freeze_static
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -99,12 +99,12 @@ def test_wrong_files(saved, tmp_path):
     safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:5000])
     for name in ("pickled", "plain", "cut"):
-        with pytest.raises(ValueError, match="is not a file of engine.save"):
+        with pytest.raises(ValueError, match="is not a file of engine"):
             load_engine(tmp_path / f"{name}.safetensors")
     header = {"format": 99}
     safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "later.safetensors", {frozen_file.KEY: json.dumps(header)})
     with pytest.raises(ValueError, match="has format 99, this package reads format 1"):
         load_engine(tmp_path / "later.safetensors")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="frozen for a CUDA device|sees none"):
+        with pytest.raises(ValueError, match="torch sees none here"):
             load_engine(path, "cuda")

@@ -1,4 +1,4 @@
-"""The engine for GPUs, run call by call on a CPU: numbers, memory plan, batch policies, refusals; a graph with --device=cuda."""
+"""The engine for GPUs, call by call on a CPU: numbers, memory plan, batch policies, refusals; --device=cuda: with its graph."""
 
 import copy
 import threading
@@ -126,7 +126,7 @@ def test_exact_refuses_other_shapes_in_one_line(device):
     ):
         with pytest.raises(ValueError, match=message):
             engine(wrong)
-    with pytest.raises(TypeError, match="x is torch.float64"):
+    with pytest.raises(TypeError, match=r"x is torch\.float64"):
         engine(x.double())
 
 
