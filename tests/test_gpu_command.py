@@ -32,10 +32,11 @@ def test_the_miniature(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr + log
     states = {r["part"]: r["state"] for r in json.loads((tmp_path / "gpu.json").read_text())["parts"]}
     assert set(states.values()) == {"passed"}
-    assert {"info", "sanitized-calls", "steering", "inference-2", "kernels", "training"} <= states.keys()
+    assert {"info", "sanitized-calls", "steering", "inference-2", "kernels", "training", "tune"} <= states.keys()
     rows = record.read(tmp_path)
     assert {row["suite"] for row in rows} == {"steering", "kernels", "resnet"}
     assert {row.get("direction") for row in rows} >= {"fprop", "dgrad", "wgrad", "forward", "backward"}
+    assert len(list((tmp_path / "tuning").glob("tuning-*.json"))) == 1
     report = (tmp_path / "report.md").read_text()
     assert all(
         title in report for title in ("inference at 32x32", "training step", "conv_bn_relu, backward", "of matmul")
