@@ -26,13 +26,14 @@ def backends(device, conv):
 
 def forward(case, device, peers, exactly=False):
     """{name: (kind, maker)}; `maker(a)`: a function without arguments that makes the call on the arguments `a`."""
-    conv = case.op == "conv_bn_relu"
+    conv = case.op.startswith("conv")
     made = {name: ("ours", functools.partial(_ours, case, name)) for name in backends(device, conv)}
     if conv and device == "cpu" and "fused" in peers:
         site = _site(case, case.arguments("cpu", 0))
         for way in frozen_conv.ways(site, case.call["x"].dtype, exactly):
-            kind = "peer" if way is frozen_conv.OneDNN else "ours"
-            made["onednn fused" if kind == "peer" else way.name] = (kind, functools.partial(_frozen, case, way))
+            kind = "peer" if way.name.startswith("onednn") else "ours"
+            name = way.name.replace("onednn", "onednn fused")
+            made[name] = (kind, functools.partial(_frozen, case, way))
     if conv and device == "cuda" and "fused" in peers:
         made["cudnn fused"] = ("peer", functools.partial(_cudnn, case))
     if "eager" in peers:
@@ -46,7 +47,7 @@ def forward(case, device, peers, exactly=False):
 def backward(case, device, peers):
     """{name: (kind, function)} with the signature of the public op, to be differentiated; the backend counts in both
     passes (see `under`)."""
-    made = dict.fromkeys(backends(device, case.op == "conv_bn_relu"), ("ours", case.public))
+    made = dict.fromkeys(backends(device, case.op.startswith("conv")), ("ours", case.public))
     if "eager" in peers:
         made["eager"] = ("peer", case.reference)
     if "compile" in peers:
@@ -79,33 +80,35 @@ def _ours(case, name, a):
 
 def _site(case, a):
     k, c, r, s = a["weight"].shape
-    conv = nn.Conv2d(c * a["groups"], k, (r, s), a["stride"], a["padding"], a["dilation"], a["groups"], bias=False)
+    groups, dilation = a.get("groups", 1), a.get("dilation", 1)
+    conv = nn.Conv2d(c * groups, k, (r, s), a["stride"], a["padding"], dilation, groups, bias=False)
     bn = nn.BatchNorm2d(k, eps=a["eps"])
     conv.weight, bn.weight, bn.bias = (nn.Parameter(a[n]) for n in ("weight", "bn_weight", "bn_bias"))
     bn.running_mean, bn.running_var = a["mean"], a["var"]
-    return Site("case", conv, bn, a["relu"], a["residual"] is not None, shape=tuple(a["x"].shape))
+    residual, pool = a.get("residual") is not None, case.op == "conv_bn_relu_pool"
+    return Site("case", conv, bn, a.get("relu", True), residual, pool, shape=tuple(a["x"].shape))
 
 
 def _frozen(case, way, a):
     """Folded and packed; the residual is dead in a network and written over, so the call has one of its own."""
     run = way(_site(case, a), a["x"].dtype)
-    residual = None if a["residual"] is None else a["residual"].clone(memory_format=torch.channels_last)
+    residual = a.get("residual")
+    residual = None if residual is None else residual.clone(memory_format=torch.channels_last)
     x = a["x"].contiguous(memory_format=torch.channels_last)
     return lambda: run(x) if residual is None else run(x, residual)
 
 
 def _cudnn(case, a):
     """cuDNN's own fusion, with the batch norm folded into weight and bias."""
-    weight, bias = (t.to(a["x"].dtype) for t in fold(*_modules(case, a)))
+    site = _site(case, a)
+    weight, bias = (t.to(a["x"].dtype) for t in fold(site.conv, site.bn))
     weight = weight.contiguous(memory_format=torch.channels_last)
-    conv = a["stride"], a["padding"], a["dilation"], a["groups"]
-    if a["residual"] is not None:
+    conv = site.conv.stride, site.conv.padding, site.conv.dilation, site.conv.groups
+    if site.pool:
+        run = functools.partial(torch.cudnn_convolution_relu, a["x"], weight, bias, *conv)
+        return lambda: torch.nn.functional.max_pool2d(run(), 3, 2, 1)
+    if site.residual:
         return lambda: torch.cudnn_convolution_add_relu(a["x"], weight, a["residual"], 1.0, bias, *conv)
-    if a["relu"]:
+    if site.relu:
         return lambda: torch.cudnn_convolution_relu(a["x"], weight, bias, *conv)
     return lambda: torch.nn.functional.conv2d(a["x"], weight, bias, *conv)
-
-
-def _modules(case, a):
-    site = _site(case, a)
-    return site.conv, site.bn

@@ -115,6 +115,7 @@ def main(argv=None):
         os.environ["TRITON_INTERPRET"] = "0"  # the tests would choose the interpreter where they see no device file
     output = Path(args.output or parts.ROOT / "benchmarks" / "results").resolve()
     output.mkdir(parents=True, exist_ok=True)
+    os.environ["RESNET_FUSED_CACHE"] = str(output / "tuning")  # nothing known beforehand; what is measured comes back
     chosen = parts.of(args.device, output, args.quick, args.smoke)
     if args.parts:
         chosen = [part for part in chosen if part.name.startswith(tuple(args.parts))]

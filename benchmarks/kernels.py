@@ -10,8 +10,8 @@ import sys
 import torch
 
 from resnet_fused import resnet, table, timing
+from resnet_fused.cli import UsageError
 from resnet_fused.progress import Progress
-from resnet_fused.reference import with_lively_norms
 
 from . import candidates, cases, ceilings, gate, harness, options, record
 
@@ -112,6 +112,8 @@ def main(argv=None):
     made.add_argument("--peers", choices=candidates.PEERS, nargs="*", help="default: all; on a CPU not compile (slow)")
     made.add_argument("--first", type=options.at_least(1), help="only so many cases of each op and direction")
     args = options.settle(made.parse_args(argv), gpu_batches=(1, 32, 256), cpu_batches=(1, 8))
+    if min(args.batch) == 1 and args.size <= 32 and "bn_relu" in args.op:
+        raise UsageError("--op bn_relu trains, which needs more than one value per channel: a larger --batch or --size")
     peers = args.peers if args.peers is not None else candidates.PEERS[: 3 if args.device == "cuda" else 2]
     rows = run(args, peers)
     print(text(rows))
@@ -121,7 +123,7 @@ def main(argv=None):
 def run(args, peers):
     """Measures and records every case, until the budget is spent."""
     deadline = options.deadline(args)
-    model = with_lively_norms(getattr(resnet, args.model)()).to(memory_format=torch.channels_last)
+    model = getattr(resnet, args.model)().to(args.device, memory_format=torch.channels_last)
     log = record.Log("kernels", args.device, args.output)
     log.head["model"] = args.model
     seconds = 1.0 if args.seconds is None else args.seconds

@@ -43,7 +43,7 @@ def of(device, output, quick=False, smoke=False):
         return [*_facts(), *_checks(device, 60, smoke), *_measurements(device, output, 0.2, 32, ("2",), smoke)]
     batches = ("256", "1", "32")
     share = 0.4 if quick else 1.0
-    return [*_facts(), _library(quick), *_checks(device, 45 if quick else 120, smoke),
+    return [*_facts(), _library(quick), *_checks(device, 45 if quick else 110, smoke),
             *_measurements(device, output, share, 224, batches[:1] if quick else batches, smoke)]  # fmt: skip
 
 
@@ -79,6 +79,9 @@ def _checks(device, box, smoke):
         for op in OP_TESTS[:1] if smoke else (*OP_TESTS, "large"):
             tests = _python("-m", "pytest", "-q", "-rf", f"tests/test_{op}.py", f"--device={device}", "-k", backend)
             made.append(Part(f"tests-{op}-{backend}", 2, box, tests))
+    if device == "cuda":
+        tests = _python("-m", "pytest", "-q", "-rf", "tests/test_frozen_static.py", "--device=cuda")
+        made.append(Part("tests-static-engine", 2, box, tests))
     calls = _python("-m", "benchmarks.sanitized", "--device", device, "--size", 48, "--model", "resnet18")
     if device == "cpu":
         return [*made, Part("sanitized-calls", 2, box, calls)]
@@ -97,21 +100,28 @@ def _measurements(device, output, share, size, batches, smoke):
     def part(name, suite, seconds, *arguments):
         box = 60 if smoke else share * seconds
         # What is started within the budget still needs its time; the box ends it at last.
-        command = _python("-m", f"benchmarks.{suite}", *common, "--budget", round(0.75 * box, 1), *arguments)
-        return Part(name, 3, box, command)
+        budget = 3 if smoke and suite == "steering" else round(0.75 * box, 1)
+        return Part(name, 3, box, _python("-m", f"benchmarks.{suite}", *common, "--budget", budget, *arguments))
 
     plain = ("--peers", "eager", "live", "frozen") if smoke else ("--peers", *PLAIN)
     one = ("--first", 1, "--peers", "eager", "fused") if smoke else ()
     made = [
         part("steering", "steering", 50, "--batch", *batches),
         *(part(f"inference-{b}", "resnet", 30, "--batch", b, *plain) for b in batches),
-        part("kernels", "kernels", 90, "--batch", *batches, *one),
+        part("kernels", "kernels", 80, "--batch", *batches, *one),
         part("training", "resnet", 40, "--mode", "train", "--batch", batches[0], "--peers", *TRAINING),
     ]
-    if not smoke:  # compiling takes minutes on few cores
-        made.append(part("compiled", "resnet", 90, "--batch", *batches[:2], "--peers", *COMPILED))
+    made.append(_tune(device, 60 * share, smoke))
+    if share == 1:  # compiling takes minutes
+        made.append(part("compiled", "resnet", 70, "--batch", *batches[:2], "--peers", *COMPILED))
         compiled = ("live", "torch.compile")
         made.append(
-            part("compiled-training", "resnet", 60, "--mode", "train", "--batch", batches[0], "--peers", *compiled)
+            part("compiled-training", "resnet", 40, "--mode", "train", "--batch", batches[0], "--peers", *compiled)
         )
     return [dataclasses.replace(p, stage=3 + i) for i, p in enumerate(made)]
+
+
+def _tune(device, box, smoke):
+    """What it measures comes back in the folder `tuning` of the output, a table for the package to ship."""
+    what = ("resnet18", "1x3x32x32", "--seconds", 1) if smoke else ("resnet34", "256x3x224x224", "--dtype", "bfloat16")
+    return Part("tune", 3, 60 if smoke else box, _python("-m", "resnet_fused", "tune", *what, "--device", device))

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from resnet_fused import dispatch, resnet
+from resnet_fused import dispatch, freeze, resnet
 from resnet_fused.reference import with_lively_norms
 
 from . import candidates, cases, gate, options
@@ -28,8 +28,23 @@ def main(argv=None):
                 for name in candidates.backends(args.device, case.op == "conv_bn_relu"):
                     if args.backend in (None, name):
                         done += _check(case, name, args.device)
+    networks(model, args)
     print(f"{done} calls, all within their error budget")
     return 0 if done else 1
+
+
+def networks(model, args):
+    """Whole passes, for what only a network calls: shared launches, running statistics, the frozen engine."""
+    x = torch.randn(2, 3, args.size, args.size, device=args.device)
+    model = model.to(args.device)
+    for name in candidates.backends(args.device, conv=True):
+        if args.backend in (None, name):
+            with dispatch.backend(name):
+                with torch.no_grad():
+                    model.eval()(x)
+                model.train()(x).square().mean().backward()
+    if args.backend is None:
+        freeze(model.eval(), x)(x)
 
 
 def _check(case, name, device):

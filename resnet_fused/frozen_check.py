@@ -38,13 +38,14 @@ def layer_shares(site, layer, x, residual, out):
 @torch.no_grad()
 def refuse(engine, x, share):
     """Raises ValueError with the name of the layer that uses most of its error budget on the images `x`."""
-    shares = {}
+    shares = []
 
     def step(site, x, residual=None):
         x, residual = (None if t is None else layout.in_format(t, layout.CHANNELS_LAST) for t in (x, residual))
         shape = (x.shape[0], *frozen_layers.out_shape(site)[1:])
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.CHANNELS_LAST)
-        shares[site], eager = layer_shares(site, site.run, x, residual, out)
+        share_of_it, eager = layer_shares(site, site.run, x, residual, out)
+        shares.append((share_of_it, site.name, site.way.name))
         return _by_torch(site, x, residual, x.dtype) if eager.shape[0] < x.shape[0] else eager
 
     x = step(engine._stem, x)
@@ -57,10 +58,10 @@ def refuse(engine, x, share):
             shortcut = block.shortcut(x)
         for site in block.sites:
             x = step(site, x, shortcut if site.residual else None)
-    worst = max(shares, key=shares.get)
+    worst, name, way = max(shares)
     raise ValueError(
-        f"freeze: the engine uses {share:.2f} of its error budget in {engine.dtype}; the worst layer is {worst.name} "
-        f"({worst.way.name}) with {shares[worst]:.2f}: use the live model, or a wider dtype"
+        f"freeze: the engine uses {share:.2f} of its error budget in {engine.dtype}; the worst layer is {name} "
+        f"({way}) with {worst:.2f}: use the live model, or a wider dtype"
     )
 
 

@@ -137,6 +137,8 @@ def options(site, dtype, device):
     for name, backend in dispatch.BACKENDS.items():
         if name in ("torch", "eager", "native") or not backend.takes(device.type) or backend.why_not() is not None:
             continue
+        if name == "triton" and device.type == "cpu":  # the interpreter: numbers, no speed
+            continue
         found[name] = _plain(lambda s, d, name=name: Epilogue(s, d, name), site)
         if site.pool and name != "triton" and site.conv.groups == 1 and site.conv.dilation == (1, 1):
             found[f"{name}, pool fused"] = lambda s, d, name=name: EpiloguePool(s, d, name)

@@ -64,18 +64,29 @@ def key(op, *parts):
 
 
 class Table:
-    """The entries of one machine."""
+    """The entries of one machine. `facts`: what it is (machine.identity), or a function that tells: to know a machine takes
+    a hash of the compiled library, which is left until there is anything to read or to write."""
 
     def __init__(self, facts, folder=None):
-        self.facts, self.folder = facts, Path(folder or _env.CACHE)
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = self.folder / f"tuning-v{VERSION}-{digest}.json"
-        found, problem = self._read()
-        if problem:
-            _warn(
-                f"tuning results in {self.path} cannot be read ({problem}): the defaults apply until they are measured again"
-            )
-        self.entries = _shipped(facts["device"], facts["arch"]) | found
+        self._tell, self.folder, self.entries = facts, Path(folder or _env.CACHE), {}
+        pattern = f"tuning-v{VERSION}-*.json"
+        if any(SHIPPED.glob("tuning-*.json")) or (self.folder.is_dir() and any(self.folder.glob(pattern))):
+            found, problem = self._read()
+            if problem:
+                _warn(
+                    f"tuning results in {self.path} cannot be read ({problem}): "
+                    "the defaults apply until they are measured again"
+                )
+            self.entries = _shipped(self.facts["device"], self.facts["arch"]) | found
+
+    @functools.cached_property
+    def facts(self):
+        return self._tell() if callable(self._tell) else self._tell
+
+    @functools.cached_property
+    def path(self):
+        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
+        return self.folder / f"tuning-v{VERSION}-{digest}.json"
 
     def _read(self):
         """({key: Entry} of the file, what is wrong with it or None)."""
@@ -156,7 +167,7 @@ def table(device):
     found = _tables.get(which)
     if found is None:
         with _lock:
-            found = _tables.get(which) or _tables.setdefault(which, Table(machine.identity(device)))
+            found = _tables.get(which) or _tables.setdefault(which, Table(lambda: machine.identity(device)))
     return found
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import resnet_fused
-from resnet_fused import dispatch
+from resnet_fused import dispatch, tuning
 
 # Slow (they compile, or run whole builds): only with --all.
 SLOW = ("test_aot", "test_build", "test_mutants", "test_sanitized", "test_distributed_four", "test_training_proof")
@@ -93,3 +93,14 @@ def _poison():
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """The folder of a tuning cache of its own, and no emulator that another test has registered: it would be measured."""
+    monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
+    monkeypatch.setattr(tuning._env, "CACHE", tmp_path / "cache")
+    tuning.forget()
+    tuning._warn.cache_clear()
+    yield tmp_path / "cache"
+    tuning.forget()

@@ -4,12 +4,12 @@ import pytest
 import torch
 from test_cli import check_error, run
 from test_resnet import narrow
-from test_tuning import folder  # noqa: F401 (a cache of its own for every test)
 
 import resnet_fused
 from resnet_fused import dispatch, tune, tuning, workload
 
 SHAPE = (2, 3, 48, 48)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(autouse=True)

@@ -15,21 +15,14 @@ from resnet_fused import dispatch, launch, machine, ops, tuning
 FACTS = {"device": "test", "arch": "none", "torch": "0"}
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """A cache of its own, and warnings that are not remembered from another test."""
-    monkeypatch.setattr(tuning._env, "CACHE", tmp_path / "cache")
-    tuning.forget()
-    tuning._warn.cache_clear()
-    yield tmp_path / "cache"
-    tuning.forget()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def entry(choice="native", **seconds):
     return tuning.entry({choice: 1e-6, **seconds})
 
 
-def test_what_is_stored_is_found_by_the_next_process(folder):
+def test_what_is_stored_is_found_by_the_next_process(own_cache):
     tuning.Table(FACTS).store({"a": entry(eager=2e-6)})
     found = tuning.Table(FACTS).entries["a"]
     assert (found.choice, found.seconds["eager"]) == ("native", 2e-6)
@@ -50,9 +43,9 @@ def test_times_of_what_must_not_run_survive_and_are_not_shown():
     pytest.param('{"version": 1, "machine": {"device": "test", "arch": "none", "torch": "0"}, "entries": {"a": {}}}',
                  id="incomplete-entry"),
 ])  # fmt: skip
-def test_a_damaged_file_is_a_warning_and_kept(folder, content):
+def test_a_damaged_file_is_a_warning_and_kept(own_cache, content):
     path = tuning.Table(FACTS).path
-    folder.mkdir()
+    own_cache.mkdir()
     path.write_text(content)
     with pytest.warns(UserWarning, match="cannot be read"):
         table = tuning.Table(FACTS)
@@ -71,7 +64,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path, monkeypatch):
     assert table.entries["a"].choice == "native", "this process keeps it"
 
 
-def test_writers_at_the_same_time_lose_nothing(folder):
+def test_writers_at_the_same_time_lose_nothing(own_cache):
     tables = [tuning.Table(FACTS) for _ in range(8)]
 
     def work(i):
@@ -84,18 +77,18 @@ def test_writers_at_the_same_time_lose_nothing(folder):
     for t in threads:
         t.join()
     assert len(tuning.Table(FACTS).entries) == 40
-    assert [p.suffix for p in folder.iterdir()].count(".tmp") == 0
+    assert [p.suffix for p in own_cache.iterdir()].count(".tmp") == 0
 
 
-def test_a_reader_never_sees_half_a_file(folder, monkeypatch):
+def test_a_reader_never_sees_half_a_file(own_cache, monkeypatch):
     table = tuning.Table(FACTS)
     table.store({"a": entry()})
     monkeypatch.setattr(json, "dump", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         table.store({"b": entry()})
     monkeypatch.undo()
-    assert tuning.Table(FACTS, folder).entries.keys() == {"a"}
-    assert not list(folder.glob("*.tmp"))
+    assert tuning.Table(FACTS, own_cache).entries.keys() == {"a"}
+    assert not list(own_cache.glob("*.tmp"))
 
 
 def test_shipped_tables_hold_for_their_device_and_give_way(tmp_path, monkeypatch):
