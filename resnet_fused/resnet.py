@@ -22,7 +22,23 @@ def conv1x1(in_planes, out_planes, stride=1):
     return nn.Conv2d(in_planes, out_planes, 1, stride=stride, bias=False)
 
 
-class BasicBlock(nn.Module):
+class _Residual(nn.Module):
+    """Runs a block by fused ops where nobody could tell, else module by module."""
+
+    def forward(self, x):
+        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
+        if way == "modules":
+            return self.forward_by_modules(x)
+        if way == "training":
+            return train_path.residual(x, [self.chain()])
+        (*firsts, last), downsample = self.chain()
+        out = x
+        for conv, bn in firsts:
+            out = conv_bn_relu(out, conv, bn)
+        return conv_bn_relu(out, *last, residual=shortcut(x, downsample))
+
+
+class BasicBlock(_Residual):
     """Two 3x3 convolutions: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
 
     expansion = 1
@@ -59,15 +75,6 @@ class BasicBlock(nn.Module):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2)], self.downsample
 
-    def forward(self, x):
-        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
-        if way == "modules":
-            return self.forward_by_modules(x)
-        if way == "training":
-            return train_path.residual(x, [self.chain()])
-        out = conv_bn_relu(x, self.conv1, self.bn1)
-        return conv_bn_relu(out, self.conv2, self.bn2, residual=shortcut(x, self.downsample))
-
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -75,7 +82,7 @@ class BasicBlock(nn.Module):
         return self.relu(out)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Residual):
     """1x1, 3x3, 1x1 convolutions with the stride in the 3x3 one (ResNet V1.5, as torchvision has it)."""
 
     expansion = 4
@@ -105,16 +112,6 @@ class Bottleneck(nn.Module):
     def chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)], self.downsample
-
-    def forward(self, x):
-        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
-        if way == "modules":
-            return self.forward_by_modules(x)
-        if way == "training":
-            return train_path.residual(x, [self.chain()])
-        out = conv_bn_relu(x, self.conv1, self.bn1)
-        out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=shortcut(x, self.downsample))
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -236,14 +233,13 @@ class ResNet(nn.Module):
         return why_not_fused(x, conv1=self.conv1, bn1=self.bn1, relu=self.relu)
 
     def _stem(self, x):
-        if self.why_not_fused(x):
-            return self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = layout.for_network(x, self.conv1.weight)
-        way = train_path.route_of_stem(x, self.conv1, self.bn1, self.maxpool)
+        parts = self.conv1, self.bn1, self.maxpool
+        way = "modules" if self.why_not_fused(x) else train_path.route_of_stem(x, *parts)
         if way == "modules":
             return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = layout.for_network(x, self.conv1.weight)
         if way == "training":
-            return train_path.stem(x, self.conv1, self.bn1, self.maxpool, recompute=self.memory_efficient)
+            return train_path.stem(x, *parts, recompute=self.memory_efficient)
         return self.maxpool(conv_bn_relu(x, self.conv1, self.bn1))
 
     def _layer(self, layer, x):
@@ -253,10 +249,8 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         x = self._stem(x)
-        x = self._layer(self.layer1, x)
-        x = self._layer(self.layer2, x)
-        x = self._layer(self.layer3, x)
-        x = self._layer(self.layer4, x)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = self._layer(layer, x)
         x = self.avgpool(x)
         x = torch.flatten(x, 1)
         return self.fc(x)
