@@ -22,7 +22,23 @@ def conv1x1(in_planes, out_planes, stride=1):
     return nn.Conv2d(in_planes, out_planes, 1, stride=stride, bias=False)
 
 
-class BasicBlock(nn.Module):
+class _Residual(nn.Module):
+    """Runs a block by fused ops where nobody could tell, else module by module."""
+
+    def forward(self, x):
+        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
+        if way == "modules":
+            return self.forward_by_modules(x)
+        if way == "training":
+            return train_path.residual(x, [self.chain()])
+        (first, *others, last), downsample = self.chain()
+        out, identity = conv_bn_relu_and_shortcut(x, *first, downsample)
+        for conv, bn in others:
+            out = conv_bn_relu(out, conv, bn)
+        return conv_bn_relu(out, *last, residual=identity)
+
+
+class BasicBlock(_Residual):
     """Two 3x3 convolutions: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
 
     expansion = 1
@@ -53,15 +69,6 @@ class BasicBlock(nn.Module):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2)], self.downsample
 
-    def forward(self, x):
-        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
-        if way == "modules":
-            return self.forward_by_modules(x)
-        if way == "training":
-            return train_path.residual(x, [self.chain()])
-        out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
-        return conv_bn_relu(out, self.conv2, self.bn2, residual=identity)
-
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -69,7 +76,7 @@ class BasicBlock(nn.Module):
         return self.relu(out)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Residual):
     """1x1, 3x3, 1x1 convolutions with the stride in the 3x3 one (ResNet V1.5, as torchvision has it)."""
 
     expansion = 4
@@ -99,16 +106,6 @@ class Bottleneck(nn.Module):
     def chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)], self.downsample
-
-    def forward(self, x):
-        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
-        if way == "modules":
-            return self.forward_by_modules(x)
-        if way == "training":
-            return train_path.residual(x, [self.chain()])
-        out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
-        out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=identity)
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -230,15 +227,14 @@ class ResNet(nn.Module):
         return why_not_fused(x, conv1=self.conv1, bn1=self.bn1, relu=self.relu)
 
     def _stem(self, x):
-        if self.why_not_fused(x):
-            return self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = network_input(x, self.conv1, self.bn1)
-        way = train_path.route_of_stem(x, self.conv1, self.bn1, self.maxpool)
+        parts = self.conv1, self.bn1, self.maxpool
+        way = "modules" if self.why_not_fused(x) else train_path.route_of_stem(x, *parts)
         if way == "modules":
             return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = network_input(x, self.conv1, self.bn1)
         if way == "training":
-            return train_path.stem(x, self.conv1, self.bn1, self.maxpool, recompute=self.memory_efficient)
-        return conv_bn_relu_pool(x, self.conv1, self.bn1, self.maxpool)
+            return train_path.stem(x, *parts, recompute=self.memory_efficient)
+        return conv_bn_relu_pool(x, *parts)
 
     def _layer(self, layer, x):
         if self.memory_efficient and (chains := train_path.chains_of(x, layer)) is not None:
@@ -247,10 +243,8 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         x = self._stem(x)
-        x = self._layer(self.layer1, x)
-        x = self._layer(self.layer2, x)
-        x = self._layer(self.layer3, x)
-        x = self._layer(self.layer4, x)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = self._layer(layer, x)
         x = self.avgpool(x)
         x = torch.flatten(x, 1)
         return self.fc(x)

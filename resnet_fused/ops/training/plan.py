@@ -9,7 +9,8 @@ _PER_UNIT = 10  # stride, padding, dilation (pairs), groups, and which tensors t
 
 def encode(blocks):
     """(tensors, numbers, eps, groups): what an op takes in place of the list of Blocks."""
-    tensors, numbers, eps, groups = [], [len(blocks)], [], []
+    frozen = any(unit.mean is not None for block in blocks for unit in block.all_units())
+    tensors, numbers, eps, groups = [], [int(frozen), len(blocks)], [], []
     for block in blocks:
         numbers += [len(block.units), int(block.projection is not None)]
         for unit in block.all_units():
@@ -20,6 +21,11 @@ def encode(blocks):
             eps.append(unit.eps)
             groups.append(unit.group)
     return tensors, numbers, eps, ",".join(groups)
+
+
+def any_frozen(numbers):
+    """Whether a unit among the blocks has frozen statistics."""
+    return bool(numbers[0])
 
 
 def decode(tensors, numbers, eps, groups):
@@ -37,6 +43,7 @@ def decode(tensors, numbers, eps, groups):
             weight, bn_weight, bn_bias, mean, var, plan[:2], plan[2:4], plan[4:6], plan[6], next(eps), next(groups)
         )  # fmt: skip
 
+    next(numbers)
     blocks = []
     for _ in range(next(numbers)):
         units, projection = next(numbers), next(numbers)
