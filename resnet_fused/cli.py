@@ -1,4 +1,4 @@
-"""python -m resnet_fused demo | verify | bench | explain | tune | train | info.
+"""python -m resnet_fused demo | verify | bench | explain | summary | tune | train | info.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import dispatch, info, resnet, train, weights
+from . import cifar, dispatch, info, resnet, train, weights
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -55,7 +55,7 @@ def shape_of(text):
 def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
     commands = main.add_subparsers(
-        dest="command", required=True, metavar="demo | verify | bench | explain | tune | train | info"
+        dest="command", required=True, metavar="demo | verify | bench | explain | summary | tune | train | info"
     )
 
     def command(name, function, help):
@@ -108,9 +108,13 @@ def parser():
         at_least, MODELS, dispatch.BACKENDS,
     )  # fmt: skip
 
+    summary = command("summary", run_summary, "the paper's table: layers, sizes, parameters, FLOPs, fused kernels")
+    summary.add_argument("model", choices=(*MODELS, *cifar.CIFAR_MODELS), nargs="?", default="resnet34")
+    summary.add_argument("--size", type=at_least(MIN_SIZE), help="default: 224, and 32 for the CIFAR networks")
+
     for sub in (demo, bench, explain):
         model_options(sub)
-    for sub in (demo, verify, bench, explain, tune):
+    for sub in (demo, verify, bench, explain, summary, tune):
         machine_options(sub)
     input_options(bench, batch=8)
     input_options(explain, batch=1)
@@ -271,6 +275,17 @@ def run_train(args):
         run(args)
     except train.CannotTrain as e:  # from a process that loads images it comes with a traceback before its message
         raise UsageError(str(e).strip().splitlines()[-1].rpartition("CannotTrain: ")[2]) from e
+    return 0
+
+
+def run_summary(args):
+    from .summary import summarize
+
+    device, small = device_of(args), args.model in cifar.CIFAR_MODELS
+    model = getattr(cifar if small else resnet, args.model)().eval().to(device)
+    size = args.size or (32 if small else 224)
+    print(f"{args.model} at {size}x{size}, evaluation on {device}")
+    print(summarize(model, torch.randn(1, 3, size, size, device=device)))
     return 0
 
 

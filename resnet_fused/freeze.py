@@ -62,6 +62,8 @@ class _Block:
         self.sites = [Site(f"{name}.conv{i}", conv, bn, residual=i == last) for i, conv, bn in pairs]
         self.projection, self.shortcut = None, block.downsample
         if isinstance(self.shortcut, nn.Sequential):
+            if len(self.shortcut) != 2:
+                raise TypeError(f"freeze: {name}.downsample is not a convolution and a batch norm; use the live model")
             conv, bn = self.shortcut
             self.projection = Site(f"{name}.downsample", conv, bn, relu=False)
 
@@ -210,6 +212,13 @@ class Engine:
         from .frozen_file import save
 
         save(self, path)
+
+    def module(self):
+        """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
+        from .export import FoldedResNet
+
+        model, pool = self._model, self._pool or nn.MaxPool2d(3, 2, 1)
+        return FoldedResNet(self._stem, pool, self._blocks, model.avgpool, model.fc, self.dtype)
 
     @property
     def rows(self):

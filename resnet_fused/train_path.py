@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from . import dispatch
-from .blocks import watched
+from .blocks import is_projection, watched
+from .norms import is_frozen
 from .ops import training
 from .ops._conv_bn_relu_op import out_shape
 from .ops.training.sync import name_of
@@ -18,6 +19,8 @@ from .ops.training.unit import MEAN, VAR
 
 
 def _uses_batch(bn):
+    if is_frozen(bn):
+        return False
     return bn.training or (bn.running_mean is None and bn.running_var is None)
 
 
@@ -58,11 +61,11 @@ def wanted(x, pairs):
 def route(x, chains):
     """How blocks [([(conv, bn), ...], downsample), ...] that may be fused are run: "training", by its ops; "modules", one by
     one, where only torch can synchronise; None, as in evaluation."""
-    chains = _projections(chains)
-    pairs = [pair for main, projection in chains for pair in (*main, *([projection] if projection else []))]
+    pairs = [pair for main, down in chains for pair in (*main, *([tuple(down)] if is_projection(down) else []))]
     if not wanted(x, pairs):
         return None
-    if why_not(x, chains) is None:
+    ordinary = all(down is None or is_projection(down) for _, down in chains)
+    if ordinary and not any(is_frozen(bn) for _, bn in pairs) and why_not(x, _projections(chains)) is None:
         return "training"
     return "modules" if syncs(pairs) else None
 
@@ -71,7 +74,7 @@ def route_of_stem(x, conv, bn, maxpool):
     """As `route`, for the stem."""
     if not wanted(x, [(conv, bn)]):
         return None
-    if why_not_stem(x, conv, bn, maxpool) is None:
+    if not is_frozen(bn) and why_not_stem(x, conv, bn, maxpool) is None:
         return "training"
     return "modules" if syncs([(conv, bn)]) else None
 
