@@ -6,7 +6,7 @@ in = $$($(PYTHON) tools/environment.py $(1))
 # The package is used where it stands: nothing is installed into an environment that is not ours.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test fuzz lint format lines aot mutants audit docs clean
+.PHONY: help demo test fuzz lint format lines aot tune gpu mutants audit docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,12 @@ fuzz:  ## 2,000 random networks, fused and eager against float64; prints the lin
 
 aot:  ## compiles every Triton and CUDA kernel for sm_80, sm_90(a), sm_100 without a GPU: registers, spills, tensor cores
 	@python=$(call in,test) && $$python tools/aot.py $(ARGS)
+
+tune:  ## measures every backend for a model's shapes on this machine (ARGS="resnet34 8x3x224x224 --frozen")
+	@python=$(call in,test) && $$python -m resnet_fused tune $(or $(ARGS),resnet34 8x3x224x224)
+
+gpu:  ## on a machine with a GPU: all checks and measurements, offline, under 9 minutes (ARGS=--quick: 3; OUT=folder)
+	@$(PYTHON) -m benchmarks.gpu $(if $(OUT),--output "$(OUT)") $(ARGS)
 
 mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test must notice (long)
 	@python=$(call in,test) && $$python tests/emulator/mutate.py $(ARGS)

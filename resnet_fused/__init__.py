@@ -7,6 +7,8 @@ from .dispatch import backend, backends, strict
 from .explain import explain
 from .export import decompositions
 from .freeze import freeze
+from .frozen_file import load_engine
+from .memory import memory
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from .verify import verify
 
@@ -23,6 +25,8 @@ __all__ = [
     "decompositions",
     "explain",
     "freeze",
+    "load_engine",
+    "memory",
     "nn",
     "ops",
     "resnet18",

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as _module
 
-from . import ops
+from . import layout, ops
+from .dispatch import prefers_channels_last
 from .norms import frozen_statistics, is_frozen, why_not_here, why_not_norm
 from .ops._library import left_to_torch
 
@@ -32,18 +33,30 @@ def why_not_relu(relu):
     return None if type(relu) is nn.ReLU else f"is a {type(relu).__name__}, not exactly nn.ReLU"
 
 
-def _watched(child):
+def watched(child):
     """Whether somebody would notice that `child.forward` is not called."""
-    return bool(
-        child._forward_hooks
-        or child._forward_pre_hooks
-        or child._backward_hooks
-        or child._backward_pre_hooks
-        or "forward" in child.__dict__
+    state = child.__dict__  # faster than attributes, which ask the class first
+    return (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
     )
 
 
-_CHECKS = {"conv": why_not_convolution, "bn": why_not_norm, "relu": why_not_relu}
+def _why_not_norm(bn, x):
+    """In the blocks of this package, which know how to synchronise; over one process SyncBatchNorm is BatchNorm2d."""
+    if type(bn) is nn.SyncBatchNorm and {"weight", "bias"} <= bn._parameters.keys():
+        return None
+    return why_not_norm(bn) or why_not_here(bn, x)
+
+
+_CHECKS = {  # by the first letters of a name
+    "co": lambda conv, x: why_not_convolution(conv),
+    "bn": _why_not_norm,
+    "re": lambda relu, x: why_not_relu(relu),
+}
 
 
 # Parameters and fake tensors have it: classes that leave torch's functions as they are.
@@ -54,7 +67,7 @@ def why_not_fused(x, **children):
     """Why a chain of modules must run module by module, or None.
 
     `children` maps names such as conv1, bn1, relu or downsample (nn.Sequential(conv, bn), or None) to modules; the kind of
-    module expected is the name without its digits.
+    module expected is the name without its digits. This runs for every block on every call: 4 us, kept short.
     """
     if type(x) is not torch.Tensor and getattr(type(x), "__torch_function__", None) is not _NO_TORCH_FUNCTION:
         return f"input is a {type(x).__name__}"
@@ -71,18 +84,23 @@ def why_not_fused(x, **children):
         return "a global module hook is registered"
     for name, child in children.items():
         if name == "downsample":
-            if not _is_projection(child):
-                continue  # nothing, or a module that is called as it is
-            parts = (("downsample", None, child), ("downsample.0", "conv", child[0]), ("downsample.1", "bn", child[1]))
-        else:
-            parts = ((name, name.rstrip("0123456789"), child),)
-        for part, kind, module in parts:
-            if _watched(module):
-                return f"{part} carries a hook"
-            if kind is not None and (why := _CHECKS[kind](module)) is not None:
-                return f"{part} {why}"
-            if kind == "bn" and (why := why_not_here(module, x)) is not None:
-                return f"{part} {why}"
+            if is_projection(child) and (why := _why_not_shortcut(child, x)) is not None:
+                return why  # nothing, or a module that is called as it is, is fine
+        elif watched(child):
+            return f"{name} carries a hook"
+        elif (why := _CHECKS[name[:2]](child, x)) is not None:
+            return f"{name} {why}"
+    return None
+
+
+def _why_not_shortcut(downsample, x):
+    if watched(downsample):
+        return "downsample carries a hook"
+    for name, child, check in zip("01", downsample, (_CHECKS["co"], _CHECKS["bn"]), strict=True):
+        if watched(child):
+            return f"downsample.{name} carries a hook"
+        if (why := check(child, x)) is not None:
+            return f"downsample.{name} {why}"
     return None
 
 
@@ -120,12 +138,57 @@ def conv_bn_relu(x, conv, bn, residual=None, relu=True):
     )  # fmt: skip
 
 
+def network_input(x, conv, bn):
+    """`x` in the layout that is fastest for a network that begins with these; logits have no layout to tell."""
+    evaluation = _evaluates(bn) and not (torch.is_grad_enabled() and conv.weight.requires_grad)
+    return layout.in_format(x, layout.CHANNELS_LAST) if prefers_channels_last(x, conv.weight, evaluation) else x
+
+
+def conv_bn_relu_pool(x, conv, bn, pool):
+    """pool(relu(bn(conv(x)))): the stem, in one op where `pool` is the max-pool of ResNet and only values are wanted."""
+    if not _evaluates(bn) or conv.groups != 1 or conv.dilation != (1, 1) or why_not_pool(pool):
+        return pool(conv_bn_relu(x, conv, bn))
+    return ops.conv_bn_relu_pool(x, conv.weight, *_norm(bn), stride=conv.stride, padding=conv.padding, eps=bn.eps)
+
+
+def why_not_pool(pool):
+    """Why `pool` cannot be part of a fused op, or None: only ResNet's own, 3x3 of stride 2, can."""
+    if type(pool) is not nn.MaxPool2d:
+        return f"is a {type(pool).__name__}, not exactly nn.MaxPool2d"
+    if watched(pool):
+        return "carries a hook"
+    wanted = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode)
+    return None if wanted == (3, 2, 1, 1, False, False) else "is not 3x3 of stride 2 and padding 1"
+
+
+def conv_bn_relu_and_shortcut(x, conv, bn, downsample):
+    """(relu(bn(conv(x))), the shortcut of a block that begins so): both read x, and a GPU computes both in one launch."""
+    if not is_projection(downsample) or not (_evaluates(bn) and _evaluates(downsample[1])):
+        return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
+    projection, bn2 = downsample
+    plain = projection.padding == (0, 0) and projection.dilation == (1, 1) and conv.groups == projection.groups == 1
+    if not plain:
+        return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
+    return ops.conv_bn_relu_pair(
+        x, conv.weight, _norm(bn), projection.weight, _norm(bn2), stride=conv.stride, padding=conv.padding,
+        dilation=conv.dilation, eps=bn.eps, stride2=projection.stride, eps2=bn2.eps,
+    )  # fmt: skip
+
+
+def _evaluates(bn):
+    return is_frozen(bn) or (not bn.training and bn.running_mean is not None and bn.running_var is not None)
+
+
+def _norm(bn):
+    return bn.weight, bn.bias, bn.running_mean, bn.running_var
+
+
 def norm_relu(x, bn, residual=None, relu=True):
     """relu(bn(x) [+ residual]) of a batch norm that `why_not_fused` has passed, in its own mode."""
     return ops.bn_relu(x, bn.weight, bn.bias, residual=residual, relu=relu, **_count_batch(bn))
 
 
-def _is_projection(downsample):
+def is_projection(downsample):
     return type(downsample) is nn.Sequential and len(downsample) == 2 and isinstance(downsample[0], nn.Conv2d)
 
 
@@ -133,4 +196,4 @@ def shortcut(x, downsample):
     """The identity, the projection and its batch norm (no ReLU), or whatever else `downsample` does to x."""
     if downsample is None:
         return x
-    return conv_bn_relu(x, *downsample, relu=False) if _is_projection(downsample) else downsample(x)
+    return conv_bn_relu(x, *downsample, relu=False) if is_projection(downsample) else downsample(x)

@@ -3,11 +3,10 @@
 import torch
 from torch import nn
 
-from . import layout
-from .blocks import conv_bn_relu
 from .resnet import BasicBlock, ResNet, conv3x3
 from .weights import resolve
 
+_NO_POOL = nn.Identity()
 CIFAR_MODELS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
 
 
@@ -26,9 +25,8 @@ class CifarResNet(ResNet):
     def __init__(self, n, num_classes=10, shortcut="zero_pad", norm_layer=None):
         if n < 1:
             raise ValueError(f"n should be at least 1, got {n}")
-        nn.Module.__init__(
-            self
-        )  # another stem and three stages: ResNet's own constructor would build the wrong network
+        # Another stem and three stages: ResNet's own constructor would build the wrong network.
+        nn.Module.__init__(self)
         self._set_up(norm_layer, shortcut, inplanes=16)
         self.conv1 = conv3x3(3, 16)
         self.bn1 = self._norm_layer(16)
@@ -41,13 +39,9 @@ class CifarResNet(ResNet):
         self._initialise(zero_init_residual=False)
 
     def forward(self, x):
-        if self.why_not_fused(x):
-            x = self.relu(self.bn1(self.conv1(x)))
-        else:
-            x = conv_bn_relu(layout.for_network(x, self.conv1.weight), self.conv1, self.bn1)
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
+        x = self._stem(x, _NO_POOL)
+        for layer in (self.layer1, self.layer2, self.layer3):
+            x = self._layer(layer, x)
         x = self.avgpool(x)
         x = torch.flatten(x, 1)
         return self.fc(x)

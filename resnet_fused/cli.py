@@ -1,48 +1,34 @@
-"""python -m resnet_fused demo | verify | bench | explain | summary | info.
+"""python -m resnet_fused demo | verify | bench | explain | summary | tune | train | info.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager.
 """
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
 
 import torch
 
-from . import cifar, dispatch, info, resnet, weights
-
-MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-MIN_SIZE = 32  # the network halves its input five times
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be done; the message is one line."""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UsageError(message)
-
-
-def at_least(minimum, kind=int):
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not value >= minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {text}")
-        return value
-
-    return parse
+from . import cifar, dispatch, info, resnet, train
+from .cli_args import (
+    DTYPES,
+    MIN_SIZE,
+    MODELS,
+    Parser,
+    UsageError,
+    at_least,
+    backend_of,
+    device_of,
+    input_of,
+    model_of,
+    shape_of,
+)
 
 
 def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
     commands = main.add_subparsers(
-        dest="command", required=True, metavar="demo | verify | bench | explain | summary | info"
+        dest="command", required=True, metavar="demo | verify | bench | explain | summary | tune | train | info"
     )
 
     def command(name, function, help):
@@ -81,58 +67,32 @@ def parser():
     explain.add_argument("--train", action="store_true", help="in training mode")
     explain.add_argument("--frozen", action="store_true", help="of the frozen engine")
 
+    tune = command("tune", run_tune, "measures every backend for the shapes of a model and keeps the fastest choices")
+    tune.add_argument("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
+    tune.add_argument("shape", type=shape_of, metavar="SHAPE", help="of the input, such as 32x3x224x224")
+    tune.add_argument("--dtype", choices=DTYPES, default="float32")
+    tune.add_argument("--train", action="store_true", help="a training step instead of an evaluation")
+    tune.add_argument("--frozen", action="store_true", help="the engine of freeze() instead of the live model")
+    tune.add_argument("--seconds", type=at_least(0, float), default=120.0, help="at most, about")
+    tune.add_argument("--again", action="store_true", help="also what is known already")
+
+    train.add_options(
+        command("train", run_train, "trains a network; torchrun -m resnet_fused train: on several GPUs"),
+        at_least, MODELS, dispatch.BACKENDS,
+    )  # fmt: skip
+
     summary = command("summary", run_summary, "the paper's table: layers, sizes, parameters, FLOPs, fused kernels")
     summary.add_argument("model", choices=(*MODELS, *cifar.CIFAR_MODELS), nargs="?", default="resnet34")
     summary.add_argument("--size", type=at_least(MIN_SIZE), help="default: 224, and 32 for the CIFAR networks")
 
     for sub in (demo, bench, explain):
         model_options(sub)
-    for sub in (demo, verify, bench, explain, summary):
+    for sub in (demo, verify, bench, explain, summary, tune):
         machine_options(sub)
     input_options(bench, batch=8)
     input_options(explain, batch=1)
     command("info", run_info, "versions, what was built, backends, environment variables")
     return main
-
-
-def device_of(args):
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device")
-    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def backend_of(args):
-    try:
-        return dispatch.backend(args.backend)
-    except RuntimeError as e:
-        raise UsageError(str(e)) from None
-
-
-def model_of(args, device, dtype=torch.float32):
-    """In evaluation mode; without weights the batch norms are made lively, so that a comparison means something."""
-    from .reference import with_lively_norms
-
-    build, kwargs = getattr(resnet, args.model), {}
-    try:
-        state = weights.resolve(args.model, args.weights, True, kwargs)
-        model = build(**kwargs)
-        if state is not None:
-            weights.check_keys(state, model, args.weights)
-            model.load_state_dict(state)
-    except (OSError, ValueError, RuntimeError) as e:  # a wrong file, wrong keys, no network
-        raise UsageError(str(e)) from e
-    if state is None:
-        with_lively_norms(model)
-    return model.eval().to(device, dtype)
-
-
-def input_of(args, device):
-    try:
-        return torch.randn(args.batch, 3, args.size, args.size, device=device).to(DTYPES[args.dtype])
-    except (RuntimeError, MemoryError) as e:
-        raise UsageError(f"batch {args.batch} at {args.size}x{args.size} does not fit into memory") from e
 
 
 def run_demo(args):
@@ -201,6 +161,53 @@ def run_explain(args):
             except (NotImplementedError, ValueError) as e:
                 raise UsageError(str(e)) from e
         print(explain(model, x))
+    return 0
+
+
+def run_tune(args):
+    from . import tune
+    from .progress import Progress
+    from .reference import with_lively_norms
+
+    if args.train and args.frozen:
+        raise UsageError("--train and --frozen exclude each other")
+    if args.train and args.shape[0] == 1 and max(args.shape[2:]) <= MIN_SIZE:
+        raise UsageError("--train needs more than one value per channel: a larger batch or image")
+    device, dtype = device_of(args), DTYPES[args.dtype]
+    model = with_lively_norms(getattr(resnet, args.model)()).eval()
+    model = model.to(device, memory_format=torch.channels_last)
+    with Progress() as progress:
+        if args.frozen:
+            report = _tuned_engine(model, args, dtype, progress.step)
+        else:
+            rows, left_out = tune.tune(
+                model, args.shape, dtype, train=args.train, seconds=args.seconds, again=args.again, step=progress.step
+            )
+            report = tune.text(rows, left_out)
+    print(report)
+    return 0
+
+
+def _tuned_engine(model, args, dtype, step):
+    from . import freeze, tuning
+    from .explain import explain
+
+    step("freezing")
+    x = torch.randn(args.shape, device=model.conv1.weight.device)
+    try:
+        with tuning.ignored(args.again):
+            return explain(freeze(model, x, dtype=dtype), x)
+    except (NotImplementedError, ValueError) as e:
+        raise UsageError(str(e)) from e
+
+
+def run_train(args):
+    from .train.run import run
+
+    try:
+        run(args)
+    except train.CannotTrain as e:  # from a process that loads images it comes with a traceback before its message
+        raise UsageError(str(e).strip().splitlines()[-1].rpartition("CannotTrain: ")[2]) from e
     return 0
 
 

@@ -106,10 +106,11 @@ class _Watcher(TorchDispatchMode):
         first = len(self.recorded)
         out = func(*args, **(kwargs or {}))
         named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | (kwargs or {})
-        owners = list(dict.fromkeys(self.owner[id(t)] for t in named.values() if id(t) in self.owner))
+        flat = [t for value in named.values() for t in (value if isinstance(value, list) else [value])]
+        owners = list(dict.fromkeys(self.owner[id(t)] for t in flat if id(t) in self.owner))
         if func.namespace == "resnet_fused":
             for op, (shape, dtype, _), choice in self.recorded[first:]:
-                self.rows.append(_row(_name(owners, op, named), op, shape, dtype, *choice))
+                self.rows.append(_row(_name(owners, op, named), op, shape, dtype, choice.backend, choice.reason))
         elif "batch_norm" in func.name() and owners and not self._by_modules(owners[0]):
             why = "torch's own operator: not in a fused block, or tensors that no kernel takes"
             self.rows.append(_row(owners[0], "batch_norm", args[0].shape, args[0].dtype, "eager", why))
@@ -122,10 +123,17 @@ class _Watcher(TorchDispatchMode):
 
 def _name(owners, op, named):
     """Such as layer1.0.conv2+bn2+add+relu: the modules whose tensors the op got, and what it does besides."""
+    if "tensors" in named:  # a whole block, or the stem
+        return (owners[0].rpartition(".")[0] if owners else "") or "stem"
     if not op.startswith("conv") and len(owners) > 1:
         owners = owners[1:]  # the pass after torch's convolution: its batch norm alone
     parent = owners[0].rpartition(".")[0] if owners else ""
-    parts = [".".join(filter(None, (parent, "+".join(name.rpartition(".")[2] for name in owners))))] if owners else []
+    parts = (
+        [".".join(filter(None, (parent, "+".join(name[len(parent) :].lstrip(".") for name in owners))))]
+        if owners
+        else []
+    )
     parts += ["add"] * (named.get("residual") is not None or op.startswith("add"))
-    parts += ["relu"] * bool(named.get("relu", op.startswith("add")))
+    parts += ["relu"] * bool(named.get("relu", op.startswith("add") or op.endswith(("pool", "pair"))))
+    parts += ["maxpool"] * op.endswith("pool")
     return "+".join(parts) or op

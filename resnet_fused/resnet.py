@@ -7,9 +7,17 @@ directions. Only `forward` differs: a block calls fused ops instead of its child
 import torch
 from torch import nn
 
-from . import layout
-from .blocks import conv_bn_relu, refuse_scripting, shortcut, why_not_fused
+from . import train_path
+from .blocks import (
+    conv_bn_relu,
+    conv_bn_relu_and_shortcut,
+    conv_bn_relu_pool,
+    network_input,
+    refuse_scripting,
+    why_not_fused,
+)
 from .weights import resolve
+from .zero_pad import ZeroPadShortcut
 
 
 def conv3x3(in_planes, out_planes, stride=1, groups=1, dilation=1):
@@ -22,7 +30,23 @@ def conv1x1(in_planes, out_planes, stride=1):
     return nn.Conv2d(in_planes, out_planes, 1, stride=stride, bias=False)
 
 
-class BasicBlock(nn.Module):
+class _Residual(nn.Module):
+    """Runs a block by fused ops where nobody could tell, else module by module."""
+
+    def forward(self, x):
+        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
+        if way == "modules":
+            return self.forward_by_modules(x)
+        if way == "training":
+            return train_path.residual(x, [self.chain()])
+        (first, *others, last), downsample = self.chain()
+        out, identity = conv_bn_relu_and_shortcut(x, *first, downsample)
+        for conv, bn in others:
+            out = conv_bn_relu(out, conv, bn)
+        return conv_bn_relu(out, *last, residual=identity)
+
+
+class BasicBlock(_Residual):
     """Two 3x3 convolutions: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
 
     expansion = 1
@@ -47,20 +71,12 @@ class BasicBlock(nn.Module):
 
     def why_not_fused(self, x):
         return why_not_fused(
-            x,
-            conv1=self.conv1,
-            bn1=self.bn1,
-            relu=self.relu,
-            conv2=self.conv2,
-            bn2=self.bn2,
-            downsample=self.downsample,
-        )
+            x, conv1=self.conv1, bn1=self.bn1, relu=self.relu, conv2=self.conv2, bn2=self.bn2, downsample=self.downsample
+        )  # fmt: skip
 
-    def forward(self, x):
-        if self.why_not_fused(x):
-            return self.forward_by_modules(x)
-        out = conv_bn_relu(x, self.conv1, self.bn1)
-        return conv_bn_relu(out, self.conv2, self.bn2, residual=shortcut(x, self.downsample))
+    def chain(self):
+        """([(conv, bn), ...], (conv, bn) of the projection or None)"""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2)], self.downsample
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -69,7 +85,7 @@ class BasicBlock(nn.Module):
         return self.relu(out)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Residual):
     """1x1, 3x3, 1x1 convolutions with the stride in the 3x3 one (ResNet V1.5, as torchvision has it)."""
 
     expansion = 4
@@ -97,12 +113,9 @@ class Bottleneck(nn.Module):
             relu=self.relu, downsample=self.downsample,
         )  # fmt: skip
 
-    def forward(self, x):
-        if self.why_not_fused(x):
-            return self.forward_by_modules(x)
-        out = conv_bn_relu(x, self.conv1, self.bn1)
-        out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=shortcut(x, self.downsample))
+    def chain(self):
+        """([(conv, bn), ...], (conv, bn) of the projection or None)"""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)], self.downsample
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -112,35 +125,20 @@ class Bottleneck(nn.Module):
         return self.relu(out)
 
 
-class ZeroPadShortcut(nn.Module):
-    """Option A of the paper, section 3.3: every stride-th pixel, and zeros for the new channels. No parameters."""
-
-    def __init__(self, in_planes, out_planes, stride):
-        super().__init__()
-        if out_planes < in_planes:
-            raise ValueError(f"a zero-padding shortcut cannot go from {in_planes} to {out_planes} channels")
-        self.in_planes, self.out_planes, self.stride = in_planes, out_planes, stride
-
-    def extra_repr(self):
-        return f"{self.in_planes}, {self.out_planes}, stride={self.stride}"
-
-    def forward(self, x):
-        extra = self.out_planes - self.in_planes
-        return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, extra))
-
-
 class ResNet(nn.Module):
     """Stem, four layers of residual blocks, average pool, `fc`. x: [N, 3, H, W] -> logits [N, num_classes].
 
     Args: as torchvision's `ResNet`, and
         shortcut: "projection" (1x1 convolution and batch norm where the shape changes, the paper's option B) or
             "zero_pad" (option A, without parameters).
+        memory_efficient: in training, keep less for the backward and compute it again: see docs/training.md.
 
     Raises:
         ValueError: `replace_stride_with_dilation` is not None or three values; an unknown `shortcut`.
         NotImplementedError, ValueError: what the block does not support (BasicBlock: groups, width, dilation).
     """
 
+    memory_efficient = False  # also of networks that were built elsewhere
     __prepare_scriptable__ = refuse_scripting
 
     def __init__(
@@ -154,8 +152,10 @@ class ResNet(nn.Module):
         replace_stride_with_dilation=None,
         norm_layer=None,
         shortcut="projection",
+        memory_efficient=False,
     ):
         super().__init__()
+        self.memory_efficient = memory_efficient
         self._set_up(norm_layer, shortcut, inplanes=64)
         if replace_stride_with_dilation is None:
             replace_stride_with_dilation = [False, False, False]
@@ -224,16 +224,25 @@ class ResNet(nn.Module):
         """Why the stem runs module by module, or None."""
         return why_not_fused(x, conv1=self.conv1, bn1=self.bn1, relu=self.relu)
 
+    def _stem(self, x, maxpool):
+        parts = self.conv1, self.bn1, maxpool
+        way = "modules" if self.why_not_fused(x) else train_path.route_of_stem(x, *parts)
+        if way == "modules":
+            return maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = network_input(x, self.conv1, self.bn1)
+        if way == "training":
+            return train_path.stem(x, *parts, recompute=self.memory_efficient)
+        return conv_bn_relu_pool(x, *parts)
+
+    def _layer(self, layer, x):
+        if self.memory_efficient and (chains := train_path.chains_of(x, layer)) is not None:
+            return train_path.residual(x, chains, recompute=True)
+        return layer(x)
+
     def forward(self, x):
-        if self.why_not_fused(x):
-            x = self.relu(self.bn1(self.conv1(x)))
-        else:
-            x = conv_bn_relu(layout.for_network(x, self.conv1.weight), self.conv1, self.bn1)
-        x = self.maxpool(x)
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        x = self.layer4(x)
+        x = self._stem(x, self.maxpool)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = self._layer(layer, x)
         x = self.avgpool(x)
         x = torch.flatten(x, 1)
         return self.fc(x)

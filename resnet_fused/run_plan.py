@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from . import ops
-from .blocks import _watched, conv_bn_relu, norm_relu, why_not_convolution, why_not_fused, why_not_relu
+from .blocks import conv_bn_relu, norm_relu, watched, why_not_convolution, why_not_fused, why_not_relu
 from .norms import why_not_here, why_not_norm
-from .ops.conv_bn_relu import out_shape
+from .ops._conv_bn_relu_op import out_shape
 from .plan import FUNCTIONS, AddRelu, Attribute, Call, Chain, Function, fill
 
 
@@ -26,7 +26,7 @@ def _why_not_part(part, kind, x):
         return why_not_convolution(part)
     if kind == "relu":
         return why_not_relu(part)
-    if kind == "bn with relu" and (_watched(part.act) or _watched(part.drop)):
+    if kind == "bn with relu" and (watched(part.act) or watched(part.drop)):
         return "has an activation with a hook"
     return why_not_norm(part, relu=kind == "bn with relu") or why_not_here(part, x)
 
@@ -45,7 +45,7 @@ def why_not_run(module, x):
         part = child(module, path)
         if part is None:
             return f"{path} is gone"
-        if _watched(part):
+        if watched(part):
             return f"{path} carries a hook"
         if (why := _why_not_part(part, kind, x)) is not None:
             return f"{path} {why}"
@@ -80,7 +80,7 @@ def _same_kind(x, conv, residual):
     """Whether `out + residual` has the shape and dtype of out = conv(x), as `out += residual` always has."""
     shape, dtype = x.shape, x.dtype
     if conv is not None:
-        shape = out_shape(x, conv.weight, conv.stride, conv.padding, conv.dilation)
+        shape = out_shape(x.shape, conv.weight.shape, conv.stride, conv.padding, conv.dilation)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
     return residual.shape == shape and residual.dtype == dtype
