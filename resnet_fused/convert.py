@@ -16,12 +16,14 @@ from .run_plan import child
 from .tracing import NotTraceable, is_norm, see_through
 
 
-def convert(model, *, strict=False):
+def convert(model, *, strict=False, memory_efficient=False):
     """Fuses, in place, every module of `model` whose forward has chains of convolution, batch norm and ReLU.
 
     Args:
         model: any nn.Module: a ResNet of torchvision, timm or one's own, or a model with one inside.
         strict: raise instead of leaving a module alone that has convolutions and batch norms.
+        memory_efficient: networks with the forward of this package's `ResNet` keep less for the backward and compute it
+            again (docs/training.md); a network that is converted already takes the new value.
 
     Returns:
         `model` itself. `explain(model, x)` tells what each block runs, and why some were left alone.
@@ -46,7 +48,17 @@ def convert(model, *, strict=False):
         raise RuntimeError(f"convert: {len(refused)} modules cannot be fused: " + "; ".join(refused))
     for module, plan in found:
         module.__class__ = class_for(type(module), repr(plan), plan)
+    for module in model.modules():
+        if is_converted(module) and hasattr(type(module), "_fused_layer"):
+            _remember(module, memory_efficient)
     return model
+
+
+def _remember(module, memory_efficient):
+    """The one entry that conversion may leave in an instance, and only where it was asked for."""
+    module.__dict__.pop("memory_efficient", None)
+    if memory_efficient:
+        module.__dict__["memory_efficient"] = True
 
 
 def unconvert(model):
@@ -54,6 +66,8 @@ def unconvert(model):
     _check_module(model, "unconvert")
     for module in model.modules():
         if is_converted(module):
+            if hasattr(type(module), "_fused_layer"):
+                _remember(module, False)
             object.__setattr__(module, "__class__", type(module)._origin)
     return model
 

@@ -95,8 +95,8 @@ class Body(nn.Module):
             self.net.maxpool = nn.Identity()
 
     def forward(self, x):
-        x = self.net._stem(x)
-        return self.net._layer(self.net.layer2, self.net._layer(self.net.layer1, x))
+        x = self.net._fused_stem(x, self.net.maxpool)
+        return self.net._fused_layer(self.net.layer2, self.net._fused_layer(self.net.layer1, x))
 
 
 @pytest.mark.parametrize("memory_efficient", [False, True])
@@ -148,7 +148,7 @@ def test_a_stem_sees_nan_and_ties_as_torch_does():
         with torch.no_grad():
             stem.bn1.bias[3] = -20.0  # never positive
             stem.bn1.weight[5] = float("nan")
-        stem._stem(x).nan_to_num().square().sum().backward()
+        stem._fused_stem(x, stem.maxpool).nan_to_num().square().sum().backward()
         results.append((stem.conv1.weight.grad, stem.bn1.weight.grad, stem.bn1.bias.grad))
     for ours, eager in zip(*results, strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-3, equal_nan=True)

@@ -104,10 +104,11 @@ def accuracies(seeds=3, epochs=8, options=()):
 
 
 def equal_within_noise(found):
-    """Whether the mean accuracies differ by no more than two standard errors of the seeds, and by at least one image."""
+    """Whether the mean accuracies differ by no more than the seeds explain (Welch's t test, 95 % at three seeds: 2.78
+    standard errors), or by one or two images of 360."""
     ours, eager = ([row[i] for row in found] for i in (1, 2))
-    noise = (statistics.pvariance(ours) + statistics.pvariance(eager)) ** 0.5 / len(found) ** 0.5
-    return abs(statistics.fmean(ours) - statistics.fmean(eager)) <= max(2 * noise, 2 / 360)
+    noise = (statistics.variance(ours) + statistics.variance(eager)) ** 0.5 / len(found) ** 0.5
+    return abs(statistics.fmean(ours) - statistics.fmean(eager)) <= max(2.78 * noise, 2 / 360)
 
 
 def main(argv=None):
