@@ -49,28 +49,31 @@ struct Conv {
 
 // `stream` is a cudaStream_t; the CPU launchers ignore it. `scratch` holds at least <op>_scratch(...) bytes, aligned to
 // 256.
-#define RESNET_FUSED_LAUNCHERS                                                                                       \
-  /* out = relu(x + residual); out may be x. grad_in = out <= 0 ? 0 : grad (a NaN in out lets the gradient pass). */ \
-  void add_relu(DType dtype, const void* x, const void* residual, void* out, int64_t size, void* stream);            \
-  void add_relu_backward(DType dtype, const void* grad, const void* out, void* grad_in, int64_t size, void* stream); \
-  /* Batch mean and 1/sqrt(biased var + eps) in float32; updates the running statistics (unbiased variance) by       \
-     factor = num_batches_tracked ? 1 / *num_batches_tracked : momentum. Deterministic: fixed order, no atomics. */  \
-  size_t bn_stats_scratch(Layout layout);                                                                            \
-  void bn_stats(Layout layout, const void* x, float* mean, float* invstd, MutableChannels running_mean,              \
-                MutableChannels running_var, const int64_t* num_batches_tracked, double momentum, double eps,        \
-                void* scratch, void* stream);                                                                        \
-  /* out = [relu](xhat * weight + bias [+ residual]); residual may be nullptr; out may be x or residual. */          \
-  void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void* out, bool relu, void* stream);   \
-  /* g = relu && out <= 0 ? 0 : grad. sum_g = sum g, sum_gx = sum g * xhat per channel, float32. x == nullptr:       \
-     sum_g only. out may be nullptr when !relu. */                                                                   \
-  size_t bn_relu_backward_reduce_scratch(Layout layout);                                                             \
-  void bn_relu_backward_reduce(Layout layout, const void* grad, const void* x, const void* out, Norm norm,           \
-                               float* sum_g, float* sum_gx, bool relu, void* scratch, void* stream);                 \
-  /* grad_residual = g. grad_x = weight * invstd * g (has_var), else                                                 \
-     weight * invstd * (g - sum_g / count - xhat * sum_gx / count). Either output may be nullptr; with has_var x,    \
-     sum_g, sum_gx may be nullptr. */                                                                                \
-  void bn_relu_backward_apply(Layout layout, const void* grad, const void* x, const void* out, Norm norm,            \
-                              const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual, bool relu, \
+#define RESNET_FUSED_LAUNCHERS                                                                                        \
+  /* out = relu(x + residual); out may be x. grad_in = out <= 0 ? 0 : grad (a NaN in out lets the gradient pass). */  \
+  void add_relu(DType dtype, const void* x, const void* residual, void* out, int64_t size, void* stream);             \
+  void add_relu_backward(DType dtype, const void* grad, const void* out, void* grad_in, int64_t size, void* stream);  \
+  /* Batch mean and 1/sqrt(biased var + eps) in float32; updates the running statistics (unbiased variance) by        \
+     factor = num_batches_tracked ? 1 / *num_batches_tracked : momentum. Deterministic: fixed order, no atomics. */   \
+  size_t bn_stats_scratch(Layout layout);                                                                             \
+  void bn_stats(Layout layout, const void* x, float* mean, float* invstd, MutableChannels running_mean,               \
+                MutableChannels running_var, const int64_t* num_batches_tracked, double momentum, double eps,         \
+                void* scratch, void* stream);                                                                         \
+  /* out = [relu](xhat * weight + bias [+ residual]); residual may be nullptr; out may be x or residual. */           \
+  void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void* out, bool relu, void* stream);    \
+  /* out = relu(xhat * weight + bias + zhat * weight_z + bias_z), z normalised by norm_z: the end of a residual block \
+     whose shortcut is a projection, in one pass. out may be x or z. */                                               \
+  void bn_add_bn_relu(Layout layout, const void* x, Norm norm, const void* z, Norm norm_z, void* out, void* stream);  \
+  /* g = relu && out <= 0 ? 0 : grad. sum_g = sum g, sum_gx = sum g * xhat per channel, float32. x == nullptr:        \
+     sum_g only. out may be nullptr when !relu. */                                                                    \
+  size_t bn_relu_backward_reduce_scratch(Layout layout);                                                              \
+  void bn_relu_backward_reduce(Layout layout, const void* grad, const void* x, const void* out, Norm norm,            \
+                               float* sum_g, float* sum_gx, bool relu, void* scratch, void* stream);                  \
+  /* grad_residual = g. grad_x = weight * invstd * g (has_var), else                                                  \
+     weight * invstd * (g - sum_g / count - xhat * sum_gx / count). Either output may be nullptr; with has_var x,     \
+     sum_g, sum_gx may be nullptr. */                                                                                 \
+  void bn_relu_backward_apply(Layout layout, const void* grad, const void* x, const void* out, Norm norm,             \
+                              const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual, bool relu,  \
                               void* stream);
 
 namespace cpu {

@@ -71,6 +71,22 @@ void bn_relu(const Tensor& x, const Tensor& mean, const Tensor& spread, const Op
   kLaunch(layout, x.data_ptr(), norm, with, to, relu, place.stream());
 }
 
+template <auto kLaunch>
+void bn_add_bn_relu(const Tensor& x, const Tensor& mean, const Tensor& spread, const OptionalTensor& weight,
+                    const OptionalTensor& bias, std::optional<double> eps, const Tensor& z, const Tensor& mean_z,
+                    const Tensor& spread_z, const OptionalTensor& weight_z, const OptionalTensor& bias_z,
+                    std::optional<double> eps_z, const Tensor& out) {
+  const Arguments args("bn_add_bn_relu", "x", x);
+  const Layout layout = args.layout();
+  const Norm norm = norm_of(args, mean, spread, eps, weight, bias);
+  const Norm norm_z = norm_of(args, mean_z, spread_z, eps_z, weight_z, bias_z);
+  const void* with = args.like("z", z);
+  void* to = args.like("out", out);
+  if (args.empty()) return;
+  const Place place("bn_add_bn_relu", x);
+  kLaunch(layout, x.data_ptr(), norm, with, norm_z, to, place.stream());
+}
+
 template <auto kLaunch, auto kScratch>
 void bn_relu_backward_reduce(const Tensor& grad, const OptionalTensor& x, const OptionalTensor& out,
                              const OptionalTensor& mean, const OptionalTensor& spread, const Tensor& sum_g,
@@ -120,6 +136,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!) out, "
       "float? eps, bool relu) -> ()");
   m.def(
+      "bn_add_bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, float? eps, Tensor z, "
+      "Tensor mean_z, Tensor spread_z, Tensor? weight_z, Tensor? bias_z, float? eps_z, Tensor(a!) out) -> ()");
+  m.def(
       "bn_relu_backward_reduce(Tensor grad, Tensor? x, Tensor? out, Tensor? mean, Tensor? spread, Tensor(a!) sum_g, "
       "Tensor(b!)? sum_gx, float? eps, bool relu) -> ()");
   m.def(
@@ -134,6 +153,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
     m.impl("add_relu_backward", TORCH_BOX((&add_relu_backward<launchers::add_relu_backward>)));                \
     m.impl("bn_stats", TORCH_BOX((&bn_stats<launchers::bn_stats, launchers::bn_stats_scratch>)));              \
     m.impl("bn_relu", TORCH_BOX((&bn_relu<launchers::bn_relu>)));                                              \
+    m.impl("bn_add_bn_relu", TORCH_BOX((&bn_add_bn_relu<launchers::bn_add_bn_relu>)));                         \
     m.impl("bn_relu_backward_reduce",                                                                          \
            TORCH_BOX((&bn_relu_backward_reduce<launchers::bn_relu_backward_reduce,                             \
                                                launchers::bn_relu_backward_reduce_scratch>)));                 \

@@ -5,6 +5,7 @@ from .dispatch import backend, backends, strict
 from .explain import explain
 from .freeze import freeze
 from .frozen_file import load_engine
+from .memory import memory
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from .verify import verify
 
@@ -19,6 +20,7 @@ __all__ = [
     "explain",
     "freeze",
     "load_engine",
+    "memory",
     "ops",
     "resnet18",
     "resnet34",

@@ -30,7 +30,7 @@ def why_not_convolution(conv):
 
 def why_not_norm(bn):
     """Why `bn` cannot be part of a fused op, or None."""
-    if type(bn) is not nn.BatchNorm2d:
+    if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):  # over one process the latter is the former
         return f"is a {type(bn).__name__}, not exactly nn.BatchNorm2d"
     if not {"weight", "bias"} <= bn._parameters.keys():
         return "has parameters that are computed (pruned or parametrized)"
@@ -41,7 +41,7 @@ def why_not_relu(relu):
     return None if type(relu) is nn.ReLU else f"is a {type(relu).__name__}, not exactly nn.ReLU"
 
 
-def _watched(child):
+def watched(child):
     """Whether somebody would notice that `child.forward` is not called."""
     state = child.__dict__  # faster than attributes, which ask the class first
     return (
@@ -78,7 +78,7 @@ def why_not_fused(x, **children):
         if name == "downsample":
             if child is not None and (why := _why_not_shortcut(child)) is not None:
                 return why
-        elif _watched(child):
+        elif watched(child):
             return f"{name} carries a hook"
         elif (why := _CHECKS[name[:2]](child)) is not None:
             return f"{name} {why}"
@@ -88,10 +88,10 @@ def why_not_fused(x, **children):
 def _why_not_shortcut(downsample):
     if type(downsample) is not nn.Sequential or len(downsample) != 2:
         return "downsample is not a Sequential of a convolution and a batch norm"
-    if _watched(downsample):
+    if watched(downsample):
         return "downsample carries a hook"
     for name, child, check in zip("01", downsample, (why_not_convolution, why_not_norm), strict=True):
-        if _watched(child):
+        if watched(child):
             return f"downsample.{name} carries a hook"
         if (why := check(child)) is not None:
             return f"downsample.{name} {why}"
@@ -139,7 +139,7 @@ def why_not_pool(pool):
     """Why `pool` cannot be part of a fused op, or None: only ResNet's own, 3x3 of stride 2, can."""
     if type(pool) is not nn.MaxPool2d:
         return f"is a {type(pool).__name__}, not exactly nn.MaxPool2d"
-    if _watched(pool):
+    if watched(pool):
         return "carries a hook"
     wanted = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode)
     return None if wanted == (3, 2, 1, 1, False, False) else "is not 3x3 of stride 2 and padding 1"

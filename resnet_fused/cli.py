@@ -1,4 +1,4 @@
-"""python -m resnet_fused demo | verify | bench | explain | tune | info.
+"""python -m resnet_fused demo | verify | bench | explain | tune | train | info.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import dispatch, info, resnet, weights
+from . import dispatch, info, resnet, train, weights
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -55,7 +55,7 @@ def shape_of(text):
 def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
     commands = main.add_subparsers(
-        dest="command", required=True, metavar="demo | verify | bench | explain | tune | info"
+        dest="command", required=True, metavar="demo | verify | bench | explain | tune | train | info"
     )
 
     def command(name, function, help):
@@ -102,6 +102,11 @@ def parser():
     tune.add_argument("--frozen", action="store_true", help="the engine of freeze() instead of the live model")
     tune.add_argument("--seconds", type=at_least(0, float), default=120.0, help="at most, about")
     tune.add_argument("--again", action="store_true", help="also what is known already")
+
+    train.add_options(
+        command("train", run_train, "trains a network; torchrun -m resnet_fused train: on several GPUs"),
+        at_least, MODELS, dispatch.BACKENDS,
+    )  # fmt: skip
 
     for sub in (demo, bench, explain):
         model_options(sub)
@@ -257,6 +262,16 @@ def _tuned_engine(model, args, dtype, step):
             return explain(freeze(model, x, dtype=dtype), x)
     except (NotImplementedError, ValueError) as e:
         raise UsageError(str(e)) from e
+
+
+def run_train(args):
+    from .train.run import run
+
+    try:
+        run(args)
+    except train.CannotTrain as e:  # from a process that loads images it comes with a traceback before its message
+        raise UsageError(str(e).strip().splitlines()[-1].rpartition("CannotTrain: ")[2]) from e
+    return 0
 
 
 def run_info(args):

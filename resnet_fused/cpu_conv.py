@@ -23,6 +23,9 @@ def verdict(op, dtype, x, weight, stride, padding, dilation, groups):
     if dtype != torch.float32:
         why = f"the CPU's own convolutions are for float32, not {dtype}"
         return why, why
+    if op not in ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool"):
+        why = f"no kernel of the CPU's own for {op}"
+        return why, why
     if op == "conv_bn_relu_pool":
         why = _why_not_stem(weight, stride, padding, dilation, groups)
         return why, why

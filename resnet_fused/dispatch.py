@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, cpu_conv, layout, native, tuning
+from . import _env, cpu_conv, launch, layout, native, tuning
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -226,6 +226,22 @@ def pick(op, x, *others, detail=()):
 def choose(op, x, *others, detail=()):
     """`pick`, noted."""
     return note(op, x, *pick(op, x, *others, detail=detail))
+
+
+def choose_conv_stats(x, weight, out, *detail):
+    """The backend of a convolution with batch statistics in its epilogue; "torch": a convolution, then another pass.
+
+    `detail`: stride, padding, dilation, groups.
+
+    The kernel cannot cut its reduction (statistics need finished sums), so below half a wave of tiles it leaves a GPU idle
+    and torch's split convolution wins, for all that the other pass costs (predicted, not measured).
+    """
+    tiles = -(-out.numel() // out.shape[1] // 128) * -(-out.shape[1] // 128)
+    if x.device.type == "cuda" and _state["backend"] == "auto" and tiles < launch.SMS // 2:
+        return note(
+            "conv_stats", x, Choice("torch", f"{tiles} tiles are too few for the kernel (predicted, not measured)")
+        )
+    return choose("conv_stats", x, weight, detail=(weight.shape, *detail))
 
 
 def prefers_channels_last(x, weight, evaluation):

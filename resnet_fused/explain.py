@@ -90,7 +90,8 @@ class _Watcher(TorchDispatchMode):
         first = len(self.recorded)
         out = func(*args, **(kwargs or {}))
         named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | (kwargs or {})
-        owners = list(dict.fromkeys(self.owner[id(t)] for t in named.values() if id(t) in self.owner))
+        flat = [t for value in named.values() for t in (value if isinstance(value, list) else [value])]
+        owners = list(dict.fromkeys(self.owner[id(t)] for t in flat if id(t) in self.owner))
         if func.namespace == "resnet_fused":
             for op, (shape, dtype, _), choice in self.recorded[first:]:
                 self.rows.append(_row(_name(owners, op, named), op, shape, dtype, choice.backend, choice.reason))
@@ -106,6 +107,8 @@ class _Watcher(TorchDispatchMode):
 
 def _name(owners, op, named):
     """Such as layer1.0.conv2+bn2+add+relu: the modules whose tensors the op got, and what it does besides."""
+    if "tensors" in named:  # a whole block, or the stem
+        return (owners[0].rpartition(".")[0] if owners else "") or "stem"
     if not op.startswith("conv") and len(owners) > 1:
         owners = owners[1:]  # the pass after torch's convolution: its batch norm alone
     parent = owners[0].rpartition(".")[0] if owners else ""

@@ -25,9 +25,14 @@ class Progress:
         self.stream.write(text)
         self.stream.flush()
 
+    def clear(self):
+        """Takes the line away: something else is about to be printed."""
+        if self.shown:
+            self._write("\r\x1b[K" if self.stream.isatty() else "\n")
+            self.shown = False
+
     def __enter__(self):
         return self
 
     def __exit__(self, *exc):
-        if self.shown:
-            self._write("\r\x1b[K" if self.stream.isatty() else "\n")
+        self.clear()

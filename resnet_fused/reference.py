@@ -7,6 +7,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .ops.training.residual import relu_outputs
+from .ops.training.stem import relu_output
+
 
 def by_modules(model):
     """A copy of `model` whose blocks and stem call their modules one by one: plain eager torch, no fused op."""
@@ -47,6 +50,10 @@ class ReluMasks(TorchDispatchMode):
         fused = packet in (torch.ops.resnet_fused.bn_relu, torch.ops.resnet_fused.conv_bn_relu) and args[-1]
         if fused or packet in (torch.ops.resnet_fused.add_relu, torch.ops.aten.relu, torch.ops.aten.relu_):
             self.masks.append(~(out.detach() <= 0))
+        elif packet == torch.ops.resnet_fused.residual_blocks:
+            self.masks += [~(t.detach() <= 0) for t in relu_outputs(out, *args)]
+        elif packet == torch.ops.resnet_fused.stem:
+            self.masks.append(~(relu_output(out, *args).detach() <= 0))
         return out
 
 

@@ -7,6 +7,7 @@ directions. Only `forward` differs: a block calls fused ops instead of its child
 import torch
 from torch import nn
 
+from . import train_path
 from .blocks import conv_bn_relu, conv_bn_relu_and_shortcut, conv_bn_relu_pool, network_input, why_not_fused
 from .weights import resolve
 
@@ -54,9 +55,16 @@ class BasicBlock(nn.Module):
             downsample=self.downsample,
         )
 
+    def chain(self):
+        """([(conv, bn), ...], (conv, bn) of the projection or None)"""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2)], self.downsample
+
     def forward(self, x):
-        if self.why_not_fused(x):
+        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
+        if way == "modules":
             return self.forward_by_modules(x)
+        if way == "training":
+            return train_path.residual(x, [self.chain()])
         out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
         return conv_bn_relu(out, self.conv2, self.bn2, residual=identity)
 
@@ -94,9 +102,16 @@ class Bottleneck(nn.Module):
             relu=self.relu, downsample=self.downsample,
         )  # fmt: skip
 
+    def chain(self):
+        """([(conv, bn), ...], (conv, bn) of the projection or None)"""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)], self.downsample
+
     def forward(self, x):
-        if self.why_not_fused(x):
+        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
+        if way == "modules":
             return self.forward_by_modules(x)
+        if way == "training":
+            return train_path.residual(x, [self.chain()])
         out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
         out = conv_bn_relu(out, self.conv2, self.bn2)
         return conv_bn_relu(out, self.conv3, self.bn3, residual=identity)
@@ -132,11 +147,14 @@ class ResNet(nn.Module):
     Args: as torchvision's `ResNet`, and
         shortcut: "projection" (1x1 convolution and batch norm where the shape changes, the paper's option B) or
             "zero_pad" (option A, without parameters).
+        memory_efficient: in training, keep less for the backward and compute it again: see docs/training.md.
 
     Raises:
         ValueError: `replace_stride_with_dilation` is not None or three values; an unknown `shortcut`.
         NotImplementedError, ValueError: what the block does not support (BasicBlock: groups, width, dilation).
     """
+
+    memory_efficient = False  # also of networks that were built elsewhere
 
     def __init__(
         self,
@@ -149,8 +167,10 @@ class ResNet(nn.Module):
         replace_stride_with_dilation=None,
         norm_layer=None,
         shortcut="projection",
+        memory_efficient=False,
     ):
         super().__init__()
+        self.memory_efficient = memory_efficient
         if shortcut not in ("projection", "zero_pad"):
             raise ValueError(f"shortcut should be 'projection' or 'zero_pad', got {shortcut!r}")
         self._norm_layer = norm_layer or nn.BatchNorm2d
@@ -215,15 +235,28 @@ class ResNet(nn.Module):
         """Why the stem runs module by module, or None."""
         return why_not_fused(x, conv1=self.conv1, bn1=self.bn1, relu=self.relu)
 
-    def forward(self, x):
+    def _stem(self, x):
         if self.why_not_fused(x):
-            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        else:
-            x = conv_bn_relu_pool(network_input(x, self.conv1, self.bn1), self.conv1, self.bn1, self.maxpool)
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        x = self.layer4(x)
+            return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = network_input(x, self.conv1, self.bn1)
+        way = train_path.route_of_stem(x, self.conv1, self.bn1, self.maxpool)
+        if way == "modules":
+            return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        if way == "training":
+            return train_path.stem(x, self.conv1, self.bn1, self.maxpool, recompute=self.memory_efficient)
+        return conv_bn_relu_pool(x, self.conv1, self.bn1, self.maxpool)
+
+    def _layer(self, layer, x):
+        if self.memory_efficient and (chains := train_path.chains_of(x, layer)) is not None:
+            return train_path.residual(x, chains, recompute=True)
+        return layer(x)
+
+    def forward(self, x):
+        x = self._stem(x)
+        x = self._layer(self.layer1, x)
+        x = self._layer(self.layer2, x)
+        x = self._layer(self.layer3, x)
+        x = self._layer(self.layer4, x)
         x = self.avgpool(x)
         x = torch.flatten(x, 1)
         return self.fc(x)

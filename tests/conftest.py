@@ -18,7 +18,7 @@ import resnet_fused
 from resnet_fused import dispatch, tuning
 
 # Slow (they compile, or run whole builds): only with --all.
-SLOW = ("test_aot", "test_build", "test_mutants", "test_sanitized")
+SLOW = ("test_aot", "test_build", "test_mutants", "test_sanitized", "test_distributed_four", "test_training_proof")
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -43,7 +43,10 @@ def test_training_leaves_the_buffers_and_the_mode_alone(model, x):
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     report = explain(model, x)
-    assert len(names(report, "bn_stats")) == len(names(report, "bn_relu")) == 20
+    assert len(names(report, "bn_stats")) == len(names(report, "conv_stats")) == 20
+    ends = names(report, "bn_add_bn_relu")
+    assert ends == ["layer2.0", "layer3.0", "layer4.0"] and len(names(report, "bn_relu")) == 1 + 2 * 8 - len(ends)
+    assert names(report, "conv_stats")[0] == "stem"
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 

@@ -24,8 +24,9 @@ FLOORS = {
     "dispatch": {"tuning", "cpu_conv", "kernels", "native", "launch", "layout", "_env"},
     "ops": {"dispatch", "kernels", "native", "launch", "layout", "_env"},
     "blocks": {"ops", "dispatch", "layout"},
+    "train_path": {"blocks", "ops", "dispatch", "layout"},
     "weights": set(),
-    "resnet": {"blocks", "weights"},
+    "resnet": {"blocks", "train_path", "weights"},
 }
 
 

@@ -59,6 +59,7 @@ def bn_cases(x):
     yield label, lambda: bn_relu.bn_stats(x, f, f, f, f, tracked, 0.1, 1e-5)
     yield label, lambda: bn_relu.bn_relu(x, f, f, f, f, x, x, None, True)
     yield label, lambda: bn_relu.bn_relu(x, f, f, f, f, None, x, 1e-5, True)
+    yield label, lambda: bn_relu.bn_add_bn_relu(x, f, f, f, f, None, x, f, f, f, f, None, x)
     yield label, lambda: bn_relu.bn_relu_backward_reduce(x, x, x, f, f, f, f, None, True)
     yield label, lambda: bn_relu.bn_relu_backward_apply(x, x, x, f, f, f, f, f, x, x, None, True)
     yield label, lambda: bn_relu.bn_relu_backward_apply(x, None, x, None, f, f, None, None, x, x, 1e-5, True)
@@ -84,6 +85,8 @@ def conv_cases(dtype):
         out, f = tensor((n, k, p, p), dtype), tensor((k,), torch.float32)
         arguments = (x, weight, f, f, f, f, out if has_residual else None, out, [stride] * 2, [padding] * 2, [1, 1], 1)
         yield f"conv_bn_relu {name}", lambda arguments=arguments: conv_bn_relu.conv_bn_relu(*arguments, 1e-5, True)
+        arguments = (x, weight, out, f, f, f, f, None, [stride] * 2, [padding] * 2, [1, 1], 1, 0.1, 1e-5)
+        yield f"conv_stats {name}", lambda arguments=arguments: conv_bn_relu.conv_stats(*arguments)
 
 
 class TargetDriver:

@@ -40,6 +40,10 @@ void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void
   RESNET_FUSED_BEST(bn_relu)(layout, x, norm, residual, out, relu, stream);
 }
 
+void bn_add_bn_relu(Layout layout, const void* x, Norm norm, const void* z, Norm norm_z, void* out, void* stream) {
+  RESNET_FUSED_BEST(bn_add_bn_relu)(layout, x, norm, z, norm_z, out, stream);
+}
+
 size_t bn_relu_backward_reduce_scratch(Layout layout) {
   return RESNET_FUSED_BEST(bn_relu_backward_reduce_scratch)(layout);
 }

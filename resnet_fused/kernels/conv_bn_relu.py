@@ -7,12 +7,16 @@ Rows of the GEMM are output positions (n, p, q), columns output channels, the de
 come with their strides; channels_last (and weights likewise) makes every copy a 16-byte one.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 
 from .. import launch
+from ._bn_stats import _bn_finalise_kernel
 from ._common import INTERPRETED, inverse_std, load_channels, relu
+from ._conv_moments import store_moments
 
 
 @triton.jit
@@ -88,7 +92,7 @@ def _finish(
 @triton.jit
 def _conv_kernel(
     x_ptr, weight_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, out_ptr, partial_ptr,
-    m, c, h, w, k, p, q,
+    moments_ptr, slices, m, c, h, w, k, p, q,
     x_n, x_c, x_h, x_w, weight_k, weight_c, weight_r, weight_s, out_n, out_k, out_p, out_q,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, iterations,
     R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -97,7 +101,7 @@ def _conv_kernel(
     """One tile of one group: BLOCK_M positions x BLOCK_K channels, `iterations` steps of depth BLOCK_D.
 
     c, k: channels per group. EVEN: c is a multiple of BLOCK_D.
-    partial given: float32 sums [splits, m, groups * k] instead of the epilogue.
+    partial given: float32 sums [splits, m, groups * k] instead of the epilogue. moments given: statistics of what is stored.
     """
     # Output channels fastest: the programs that run together share input tiles in L2, and the weights fit there anyway.
     blocks = tl.cdiv(k, BLOCK_K)
@@ -175,6 +179,8 @@ def _conv_kernel(
             mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, out_ptr,
             out_n, out_k, out_p, out_q, OFFSET, RELU,
         )  # fmt: skip
+        if moments_ptr is not None:
+            store_moments(acc, start, (tile - block * blocks) * BLOCK_K, group, m, k, out_ptr, moments_ptr, slices)
 
 
 @triton.jit
@@ -202,10 +208,11 @@ def _conv_merge_kernel(
     )  # fmt: skip
 
 
-def conv_bn_relu(
-    x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu, config=None
-):  # fmt: skip
-    """`config`: fields of launch.Conv that replace the default ones (launch.conv_as)."""
+def _launch(x, weight, norm, out, stride, padding, dilation, groups, relu, statistics=False, config=None):
+    """One launch of the kernel; (its configuration, [splits, m, k] sums or None, moments of the tiles or None).
+
+    `config`: fields of launch.Conv that replace the default ones (launch.conv_as).
+    """
     n, _, h, w = x.shape
     k, c, r, s = weight.shape
     p, q = out.shape[2:]
@@ -215,22 +222,54 @@ def conv_bn_relu(
     config = launch.conv_as(default, c, r * s, config or {})
     wide = launch.wide_offsets(config.block_m, p * q, x.numel() // n, out.numel() // n, weight.numel())
     offset = tl.int64 if wide else tl.int32
-    norm = (mean, var, bn_weight, bn_bias, eps, residual, out)
-    partial = None
-    if config.splits > 1:
+    partial = moments = None
+    slices = launch.cdiv(m, config.block_m)
+    if statistics:
+        config = replace(config, splits=1)  # moments need finished sums
+        moments = torch.empty(slices * (3 * k + 1), dtype=torch.float32, device=x.device)
+    elif config.splits > 1:
         partial = torch.empty((config.splits, m, k), dtype=torch.float32, device=x.device)
+    _conv_kernel[config.grid](
+        x, weight, *norm, out, partial, moments, slices,
+        m, c, h, w, k // groups, p, q, *x.stride(), *weight.stride(), *out.stride(),
+        *stride, *padding, *dilation, config.iterations_per_split,
+        R=r, S=s, BLOCK_M=config.block_m, BLOCK_K=config.block_k, BLOCK_D=config.block_d,
+        OFFSET=offset, PRECISION=precision, FLAT=config.flat, EVEN=c % config.block_d == 0, RELU=relu,
+        **config.options,
+    )  # fmt: skip
+    return offset, config.splits, partial, moments
+
+
+def conv_bn_relu(
+    x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu, config=None
+):  # fmt: skip
+    norm = (mean, var, bn_weight, bn_bias, eps, residual)
     with torch.cuda.device_of(x):
-        _conv_kernel[config.grid](
-            x, weight, *norm, partial,
-            m, c, h, w, k // groups, p, q, *x.stride(), *weight.stride(), *out.stride(),
-            *stride, *padding, *dilation, config.iterations_per_split,
-            R=r, S=s, BLOCK_M=config.block_m, BLOCK_K=config.block_k, BLOCK_D=config.block_d,
-            OFFSET=offset, PRECISION=precision, FLAT=config.flat, EVEN=c % config.block_d == 0, RELU=relu,
-            **config.options,
-        )  # fmt: skip
+        offset, splits, partial, _ = _launch(
+            x, weight, norm, out, stride, padding, dilation, groups, relu, config=config
+        )
         if partial is not None:
+            k, (p, q) = weight.shape[0], out.shape[2:]
+            m = out.numel() // k
             merge = launch.conv_merge(m, k)
             _conv_merge_kernel[merge.grid](
-                partial, *norm, m, k, p, q, config.splits, *out.stride(),
+                partial, *norm, out, m, k, p, q, splits, *out.stride(),
                 BLOCK_M=merge.block_m, BLOCK_K=merge.block_k, OFFSET=offset, RELU=relu, **merge.options,
             )  # fmt: skip
+
+
+def conv_stats(
+    x, weight, out, mean, invstd, running_mean, running_var, num_batches_tracked,
+    stride, padding, dilation, groups, momentum, eps,
+):  # fmt: skip
+    """out = conv(x, weight), and what bn_stats would give for it without another pass over it."""
+    nothing = (None,) * 6  # of a norm and a residual: the epilogue stores the sums themselves
+    k = weight.shape[0]
+    with torch.cuda.device_of(x):
+        *_, moments = _launch(x, weight, nothing, out, stride, padding, dilation, groups, False, statistics=True)
+        slices = moments.numel() // (3 * k + 1)
+        merge = launch.merge(slices, k)
+        _bn_finalise_kernel[merge.grid](
+            moments, mean, invstd, running_mean, running_var, num_batches_tracked,
+            momentum, eps, out.numel() // k, k, slices, BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, **merge.options,
+        )  # fmt: skip

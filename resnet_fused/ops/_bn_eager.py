@@ -48,6 +48,12 @@ def apply(x, mean, spread, weight, bias, residual, out, eps, relu):
     out.copy_(torch.relu(y) if relu else y)
 
 
+def apply_two(x, mean, spread, weight, bias, eps, z, mean_z, spread_z, weight_z, bias_z, eps_z, out):
+    shortcut = torch.empty_like(z, dtype=torch.float32)
+    apply(z, mean_z, spread_z, weight_z, bias_z, None, shortcut, eps_z, False)
+    apply(x, mean, spread, weight, bias, shortcut, out, eps, True)
+
+
 def backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu):
     g = _masked(grad, out if relu else None).float()
     sum_g.copy_(g.sum(_others(g)))

@@ -1,0 +1,236 @@
+"""A run of residual blocks as one op.
+
+    y = relu(bn_n(conv_n(... relu(bn_1(conv_1(x))) ...)) + shortcut(x))             block after block
+
+Kept for the backward: x, the outputs of the convolutions z, and y of a single block, which is its own ReLU mask and the next
+block's x. `recompute` (memory_efficient) keeps neither the y between the blocks of a run nor the outputs of projections: the
+backward computes them again, in the order of the forward.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from ... import layout
+from .._library import call, define
+from . import autograd, plan
+from .unit import conv_backward, convolve, empty_output, empty_stats, end_of_block, norm_backward, normalise
+
+
+def _dense(x):
+    return layout.in_format(x, layout.nearest_format(x))
+
+
+def _forward(x, block):
+    """(y, [(z, statistics) of every unit])"""
+    saved, h = [], x
+    for i, unit in enumerate(block.units):
+        z, stats = convolve(h, unit)
+        saved.append((z, stats))
+        if i < len(block.units) - 1:
+            h = normalise(z, unit, stats)
+    if block.projection is None:
+        return end_of_block(z, unit, stats, x), saved
+    saved.append(convolve(x, block.projection))
+    return end_of_block(z, unit, stats, saved[-1][0], block.projection, saved[-1][1]), saved
+
+
+def _again(x, block, saved):
+    """y once more, from the saved outputs of the convolutions."""
+    z, stats = saved[len(block.units) - 1]
+    if block.projection is None:
+        return end_of_block(z, block.units[-1], stats, x)
+    return end_of_block(z, block.units[-1], stats, saved[-1][0], block.projection, saved[-1][1])
+
+
+def _run(x, tensors, numbers, eps, groups, recompute):
+    blocks, saved, h = plan.decode(tensors, numbers, eps, groups), [], _dense(x)
+    for block in blocks:
+        h, of_block = _forward(h, block)
+        for u, (z, stats) in enumerate(of_block):
+            saved += [z.new_empty(0) if recompute and u >= len(block.units) else z, stats]
+    return [h, *saved]
+
+
+def _fake(x, tensors, numbers, eps, groups, recompute):
+    blocks, saved, h = plan.decode(tensors, numbers, eps, groups), [], x
+    for block in blocks:
+        first = h
+        for unit in block.units:
+            h = empty_output(h, unit)
+            saved += [h, empty_stats(h, unit)]
+        if block.projection is not None:
+            z = empty_output(first, block.projection)
+            saved += [z.new_empty(0) if recompute else z, empty_stats(z, block.projection)]
+    return [torch.empty_like(h), *saved]
+
+
+define(
+    "residual_blocks(Tensor x, Tensor[] tensors, int[] plan, float[] eps, str groups, bool recompute) -> Tensor[]",
+    _run,
+    _fake,
+)
+
+
+def _pairs(blocks, saved):
+    saved = iter(saved)
+    return [[(next(saved), next(saved)) for _ in block.all_units()] for block in blocks]
+
+
+def _run_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, want_x, wanted):
+    blocks, grads = plan.decode(tensors, numbers, eps, groups), {}
+    flags = plan.decode(wanted, numbers, eps, groups)
+    saved = _pairs(blocks, saved)
+    inputs, h = [], _dense(x)
+    for b, block in enumerate(blocks):
+        inputs.append(h)
+        if recompute and block.projection is not None:
+            saved[b][-1] = (_convolved_again(h, block.projection), saved[b][-1][1])
+        h = y if y is not None else _again(h, block, saved[b])
+    outs = [*inputs[1:], h]
+    grad = layout.in_format(grad, layout.nearest_format(h))  # autograd may hand over any layout
+    for b in reversed(range(len(blocks))):
+        # Popped, so that a map is freed as soon as nothing needs it any more.
+        want = want_x or any(_wants(unit) for flag in flags[:b] for unit in flag.all_units())
+        found, grad = _backward(grad, inputs.pop(), outs.pop(), blocks[b], saved.pop(), flags[b], want)
+        grads |= {(b, *key): g for key, g in found.items()}
+    grad_x = x.new_empty(0) if not want_x else layout.as_result_of(grad, x)
+    return [grad_x, *plan.gradients(blocks, grads, flags)]
+
+
+def _convolved_again(x, unit):
+    x = layout.in_format(x, layout.nearest_format(x))
+    z = torch.ops.aten.convolution(x, unit.weight, None, *unit.convolution, False, [0, 0], unit.groups)
+    return layout.in_format(z, layout.nearest_format(empty_output(x, unit)))
+
+
+def _wants(flag):
+    return bool(flag.weight or flag.bn_weight or flag.bn_bias)
+
+
+def _backward(grad, x, y, block, saved, flags, want_x):
+    """({(unit, name): gradient}, gradient of x)"""
+    grads, units = {}, block.units
+    last = len(units) - 1
+
+    def norm(u, unit, flag, grad, out, want_z, want_masked=False):
+        affine = flag.bn_weight or flag.bn_bias
+        z, stats = saved[u]
+        grad_z, grads[u, "bn_weight"], grads[u, "bn_bias"], masked = norm_backward(
+            grad, None if z.dim() == 1 else z, out, unit, stats, want_z, affine, want_masked
+        )
+        return grad_z, masked
+
+    # What each unit must hand on: a gradient for its own parameters, or for those before it.
+    before = [want_x]
+    for flag in flags.units:
+        before.append(before[-1] or _wants(flag))
+    want_z = [before[u] or bool(flags.units[u].weight) for u in range(last + 1)]
+    identity = block.projection is None
+    grad_z, masked = norm(last, units[last], flags.units[last], grad, y, want_z[last], want_x and identity)
+    shortcut = masked
+    if not identity:
+        flag = flags.projection
+        grad_p, _ = norm(last + 1, block.projection, flag, grad, y, want_x or flag.weight)
+        shortcut, grads[last + 1, "weight"] = conv_backward(grad_p, x, block.projection, want_x, flag.weight)
+    for u in range(last, -1, -1):
+        flag = flags.units[u]
+        h = x
+        if u and (want_z[u] or before[u]):
+            h = normalise(saved[u - 1][0], units[u - 1], saved[u - 1][1])
+        if not want_z[u]:
+            break
+        grad_h, grads[u, "weight"] = conv_backward(grad_z, h, units[u], before[u], flag.weight)
+        if u and before[u]:
+            grad_z, _ = norm(u - 1, units[u - 1], flags.units[u - 1], grad_h, h, want_z[u - 1])
+        elif u:
+            break
+    if not want_x:
+        return grads, None
+    # Both summands are rounded already; torch adds them in float32 and rounds once.
+    return grads, grad_h.add_(shortcut)
+
+
+def _fake_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, want_x, wanted):
+    return [
+        torch.empty_like(x) if want_x else x.new_empty(0),
+        *(torch.empty_like(t) if want else t.new_empty(0) for t, want in zip(tensors, wanted, strict=True)),
+    ]
+
+
+define(
+    "residual_blocks_backward(Tensor grad, Tensor x, Tensor? y, Tensor[] tensors, Tensor[] saved, int[] plan, float[] eps,"
+    " str groups, bool recompute, bool want_x, bool[] wanted) -> Tensor[]",
+    _run_backward,
+    _fake_backward,
+)
+
+
+class _Call(NamedTuple):
+    """The op with its constant arguments: see `autograd.run`."""
+
+    numbers: list
+    eps: list
+    groups: str
+    recompute: bool
+
+    def forward(self, x, tensors):
+        return call(torch.ops.resnet_fused.residual_blocks, _run, x, tensors, *self)
+
+    def statistics(self, output):
+        return output[2::2]
+
+    def blocks(self, tensors):
+        return plan.decode(tensors, self.numbers, self.eps, self.groups)
+
+    def kept(self, output, tensors, needs):
+        y, *saved = output
+        if self.recompute:
+            return [None, *saved]
+        # A frozen batch norm at the end of a block, with a weight that wants no gradient, never reads its z again.
+        blocks, flags, kept = self.blocks(tensors), self.blocks(needs), [y]
+        for block, flag, pairs in zip(blocks, flags, _pairs(blocks, saved), strict=True):
+            ends = len(block.units) - 1
+            for u, (unit, want, (z, stats)) in enumerate(zip(block.all_units(), flag.all_units(), pairs, strict=True)):
+                unread = u >= ends and unit.mean is not None and not want.bn_weight
+                kept += [z.new_empty(0) if unread else z, stats]
+        return kept
+
+    def backward(self, grad, x, tensors, kept, want_x, wanted):
+        y, *saved = kept
+        return torch.ops.resnet_fused.residual_blocks_backward(grad, x, y, tensors, saved, *self, want_x, wanted)
+
+    def reference(self, x, tensors):
+        return plan.reference(x, self.blocks(tensors))
+
+
+autograd.register("residual_blocks", _Call)
+
+
+def residual_blocks(x, blocks, finish, recompute=False):
+    """The output of residual blocks in training.
+
+    Args:
+        x: [N, C, H, W]; float32, float16, bfloat16, the dtype of the convolutions' weights.
+        blocks: a list of `Block`.
+        finish: is called with the float32 statistics of every unit of every block, as `unit.empty_stats` says, to update
+            running statistics.
+        recompute: keep less for the backward (see above) and compute it again.
+
+    Raises:
+        RuntimeError: shapes that torch's convolution would refuse; in the double backward of shared statistics.
+    """
+    tensors, *constants = plan.encode(blocks)
+    return autograd.run(_Call(*constants, recompute), finish, x, tensors)
+
+
+def relu_outputs(output, x, tensors, numbers, eps, groups, recompute):
+    """What every ReLU of a forward pass returned, in order; arguments: the op's output, then its own."""
+    blocks = plan.decode(tensors, numbers, eps, groups)
+    for block, pairs in zip(blocks, _pairs(blocks, output[1:]), strict=True):
+        for unit, (z, stats) in zip(block.units[:-1], pairs, strict=False):
+            yield normalise(z, unit, stats)
+        if block.projection is not None and recompute:
+            pairs[-1] = (_convolved_again(x, block.projection), pairs[-1][1])
+        x = _again(_dense(x), block, pairs)
+        yield x

@@ -1,0 +1,154 @@
+"""A convolution and its batch norm in training: the passes over memory that blocks and the stem are made of.
+
+Plain functions of tensors: no autograd here, the ops that call them have gradients of their own.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from ... import dispatch, layout
+from .. import _bn_eager as eager
+from .._conv_bn_relu_op import out_format, out_shape
+from ..bn_relu import apply, backward_apply, sums
+from . import sync
+
+# Rows of the statistics [4, C] of a unit, float32. VAR is unbiased, for the running statistics; SCRATCH is what the
+# kernels see as running mean.
+MEAN, INVSTD, VAR, SCRATCH = range(4)
+
+
+class Unit(NamedTuple):
+    """A convolution [K, C / groups, R, S] and its batch norm; `mean`, `var`: running statistics of a frozen one, else
+    None, which asks for the statistics of the batch, over the processes of `group` (a name; empty: this one alone)."""
+
+    weight: torch.Tensor
+    bn_weight: torch.Tensor | None
+    bn_bias: torch.Tensor | None
+    mean: torch.Tensor | None
+    var: torch.Tensor | None
+    stride: list
+    padding: list
+    dilation: list
+    groups: int
+    eps: float
+    group: str = ""
+
+    @property
+    def convolution(self):
+        return self.stride, self.padding, self.dilation
+
+    def norm(self, stats):
+        """(mean, spread, weight, bias, eps) as the kernels take them."""
+        if self.mean is None:
+            return stats[MEAN], stats[INVSTD], self.bn_weight, self.bn_bias, None
+        return self.mean, self.var, self.bn_weight, self.bn_bias, self.eps
+
+
+class Block(NamedTuple):
+    """Units one after the other, each but the last followed by a ReLU; `projection`: the shortcut, None: the identity."""
+
+    units: list
+    projection: Unit | None
+
+    def all_units(self):
+        return [*self.units, *([] if self.projection is None else [self.projection])]
+
+
+def empty_output(x, unit):
+    shape = out_shape(x.shape, unit.weight.shape, *unit.convolution)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=out_format(x, unit.weight))
+
+
+def empty_stats(x, unit):
+    """Float32 [4, C] of zeros (the kernels blend them in with weight 0), [5, C] with a count over processes, or [0]."""
+    rows = 0 if unit.mean is not None else 5 if unit.group else 4
+    return torch.zeros((rows, unit.weight.shape[0]) if rows else (0,), dtype=torch.float32, device=x.device)
+
+
+def convolve(x, unit):
+    """(z, statistics of z): z [N, K, P, Q] as stored; statistics as `empty_stats` says."""
+    stats = empty_stats(x, unit)
+    memory_format = out_format(x, unit.weight)
+    x = layout.in_format(x, memory_format)
+    if unit.mean is None:
+        z = empty_output(x, unit)
+        choice = dispatch.choose_conv_stats(x, unit.weight, z, *map(tuple, unit.convolution), unit.groups)
+        if choice.backend not in ("torch", "eager"):
+            dispatch.kernel(choice, "conv_bn_relu", "conv_stats")(
+                x, layout.in_format(unit.weight, memory_format), z, stats[MEAN], stats[INVSTD], stats[SCRATCH], stats[VAR],
+                None, *unit.convolution, unit.groups, 1.0, unit.eps,
+            )  # fmt: skip
+            return z, _over_processes(z, unit, stats)
+    z = torch.ops.aten.convolution(x, unit.weight, None, *unit.convolution, False, [0, 0], unit.groups)
+    z = layout.in_format(z, memory_format)
+    if unit.mean is None:
+        if z.numel() > 0:
+            choice = dispatch.choose("bn_stats", z)
+            run = eager.stats if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_stats")
+            run(z, stats[MEAN], stats[INVSTD], stats[SCRATCH], stats[VAR], None, 1.0, unit.eps)
+        stats = _over_processes(z, unit, stats)
+    return z, stats
+
+
+def _over_processes(z, unit, stats):
+    return sync.merge(stats, z.numel() // z.shape[1], unit.eps, unit.group) if unit.group else stats
+
+
+def normalise(z, unit, stats):
+    """relu(bn(z)), a new tensor. The backward calls it again: same arguments, same kernel, same bits."""
+    mean, spread, weight, bias, eps = unit.norm(stats)
+    return apply(z, mean, spread, weight, bias, None, torch.empty_like(z), eps, True)
+
+
+def end_of_block(z, unit, stats, shortcut, projection=None, projection_stats=None):
+    """relu(bn(z) + shortcut), or relu(bn(z) + bn_projection(shortcut)) in the same pass."""
+    out = torch.empty_like(z)
+    shortcut = layout.in_format(shortcut, layout.nearest_format(z))
+    if projection is None:
+        mean, spread, weight, bias, eps = unit.norm(stats)
+        return apply(z, mean, spread, weight, bias, shortcut, out, eps, True)
+    choice = dispatch.choose("bn_add_bn_relu", z, shortcut)
+    run = eager.apply_two if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_add_bn_relu")
+    run(*_with(z, unit, stats), *_with(shortcut, projection, projection_stats), out)
+    return out
+
+
+def _with(z, unit, stats):
+    return z, *unit.norm(stats)
+
+
+def norm_backward(grad, z, out, unit, stats, want_z, want_affine, want_masked=False):
+    """(grad_z, grad_bn_weight, grad_bn_bias, masked gradient) of relu(bn(z) + ...), None where not wanted.
+
+    out: the output of the ReLU, whose sign is the mask; None: no ReLU. z: None where a frozen weight wants no gradient.
+    One pass for the sums, one for the rest.
+    """
+    mean, spread, weight, _, eps = unit.norm(stats)
+    batch_stats = eps is None
+    grad_weight = grad_bias = sum_g = sum_gx = None
+    if want_affine or (batch_stats and want_z):
+        sum_g, sum_gx = sums(grad, z, out, mean, spread, eps, out is not None, with_gx=z is not None)
+        grad_weight, grad_bias = sum_gx, sum_g
+        if batch_stats and unit.group:
+            sum_g, sum_gx = sync.sums(sum_g, sum_gx, stats, grad.numel() // grad.shape[1], unit.group)
+    grad_z = torch.empty_like(grad) if want_z else None
+    masked = torch.empty_like(grad) if want_masked else None
+    if want_z or want_masked:
+        backward_apply(grad, z, out, mean, spread, weight, sum_g, sum_gx, grad_z, masked, eps, out is not None)
+    return grad_z, grad_weight, grad_bias, masked
+
+
+def conv_backward(grad_z, x, unit, want_x, want_weight):
+    """(grad_x, grad_weight), None where not wanted; the gradient of the weight has the weight's strides."""
+    if not (want_x or want_weight):
+        return None, None
+    x = layout.in_format(x, out_format(x, unit.weight))
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad_z, x, unit.weight, None, *unit.convolution, False, [0, 0], unit.groups, [want_x, want_weight, False]
+    )
+    # Distributed training lays gradients over buckets in the strides of the weights, and torch's own gradient of a 1x1
+    # weight has others.
+    if want_weight and grad_weight.stride() != unit.weight.stride():
+        grad_weight = torch.empty_like(unit.weight).copy_(grad_weight)
+    return grad_x if want_x else None, grad_weight if want_weight else None

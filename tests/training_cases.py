@@ -1,0 +1,62 @@
+"""Blocks in training for the tests: ours and eager from one state, and float64 with the ReLU masks of each."""
+
+import copy
+
+import torch
+from torch import nn
+
+import resnet_fused
+from resnet_fused.accuracy import assert_within_budget, exact
+from resnet_fused.reference import ReluMasks, WithMasks, by_modules, with_lively_norms
+
+
+def block(kind, channels=16, stride=1, block=resnet_fused.BasicBlock):
+    """kind: identity, projection, bottleneck (with a projection)."""
+    torch.manual_seed(3)
+    if kind == "bottleneck":
+        block, inplanes, planes = resnet_fused.Bottleneck, channels, channels // 4 * 2
+    else:
+        inplanes, planes = channels, channels * (1 + (kind == "projection"))
+    out = planes * block.expansion
+    downsample = None
+    if kind != "identity":
+        downsample = nn.Sequential(nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+    return with_lively_norms(block(inplanes, planes, stride, downsample).train())
+
+
+def step(model, x, grad, mode, wants=lambda name: True):
+    """(output, {name: gradient}, {name: buffer}) of a forward and backward pass of a copy of `model`."""
+    model = copy.deepcopy(model)
+    x = x.detach().clone().requires_grad_(wants("x"))
+    for name, p in model.named_parameters():
+        p.requires_grad_(wants(name))
+    with mode:
+        out = model(x)
+    if out.requires_grad:
+        out.backward(grad)
+    grads = {name: p.grad for name, p in [("x", x), *model.named_parameters()] if wants(name)}
+    return out.detach(), grads, {n: b for n, b in model.named_buffers() if b.is_floating_point()}
+
+
+def check(model, x, grad, wants=lambda name: True):
+    """Every tensor that comes out within twice eager's error against float64; returns ours."""
+    our_masks, eager_masks = ReluMasks(), ReluMasks()
+    ours = step(model, x, grad, our_masks, wants)
+    eager = step(by_modules(model), x, grad, eager_masks, wants)
+    wide = by_modules(model).double()
+    oracle, oracle_eager = (
+        step(wide, exact(x), exact(grad), WithMasks(m.masks), wants) for m in (our_masks, eager_masks)
+    )
+    assert_within_budget(ours[0], eager[0], oracle[0], "out", oracle_eager=oracle_eager[0])
+    assert ours[0].stride() == eager[0].stride()
+    assert ours[1].keys() == eager[1].keys()
+    for name, g in ours[1].items():
+        e, o, oe = eager[1][name], oracle[1][name], oracle_eager[1][name]
+        assert (g is None) == (e is None), name
+        if g is not None:
+            assert g.dtype == e.dtype, name
+            dim = 1 if name == "x" else 0
+            assert_within_budget(g, e, o, f"grad of {name}", oracle_eager=oe, channel_dim=dim)
+    for name, b in ours[2].items():
+        assert_within_budget(b, eager[2][name], oracle[2][name], name, oracle_eager=oracle_eager[2][name])
+    return ours
