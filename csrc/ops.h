@@ -87,6 +87,18 @@ RESNET_FUSED_LAUNCHERS
 size_t conv_bn_relu_scratch(DType dtype, Conv conv, bool allow_tf32);
 void conv_bn_relu(DType dtype, const void* x, const void* weight, Norm norm, const void* residual, void* out, Conv conv,
                   bool relu, bool allow_tf32, void* scratch, void* stream);
+// Two of them that read one x, without a residual: the first convolution of a block and its projection. One launch
+// where that is predicted to be faster.
+struct ConvSide {
+  const void* weight;
+  Norm norm;
+  void* out;
+  Conv conv;
+  bool relu;
+};
+size_t conv_bn_relu_pair_scratch(DType dtype, Conv first, Conv second, bool allow_tf32);
+void conv_bn_relu_pair(DType dtype, const void* x, const ConvSide& first, const ConvSide& second, bool allow_tf32,
+                       void* scratch, void* stream);
 // out = conv(x, weight), and what bn_stats would give for it without another pass: mean and invstd of the stored
 // (rounded) values, running statistics updated.
 size_t conv_stats_scratch(DType dtype, Conv conv, bool allow_tf32);

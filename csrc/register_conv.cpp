@@ -88,6 +88,28 @@ void conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, con
 }
 
 template <auto kLaunch, auto kScratch>
+void conv_bn_relu_pair(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
+                       const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const Tensor& out,
+                       const Pair& stride, const Pair& padding, const Pair& dilation, double eps, const Tensor& weight2,
+                       const Tensor& mean2, const Tensor& var2, const OptionalTensor& bn_weight2,
+                       const OptionalTensor& bn_bias2, const Tensor& out2, const Pair& stride2, const Pair& padding2,
+                       double eps2, bool allow_tf32) {
+  const Arguments x_args("conv_bn_relu_pair", "x", x);
+  const Arguments args("conv_bn_relu_pair", "out", out), args2("conv_bn_relu_pair", "out2", out2);
+  const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, 1);
+  const Conv conv2 = conv_of(x_args, x, weight2, stride2, padding2, {1, 1}, 1);
+  check_output(x_args, args, out, conv.n, conv.k, conv.p, conv.q);
+  check_output(x_args, args2, out2, conv2.n, conv2.k, conv2.p, conv2.q);
+  const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
+  const Norm norm2 = norm_of(args2, mean2, var2, bn_weight2, bn_bias2, eps2);
+  args.require(!args.empty() && !args2.empty(), "out has no values: shape ", Shape{out});
+  const Place place("conv_bn_relu_pair", x);
+  const Scratch scratch(x, kScratch(args.dtype(), conv, conv2, allow_tf32));
+  kLaunch(args.dtype(), x.data_ptr(), {weight.data_ptr(), norm, out.data_ptr(), conv, true},
+          {weight2.data_ptr(), norm2, out2.data_ptr(), conv2, false}, allow_tf32, scratch.data(), place.stream());
+}
+
+template <auto kLaunch, auto kScratch>
 void conv_stats(const Tensor& x, const Tensor& weight, const Tensor& out, const Tensor& mean, const Tensor& invstd,
                 const OptionalTensor& running_mean, const OptionalTensor& running_var,
                 const OptionalTensor& num_batches_tracked, const Pair& stride, const Pair& padding,
@@ -128,6 +150,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor? residual, Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, "
       "bool relu, bool allow_tf32=False) -> ()");
+  // relu(bn(conv(x, weight))), and bn(conv(x, weight2)): a block's first convolution and its projection.
+  m.def(
+      "conv_bn_relu_pair(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
+      "Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, float eps, Tensor weight2, Tensor mean2, "
+      "Tensor var2, Tensor? bn_weight2, Tensor? bn_bias2, Tensor(b!) out2, int[2] stride2, int[2] padding2, "
+      "float eps2, bool allow_tf32=False) -> ()");
   m.def(
       "conv_stats(Tensor x, Tensor weight, Tensor(a!) out, Tensor(b!) mean, Tensor(c!) invstd, "
       "Tensor(d!)? running_mean, Tensor(e!)? running_var, Tensor? num_batches_tracked, int[2] stride, int[2] padding, "
@@ -146,6 +174,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
 STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_CONV_KEY, m) {
   using namespace resnet_fused;
   m.impl("conv_bn_relu", TORCH_BOX((&conv_bn_relu<cuda::conv_bn_relu, cuda::conv_bn_relu_scratch>)));
+  m.impl("conv_bn_relu_pair",
+         TORCH_BOX((&conv_bn_relu_pair<cuda::conv_bn_relu_pair, cuda::conv_bn_relu_pair_scratch>)));
   m.impl("conv_stats", TORCH_BOX((&conv_stats<cuda::conv_stats, cuda::conv_stats_scratch>)));
   m.impl("conv_bn_relu_pool", TORCH_BOX((&conv_bn_relu_pool<cuda::conv_bn_relu_pool>)));
 }

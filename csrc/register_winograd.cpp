@@ -78,21 +78,32 @@ int64_t winograd_workspace(Tensor x, Tensor packed, int64_t k, int64_t m, int64_
   return cpu::winograd_workspace_size(plan) + kAlignment;
 }
 
-void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual, Tensor out, int64_t m,
-                   int64_t padding, bool relu, std::optional<Tensor> workspace) {
+float* aligned(const Tensor& workspace) {
+  const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr<float>());
+  constexpr uintptr_t kBytes = kAlignment * sizeof(float);
+  return reinterpret_cast<float*>((address + kBytes - 1) / kBytes * kBytes);
+}
+
+void check_output(const Tensor& x, const cpu::WinogradShape& shape, const std::optional<Tensor>& residual,
+                  const Tensor& out) {
   check_activation(out, "out");
-  const cpu::WinogradShape shape = shape_of(x, out.size(1), m, padding);
   STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.out_h() && out.size(3) == shape.out_w(),
                   "winograd: out has the wrong shape");
   STD_TORCH_CHECK(x.numel() == 0 || x.const_data_ptr() != out.const_data_ptr(), "winograd: out must not be x");
+  if (!residual) return;
+  check_activation(*residual, "residual");
+  for (const int axis : {0, 1, 2, 3}) {
+    STD_TORCH_CHECK(residual->size(axis) == out.size(axis), "winograd: residual must have the shape of out");
+  }
+}
+
+void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual, Tensor out, int64_t m,
+                   int64_t padding, bool relu, std::optional<Tensor> workspace) {
+  STD_TORCH_CHECK(out.dim() == 4, "winograd: out must be [n, k, h, w]");
+  const cpu::WinogradShape shape = shape_of(x, out.size(1), m, padding);
+  check_output(x, shape, residual, out);
   const cpu::WinogradWeights kind = kind_of(packed, shape);
   check_vector(shift, shape.k, "shift");
-  if (residual) {
-    check_activation(*residual, "residual");
-    for (const int axis : {0, 1, 2, 3}) {
-      STD_TORCH_CHECK(residual->size(axis) == out.size(axis), "winograd: residual must have the shape of out");
-    }
-  }
   if (out.numel() == 0) return;
   const cpu::WinogradPlan plan = cpu::winograd_plan(shape, kind, cpu::num_threads());
   const int64_t needed = cpu::winograd_workspace_size(plan) + kAlignment;
@@ -103,11 +114,38 @@ void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> 
   } else {
     workspace = torch::stable::new_empty(out, {needed});
   }
-  const auto address = reinterpret_cast<uintptr_t>(workspace->mutable_data_ptr<float>());
-  constexpr uintptr_t kBytes = kAlignment * sizeof(float);
-  cpu::winograd_run(plan, x.const_data_ptr<float>(), packed.const_data_ptr<float>(), shift.const_data_ptr<float>(),
-                    residual ? residual->const_data_ptr<float>() : nullptr, out.mutable_data_ptr<float>(), relu,
-                    reinterpret_cast<float*>((address + kBytes - 1) / kBytes * kBytes));
+  cpu::winograd_run(plan, x.const_data_ptr<float>(), packed.const_data_ptr<float>(), nullptr,
+                    shift.const_data_ptr<float>(), residual ? residual->const_data_ptr<float>() : nullptr,
+                    out.mutable_data_ptr<float>(), relu, aligned(*workspace));
+}
+
+const float* optional_vector(const std::optional<Tensor>& tensor, int64_t size, const char* name) {
+  if (!tensor) return nullptr;
+  check_vector(*tensor, size, name);
+  return tensor->const_data_ptr<float>();
+}
+
+bool winograd_conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, std::optional<Tensor> bn_weight,
+                           std::optional<Tensor> bn_bias, std::optional<Tensor> residual, Tensor out, int64_t padding,
+                           double eps, bool relu) {
+  check_float(weight, "weight");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3 &&
+                      weight.stride(2) == 3 * weight.stride(3),
+                  "winograd: weight must be [k, c, 3, 3], dense, for the c channels of x");
+  const cpu::WinogradShape shape = shape_of(x, weight.size(0), 2, padding);
+  check_output(x, shape, residual, out);
+  check_vector(mean, shape.k, "mean");
+  check_vector(var, shape.k, "var");
+  const cpu::WinogradNorm norm{mean.const_data_ptr<float>(), var.const_data_ptr<float>(),
+                               optional_vector(bn_weight, shape.k, "bn_weight"),
+                               optional_vector(bn_bias, shape.k, "bn_bias"), eps};
+  if (out.numel() == 0) return true;
+  const cpu::WinogradPlan plan = cpu::winograd_live_plan(shape, cpu::num_threads());
+  Tensor workspace = torch::stable::new_empty(out, {cpu::winograd_live_workspace_size(plan) + kAlignment});
+  return cpu::winograd_run_live(plan, x.const_data_ptr<float>(),
+                                {weight.const_data_ptr<float>(), weight.stride(0), weight.stride(1), weight.stride(3)},
+                                norm, residual ? residual->const_data_ptr<float>() : nullptr,
+                                out.mutable_data_ptr<float>(), relu, aligned(workspace));
 }
 
 }  // namespace
@@ -119,10 +157,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
   library.def(
       "winograd_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int m, int padding, "
       "bool relu, Tensor(b!)? workspace) -> ()");
+  // F(2x2,3x3) of a live network. False: a value was not finite, and the direct sum may differ; out is not to be used.
+  library.def(
+      "winograd_conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
+      "Tensor? residual, Tensor(a!) out, int padding, float eps, bool relu) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused_native, CPU, library) {
   library.impl("winograd_pack", TORCH_BOX(&resnet_fused::winograd_pack));
   library.impl("winograd_workspace", TORCH_BOX(&resnet_fused::winograd_workspace));
   library.impl("winograd_conv", TORCH_BOX(&resnet_fused::winograd_conv));
+  library.impl("winograd_conv_bn_relu", TORCH_BOX(&resnet_fused::winograd_conv_bn_relu));
 }

@@ -59,6 +59,12 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
     return max(worst.item(), channel.item())
 
 
+def channel_dim_of(t):
+    """For `budget_used` on any shape: 1, or None where a channel has fewer than 64 values, which eager may all round well
+    by chance (measured: 8 values a channel, one convolution 0.94 to 1.47 of the budget in eight draws)."""
+    return 1 if t.dim() > 1 and t.numel() >= 64 * t.shape[1] else None
+
+
 def assert_within_budget(ours, eager, oracle, what, **kwargs):
     share = budget_used(ours, eager, oracle, **kwargs)
     if not share <= 1.0:

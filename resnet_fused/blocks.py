@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.nn.modules import module as _module
 
-from . import ops
+from . import layout, ops
+from .dispatch import prefers_channels_last
+from .norms import frozen_statistics, is_frozen, why_not_here, why_not_norm
 from .ops._library import left_to_torch
 
 
@@ -27,31 +29,30 @@ def why_not_convolution(conv):
     return None
 
 
-def why_not_norm(bn):
-    """Why `bn` cannot be part of a fused op, or None."""
-    if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):  # over one process the latter is the former
-        return f"is a {type(bn).__name__}, not exactly nn.BatchNorm2d"
-    if not {"weight", "bias"} <= bn._parameters.keys():
-        return "has parameters that are computed (pruned or parametrized)"
-    return None
-
-
 def why_not_relu(relu):
     return None if type(relu) is nn.ReLU else f"is a {type(relu).__name__}, not exactly nn.ReLU"
 
 
 def watched(child):
     """Whether somebody would notice that `child.forward` is not called."""
-    return bool(
-        child._forward_hooks
-        or child._forward_pre_hooks
-        or child._backward_hooks
-        or child._backward_pre_hooks
-        or "forward" in child.__dict__
+    state = child.__dict__  # faster than attributes, which ask the class first
+    return (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
     )
 
 
-_CHECKS = {"conv": why_not_convolution, "bn": why_not_norm, "relu": why_not_relu}
+def _why_not_norm(bn):
+    """In the blocks of this package, which know how to synchronise; over one process SyncBatchNorm is BatchNorm2d."""
+    if type(bn) is nn.SyncBatchNorm and {"weight", "bias"} <= bn._parameters.keys():
+        return None
+    return why_not_norm(bn)
+
+
+_CHECKS = {"co": why_not_convolution, "bn": _why_not_norm, "re": why_not_relu}  # by the first letters of a name
 
 
 # Parameters and fake tensors have it: classes that leave torch's functions as they are.
@@ -62,7 +63,7 @@ def why_not_fused(x, **children):
     """Why a chain of modules must run module by module, or None.
 
     `children` maps names such as conv1, bn1, relu or downsample (nn.Sequential(conv, bn), or None) to modules; the kind of
-    module expected is the name without its digits.
+    module expected is the name without its digits. This runs for every block on every call: 4 us, kept short.
     """
     if type(x) is not torch.Tensor and getattr(type(x), "__torch_function__", None) is not _NO_TORCH_FUNCTION:
         return f"input is a {type(x).__name__}"
@@ -70,27 +71,53 @@ def why_not_fused(x, **children):
         return f"input has {x.dim()} dimensions"
     if (why := left_to_torch(x)) is not None:
         return why
-    if _module._global_forward_hooks or _module._global_forward_pre_hooks or _module._global_backward_hooks:
+    if (
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    ):
         return "a global module hook is registered"
     for name, child in children.items():
         if name == "downsample":
-            if child is None:
-                continue
-            if type(child) is not nn.Sequential or len(child) != 2:
-                return "downsample is not a Sequential of a convolution and a batch norm"
-            parts = (("downsample", None, child), ("downsample.0", "conv", child[0]), ("downsample.1", "bn", child[1]))
-        else:
-            parts = ((name, name.rstrip("0123456789"), child),)
-        for part, kind, module in parts:
-            if watched(module):
-                return f"{part} carries a hook"
-            if kind is not None and (why := _CHECKS[kind](module)) is not None:
-                return f"{part} {why}"
+            if is_projection(child) and (why := _why_not_shortcut(child, x)) is not None:
+                return why  # nothing, or a module that is called as it is, is fine
+        elif watched(child):
+            return f"{name} carries a hook"
+        elif (why := _CHECKS[name[:2]](child)) is not None or (
+            name[:2] == "bn" and (why := why_not_here(child, x)) is not None
+        ):
+            return f"{name} {why}"
     return None
+
+
+def _why_not_shortcut(downsample, x):
+    if watched(downsample):
+        return "downsample carries a hook"
+    conv, bn = downsample
+    for name, child, why in (
+        ("0", conv, why_not_convolution(conv)),
+        ("1", bn, _why_not_norm(bn) or why_not_here(bn, x)),
+    ):
+        if watched(child):
+            return f"downsample.{name} carries a hook"
+        if why is not None:
+            return f"downsample.{name} {why}"
+    return None
+
+
+def refuse_scripting(module):
+    """`__prepare_scriptable__` of fused modules: torch.jit.script asks for it before it reads the source of forward."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile the fused forward of {type(module).__name__}: use torch.jit.trace or torch.export, "
+        "or script a model of torchvision or timm after resnet_fused.unconvert(model)"
+    )
 
 
 def _count_batch(bn):
     """What nn.BatchNorm2d.forward does before it normalises; returns the keyword arguments of the ops."""
+    if is_frozen(bn):
+        return frozen_statistics(bn)
     if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
     without_buffers = bn.running_mean is None and bn.running_var is None
@@ -113,6 +140,62 @@ def conv_bn_relu(x, conv, bn, residual=None, relu=True):
     )  # fmt: skip
 
 
+def network_input(x, conv, bn):
+    """`x` in the layout that is fastest for a network that begins with these; logits have no layout to tell."""
+    evaluation = _evaluates(bn) and not (torch.is_grad_enabled() and conv.weight.requires_grad)
+    return layout.in_format(x, layout.CHANNELS_LAST) if prefers_channels_last(x, conv.weight, evaluation) else x
+
+
+def conv_bn_relu_pool(x, conv, bn, pool):
+    """pool(relu(bn(conv(x)))): the stem, in one op where `pool` is the max-pool of ResNet and only values are wanted."""
+    if not _evaluates(bn) or conv.groups != 1 or conv.dilation != (1, 1) or why_not_pool(pool):
+        return pool(conv_bn_relu(x, conv, bn))
+    return ops.conv_bn_relu_pool(x, conv.weight, *_norm(bn), stride=conv.stride, padding=conv.padding, eps=bn.eps)
+
+
+def why_not_pool(pool):
+    """Why `pool` cannot be part of a fused op, or None: only ResNet's own, 3x3 of stride 2, can."""
+    if type(pool) is not nn.MaxPool2d:
+        return f"is a {type(pool).__name__}, not exactly nn.MaxPool2d"
+    if watched(pool):
+        return "carries a hook"
+    wanted = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode)
+    return None if wanted == (3, 2, 1, 1, False, False) else "is not 3x3 of stride 2 and padding 1"
+
+
+def conv_bn_relu_and_shortcut(x, conv, bn, downsample):
+    """(relu(bn(conv(x))), the shortcut of a block that begins so): both read x, and a GPU computes both in one launch."""
+    if not is_projection(downsample) or not (_evaluates(bn) and _evaluates(downsample[1])):
+        return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
+    projection, bn2 = downsample
+    plain = projection.padding == (0, 0) and projection.dilation == (1, 1) and conv.groups == projection.groups == 1
+    if not plain:
+        return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
+    return ops.conv_bn_relu_pair(
+        x, conv.weight, _norm(bn), projection.weight, _norm(bn2), stride=conv.stride, padding=conv.padding,
+        dilation=conv.dilation, eps=bn.eps, stride2=projection.stride, eps2=bn2.eps,
+    )  # fmt: skip
+
+
+def _evaluates(bn):
+    return is_frozen(bn) or (not bn.training and bn.running_mean is not None and bn.running_var is not None)
+
+
+def _norm(bn):
+    return bn.weight, bn.bias, bn.running_mean, bn.running_var
+
+
+def norm_relu(x, bn, residual=None, relu=True):
+    """relu(bn(x) [+ residual]) of a batch norm that `why_not_fused` has passed, in its own mode."""
+    return ops.bn_relu(x, bn.weight, bn.bias, residual=residual, relu=relu, **_count_batch(bn))
+
+
+def is_projection(downsample):
+    return type(downsample) is nn.Sequential and len(downsample) == 2 and isinstance(downsample[0], nn.Conv2d)
+
+
 def shortcut(x, downsample):
-    """The identity, or the projection and its batch norm (no ReLU)."""
-    return x if downsample is None else conv_bn_relu(x, downsample[0], downsample[1], relu=False)
+    """The identity, the projection and its batch norm (no ReLU), or whatever else `downsample` does to x."""
+    if downsample is None:
+        return x
+    return conv_bn_relu(x, *downsample, relu=False) if is_projection(downsample) else downsample(x)

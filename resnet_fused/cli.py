@@ -1,4 +1,4 @@
-"""python -m resnet_fused demo | verify | bench | explain | train | info.
+"""python -m resnet_fused demo | verify | bench | explain | summary | tune | train | info.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import dispatch, info, resnet, train, weights
+from . import cifar, dispatch, info, resnet, train, weights
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,10 +39,23 @@ def at_least(minimum, kind=int):
     return parse
 
 
+def shape_of(text):
+    """ "32x3x224x224" -> (32, 3, 224, 224)"""
+    sizes = text.lower().split("x")
+    if len(sizes) != 4 or not all(size.isdecimal() for size in sizes):
+        raise argparse.ArgumentTypeError(f"should be such as 8x3x224x224, not {text}")
+    n, c, h, w = map(int, sizes)
+    if n < 1 or c != 3 or min(h, w) < MIN_SIZE:
+        raise argparse.ArgumentTypeError(
+            f"needs a batch, 3 channels and at least {MIN_SIZE}x{MIN_SIZE} pixels, not {text}"
+        )
+    return n, c, h, w
+
+
 def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
     commands = main.add_subparsers(
-        dest="command", required=True, metavar="demo | verify | bench | explain | train | info"
+        dest="command", required=True, metavar="demo | verify | bench | explain | summary | tune | train | info"
     )
 
     def command(name, function, help):
@@ -81,14 +94,27 @@ def parser():
     explain.add_argument("--train", action="store_true", help="in training mode")
     explain.add_argument("--frozen", action="store_true", help="of the frozen engine")
 
+    tune = command("tune", run_tune, "measures every backend for the shapes of a model and keeps the fastest choices")
+    tune.add_argument("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
+    tune.add_argument("shape", type=shape_of, metavar="SHAPE", help="of the input, such as 32x3x224x224")
+    tune.add_argument("--dtype", choices=DTYPES, default="float32")
+    tune.add_argument("--train", action="store_true", help="a training step instead of an evaluation")
+    tune.add_argument("--frozen", action="store_true", help="the engine of freeze() instead of the live model")
+    tune.add_argument("--seconds", type=at_least(0, float), default=120.0, help="at most, about")
+    tune.add_argument("--again", action="store_true", help="also what is known already")
+
     train.add_options(
         command("train", run_train, "trains a network; torchrun -m resnet_fused train: on several GPUs"),
         at_least, MODELS, dispatch.BACKENDS,
     )  # fmt: skip
 
+    summary = command("summary", run_summary, "the paper's table: layers, sizes, parameters, FLOPs, fused kernels")
+    summary.add_argument("model", choices=(*MODELS, *cifar.CIFAR_MODELS), nargs="?", default="resnet34")
+    summary.add_argument("--size", type=at_least(MIN_SIZE), help="default: 224, and 32 for the CIFAR networks")
+
     for sub in (demo, bench, explain):
         model_options(sub)
-    for sub in (demo, verify, bench, explain):
+    for sub in (demo, verify, bench, explain, summary, tune):
         machine_options(sub)
     input_options(bench, batch=8)
     input_options(explain, batch=1)
@@ -205,6 +231,43 @@ def run_explain(args):
     return 0
 
 
+def run_tune(args):
+    from . import tune
+    from .progress import Progress
+    from .reference import with_lively_norms
+
+    if args.train and args.frozen:
+        raise UsageError("--train and --frozen exclude each other")
+    if args.train and args.shape[0] == 1 and max(args.shape[2:]) <= MIN_SIZE:
+        raise UsageError("--train needs more than one value per channel: a larger batch or image")
+    device, dtype = device_of(args), DTYPES[args.dtype]
+    model = with_lively_norms(getattr(resnet, args.model)()).eval()
+    model = model.to(device, memory_format=torch.channels_last)
+    with Progress() as progress:
+        if args.frozen:
+            report = _tuned_engine(model, args, dtype, progress.step)
+        else:
+            rows, left_out = tune.tune(
+                model, args.shape, dtype, train=args.train, seconds=args.seconds, again=args.again, step=progress.step
+            )
+            report = tune.text(rows, left_out)
+    print(report)
+    return 0
+
+
+def _tuned_engine(model, args, dtype, step):
+    from . import freeze, tuning
+    from .explain import explain
+
+    step("freezing")
+    x = torch.randn(args.shape, device=model.conv1.weight.device)
+    try:
+        with tuning.ignored(args.again):
+            return explain(freeze(model, x, dtype=dtype), x)
+    except (NotImplementedError, ValueError) as e:
+        raise UsageError(str(e)) from e
+
+
 def run_train(args):
     from .train.run import run
 
@@ -212,6 +275,17 @@ def run_train(args):
         run(args)
     except train.CannotTrain as e:  # from a process that loads images it comes with a traceback before its message
         raise UsageError(str(e).strip().splitlines()[-1].rpartition("CannotTrain: ")[2]) from e
+    return 0
+
+
+def run_summary(args):
+    from .summary import summarize
+
+    device, small = device_of(args), args.model in cifar.CIFAR_MODELS
+    model = getattr(cifar if small else resnet, args.model)().eval().to(device)
+    size = args.size or (32 if small else 224)
+    print(f"{args.model} at {size}x{size}, evaluation on {device}")
+    print(summarize(model, torch.randn(1, 3, size, size, device=device)))
     return 0
 
 

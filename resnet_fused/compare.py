@@ -1,6 +1,7 @@
 """Eager torch, the live model and frozen engines on the same input: are they equal, and how fast is each?"""
 
 import copy
+import functools
 
 import torch
 
@@ -8,6 +9,7 @@ from . import table, timing
 from .accuracy import budget_used, exact
 from .freeze import DTYPES as FROZEN_DTYPES
 from .freeze import freeze
+from .frozen_static import DTYPES as STATIC_DTYPES
 from .reference import by_modules, in_float64
 
 EQUALITY = {
@@ -25,8 +27,8 @@ def _nhwc(t):
 
 
 def freezable(device, dtypes):
-    """Those of `dtypes` in which freeze() makes engines on `device`: CPUs only so far."""
-    return [d for d in dtypes if device == "cpu" and d in FROZEN_DTYPES]
+    """Those of `dtypes` in which freeze() makes engines on `device`."""
+    return [d for d in dtypes if d in (FROZEN_DTYPES if device == "cpu" else STATIC_DTYPES)]
 
 
 def _in(model, dtype):
@@ -70,21 +72,33 @@ def equality(model, x, frozen_dtypes, step):
     return rows
 
 
+def contestants(model, x, dtype=None):
+    """{name: function that makes a function x -> logits}: whom every comparison of speed has; made one at a time.
+
+    `dtype`: of the frozen engine; None: that of `model`.
+    """
+
+    def channels_last():
+        eager = by_modules(model).to(memory_format=torch.channels_last)
+        return lambda x: eager(_nhwc(x))  # as it is for an input that is channels_last already
+
+    return {
+        "eager": lambda: by_modules(model),
+        "eager, channels_last": channels_last,
+        "live": lambda: model,
+        "frozen": lambda: freeze(model, x, dtype=dtype),
+    }
+
+
 @torch.no_grad()
 def speed(model, x, frozen_dtypes, seconds, step):
     """Rows with the keys of SPEED for one batch `x`, and the timings {(name, dtype): Timing}."""
     step(f"batch {len(x)}: freezing")
-    eager = by_modules(model)
-    eager_nhwc = by_modules(model).to(memory_format=torch.channels_last)
-    nhwc, dtype = _nhwc(x), str(x.dtype)[6:]
-    runs = {
-        ("eager", dtype): lambda: eager(x),
-        ("eager, channels_last", dtype): lambda: eager_nhwc(nhwc),
-        ("live", dtype): lambda: model(x),
-    }
-    for frozen in frozen_dtypes:
-        engine = freeze(model, x, dtype=frozen)
-        runs["frozen", str(frozen)[6:]] = lambda engine=engine: engine(x)
+    dtype = str(x.dtype)[6:]
+    made = {(name, dtype): make() for name, make in contestants(model, x).items() if name != "frozen"}
+    made |= {("frozen", str(frozen)[6:]): contestants(model, x, frozen)["frozen"]() for frozen in frozen_dtypes}
+    inputs = {key: _nhwc(x) if key[0] == "eager, channels_last" else x for key in made}
+    runs = {key: functools.partial(run, inputs[key]) for key, run in made.items()}
     timings = timing.interleaved(
         runs, seconds=seconds, device=x.device.type, on_round=lambda i: step(f"batch {len(x)}: round {i + 1}")
     )

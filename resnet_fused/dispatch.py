@@ -1,6 +1,6 @@
 """Which backend runs an op, and why. A pure question: nothing here launches or allocates.
 
-`cuda`: compiled CUDA kernels. `triton`: Triton kernels. `native`: compiled CPU passes. `torch`: for convolutions, torch's
+`cuda`: compiled CUDA kernels. `triton`: Triton kernels. `native`: compiled CPU kernels. `torch`: for convolutions, torch's
 own convolution followed by one fused pass of another backend. `eager`: torch's own operators, unfused: the fallback.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, launch, layout, native
+from . import _env, cpu_conv, launch, layout, native, tuning
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -21,6 +21,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 class Choice(NamedTuple):
     backend: str
     reason: str
+    config: dict | None = None  # the launch configuration that was measured fastest, if not the default
 
 
 class FallbackError(RuntimeError):
@@ -78,7 +79,7 @@ BACKENDS = {
 }
 
 # Process-wide, not a ContextVar: autograd runs the backward of CUDA tensors in threads of its own, which must see it.
-_state = {"backend": _env.BACKEND, "strict": _env.STRICT, "rows": None}
+_state = {"backend": _env.BACKEND, "strict": _env.STRICT, "rows": None, "keys": None, "config": None}
 
 
 @contextlib.contextmanager
@@ -109,6 +110,11 @@ def check_backend(name):
         raise RuntimeError(f"backend {name!r} cannot run here: {why}")
 
 
+def configured(config):
+    """Context manager: a launch configuration for the backend that was asked for; for those who measure."""
+    return _set("config", config)
+
+
 def strict(on=True):
     """Context manager: inside it a fallback to eager raises FallbackError (on) or is allowed (off)."""
     return _set("strict", on)
@@ -117,6 +123,11 @@ def strict(on=True):
 def record():
     """Context manager yielding a list to which every op that runs adds (op, (shape, dtype, format), Choice)."""
     return _set("rows", [])
+
+
+def record_keys():
+    """Context manager yielding a list to which every op that runs adds the key of its tuning entry."""
+    return _set("keys", [])
 
 
 def backends():
@@ -138,7 +149,11 @@ def _unfit(x, others):
     return None
 
 
-def _automatic(op, x):
+_ON_CPU = {"conv_bn_relu": "Winograd F(2x2,3x3)", "conv_bn_relu_pool": "convolution and pooling in one pass"}
+
+
+def automatic(op, x, detail=()):
+    """The default choice for `op` on `x`, where nothing was measured and nothing asked for."""
     conv = op.startswith("conv")
     if x.device.type == "cuda":
         # Unmeasured defaults: compiled kernels where they exist; for the convolution in IEEE float32 torch's own,
@@ -153,34 +168,70 @@ def _automatic(op, x):
     if x.device.type == "cpu":
         if (why := native.why_absent()) is not None:
             return Choice("eager", why)
-        if conv:
-            return Choice("torch", "CPU: oneDNN's convolution, then one fused pass")
-        return Choice("native", "default on CPUs")
+        if conv and (slower := cpu_conv.verdict(op, x.dtype, x.shape, *detail)[1]) is not None:
+            return Choice("torch", f"torch's convolution, then one fused pass: {slower}")
+        return Choice("native", _ON_CPU.get(op, "default on CPUs"))
     return Choice("eager", f"device {x.device.type}")
 
 
-def choose(op, x, *others):
-    """The backend for `op` on `x` and the tensors that must match it (None among them is skipped)."""
+def _key(op, x, others, detail):
+    precision = tf32_allowed() if op.startswith("conv") and x.dtype == torch.float32 else None
+    detail = tuple(tuple(part) if isinstance(part, list) else part for part in detail)
+    return _text_key(op, x.dtype, layout.format_of(x), x.shape, sum(t is not None for t in others), *detail, precision)
+
+
+_text_key = functools.lru_cache(maxsize=4096)(tuning.key)
+
+
+def _measured(op, x, others, detail):
+    """The choice that was measured for such tensors on this device, if it can run."""
+    if x.device.type not in ("cpu", "cuda"):
+        return None
+    entries = tuning.table(x.device).entries
+    entry = entries.get(_key(op, x, others, detail)) if entries else None
+    if entry is None or (b := BACKENDS.get(entry.choice)) is None or not b.takes(x.device.type) or b.why_not():
+        return None
+    return Choice(entry.choice, entry.reason(), entry.config.get(entry.choice))
+
+
+def pick(op, x, *others, detail=()):
+    """(the backend for `op` on `x` and the tensors that must match it, whether it was asked for or measured).
+
+    None among `others` is skipped. `detail`: what else its speed depends on; of a convolution the weight's shape, stride,
+    padding, dilation, groups.
+    """
     name = _state["backend"]
+    conv = op.startswith("conv")
+    if (keys := _state["keys"]) is not None:
+        keys.append(_key(op, x, others, detail))
     if (why := _unfit(x, others)) is not None:
-        choice = Choice("eager", why)
-    elif name == "auto":
-        choice = _automatic(op, x)
+        return Choice("eager", why), name == "eager"
+    asked = name != "auto"
+    if not asked:
+        measured = _measured(op, x, others, detail)
+        choice, asked = measured or automatic(op, x, detail), measured is not None
     elif name not in BACKENDS or not BACKENDS[name].takes(x.device.type):
-        choice = Choice("eager", f"backend {name!r} does not take {x.device.type} tensors")
-    elif name == "native" and op.startswith("conv"):
-        choice = Choice("torch", "backend 'native': torch's convolution, then one fused pass")
-    elif name == "torch" and not op.startswith("conv"):
-        choice = _automatic(op, x)
+        return Choice("eager", f"backend {name!r} does not take {x.device.type} tensors"), name == "eager"
+    elif name == "native" and conv and (cannot := cpu_conv.verdict(op, x.dtype, x.shape, *detail)[0]) is not None:
+        choice = Choice("torch", f"torch's convolution, then one fused pass: {cannot}")
+    elif name == "torch" and not conv:
+        choice, asked = automatic(op, x), False
     else:
-        choice = Choice(name, f"backend {name!r} was asked for")
-    if op.startswith("conv") and choice.backend not in ("torch", "eager") and not layout.is_channels_last(x):
+        choice = Choice(name, f"backend {name!r} was asked for", _state["config"])
+    if conv and choice.backend not in ("torch", "eager") and not layout.is_channels_last(x):
         choice = Choice("torch", "contiguous NCHW: torch's convolution, then one fused pass")
-    return note(op, x, choice)
+    return choice, asked
 
 
-def choose_conv_stats(x, weight, out):
+def choose(op, x, *others, detail=()):
+    """`pick`, noted."""
+    return note(op, x, *pick(op, x, *others, detail=detail))
+
+
+def choose_conv_stats(x, weight, out, *detail):
     """The backend of a convolution with batch statistics in its epilogue; "torch": a convolution, then another pass.
+
+    `detail`: stride, padding, dilation, groups.
 
     The kernel cannot cut its reduction (statistics need finished sums), so below half a wave of tiles it leaves a GPU idle
     and torch's split convolution wins, for all that the other pass costs (predicted, not measured).
@@ -190,21 +241,37 @@ def choose_conv_stats(x, weight, out):
         return note(
             "conv_stats", x, Choice("torch", f"{tiles} tiles are too few for the kernel (predicted, not measured)")
         )
-    return choose("conv_stats", x, weight)
+    return choose("conv_stats", x, weight, detail=(weight.shape, *detail))
 
 
-def note(op, x, choice):
-    """Records `choice`, and in STRICT mode refuses a fallback that nobody asked for."""
+def prefers_channels_last(x, weight, evaluation):
+    """Whether a network runs faster on `x` in channels_last, where its weights are as `weight` and may not change.
+
+    CUDA: the layout of every fast kernel. CPU: that of Winograd, in evaluation; else of the weights, since torch's
+    convolution of a channels_last input reorders contiguous weights on every call by a slow path: 3.4 ms instead of 1.2
+    for 512 channels at 7x7, batch 1 (measured: 2-core Intel Xeon, 2 threads, 2026-11-24).
+    """
+    if x.device.type != "cpu" or layout.format_of(weight) == layout.CHANNELS_LAST:
+        return True
+    if torch.compiler.is_compiling():  # would trace the loading of the library
+        return False
+    winograd_runs = _state["backend"] in ("auto", "native") and native.why_absent() is None
+    return evaluation and winograd_runs and x.dtype == weight.dtype == torch.float32
+
+
+def note(op, x, choice, asked=False):
+    """Records `choice`, and in STRICT mode refuses a fallback to eager unless it was asked for or measured."""
     if (rows := _state["rows"]) is not None:
         rows.append((op, (tuple(x.shape), x.dtype, layout.format_of(x)), choice))
-    if choice.backend == "eager" and _state["strict"] and choice.reason != "empty" and _state["backend"] != "eager":
+    if choice.backend == "eager" and _state["strict"] and choice.reason != "empty" and not asked:
         raise FallbackError(f"{op}: would fall back to eager ({choice.reason})")
     return choice
 
 
 def kernel(choice, stem, op):
     """The function of backend `choice` that launches `op`, whose kernels live under `stem`."""
-    return BACKENDS[choice.backend].kernel(stem, op)
+    function = BACKENDS[choice.backend].kernel(stem, op)
+    return functools.partial(function, config=choice.config) if choice.config else function
 
 
 def tf32_allowed():

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import dispatch, table
+from .convert import candidates, why_not_converted
 
 COLUMNS = {"name": "layer", "op": "op", "shape": "shape", "dtype": "dtype", "backend": "backend", "reason": "reason"}
 
@@ -27,7 +28,8 @@ class Report:
 def explain(model, x):
     """Runs `model` on `x` once, without gradients and in its present mode, and reports what every fused op did.
 
-    Running statistics are put back afterwards. A block that runs module by module has one row, of backend "modules".
+    Running statistics are put back afterwards. A block that runs module by module has one row, of backend "modules"; so has
+    one that `convert` would fuse or has left alone, and a convolution in a converted block that cannot be fused.
     What a backward pass would use is not part of the report. An engine of `freeze` reports what it was built of.
     """
     if hasattr(model, "rows"):
@@ -37,9 +39,9 @@ def explain(model, x):
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored(model))
         stack.enter_context(torch.no_grad())
-        for name, block in model.named_modules():
-            if hasattr(block, "why_not_fused"):
-                stack.callback(block.register_forward_pre_hook(_note_unfused(rows, unfused, name)).remove)
+        for name, module, why in _watched(model):
+            hook = _note(rows, unfused, name, why)
+            stack.callback(module.register_forward_pre_hook(hook).remove)
         recorded = stack.enter_context(dispatch.record())
         stack.enter_context(_Watcher(model, rows, unfused, recorded))
         model(x)
@@ -58,11 +60,25 @@ def _restored(model):
                 buffer.copy_(value)
 
 
-def _note_unfused(rows, unfused, name):
-    def hook(block, args):
-        if (why := block.why_not_fused(args[0])) is not None:
+def _watched(model):
+    """(name, module, why): what may run module by module, and the function of it and its input that says why."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "why_not_fused"):
+            yield name, module, lambda module, x: module.why_not_fused(x)
+        plan = getattr(type(module), "_plan", None)  # of a converted module
+        for path, reason in plan.unfused if plan else ():
+            yield f"{name}.{path}".strip("."), module.get_submodule(path), lambda module, x, reason=reason: reason
+    for name, module in list(candidates(model)):
+        reason = f"not converted: {why_not_converted(module) or 'convert() would fuse it'}"
+        yield name, module, lambda module, x, reason=reason: reason
+
+
+def _note(rows, unfused, name, why):
+    def hook(module, args):
+        x = next((a for a in args if isinstance(a, torch.Tensor)), None)
+        if x is not None and (reason := why(module, x)) is not None:
             unfused.add(name)
-            rows.append(_row(name or "stem", type(block).__name__, args[0].shape, args[0].dtype, "modules", why))
+            rows.append(_row(name or "stem", type(module).__name__, x.shape, x.dtype, "modules", reason))
 
     return hook
 
@@ -94,7 +110,7 @@ class _Watcher(TorchDispatchMode):
         owners = list(dict.fromkeys(self.owner[id(t)] for t in flat if id(t) in self.owner))
         if func.namespace == "resnet_fused":
             for op, (shape, dtype, _), choice in self.recorded[first:]:
-                self.rows.append(_row(_name(owners, op, named), op, shape, dtype, *choice))
+                self.rows.append(_row(_name(owners, op, named), op, shape, dtype, choice.backend, choice.reason))
         elif "batch_norm" in func.name() and owners and not self._by_modules(owners[0]):
             why = "torch's own operator: not in a fused block, or tensors that no kernel takes"
             self.rows.append(_row(owners[0], "batch_norm", args[0].shape, args[0].dtype, "eager", why))
@@ -112,7 +128,12 @@ def _name(owners, op, named):
     if not op.startswith("conv") and len(owners) > 1:
         owners = owners[1:]  # the pass after torch's convolution: its batch norm alone
     parent = owners[0].rpartition(".")[0] if owners else ""
-    parts = [".".join(filter(None, (parent, "+".join(name.rpartition(".")[2] for name in owners))))] if owners else []
+    parts = (
+        [".".join(filter(None, (parent, "+".join(name[len(parent) :].lstrip(".") for name in owners))))]
+        if owners
+        else []
+    )
     parts += ["add"] * (named.get("residual") is not None or op.startswith("add"))
-    parts += ["relu"] * bool(named.get("relu", op.startswith("add")))
+    parts += ["relu"] * bool(named.get("relu", op.startswith("add") or op.endswith(("pool", "pair"))))
+    parts += ["maxpool"] * op.endswith("pool")
     return "+".join(parts) or op

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import layout
+from . import layout, tuning
 from .accuracy import budget_used, exact
 from .blocks import why_not_convolution, why_not_norm
 from .frozen_conv import WinogradF4, WinogradF4Taps, ways
@@ -62,6 +62,8 @@ class _Block:
         self.sites = [Site(f"{name}.conv{i}", conv, bn, residual=i == last) for i, conv, bn in pairs]
         self.projection, self.shortcut = None, block.downsample
         if isinstance(self.shortcut, nn.Sequential):
+            if len(self.shortcut) != 2:
+                raise TypeError(f"freeze: {name}.downsample is not a convolution and a batch norm; use the live model")
             conv, bn = self.shortcut
             self.projection = Site(f"{name}.downsample", conv, bn, relu=False)
 
@@ -110,6 +112,8 @@ class Engine:
     def __init__(self, model, example, dtype, exact):
         _check_model(model)
         self.dtype, self.exact, self._model = dtype, exact, model
+        self.example_shape, self.options = tuple(example.shape), {"exact": exact}
+        self.entries = {}  # what the choices come from: {key: tuning.Entry}
         pool = model.maxpool
         standard = isinstance(pool, nn.MaxPool2d) and (pool.kernel_size, pool.stride, pool.padding, pool.dilation) == (
             3, 2, 1, 1,
@@ -171,11 +175,28 @@ class Engine:
             if len(able) == 1:
                 choice, reason = able[0], "the only way for this layer"
             else:
-                seconds = _measure(sites, able, self.dtype, TUNING_SECONDS / len(groups))
+                seconds = self._seconds(sites, able, TUNING_SECONDS / len(groups))
                 choice, *others = sorted(seconds, key=seconds.get)
                 reason = f"{1e3 * seconds[choice]:.2f} ms; {others[0].name}: {1e3 * seconds[others[0]]:.2f} ms"
             for site in sites:
                 site.way, site.reason = choice, reason
+
+    def _seconds(self, sites, able, budget):
+        """{way: seconds per call}: known from this machine's tuning table, else measured and kept there."""
+        device, key = sites[0].conv.weight.device, self._key(sites[0])
+        by_name = {way.name: way for way in able}
+        entry = tuning.remembered(device, key, by_name)
+        if entry is None:
+            entry = tuning.entry({way.name: s for way, s in self._measure(sites, able, budget).items()})
+            tuning.table(device).store({key: entry})
+        self.entries[key] = entry
+        return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
+
+    def _key(self, site):
+        return tuning.key("frozen", self.dtype, *site.key)
+
+    def _measure(self, sites, able, budget):
+        return _measure(sites, able, self.dtype, budget)
 
     @torch.no_grad()
     def refresh(self):
@@ -185,6 +206,19 @@ class Engine:
         fc = self._model.fc
         bias = None if fc.bias is None else fc.bias.detach().to(self.dtype, copy=True)
         self._fc = fc.weight.detach().to(self.dtype, copy=True), bias
+
+    def save(self, path):
+        """Writes the engine to a file that `resnet_fused.load_engine` reads; see frozen_file.py."""
+        from .frozen_file import save
+
+        save(self, path)
+
+    def module(self):
+        """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
+        from .export import FoldedResNet
+
+        model, pool = self._model, self._pool or nn.MaxPool2d(3, 2, 1)
+        return FoldedResNet(self._stem, pool, self._blocks, model.avgpool, model.fc, self.dtype)
 
     @property
     def rows(self):
@@ -241,26 +275,30 @@ def _measure(sites, able, dtype, seconds):
 
 
 @torch.no_grad()
-def freeze(model, example_input, *, dtype=None, exact=False):
-    """An `Engine` that computes `model.eval()(x)` on the CPU as fast as it can.
+def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="exact"):
+    """An engine that computes `model.eval()(x)` as fast as the device of the model can.
 
     Args:
-        model: a ResNet, of this package or with torchvision's structure, on the CPU. It is not changed.
-        example_input: [N, 3, H, W]; the batch and size to tune for. Other sizes run too.
-        dtype: torch.float32 or torch.bfloat16; None: the dtype of the model.
-        exact: only direct convolutions. Winograd (float32) has eager's accuracy, but spreads a NaN or an infinity to the
-            16 outputs of its tile.
+        model: a ResNet, of this package or with torchvision's structure. It is not changed.
+        example_input: [N, 3, H, W] on its device; the batch and size to tune for. On a CPU other sizes run too.
+        dtype: torch.float32, torch.bfloat16, on a GPU also torch.float16; None: the dtype of the model.
+        exact: CPU: only direct convolutions. Winograd (float32) has eager's accuracy, but spreads a NaN or an infinity to
+            the 16 outputs of its tile.
+        graph: GPU: capture a CUDA graph; False: launch every kernel by itself.
+        batch: GPU: "exact" refuses other batches than that of the example; "pad" fills them up or cuts them in pieces.
+
+    Returns:
+        `Engine` on a CPU, `frozen_static.StaticEngine` on a GPU.
 
     Raises:
         TypeError: not a ResNet, or a part that cannot be folded (named).
-        ValueError: a dtype or an example that does not fit.
-        NotImplementedError: a model on a CUDA device.
+        ValueError: a dtype, a batch policy or an example that does not fit; a layer outside of the error budget (named).
     """
     device = next(model.parameters()).device
     if device.type != "cpu":
-        raise NotImplementedError(
-            f"freeze: the model is on {device}, but only CPUs are supported so far; capture the live model in a CUDA graph"
-        )
+        from .frozen_static import freeze_static
+
+        return freeze_static(model, example_input, dtype=dtype, graph=graph, batch=batch)
     dtype = next(model.parameters()).dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise ValueError(f"freeze: dtype should be torch.float32 or torch.bfloat16, not {dtype}")

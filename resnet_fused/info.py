@@ -1,6 +1,5 @@
 """What this machine is, what was built and what runs: the facts that belong beside a number and in a bug report."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -8,7 +7,7 @@ import sys
 
 import torch
 
-from . import __version__, _env, dispatch, native
+from . import __version__, _env, dispatch, machine, native
 
 
 def environment():
@@ -17,10 +16,10 @@ def environment():
         "resnet_fused": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
-        "cpu": f"{_cpu_model()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": f"{machine.cpu_model()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "torchvision": _version("torchvision"),
+        "triton": machine.version("triton"),
+        "torchvision": machine.version("torchvision"),
         **_gpu(),
         **_library(),
     }
@@ -41,22 +40,6 @@ def text():
         width = max(map(len, facts))
         lines += [f"{'  ' if title else ''}{name:<{width}}  {value}" for name, value in facts.items()]
     return "\n".join(lines)
-
-
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu_model():
-    try:
-        with open("/proc/cpuinfo") as f:
-            names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _gpu():

@@ -7,7 +7,7 @@ that changes one belongs beside it, with device and date.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -212,6 +212,37 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
     # 98304 bytes of shared memory for a full tile either way: two blocks per SM on sm_90, one on sm_86 and sm_89.
     num_warps, num_stages = (8, 3) if block_k == 128 or ieee else (8 if flat else 4, 4)
     return Conv(flat, m, k, groups, block_m, block_k, block_d, iterations, splits, num_warps, num_stages)
+
+
+def conv_as(default: Conv, c: int, taps: int, config: dict) -> Conv:
+    """`default` with the fields in `config` (block_m, block_k, block_d, splits, num_warps, num_stages): what was measured
+    faster. c, taps: as for `conv`."""
+    made = replace(default, **config)
+    iterations = cdiv(taps * c, made.block_d) if made.flat else taps * cdiv(c, made.block_d)
+    splits = max(1, min(made.splits, iterations))
+    return replace(made, iterations=iterations, splits=cdiv(iterations, cdiv(iterations, splits)))
+
+
+def conv_alternatives(default: Conv, itemsize: int) -> list[dict]:
+    """Configurations worth measuring beside `default`, as the `config` of `conv_as`; the flat kernel and IEEE float32 keep
+    theirs, which registers bound (see `conv`)."""
+    if default.flat or default.block_d * itemsize < 64:
+        return []
+    found = []
+    for block_m, block_k, num_warps, num_stages in (
+        (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (128, 128, 8, 4), (64, 64, 4, 4),
+        (64, 64, 4, 5), (64, 128, 4, 4), (64, 128, 8, 4), (256, 64, 8, 3), (64, 32, 4, 5),
+    ):  # fmt: skip
+        tiles = cdiv(default.m, block_m) * cdiv(default.k, block_k) * default.groups
+        shared = num_stages * (block_m + block_k) * default.block_d * itemsize
+        if block_k > max(16, pow2(default.k)) or shared > 224 << 10:
+            continue
+        for splits in (1, 2, 4, 8, 16):
+            if splits == 1 or (tiles * splits <= 2 * SMS and default.iterations >= 4 * splits):
+                config = {"block_m": block_m, "block_k": block_k, "num_warps": num_warps, "num_stages": num_stages}
+                found.append(config | {"splits": splits})
+    same = {key: getattr(default, key) for key in ("block_m", "block_k", "num_warps", "num_stages", "splits")}
+    return [config for config in found if config != same]
 
 
 def wide_offsets(block_m: int, pixels: int, x_image: int, out_image: int, weight: int) -> bool:

@@ -7,8 +7,15 @@ directions. Only `forward` differs: a block calls fused ops instead of its child
 import torch
 from torch import nn
 
-from . import layout, train_path
-from .blocks import conv_bn_relu, shortcut, why_not_fused
+from . import train_path
+from .blocks import (
+    conv_bn_relu,
+    conv_bn_relu_and_shortcut,
+    conv_bn_relu_pool,
+    network_input,
+    refuse_scripting,
+    why_not_fused,
+)
 from .weights import resolve
 
 
@@ -31,17 +38,18 @@ class _Residual(nn.Module):
             return self.forward_by_modules(x)
         if way == "training":
             return train_path.residual(x, [self.chain()])
-        (*firsts, last), downsample = self.chain()
-        out = x
-        for conv, bn in firsts:
+        (first, *others, last), downsample = self.chain()
+        out, identity = conv_bn_relu_and_shortcut(x, *first, downsample)
+        for conv, bn in others:
             out = conv_bn_relu(out, conv, bn)
-        return conv_bn_relu(out, *last, residual=shortcut(x, downsample))
+        return conv_bn_relu(out, *last, residual=identity)
 
 
 class BasicBlock(_Residual):
     """Two 3x3 convolutions: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
 
     expansion = 1
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -62,14 +70,8 @@ class BasicBlock(_Residual):
 
     def why_not_fused(self, x):
         return why_not_fused(
-            x,
-            conv1=self.conv1,
-            bn1=self.bn1,
-            relu=self.relu,
-            conv2=self.conv2,
-            bn2=self.bn2,
-            downsample=self.downsample,
-        )
+            x, conv1=self.conv1, bn1=self.bn1, relu=self.relu, conv2=self.conv2, bn2=self.bn2, downsample=self.downsample
+        )  # fmt: skip
 
     def chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
@@ -86,6 +88,7 @@ class Bottleneck(_Residual):
     """1x1, 3x3, 1x1 convolutions with the stride in the 3x3 one (ResNet V1.5, as torchvision has it)."""
 
     expansion = 4
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -152,6 +155,7 @@ class ResNet(nn.Module):
     """
 
     memory_efficient = False  # also of networks that were built elsewhere
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -168,12 +172,7 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         self.memory_efficient = memory_efficient
-        if shortcut not in ("projection", "zero_pad"):
-            raise ValueError(f"shortcut should be 'projection' or 'zero_pad', got {shortcut!r}")
-        self._norm_layer = norm_layer or nn.BatchNorm2d
-        self._shortcut = shortcut
-        self.inplanes = 64
-        self.dilation = 1
+        self._set_up(norm_layer, shortcut, inplanes=64)
         if replace_stride_with_dilation is None:
             replace_stride_with_dilation = [False, False, False]
         if len(replace_stride_with_dilation) != 3:
@@ -193,6 +192,15 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(512 * block.expansion, num_classes)
         self._initialise(zero_init_residual)
+
+    def _set_up(self, norm_layer, shortcut, inplanes):
+        """What `_make_layer` reads."""
+        if shortcut not in ("projection", "zero_pad"):
+            raise ValueError(f"shortcut should be 'projection' or 'zero_pad', got {shortcut!r}")
+        self._norm_layer = norm_layer or nn.BatchNorm2d
+        self._shortcut = shortcut
+        self.inplanes, self.dilation = inplanes, 1
+        self.groups, self.base_width = 1, 64
 
     def _initialise(self, zero_init_residual):
         for m in self.modules():
@@ -232,15 +240,15 @@ class ResNet(nn.Module):
         """Why the stem runs module by module, or None."""
         return why_not_fused(x, conv1=self.conv1, bn1=self.bn1, relu=self.relu)
 
-    def _stem(self, x):
-        parts = self.conv1, self.bn1, self.maxpool
+    def _stem(self, x, maxpool):
+        parts = self.conv1, self.bn1, maxpool
         way = "modules" if self.why_not_fused(x) else train_path.route_of_stem(x, *parts)
         if way == "modules":
-            return self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = layout.for_network(x, self.conv1.weight)
+            return maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = network_input(x, self.conv1, self.bn1)
         if way == "training":
             return train_path.stem(x, *parts, recompute=self.memory_efficient)
-        return self.maxpool(conv_bn_relu(x, self.conv1, self.bn1))
+        return conv_bn_relu_pool(x, *parts)
 
     def _layer(self, layer, x):
         if self.memory_efficient and (chains := train_path.chains_of(x, layer)) is not None:
@@ -248,7 +256,7 @@ class ResNet(nn.Module):
         return layer(x)
 
     def forward(self, x):
-        x = self._stem(x)
+        x = self._stem(x, self.maxpool)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = self._layer(layer, x)
         x = self.avgpool(x)

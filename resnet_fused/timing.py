@@ -4,6 +4,8 @@ Every round runs each candidate for about `SAMPLE` seconds, in an order that rot
 and 80th percentile; a ratio is the median of the ratios within one round. Warm-up is not counted.
 """
 
+import functools
+import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -45,7 +47,7 @@ def _synchronise(device):
         torch.cuda.synchronize()
 
 
-def _sample(function, calls, device):
+def _sample(function, calls, device="cpu"):
     _synchronise(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -54,15 +56,17 @@ def _sample(function, calls, device):
     return (time.perf_counter() - start) / calls
 
 
-def interleaved(candidates, *, seconds=10.0, min_rounds=5, device="cpu", on_round=None):
+def interleaved(candidates, *, seconds=10.0, min_rounds=5, device="cpu", on_round=None, clock=None):
     """{name: Timing} of `candidates`, {name: function without arguments}.
 
     Rounds go on for about `seconds`, but there are at least `min_rounds`. `on_round(i)` is called before every round.
+    `clock(function, calls)`: seconds per call; by default the wall clock, with the device synchronised.
     """
+    clock = clock or functools.partial(_sample, device=device)
     calls = {}
     for name, function in candidates.items():
-        _sample(function, 2, device)  # warms up: compiles, packs, fills caches
-        calls[name] = max(1, round(SAMPLE / _sample(function, 1, device)))
+        clock(function, 2)  # warms up: compiles, packs, fills caches
+        calls[name] = max(1, round(SAMPLE / clock(function, 1)))
     names, samples = list(candidates), {name: [] for name in candidates}
     start, rounds = time.perf_counter(), 0
     while rounds < min_rounds or time.perf_counter() - start < seconds:
@@ -70,6 +74,53 @@ def interleaved(candidates, *, seconds=10.0, min_rounds=5, device="cpu", on_roun
             on_round(rounds)
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(_sample(candidates[name], calls[name], device))
+            samples[name].append(clock(candidates[name], calls[name]))
         rounds += 1
     return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def cuda_clock(function, calls):
+    """Seconds per call between two CUDA events on the current stream: the clock of `interleaved` for GPUs."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3 / calls
+
+
+def cache_bytes(device):
+    """The last cache of the device ("cpu" or "cuda"), in bytes."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties().L2_cache_size
+    try:
+        return max(os.sysconf(f"SC_LEVEL{level}_CACHE_SIZE") for level in (2, 3))
+    except (ValueError, OSError):  # not a name this system knows
+        return 32 << 20
+
+
+MOST_SETS = 64
+MOST_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # of all sets: past every usual cache, small beside the memory
+
+
+def sets_needed(bytes_of_one, device):
+    """How many sets of arguments of that size no cache can hold together: calls that take turns find theirs cold."""
+    most = max(1, MOST_BYTES[device] // max(1, bytes_of_one))
+    return min(1 + 2 * cache_bytes(device) // max(1, bytes_of_one), most, MOST_SETS)
+
+
+def capture(functions):
+    """A CUDA graph that calls `functions` one after the other; warmed up before, since neither compiling nor choosing an
+    algorithm may happen inside. Raises RuntimeError for what cannot be captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            functions[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for function in functions:
+            function()
+    return graph

@@ -4,18 +4,23 @@ A block takes this path if a batch norm in it uses the statistics of the batch o
 take (odd dtypes, shapes, eps) goes the older way, one convolution at a time, and torch has its say there.
 """
 
+import contextlib
+
 import torch
 from torch import nn
 
 from . import dispatch
-from .blocks import watched
+from .blocks import is_projection, watched
+from .norms import is_frozen
 from .ops import training
-from .ops.conv_bn_relu import out_shape
+from .ops._conv_bn_relu_op import out_shape
 from .ops.training.sync import name_of
 from .ops.training.unit import MEAN, VAR
 
 
 def _uses_batch(bn):
+    if is_frozen(bn):
+        return False
     return bn.training or (bn.running_mean is None and bn.running_var is None)
 
 
@@ -24,8 +29,26 @@ def syncs(pairs):
     return any(type(bn) is nn.SyncBatchNorm and bn.training and name_of(bn) for _, bn in pairs)
 
 
+_state = {"apart": False}
+
+
+@contextlib.contextmanager
+def one_op_at_a_time():
+    """Context manager: blocks run as convolutions and batch norms of their own, whose every pass the dispatcher is asked for.
+
+    That is what tuning measures: inside the op of a whole block the same passes run on the same tensors.
+    """
+    before, _state["apart"] = _state["apart"], True
+    try:
+        yield
+    finally:
+        _state["apart"] = before
+
+
 def wanted(x, pairs):
     """Whether modules `pairs` [(conv, bn)] on input x are to be run by the training ops."""
+    if _state["apart"]:
+        return False
     if any(_uses_batch(bn) for _, bn in pairs):
         return True
     if not torch.is_grad_enabled():
@@ -38,11 +61,11 @@ def wanted(x, pairs):
 def route(x, chains):
     """How blocks [([(conv, bn), ...], downsample), ...] that may be fused are run: "training", by its ops; "modules", one by
     one, where only torch can synchronise; None, as in evaluation."""
-    chains = _projections(chains)
-    pairs = [pair for main, projection in chains for pair in (*main, *([projection] if projection else []))]
+    pairs = [pair for main, down in chains for pair in (*main, *([tuple(down)] if is_projection(down) else []))]
     if not wanted(x, pairs):
         return None
-    if why_not(x, chains) is None:
+    ordinary = all(down is None or is_projection(down) for _, down in chains)
+    if ordinary and not any(is_frozen(bn) for _, bn in pairs) and why_not(x, _projections(chains)) is None:
         return "training"
     return "modules" if syncs(pairs) else None
 
@@ -51,7 +74,7 @@ def route_of_stem(x, conv, bn, maxpool):
     """As `route`, for the stem."""
     if not wanted(x, [(conv, bn)]):
         return None
-    if why_not_stem(x, conv, bn, maxpool) is None:
+    if not is_frozen(bn) and why_not_stem(x, conv, bn, maxpool) is None:
         return "training"
     return "modules" if syncs([(conv, bn)]) else None
 
@@ -90,15 +113,7 @@ def _unit_fits(conv, bn, x, dtype, low, channels):
 
 
 def _shape_after(conv, shape):
-    meta = torch.Size((shape[0], conv.in_channels, *shape[2:]))
-    return out_shape(_Shape(meta), conv.weight, conv.stride, conv.padding, conv.dilation)
-
-
-class _Shape:
-    """What `out_shape` reads of a tensor that does not exist yet."""
-
-    def __init__(self, shape):
-        self.shape = shape
+    return out_shape(shape, conv.weight.shape, conv.stride, conv.padding, conv.dilation)
 
 
 def why_not(x, chains):

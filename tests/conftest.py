@@ -1,19 +1,32 @@
 """Fixtures that make a green test mean something: STRICT mode, poisoned allocations, TF32 off, named backends."""
 
 import os
+import tempfile
 
 os.environ["RESNET_FUSED_STRICT"] = "1"
+# What was tuned on this machine must not decide what the tests see, nor the tests what the machine remembers.
+os.environ["RESNET_FUSED_CACHE"] = (_cache := tempfile.TemporaryDirectory(prefix="resnet_fused_")).name
 if not os.environ.get("CUDA_VISIBLE_DEVICES", "0") or not os.path.exists("/dev/nvidiactl"):
-    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton on import: its kernels then run on CPU tensors
+    # Read by Triton on import: its kernels then run on CPU tensors. What is set already stays: --device=cuda on a machine
+    # that shows its GPU in another way.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
 
 import resnet_fused
-from resnet_fused import dispatch
+from resnet_fused import dispatch, tuning
 
 # Slow (they compile, or run whole builds): only with --all.
-SLOW = ("test_aot", "test_build", "test_mutants", "test_sanitized", "test_distributed_four", "test_training_proof")
+SLOW = (
+    "test_aot",
+    "test_aoti",
+    "test_build",
+    "test_mutants",
+    "test_sanitized",
+    "test_distributed_four",
+    "test_training_proof",
+)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -22,6 +35,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="also " + ", ".join(SLOW))
+    parser.addoption("--cases", type=int, help="random networks of test_fuzz (default: 100, the same ones)")
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device of the op tests")
 
 
@@ -88,3 +102,14 @@ def _poison():
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """The folder of a tuning cache of its own, and no emulator that another test has registered: it would be measured."""
+    monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
+    monkeypatch.setattr(tuning._env, "CACHE", tmp_path / "cache")
+    tuning.forget()
+    tuning._warn.cache_clear()
+    yield tmp_path / "cache"
+    tuning.forget()

@@ -25,7 +25,7 @@ RESNET34 = [  # c, k, r, stride, input size
 @functools.cache
 def library():
     lib = ctypes.CDLL(str(build.c_library("conv_api", "conv_*.cu")))
-    for name in ("conv_plan", "conv_bn_relu", "conv_bn_relu_pool", "conv_stats"):
+    for name in ("conv_plan", "conv_pair_plan", "conv_bn_relu", "conv_bn_relu_pool", "conv_stats"):
         getattr(lib, name).restype = ctypes.c_char_p
     return lib
 
@@ -91,6 +91,20 @@ def plan(dtype, conv, allow_tf32=False, aligned=True, tile=None, splits=0):
     return result
 
 
+class PairPlan(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("together", "tile", "splits")),
+        *((name, ctypes.c_double) for name in ("clocks", "clocks_apart")),
+    ]
+
+
+def pair_plan(dtype, conv, projection, allow_tf32=False, aligned=True):
+    calls = [Call(dtype=DTYPES[dtype], allow_tf32=allow_tf32, aligned=aligned, **c) for c in (conv, projection)]
+    result = PairPlan()
+    run("conv_pair_plan", calls[0], ctypes.byref(calls[1]), ctypes.byref(result))
+    return result
+
+
 def convolve(name, x, weight, norm, residual, out, conv, eps, *, more=(), relu=True, allow_tf32=False, tile=-1,
              splits=0, images=0, seed=0, policy=-1):  # fmt: skip
     """norm: mean, var, weight, bias (the last two may be None), all of one dtype. `more`: arguments of conv_stats."""
@@ -121,5 +135,19 @@ def table(batches=(1, 32, 256)):
         print(f"| {c}, {k}, {r}x{r}, {stride}, {size} | " + " | ".join(cells) + " |")
 
 
+def pair_table(batches=(1, 32, 256)):
+    """Clocks of a block's first convolution and its projection, in one launch / in two, as docs/conv.md shows them."""
+    print("| c, k, size | " + " | ".join(f"batch {n}" for n in batches) + " |")
+    print("|---|" + "---|" * len(batches))
+    for c, size in ((64, 56), (128, 28), (256, 14)):
+        cells = []
+        for n in batches:
+            conv = sizes((n, c, size, size), (2 * c, c, 3, 3), 2, 1)
+            p = pair_plan(torch.bfloat16, conv, sizes((n, c, size, size), (2 * c, c, 1, 1), 2))
+            cells.append(f"{p.clocks / 1e3:.1f}k / {p.clocks_apart / 1e3:.1f}k" + ("" if p.together else ": two"))
+        print(f"| {c}, {2 * c}, {size} | " + " | ".join(cells) + " |")
+
+
 if __name__ == "__main__":
     table()
+    pair_table()

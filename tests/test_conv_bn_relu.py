@@ -44,12 +44,17 @@ def test_formats_and_no_relu(backend, device, memory_format):
     assert ours.stride() == eager.stride()
 
 
-def test_nan_stays_where_the_convolution_puts_it(backend, device):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38], ids=str)
+def test_special_values_stay_where_the_convolution_puts_them(backend, device, value):
+    """Winograd would spread them over its tile, and overflow where the direct sum does not."""
     x = activation((1, 8, 7, 7), device=device)
-    x[0, 3, 2, 2] = float("nan")
+    x[0, 3, 2, 2] = value
     weight, params = weights((16, 8, 3, 3), torch.float32, torch.channels_last, device), channels(16, device)
-    ours = ops.conv_bn_relu(x, weight, *params, padding=1)
-    assert torch.equal(ours.isnan(), reference(x, weight, *params, padding=1).isnan())
+    ours, eager = (f(x, weight, *params, padding=1) for f in (ops.conv_bn_relu, reference))
+    assert torch.equal(ours.isnan(), eager.isnan()) and torch.equal(ours.isinf(), eager.isinf())
+    elsewhere = torch.ones_like(x[0, 0], dtype=torch.bool)
+    elsewhere[1:4, 1:4] = False
+    torch.testing.assert_close(ours[..., elsewhere], eager[..., elsewhere])
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, id="fp32"), pytest.param(torch.float16, id="fp16")])

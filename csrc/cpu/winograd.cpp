@@ -1,6 +1,8 @@
 // The loops around the kernels: who transforms which tile, who multiplies which panel, and in which memory.
 #include "winograd.h"
 
+#include <atomic>
+
 #include "isa.h"
 #include "parallel.h"
 #include "winograd_kernels.h"
@@ -59,14 +61,15 @@ struct Sizes {
 
 class Run {
  public:
-  Run(const WinogradPlan& plan, const float* x, const float* packed, const float* shift, const float* residual,
-      float* out, bool relu)
+  Run(const WinogradPlan& plan, const float* x, const float* packed, const float* scale, const float* shift,
+      const float* residual, float* out, bool relu)
       : plan_(plan),
         shape_(plan.shape),
         sizes_(plan),
         kernels_(winograd_kernels()),
         x_(x),
         packed_(packed),
+        scale_(scale),
         shift_(shift),
         residual_(residual),
         out_(out),
@@ -87,6 +90,8 @@ class Run {
     (shape_.m == 2 ? kernels_.input2 : kernels_.input4)(in, c_begin, c_end, to, sizes_.points * rows * kWinogradLine,
                                                         rows * kWinogradLine);
   }
+
+  bool finite() const { return finite_.load(std::memory_order_relaxed); }
 
   // Output panels [panel_begin, panel_end) of that block. own: the task's memory for products and expanded weights.
   void multiply(int64_t first, int64_t count, int64_t panel_begin, int64_t panel_end, const float* v,
@@ -159,6 +164,7 @@ class Run {
     WinogradOutput to;
     to.out = out_ + offset;
     to.residual = residual_ ? residual_ + offset : nullptr;
+    to.scale = scale_ ? scale_ + k : nullptr;
     to.shift = shift_ + k;
     to.row_stride = width * shape_.k;
     to.pixel_stride = shape_.k;
@@ -166,16 +172,18 @@ class Run {
     to.width = at_most(width - at.x, shape_.m);
     to.channels = at_most(shape_.k - k, kWinogradPanel);
     to.relu = relu_;
-    (shape_.m == 2 ? kernels_.output2 : kernels_.output4)(products, to);
+    const bool finite = (shape_.m == 2 ? kernels_.output2 : kernels_.output4)(products, to);
+    if (!finite) finite_.store(false, std::memory_order_relaxed);
   }
 
   const WinogradPlan& plan_;
   const WinogradShape& shape_;
   const Sizes sizes_;
   const WinogradKernels& kernels_;
-  const float *x_, *packed_, *shift_, *residual_;
+  const float *x_, *packed_, *scale_, *shift_, *residual_;
   float* out_;
   const bool relu_;
+  mutable std::atomic<bool> finite_{true};
 };
 
 }  // namespace
@@ -185,9 +193,9 @@ int64_t winograd_workspace_size(const WinogradPlan& plan) {
   return plan.tasks * sizes.task + (plan.split_panels ? sizes.transformed : 0);
 }
 
-void winograd_run(const WinogradPlan& plan, const float* x, const float* packed, const float* shift,
+bool winograd_run(const WinogradPlan& plan, const float* x, const float* packed, const float* scale, const float* shift,
                   const float* residual, float* out, bool relu, float* workspace) {
-  const Run run(plan, x, packed, shift, residual, out, relu);
+  const Run run(plan, x, packed, scale, shift, residual, out, relu);
   const Sizes sizes(plan);
   if (!plan.split_panels) {
     parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
@@ -205,7 +213,7 @@ void winograd_run(const WinogradPlan& plan, const float* x, const float* packed,
         }
       }
     });
-    return;
+    return run.finite();
   }
   float* own = workspace + sizes.transformed;
   for (int64_t first = 0; first < plan.tiles; first += plan.block) {
@@ -225,6 +233,7 @@ void winograd_run(const WinogradPlan& plan, const float* x, const float* packed,
       }
     });
   }
+  return run.finite();
 }
 
 }  // namespace resnet_fused::cpu

@@ -43,9 +43,29 @@ int64_t winograd_workspace_size(const WinogradPlan& plan);
 void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c, int m, WinogradWeights weights,
                    float* packed);
 
-// shift: [k]; residual: like out, or nullptr; out may be residual but not x. workspace: aligned to 64 bytes.
-// A NaN or infinity in x reaches the 3x3 outputs around it and may reach all outputs of the tiles that read it.
-void winograd_run(const WinogradPlan& plan, const float* x, const float* packed, const float* shift,
+// out = [relu](conv * scale + shift [+ residual]). scale: [k], or nullptr for 1; shift: [k]; residual: like out, or
+// nullptr; out may be residual but not x. workspace: aligned to 64 bytes.
+// Returns whether all values were finite before the ReLU. A NaN or infinity in x reaches the 3x3 outputs around it and
+// may reach all outputs of the tiles that read it; a finite value near the largest one may overflow.
+bool winograd_run(const WinogradPlan& plan, const float* x, const float* packed, const float* scale, const float* shift,
                   const float* residual, float* out, bool relu, float* workspace);
+
+// [k, c, 3, 3] in any layout; the strides are in floats.
+struct WinogradFilters {
+  const float* data;
+  int64_t k_stride, c_stride, tap_stride;
+};
+
+// Batch norm with running statistics; weight and bias may be nullptr (1 and 0).
+struct WinogradNorm {
+  const float *mean, *var, *weight, *bias;
+  double eps;
+};
+
+// The same for a network whose weights may change at any time: they are packed, in float32, by every call.
+WinogradPlan winograd_live_plan(const WinogradShape& shape, int threads);
+int64_t winograd_live_workspace_size(const WinogradPlan& plan);
+bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradFilters& filters,
+                       const WinogradNorm& norm, const float* residual, float* out, bool relu, float* workspace);
 
 }  // namespace resnet_fused::cpu

@@ -26,6 +26,7 @@ struct WinogradInput {
 struct WinogradOutput {
   float* out;
   const float* residual;  // or nullptr; may be out
+  const float* scale;     // or nullptr
   const float* shift;
   int64_t row_stride, pixel_stride;
   int height, width, channels;
@@ -49,7 +50,8 @@ struct WinogradKernels {
   // Filter taps [c][9][32] to points [P][c][32], the points `point_stride` apart.
   using Expand = void (*)(const float* taps, int64_t c, float* u, int64_t point_stride);
   using Gemm = void (*)(const WinogradGemm& gemm);
-  using Output = void (*)(const float* products, const WinogradOutput& to);
+  // Whether all values were finite before the ReLU.
+  using Output = bool (*)(const float* products, const WinogradOutput& to);
 
   int max_rows;
   Gemm gemm[kWinogradMaxRows + 1];  // by number of tiles; [0] is unused

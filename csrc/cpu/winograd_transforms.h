@@ -142,10 +142,15 @@ inline void output_axis(const Vec (&m)[4], Vec (&y)[2]) {
   y[1] = m[1] - m[2] + m[3];
 }
 
+// What all pixels of a vector of channels share. bad: 0, or NaN in every lane that met a value that was not finite.
+struct OutputLanes {
+  Vec scale, shift, low, bad;
+};
+
 // One vector of channels of one tile, from row i of A^T m on. kWhole: all M x M pixels and all lanes exist.
 template <int M, bool kWhole, bool kResidual>
-inline void output_row(const Vec (&m)[M + 2], const WinogradOutput& to, int i, int64_t lane, int64_t lanes, Vec shift,
-                       Vec low) {
+inline void output_row(const Vec (&m)[M + 2], const WinogradOutput& to, int i, int64_t lane, int64_t lanes,
+                       OutputLanes& with) {
   if (!kWhole && i >= to.height) return;
   const int width = kWhole ? M : to.width;
   Vec y[M];
@@ -154,9 +159,10 @@ inline void output_row(const Vec (&m)[M + 2], const WinogradOutput& to, int i, i
   for (int j = 0; j < M; ++j) {
     if (j >= width) break;
     const int64_t offset = i * to.row_stride + j * to.pixel_stride + lane;
-    Vec value = y[j] + shift;
+    Vec value = fma(y[j], with.scale, with.shift);
     if constexpr (kResidual) value += kWhole ? load(to.residual + offset) : load_lanes(to.residual + offset, lanes);
-    value = at_least(low, value);
+    with.bad += value - value;
+    value = at_least(with.low, value);
     if constexpr (kWhole) {
       store(to.out + offset, value);
     } else {
@@ -166,14 +172,15 @@ inline void output_row(const Vec (&m)[M + 2], const WinogradOutput& to, int i, i
 }
 
 template <int M, bool kWhole, bool kResidual>
-[[gnu::noinline]] void output_vector(const float* products, const WinogradOutput& to, int64_t lane, int64_t lanes) {
+[[gnu::noinline]] bool output_vector(const float* products, const WinogradOutput& to, int64_t lane, int64_t lanes) {
   constexpr int kSize = M + 2;
   const auto at = [&](int i, int j) { return load(products + (i * kSize + j) * kWinogradPanel + lane); };
-  const auto finish = [&](const Vec(&m)[kSize], int i, Vec shift, Vec low) {
-    output_row<M, kWhole, kResidual>(m, to, i, lane, lanes, shift, low);
+  const auto channels = [&](const float* p) { return kWhole ? load(p + lane) : load_lanes(p + lane, lanes); };
+  OutputLanes with{to.scale ? channels(to.scale) : splat(1.0f), channels(to.shift),
+                   splat(to.relu ? 0.0f : -__builtin_inff()), Vec{}};
+  const auto finish = [&](const Vec(&m)[kSize], int i) {
+    output_row<M, kWhole, kResidual>(m, to, i, lane, lanes, with);
   };
-  const Vec shift = kWhole ? load(to.shift + lane) : load_lanes(to.shift + lane, lanes);
-  const Vec low = splat(to.relu ? 0.0f : -__builtin_inff());
   Vec first[kSize], second[kSize];
   if constexpr (M == 2) {
 #pragma GCC unroll 4
@@ -184,36 +191,39 @@ template <int M, bool kWhole, bool kResidual>
       first[j] = y[0];
       second[j] = y[1];
     }
-    finish(first, 0, shift, low);
-    finish(second, 1, shift, low);
+    finish(first, 0);
+    finish(second, 1);
   } else {
     // 60 loads instead of 36, but 12 intermediate values instead of 24, which would be spilled.
 #pragma GCC unroll 6
     for (int j = 0; j < kSize; ++j) {
       OutputAxis4::even(at(0, j), at(1, j), at(2, j), at(3, j), at(4, j), first[j], second[j]);
     }
-    finish(first, 0, shift, low);
-    finish(second, 2, shift, low);
+    finish(first, 0);
+    finish(second, 2);
 #pragma GCC unroll 6
     for (int j = 0; j < kSize; ++j) {
       OutputAxis4::odd(at(1, j), at(2, j), at(3, j), at(4, j), at(5, j), first[j], second[j]);
     }
-    finish(first, 1, shift, low);
-    finish(second, 3, shift, low);
+    finish(first, 1);
+    finish(second, 3);
   }
+  return all_zero(with.bad);
 }
 
 template <int M>
-void winograd_output(const float* products, const WinogradOutput& to) {
+bool winograd_output(const float* products, const WinogradOutput& to) {
+  bool finite = true;
   for (int64_t lane = 0; lane < to.channels; lane += kWidth) {
     const int64_t lanes = to.channels - lane < kWidth ? to.channels - lane : kWidth;
     const bool whole = to.height == M && to.width == M && lanes == kWidth;
     if (to.residual) {
-      (whole ? output_vector<M, true, true> : output_vector<M, false, true>)(products, to, lane, lanes);
+      finite &= (whole ? output_vector<M, true, true> : output_vector<M, false, true>)(products, to, lane, lanes);
     } else {
-      (whole ? output_vector<M, true, false> : output_vector<M, false, false>)(products, to, lane, lanes);
+      finite &= (whole ? output_vector<M, true, false> : output_vector<M, false, false>)(products, to, lane, lanes);
     }
   }
+  return finite;
 }
 
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

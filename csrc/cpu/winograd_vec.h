@@ -36,6 +36,19 @@ inline Vec at_least(Vec low, Vec v) {
 #endif
 }
 
+// Whether every lane is 0; a NaN is not.
+inline bool all_zero(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ) == 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NEQ_UQ)) == 0;
+#else
+  bool zero = true;
+  for (int i = 0; i < kWidth; ++i) zero &= v[i] == 0;
+  return zero;
+#endif
+}
+
 // The first n <= kWidth lanes; vec.h's own are slow for whole vectors.
 inline Vec load_lanes(const float* p, int64_t n) { return n == kWidth ? load(p) : load(p, static_cast<int>(n)); }
 inline void store_lanes(float* p, Vec v, int64_t n) {

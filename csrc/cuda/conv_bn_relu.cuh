@@ -54,17 +54,16 @@ __device__ __forceinline__ void store_partial(const ConvArgs& args, const Accumu
   }
 }
 
-// Grid: x = tile, y = slice of the steps.
+// Tile bid_x() - first_block, slice bid_y() of the steps.
 template <class Tile, bool kVector>
-__global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks : 2)
-    conv_bn_relu_kernel(const ConvArgs args) {
+__device__ __forceinline__ void conv_bn_relu_tile(const ConvArgs& args, int first_block) {
   const uint32_t smem = ptx::smem_base();
   Accumulators<Tile> acc = {};
-  conv_sums<Tile, kVector>(args, smem, acc, [&](const Place<Tile>& place) {
+  conv_sums<Tile, kVector>(args, smem, acc, first_block, [&](const Place<Tile>& place) {
     const int64_t channel = static_cast<int64_t>(place.group) * args.k;
     if (!args.partial) stage_norm<Tile::kN>(args.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
   });
-  const Place<Tile> place(args, ptx::bid_x_again());
+  const Place<Tile> place(args, ptx::bid_x_again() - first_block);
   if (args.partial) {
     store_partial<Tile>(args, acc, place);
     return;
@@ -73,6 +72,26 @@ __global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks 
   Staging<Tile>::store(smem, acc);
   ptx::sync_threads();
   store_tile<Tile>(args, smem, place);
+}
+
+// Grid: x = tile, y = slice of the steps.
+template <class Tile, bool kVector>
+__global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks : 2)
+    conv_bn_relu_kernel(const ConvArgs args) {
+  conv_bn_relu_tile<Tile, kVector>(args, 0);
+}
+
+// Two convolutions of one input in one launch: the first convolution of a block and its projection. Tiles of the second
+// follow those of the first, of which every slice of the steps has a row of the grid; the second has one slice.
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kShape.blocks)
+    conv_pair_kernel(const ConvArgs first, const ConvArgs second, int first_tiles) {
+  // Not one call with a reference to either: its address would move the parameters from constant to local memory.
+  if (ptx::bid_x() < first_tiles) {
+    conv_bn_relu_tile<Tile, true>(first, 0);
+  } else if (ptx::bid_y() == 0) {
+    conv_bn_relu_tile<Tile, true>(second, first_tiles);
+  }
 }
 
 }  // namespace resnet_fused::cuda

@@ -22,6 +22,15 @@ Grid conv_grid(const ConvPlan& plan, const ConvArgs& args) {
   return {ceil_div(args.m, Tile::kM) * args.groups * args.tiles_n, plan.splits};
 }
 
+// Adds the slices of a split, which the launch before has written.
+template <class Math>
+void launch_reduce(const ConvPlan& plan, const ConvArgs& args, void* stream) {
+  if (plan.splits == 1) return;
+  const Grid grid{ceil_div(args.m, kReduceRows), args.padded_n / kReduceColumns};
+  launch("conv_bn_relu", conv_reduce_kernel<typename Math::Element>, grid, kReduceThreads, 3 * 4 * kReduceColumns,
+         stream, args);
+}
+
 template <class Math>
 void launch_conv(const ConvPlan& plan, const ConvArgs& args, void* stream) {
   with_tile<Math>(plan, [&](auto tile, auto vector) {
@@ -29,11 +38,23 @@ void launch_conv(const ConvPlan& plan, const ConvArgs& args, void* stream) {
     launch("conv_bn_relu", conv_bn_relu_kernel<T, vector>, conv_grid<T>(plan, args), T::kThreads,
            T::kShape.shared_bytes(), stream, args);
   });
-  if (plan.splits > 1) {
-    const Grid grid{ceil_div(args.m, kReduceRows), args.padded_n / kReduceColumns};
-    launch("conv_bn_relu", conv_reduce_kernel<typename Math::Element>, grid, kReduceThreads, 3 * 4 * kReduceColumns,
-           stream, args);
-  }
+  launch_reduce<Math>(plan, args, stream);
+}
+
+// `plan` is that of `first`; both are vector plans of one tile.
+template <class Math>
+void launch_conv_pair(const ConvPlan& plan, const ConvArgs& first, const ConvArgs& second, void* stream) {
+  with_tile<Math>(plan, [&](auto tile, auto vector) {
+    using T = decltype(tile);
+    if constexpr (vector) {
+      Grid grid = conv_grid<T>(plan, first);
+      const int first_tiles = static_cast<int>(grid.x);
+      grid.x += conv_grid<T>(plan, second).x;
+      launch("conv_bn_relu_pair", conv_pair_kernel<T>, grid, T::kThreads, T::kShape.shared_bytes(), stream, first,
+             second, first_tiles);
+    }
+  });
+  launch_reduce<Math>(plan, first, stream);
 }
 
 template <class Math>

@@ -23,11 +23,12 @@ struct Place {
   }
 };
 
-// Sums of the slice bid_y() of the k-steps. meanwhile(place) runs once, while the first copies are on their way.
+// Sums of the slice bid_y() of the k-steps of tile bid_x() - first_block. meanwhile(place) runs once, while the first
+// copies are on their way.
 template <class Tile, bool kVector, class Meanwhile>
-__device__ __forceinline__ void conv_sums(const ConvArgs& args, uint32_t smem, Accumulators<Tile>& acc,
+__device__ __forceinline__ void conv_sums(const ConvArgs& args, uint32_t smem, Accumulators<Tile>& acc, int first_block,
                                           Meanwhile meanwhile) {
-  const Place<Tile> place(args, ptx::bid_x());
+  const Place<Tile> place(args, ptx::bid_x() - first_block);
   const int first = ptx::bid_y() * args.steps_per_split;
   const int steps = args.steps - first < args.steps_per_split ? args.steps - first : args.steps_per_split;
   Loader<Tile, kVector> loader(args, smem, place.m0, place.group, place.n0, first);

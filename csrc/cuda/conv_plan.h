@@ -57,31 +57,43 @@ struct ConvModel {
   static constexpr double kLatency = 1000;        // clocks from a copy's issue to its arrival, L2 hit, loaded
   static constexpr double kBlock = 1500;          // clocks: first copies, epilogue latency
   static constexpr double kSecondKernel = 3000;   // clocks: launch gap and ramp of the split's second kernel
+  static constexpr double kLaunchGap = 1500;      // clocks between two kernels that do not wait for each other's data
   static constexpr int kMaxSplits = 32;
   static constexpr double macs_per_clock(ConvMath math) {  // mma.sync reaches ~62 % of the wgmma rate
     return math == ConvMath::f32 ? 128 : math == ConvMath::tf32 ? 635 : 1270;
   }
 };
 
-// Predicted clocks of a launch.
-inline double conv_cost(const TileShape& tile, ConvMath math, int64_t m, int64_t n, int64_t groups, int64_t steps,
-                        int64_t splits) {
+// Clocks of one step and of the epilogue of a block, when the busiest multiprocessor has `busiest` of them.
+struct BlockClocks {
+  double step, epilogue;
+};
+inline BlockClocks block_clocks(const TileShape& tile, ConvMath math, int64_t busiest, int64_t splits) {
   const int element = math == ConvMath::f16 || math == ConvMath::bf16 ? 2 : 4;
-  const int64_t tiles = ceil_div(m, tile.m) * ceil_div(n, tile.n) * groups;
-  const int64_t busiest = ceil_div(tiles * splits, ConvModel::kProcessors);
   const int64_t resident = busiest < 2 ? 1 : 2;
   const double arithmetic = double(tile.m) * tile.n * (kConvStepBytes / element) / ConvModel::macs_per_clock(math);
   const double copies = tile.stage_bytes() / ConvModel::kL2BytesPerClock;
   const double latency = ConvModel::kLatency / double((tile.stages - 1) * resident);
   double step = arithmetic > copies ? arithmetic : copies;
   if (latency > step) step = latency;
-  const double epilogue = tile.m * tile.n * (splits > 1 ? 4.0 : 2.0 * element) / ConvModel::kL2BytesPerClock;
-  double clocks = busiest * (ceil_div(steps, splits) * step + epilogue) + ConvModel::kBlock;
-  if (splits > 1) {
-    const double partial = double(tiles) * tile.m * tile.n * 4 * splits;
-    clocks += ConvModel::kSecondKernel + partial / (ConvModel::kL2BytesPerClock * ConvModel::kProcessors);
-  }
-  return clocks;
+  return {step, tile.m * tile.n * (splits > 1 ? 4.0 : 2.0 * element) / ConvModel::kL2BytesPerClock};
+}
+
+// Of the kernel that adds the slices of `tiles` tiles.
+inline double reduce_cost(const TileShape& tile, int64_t tiles, int64_t splits) {
+  if (splits == 1) return 0;
+  const double partial = double(tiles) * tile.m * tile.n * 4 * splits;
+  return ConvModel::kSecondKernel + partial / (ConvModel::kL2BytesPerClock * ConvModel::kProcessors);
+}
+
+// Predicted clocks of a launch.
+inline double conv_cost(const TileShape& tile, ConvMath math, int64_t m, int64_t n, int64_t groups, int64_t steps,
+                        int64_t splits) {
+  const int64_t tiles = ceil_div(m, tile.m) * ceil_div(n, tile.n) * groups;
+  const int64_t busiest = ceil_div(tiles * splits, ConvModel::kProcessors);
+  const BlockClocks block = block_clocks(tile, math, busiest, splits);
+  return busiest * (ceil_div(steps, splits) * block.step + block.epilogue) + ConvModel::kBlock +
+         reduce_cost(tile, tiles, splits);
 }
 
 inline void conv_check(bool holds, const char* what, int64_t value) {

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks 
     conv_stats_kernel(const ConvArgs args, const MomentsBuffer moments) {
   const uint32_t smem = ptx::smem_base();
   Accumulators<Tile> acc = {};
-  conv_sums<Tile, kVector>(args, smem, acc, [](const Place<Tile>&) {});
+  conv_sums<Tile, kVector>(args, smem, acc, 0, [](const Place<Tile>&) {});
   const Place<Tile> place(args, ptx::bid_x_again());
   round_to_stored<Tile>(acc);
   ptx::sync_threads();  // every warp has read the last step: its memory becomes the staging area

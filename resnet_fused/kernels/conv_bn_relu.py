@@ -208,14 +208,18 @@ def _conv_merge_kernel(
     )  # fmt: skip
 
 
-def _launch(x, weight, norm, out, stride, padding, dilation, groups, relu, statistics=False):
-    """One launch of the kernel; (its configuration, [splits, m, k] sums or None, moments of the tiles or None)."""
+def _launch(x, weight, norm, out, stride, padding, dilation, groups, relu, statistics=False, config=None):
+    """One launch of the kernel; (its configuration, [splits, m, k] sums or None, moments of the tiles or None).
+
+    `config`: fields of launch.Conv that replace the default ones (launch.conv_as).
+    """
     n, _, h, w = x.shape
     k, c, r, s = weight.shape
     p, q = out.shape[2:]
     m = n * p * q
     precision = launch.fp32_precision() if x.dtype == torch.float32 else "ieee"
-    config = launch.conv(m, k // groups, c, r * s, groups, x.element_size(), precision)
+    default = launch.conv(m, k // groups, c, r * s, groups, x.element_size(), precision)
+    config = launch.conv_as(default, c, r * s, config or {})
     wide = launch.wide_offsets(config.block_m, p * q, x.numel() // n, out.numel() // n, weight.numel())
     offset = tl.int64 if wide else tl.int32
     partial = moments = None
@@ -237,11 +241,13 @@ def _launch(x, weight, norm, out, stride, padding, dilation, groups, relu, stati
 
 
 def conv_bn_relu(
-    x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu
+    x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu, config=None
 ):  # fmt: skip
     norm = (mean, var, bn_weight, bn_bias, eps, residual)
     with torch.cuda.device_of(x):
-        offset, splits, partial, _ = _launch(x, weight, norm, out, stride, padding, dilation, groups, relu)
+        offset, splits, partial, _ = _launch(
+            x, weight, norm, out, stride, padding, dilation, groups, relu, config=config
+        )
         if partial is not None:
             k, (p, q) = weight.shape[0], out.shape[2:]
             m = out.numel() // k

@@ -1,13 +1,17 @@
 """The batch-norm ops in torch's own operators, with the signatures of the kernels: the fallback, and the double backward.
 
-All arithmetic in float32, as torch's own kernels do for half types.
+All arithmetic in float32, as torch's own kernels do for half types; float64 stays as it is.
 """
 
 import torch
 
 
+def _wide(t):
+    return t if t.dtype == torch.float64 else t.float()
+
+
 def _channel(t, like):
-    return t.float().view(1, -1, *[1] * (like.dim() - 2))
+    return _wide(t).view(1, -1, *[1] * (like.dim() - 2))
 
 
 def _others(x):
@@ -15,7 +19,7 @@ def _others(x):
 
 
 def _invstd(spread, eps):
-    return spread.float() if eps is None else torch.rsqrt(spread.float() + eps)
+    return _wide(spread) if eps is None else torch.rsqrt(_wide(spread) + eps)
 
 
 def _masked(grad, out):
@@ -23,24 +27,24 @@ def _masked(grad, out):
 
 
 def stats(x, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps):
-    var, batch_mean = torch.var_mean(x.float(), _others(x), correction=0)
+    var, batch_mean = torch.var_mean(_wide(x), _others(x), correction=0)
     mean.copy_(batch_mean)
     invstd.copy_(torch.rsqrt(var + eps))
-    factor = momentum if num_batches_tracked is None else 1.0 / num_batches_tracked.float()
+    factor = momentum if num_batches_tracked is None else 1.0 / _wide(num_batches_tracked)
     count = x.numel() // x.shape[1]
     for running, batch in ((running_mean, batch_mean), (running_var, var * (count / max(count - 1, 1)))):
         if running is not None:
-            running.copy_(running.float() * (1 - factor) + batch * factor)
+            running.copy_(_wide(running) * (1 - factor) + batch * factor)
 
 
 def apply(x, mean, spread, weight, bias, residual, out, eps, relu):
-    y = (x.float() - _channel(mean, x)) * _channel(_invstd(spread, eps), x)
+    y = (_wide(x) - _channel(mean, x)) * _channel(_invstd(spread, eps), x)
     if weight is not None:
         y = y * _channel(weight, x)
     if bias is not None:
         y = y + _channel(bias, x)
     if residual is not None:
-        y = y + residual.float()
+        y = y + _wide(residual)
     out.copy_(torch.relu(y) if relu else y)
 
 
@@ -54,7 +58,7 @@ def backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu):
     g = _masked(grad, out if relu else None).float()
     sum_g.copy_(g.sum(_others(g)))
     if sum_gx is not None:
-        xhat = (x.float() - _channel(mean, x)) * _channel(_invstd(spread, eps), x)
+        xhat = (_wide(x) - _channel(mean, x)) * _channel(_invstd(spread, eps), x)
         sum_gx.copy_((g * xhat).sum(_others(g)))
 
 
@@ -67,23 +71,23 @@ def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, gr
     invstd = _channel(_invstd(spread, eps), g)
     scale = invstd if weight is None else invstd * _channel(weight, g)
     if eps is not None:
-        grad_x.copy_(g.float() * scale)
+        grad_x.copy_(_wide(g) * scale)
         return
     count = g.numel() // g.shape[1]
-    xhat = (x.float() - _channel(mean, x)) * invstd
-    grad_x.copy_(scale * (g.float() - _channel(sum_g, g) / count - xhat * _channel(sum_gx, g) / count))
+    xhat = (_wide(x) - _channel(mean, x)) * invstd
+    grad_x.copy_(scale * (_wide(g) - _channel(sum_g, g) / count - xhat * _channel(sum_gx, g) / count))
 
 
 def differentiable_backward(grad, x, out, mean, spread, weight, eps, batch_stats):
     """(grad_x, grad_weight, grad_bias, grad_residual) as a differentiable function of grad, x and weight."""
     g = _masked(grad, out)
     if batch_stats:  # `mean` and `spread` are constants to autograd, but depend on x: take them from x again
-        spread, mean = torch.var_mean(x.float(), _others(x), correction=0)
-    invstd = torch.rsqrt(spread.float() + eps)
-    xhat = (x.float() - _channel(mean, x)) * _channel(invstd, x)
-    sum_g, sum_gx = g.float().sum(_others(g)), (g.float() * xhat).sum(_others(g))
-    scale = _channel(invstd if weight is None else invstd * weight.float(), x)
-    grad_x = g.float()
+        spread, mean = torch.var_mean(_wide(x), _others(x), correction=0)
+    invstd = torch.rsqrt(_wide(spread) + eps)
+    xhat = (_wide(x) - _channel(mean, x)) * _channel(invstd, x)
+    sum_g, sum_gx = _wide(g).sum(_others(g)), (_wide(g) * xhat).sum(_others(g))
+    scale = _channel(invstd if weight is None else invstd * _wide(weight), x)
+    grad_x = _wide(g)
     if batch_stats:
         count = g.numel() // g.shape[1]
         grad_x = grad_x - _channel(sum_g, g) / count - xhat * _channel(sum_gx, g) / count

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cuda/conv_args.cuh"
+#include "cuda/conv_pair_plan.h"
 #include "cuda/conv_plan.h"
 #include "cuda/conv_pool_plan.h"
 #include "machine.h"
@@ -106,6 +107,18 @@ EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
     const size_t promised = cuda::conv_bn_relu_scratch(static_cast<DType>(a->dtype), conv_of(*a), a->allow_tf32);
     if (a->tile < 0 && a->splits == 0 && promised < p.scratch)
       throw std::logic_error("conv_bn_relu_scratch is too small");
+  });
+}
+
+struct PairPlanned {
+  int64_t together, tile, splits;
+  double clocks, clocks_apart;
+};
+EXPORTED const char* conv_pair_plan(const ConvCall* a, const ConvCall* b, PairPlanned* to) {
+  return guarded([&] {
+    const auto p =
+        cuda::conv_pair_plan(static_cast<DType>(a->dtype), conv_of(*a), conv_of(*b), a->allow_tf32, a->aligned);
+    *to = {p.together, int64_t(p.first.tile), p.first.splits, p.clocks, p.clocks_apart};
   });
 }
 

@@ -9,8 +9,8 @@ import torch
 
 from ... import dispatch, layout
 from .. import _bn_eager as eager
+from .._conv_bn_relu_op import out_format, out_shape
 from ..bn_relu import apply, backward_apply, sums
-from ..conv_bn_relu import out_shape
 from . import sync
 
 # Rows of the statistics [4, C] of a unit, float32. VAR is unbiased, for the running statistics; SCRATCH is what the
@@ -55,14 +55,8 @@ class Block(NamedTuple):
         return [*self.units, *([] if self.projection is None else [self.projection])]
 
 
-def out_format(x, weight):
-    """As torch's convolution: channels_last as soon as the input or the weight is."""
-    either = layout.CHANNELS_LAST in (layout.nearest_format(x), layout.nearest_format(weight))
-    return layout.CHANNELS_LAST if either else layout.CONTIGUOUS
-
-
 def empty_output(x, unit):
-    shape = out_shape(x, unit.weight, *unit.convolution)
+    shape = out_shape(x.shape, unit.weight.shape, *unit.convolution)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=out_format(x, unit.weight))
 
 
@@ -79,7 +73,7 @@ def convolve(x, unit):
     x = layout.in_format(x, memory_format)
     if unit.mean is None:
         z = empty_output(x, unit)
-        choice = dispatch.choose_conv_stats(x, unit.weight, z)
+        choice = dispatch.choose_conv_stats(x, unit.weight, z, *map(tuple, unit.convolution), unit.groups)
         if choice.backend not in ("torch", "eager"):
             dispatch.kernel(choice, "conv_bn_relu", "conv_stats")(
                 x, layout.in_format(unit.weight, memory_format), z, stats[MEAN], stats[INVSTD], stats[SCRATCH], stats[VAR],

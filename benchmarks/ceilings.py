@@ -1,0 +1,35 @@
+"""What this device can do at most, measured in the same run as what is compared with it: never a data sheet."""
+
+import torch
+
+from . import harness
+
+
+def measure(device, dtype, seconds=1.0, small=False):
+    """{"flops": FLOP/s of a large matrix product in `dtype`, "bytes": bytes/s of a device copy}.
+
+    `small`: sizes for a smoke test. Random normal values: zeros draw less power and run faster.
+    """
+    size = 256 if small else 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    length = (1 << 20) if small else (1 << 28) if device == "cuda" else (1 << 26)
+    source = torch.randn(length, device=device)
+    target = torch.empty_like(source)
+    timings = harness.measure(
+        {
+            "matmul": harness.Candidate(lambda: a @ b),
+            "copy": harness.Candidate(lambda: target.copy_(source)),
+        },
+        device, seconds,
+    )  # fmt: skip
+    return {
+        "flops": 2 * size**3 / timings["matmul"].median,
+        "bytes": 2 * source.nbytes / timings["copy"].median,
+        "matmul_size": size,
+        "copy_bytes": source.nbytes,
+    }
+
+
+def share(ceilings, flops, nbytes, seconds):
+    """Time of the roofline (the slower of computing and moving each tensor once) as a share of the time taken."""
+    return max(flops / ceilings["flops"], nbytes / ceilings["bytes"]) / seconds

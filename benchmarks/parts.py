@@ -1,0 +1,127 @@
+"""What `make gpu` runs: one command a part, its time box, and what it needs. Pure: nothing is started here."""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OP_TESTS = ("add_relu", "bn_relu", "conv_bn_relu")
+BACKENDS = ("cuda", "triton", "eager")
+# Two parts, so that a compiler that takes its whole box costs no other result; both share two models to compare by.
+PLAIN = ("eager", "eager, channels_last", "eager, channels_last, graph", "live", "live, graph", "frozen", "cudnn fused",
+         "cudnn fused, graph")  # fmt: skip
+TRAINING = ("eager, channels_last", "live")
+COMPILED = ("eager, channels_last", "frozen", "torch.compile freezing", "torch.compile max-autotune freezing graphs",
+            "torch.compile graphs")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """`box`: seconds after which it is stopped. Parts of one stage run at the same time; `lacks`: why it cannot run."""
+
+    name: str
+    stage: int
+    box: float
+    command: tuple
+    environment: tuple = ()
+    lacks: str | None = None
+
+
+def _python(*arguments):
+    return (sys.executable, *map(str, arguments))
+
+
+def _missing(tool, *places):
+    found = shutil.which(tool) or next((p for p in places if Path(p).exists()), None)
+    return found, None if found else f"{tool} not found (PATH, {', '.join(places)})"
+
+
+def of(device, output, quick=False, smoke=False):
+    """The parts in order. `smoke`: the same commands in a miniature, in which nothing is too slow for a CPU."""
+    if smoke:
+        return [*_facts(), *_checks(device, 60, smoke), *_measurements(device, output, 0.2, 32, ("2",), smoke)]
+    batches = ("256", "1", "32")
+    share = 0.4 if quick else 1.0
+    return [*_facts(), _library(quick), *_checks(device, 45 if quick else 110, smoke),
+            *_measurements(device, output, share, 224, batches[:1] if quick else batches, smoke)]  # fmt: skip
+
+
+def _facts():
+    return [Part("info", 0, 30, _python("-m", "resnet_fused", "info"))]
+
+
+def _library(quick):
+    """Nothing to do where a library that loads is there; else it is built for this GPU alone, with all cores."""
+    code = (
+        "import os, subprocess, sys, torch; from resnet_fused import native\n"
+        "why = native.why_absent()\n"
+        "print(why or 'the compiled library loads', flush=True)\n"
+        "if why is None: sys.exit(0)\n"
+        "major, minor = torch.cuda.get_device_capability()\n"
+        "arch = f'{major}.{minor}' + 'a' * (major >= 9)\n"
+        "environment = os.environ | {'MAX_JOBS': str(os.cpu_count()), 'TORCH_CUDA_ARCH_LIST': arch}\n"
+        "sys.exit(subprocess.run([sys.executable, 'setup.py', 'build_ext', '--inplace'], env=environment).returncode)"
+    )
+    return Part("library", 1, 60 if quick else 180, _python("-c", code))
+
+
+def _checks(device, box, smoke):
+    """Correctness: every instruction, every op on every backend, the sanitizers. All at once: nothing is timed."""
+    made = []
+    if device == "cuda":
+        nvcc, lacks = _missing("nvcc", "/usr/local/cuda/bin/nvcc")
+        binary = ROOT / "build" / "micro"
+        build = f"mkdir -p {binary.parent} && {nvcc} -x cu -std=c++17 -arch=native -Icsrc -Itests/emulator"
+        command = ("sh", "-c", f"{build} tests/emulator/micro.cpp -o {binary} && {binary}")
+        made.append(Part("instructions", 2, box, command, lacks=lacks))
+    for backend in BACKENDS if device == "cuda" else ("native",):
+        for op in OP_TESTS[:1] if smoke else (*OP_TESTS, "large"):
+            tests = _python("-m", "pytest", "-q", "-rf", f"tests/test_{op}.py", f"--device={device}", "-k", backend)
+            made.append(Part(f"tests-{op}-{backend}", 2, box, tests))
+    if device == "cuda":
+        tests = _python("-m", "pytest", "-q", "-rf", "tests/test_frozen_static.py", "--device=cuda")
+        made.append(Part("tests-static-engine", 2, box, tests))
+    calls = _python("-m", "benchmarks.sanitized", "--device", device, "--size", 48, "--model", "resnet18")
+    if device == "cpu":
+        return [*made, Part("sanitized-calls", 2, box, calls)]
+    sanitizer, lacks = _missing("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
+    for tool in ("memcheck", "racecheck"):
+        command = (sanitizer or "", "--tool", tool, "--error-exitcode", "9", *calls, "--batch", "2")
+        made.append(Part(tool, 2, box, command, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),), lacks))
+    return made
+
+
+def _measurements(device, output, share, size, batches, smoke):
+    """Alone on the machine, the most telling first: what a cut leaves out matters least."""
+    common = ("--device", device, "--output", output, "--size", size)
+    common += ("--seconds", 0, "--model", "resnet18") if smoke else ()
+
+    def part(name, suite, seconds, *arguments):
+        box = 60 if smoke else share * seconds
+        # What is started within the budget still needs its time; the box ends it at last.
+        budget = 3 if smoke and suite == "steering" else round(0.75 * box, 1)
+        return Part(name, 3, box, _python("-m", f"benchmarks.{suite}", *common, "--budget", budget, *arguments))
+
+    plain = ("--peers", "eager", "live", "frozen") if smoke else ("--peers", *PLAIN)
+    one = ("--first", 1, "--peers", "eager", "fused") if smoke else ()
+    made = [
+        part("steering", "steering", 50, "--batch", *batches),
+        *(part(f"inference-{b}", "resnet", 30, "--batch", b, *plain) for b in batches),
+        part("kernels", "kernels", 80, "--batch", *batches, *one),
+        part("training", "resnet", 40, "--mode", "train", "--batch", batches[0], "--peers", *TRAINING),
+    ]
+    made.append(_tune(device, 60 * share, smoke))
+    if share == 1:  # compiling takes minutes
+        made.append(part("compiled", "resnet", 70, "--batch", *batches[:2], "--peers", *COMPILED))
+        compiled = ("live", "torch.compile")
+        made.append(
+            part("compiled-training", "resnet", 40, "--mode", "train", "--batch", batches[0], "--peers", *compiled)
+        )
+    return [dataclasses.replace(p, stage=3 + i) for i, p in enumerate(made)]
+
+
+def _tune(device, box, smoke):
+    """What it measures comes back in the folder `tuning` of the output, a table for the package to ship."""
+    what = ("resnet18", "1x3x32x32", "--seconds", 1) if smoke else ("resnet34", "256x3x224x224", "--dtype", "bfloat16")
+    return Part("tune", 3, 60 if smoke else box, _python("-m", "resnet_fused", "tune", *what, "--device", device))

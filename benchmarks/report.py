@@ -1,0 +1,175 @@
+"""python -m benchmarks.report: tables, plots and comparisons from the results; measures nothing.
+
+Each case shows its newest row. `--against COMMIT` lists what became slower since: more than 3 % beyond the spread.
+"""
+
+import sys
+from pathlib import Path
+
+from resnet_fused.cli import Parser, UsageError
+
+from . import options, record
+
+SLOWER = 0.03
+KEY = ("suite", "mode", "model", "op", "direction", "case", "batch", "size", "dtype", "candidate")
+
+
+def key(row):
+    """What makes two rows measurements of the same thing on the same device."""
+    return (row["environment"]["device"], *(row.get(k) for k in KEY))
+
+
+def newest(rows):
+    """{key: row}, the last of each; `rows` are oldest first."""
+    return {key(row): row for row in rows if "candidate" in row}
+
+
+def of_commit(rows, commit):
+    """Rows that were measured at `commit` (a prefix of the commit or of the hash of the files)."""
+    found = [
+        row
+        for row in rows
+        if any(str(row["environment"].get(name) or "").startswith(commit) for name in ("commit", "tree"))
+    ]
+    if not found:
+        raise UsageError(f"--against: no results of {commit!r}")
+    return found
+
+
+def slower(before, after):
+    """[(row before, row after)] where even the fast rounds now take over 3 % more than the slow rounds did."""
+    return [
+        (before[k], row)
+        for k, row in after.items()
+        if k in before and "median" in row and "median" in before[k]
+        and before[k]["run"] < row["run"]
+        and row["p20"] > (1 + SLOWER) * before[k]["p80"]
+    ]  # fmt: skip
+
+
+def table(head, lines):
+    """A Markdown table; the first column is text, the others numbers."""
+    made = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    return "\n".join(made + ["| " + " | ".join(map(str, line)) + " |" for line in lines])
+
+
+def grouped(rows, *keys):
+    """{values of `keys`: rows}; the key "device" is the device's name."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(
+            tuple(row["environment"]["device"] if k == "device" else row.get(k) for k in keys), []
+        ).append(row)
+    return groups
+
+
+def _stamp(rows):
+    environment = rows[-1]["environment"]
+    state = "unknown commit, files " + environment["tree"]
+    if environment["commit"]:
+        state = environment["commit"] + " with changes" * bool(environment["dirty"])
+    return f"torch {environment['torch']}, {rows[-1]['run'][:10]}, {state}"
+
+
+def models(rows):
+    """Markdown: a table per device, mode, model and size; ms per batch, interleaved medians."""
+    parts = []
+    rows = [row for row in rows if row["suite"] == "resnet"]
+    for (device, mode, model, size), group in grouped(rows, "device", "mode", "model", "size").items():
+        timed = [row for row in group if "median" in row]
+        names = list(dict.fromkeys(row["candidate"] for row in timed))
+        what = "training step" if mode == "train" else "inference"
+        lines = []
+        for (batch, dtype), line in grouped(timed, "batch", "dtype").items():
+            of = {row["candidate"]: row for row in line}
+            lines.append([f"{batch} {dtype}", *(_ms(of.get(name)) for name in names)])
+        title = f"**{model} {what} at {size}x{size}, ms per batch** ({device}; {_stamp(group)})"
+        parts += [title, table(["batch", *names], lines)] if lines else []
+        parts += [f"Missing: {row['candidate']}: {row['missing']}" for row in group if "missing" in row]
+        parts += [f"WRONG: {row['candidate']}: {row['wrong']}" for row in group if "wrong" in row]
+    return "\n\n".join(parts)
+
+
+def _ms(row):
+    return "-" if row is None else f"{1e3 * row['median']:.3g}"
+
+
+def kernels(rows):
+    """Markdown: a table per device, op and direction: our fastest, the best peer and eager."""
+    parts = []
+    rows = [row for row in rows if row["suite"] == "kernels"]
+    for (device, op, direction, dtype), group in grouped(rows, "device", "op", "direction", "dtype").items():
+        lines = []
+        for (case,), line in grouped(group, "case").items():
+            timed = sorted((row for row in line if "median" in row), key=lambda row: row["median"])
+            ours = next((row for row in timed if row["kind"] == "ours"), None)
+            peer = next((row for row in timed if row["kind"] == "peer"), None)
+            eager = next((row for row in timed if row["candidate"] == "eager"), None)
+            if ours is None or peer is None:
+                continue
+            lines.append([
+                case, ours["candidate"], *(f"{1e6 * row['median']:.1f}" if row else "-" for row in (ours, peer, eager)),
+                peer["candidate"], f"{peer['median'] / ours['median']:.2f}x", f"{100 * ours['ceiling']:.0f} %",
+            ])  # fmt: skip
+        head = ["case", "our fastest", "us", "best peer us", "eager us", "best peer", "speed-up", "of ceiling"]
+        parts += [f"**{op}, {direction}, {dtype}** ({device}; {_stamp(group)})", table(head, lines)] if lines else []
+        parts += [f"WRONG: {row['candidate']} in {row['case']}: {row['wrong']}" for row in group if "wrong" in row]
+    return "\n\n".join(parts)
+
+
+def steering(rows):
+    """Markdown: torch's own convolutions, what decides which kernels are worth writing."""
+    parts = []
+    rows = [row for row in rows if row["suite"] == "steering"]
+    for (device, dtype), group in grouped(rows, "device", "dtype").items():
+        lines = [
+            [r["case"], r["direction"], f"{1e6 * r['median']:.1f}", f"{r['tflops']:.3g}", f"{100 * r['share']:.0f} %",
+             (r["kernels"] or ["-"])[0]]
+            for r in group
+        ]  # fmt: skip
+        parts += [f"**torch's convolutions, {dtype}** ({device}; {_stamp(group)})",
+                  table(["case", "pass", "us", "TFLOP/s", "of matmul", "kernel"], lines)]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def regressions(rows, commit):
+    """Markdown: what is slower than at `commit`."""
+    found = slower(newest(of_commit(rows, commit)), newest(rows))
+    if not found:
+        return f"Nothing is more than {SLOWER:.0%} slower than at {commit}, beyond the spread."
+    lines = [
+        [" ".join(str(after[k]) for k in KEY[1:] if after.get(k) is not None), f"{1e3 * before['median']:.4g}",
+         f"{1e3 * after['median']:.4g}", f"{after['median'] / before['median'] - 1:+.1%}"]
+        for before, after in found
+    ]  # fmt: skip
+    return "Slower than at " + commit + ":\n\n" + table(["case", "ms then", "ms now", "change"], lines)
+
+
+SUITES = {"models": models, "kernels": kernels, "steering": steering}
+
+
+def main(argv=None):
+    made = Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    made.add_argument("--results", default=str(record.RESULTS), help="folder of the .jsonl files")
+    made.add_argument("--against", metavar="COMMIT", help="compare with the results of this commit")
+    made.add_argument("--plots", metavar="FOLDER", help="also draw speed-ups and rooflines as PNG and SVG")
+    made.add_argument("--suite", choices=SUITES, nargs="+", default=["models", "kernels"])
+    args = made.parse_args(argv)
+    if not Path(args.results).is_dir():
+        raise UsageError(f"--results: no such folder: {args.results}")
+    rows = record.read(args.results)
+    if not rows:
+        raise UsageError(f"--results: no results in {args.results}")
+    parts = [SUITES[name](list(newest(rows).values())) for name in args.suite]
+    if args.against:
+        parts.append(regressions(rows, args.against))
+    if args.plots:
+        from . import plots
+
+        parts.append("Plots: " + ", ".join(map(str, plots.draw(rows, args.plots))))
+    print("\n\n".join(part for part in parts if part))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(options.run(main, None))

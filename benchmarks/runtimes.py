@@ -1,0 +1,57 @@
+"""Inference runtimes of others on CPUs: the extra [bench]. Both get the network as ONNX, exported by torch."""
+
+import io
+import logging
+import warnings
+
+import torch
+
+
+class Unsupported(Exception):
+    """What a runtime cannot do here."""
+
+
+def _onnx(model, x):
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            model, (x.contiguous(),), buffer, input_names=["x"], output_names=["y"], dynamo=False, opset_version=17
+        )
+    return buffer.getvalue()
+
+
+def onnxruntime(model, x):
+    """ONNX Runtime's CPU provider, all optimisations, as many threads as torch has; float32."""
+    import onnxruntime as ort
+
+    if x.dtype != torch.float32:
+        raise Unsupported(f"ONNX Runtime's CPU convolutions are for float32, not {x.dtype}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = ort.InferenceSession(_onnx(model, x), options, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+def openvino(model, x):
+    """OpenVINO's CPU plugin for latency, in the precision asked for: left alone it takes bfloat16 where the CPU has it."""
+    import openvino as ov
+
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise Unsupported(f"OpenVINO on CPUs is for float32 and bfloat16, not {x.dtype}")
+    core = ov.Core()
+    network = core.read_model(_onnx(model.float(), x.float()))
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32" if x.dtype == torch.float32 else "bf16",
+    }
+    request = core.compile_model(network, "CPU", settings).create_infer_request()
+
+    def run(x):
+        request.infer([x.float().numpy()], share_inputs=True)
+        return torch.from_numpy(request.get_output_tensor().data.copy())
+
+    return run

@@ -1,0 +1,41 @@
+// Host side of conv_bn_relu_pair.
+#include "conv_args.cuh"
+#include "conv_pair_plan.h"
+#include "conv_tile.cuh"
+
+namespace resnet_fused::cuda {
+
+template <class Math>
+void launch_conv_pair(const ConvPlan& plan, const ConvArgs& first, const ConvArgs& second, void* stream);
+
+size_t conv_bn_relu_pair_scratch(DType dtype, Conv first, Conv second, bool allow_tf32) {
+  const size_t a = conv_bn_relu_scratch(dtype, first, allow_tf32), b = conv_bn_relu_scratch(dtype, second, allow_tf32);
+  return a > b ? a : b;
+}
+
+void conv_bn_relu_pair(DType dtype, const void* x, const ConvSide& first, const ConvSide& second, bool allow_tf32,
+                       void* scratch, void* stream) {
+  const ConvTensors a{x, first.weight, nullptr, first.out}, b{x, second.weight, nullptr, second.out};
+  const ConvPairPlan plan = conv_pair_plan(dtype, first.conv, second.conv, allow_tf32, a.aligned() && b.aligned());
+  if (!plan.together) {
+    for (const ConvSide* side : {&first, &second}) {
+      conv_bn_relu(dtype, x, side->weight, side->norm, nullptr, side->out, side->conv, side->relu, allow_tf32, scratch,
+                   stream);
+    }
+    return;
+  }
+  const ConvArgs args = conv_args(plan.first, dtype, a, first.norm, first.conv, first.conv.n, first.relu, scratch);
+  const ConvArgs with = conv_args(plan.second, dtype, b, second.norm, second.conv, second.conv.n, second.relu, nullptr);
+  switch (conv_math(dtype, allow_tf32)) {
+    case ConvMath::f16:
+      return launch_conv_pair<MathF16>(plan.first, args, with, stream);
+    case ConvMath::bf16:
+      return launch_conv_pair<MathBF16>(plan.first, args, with, stream);
+    case ConvMath::tf32:
+      return launch_conv_pair<MathTF32>(plan.first, args, with, stream);
+    case ConvMath::f32:
+      return launch_conv_pair<MathF32>(plan.first, args, with, stream);
+  }
+}
+
+}  // namespace resnet_fused::cuda

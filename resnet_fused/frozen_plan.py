@@ -1,0 +1,51 @@
+"""Which activations of a static engine share memory: each takes a slot that nobody needs any more.
+
+In a chain two slots take turns; a residual block needs a third while its shortcut waits.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Plan:
+    """Values are taken and given back in the order of execution; slots grow to the largest value they hold."""
+
+    sizes: list = field(default_factory=list)  # elements of each slot
+    free: list = field(default_factory=list)
+    places: list = field(default_factory=list)  # (slot, shape) of every value
+
+    def take(self, shape):
+        """The number of a new value of `shape`: in the free slot that fits best, else in the one that grows least."""
+        size = math.prod(shape)
+        fits = [slot for slot in self.free if self.sizes[slot] >= size]
+        if fits:
+            slot = min(fits, key=lambda s: self.sizes[s])
+        elif self.free:
+            slot = max(self.free, key=lambda s: self.sizes[s])
+        else:
+            slot = len(self.sizes)
+            self.sizes.append(0)
+        if slot in self.free:
+            self.free.remove(slot)
+        self.sizes[slot] = max(self.sizes[slot], size)
+        self.places.append((slot, tuple(shape)))
+        return len(self.places) - 1
+
+    def give_back(self, value):
+        self.free.append(self.places[value][0])
+
+    def allocate(self, dtype, device):
+        """[channels_last tensor of every value], views into one allocation a slot."""
+        slots = [torch.empty(size, dtype=dtype, device=device) for size in self.sizes]
+        return [_channels_last(slots[slot], shape) for slot, shape in self.places]
+
+    def nbytes(self, itemsize):
+        return itemsize * sum(self.sizes)
+
+
+def _channels_last(flat, shape):
+    n, c, h, w = shape
+    return flat[: n * c * h * w].view(n, h, w, c).permute(0, 3, 1, 2)

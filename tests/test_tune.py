@@ -1,0 +1,134 @@
+"""tune: the calls a model really makes, measured and gated; and which calls those are."""
+
+import pytest
+import torch
+from test_cli import check_error, run
+from test_resnet import narrow
+
+import resnet_fused
+from resnet_fused import dispatch, tune, tuning, workload
+
+SHAPE = (2, 3, 48, 48)
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(tune, "PER_CALL", 0.0)
+
+
+def test_the_calls_of_a_model_are_those_it_makes():
+    """Fake tensors tell the same calls as a real pass, and leave the model alone."""
+    model = narrow().train()
+    model.layer1.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    evaluation = workload.calls(model, SHAPE, torch.float32)
+    training = workload.calls(model, SHAPE, torch.float32, train=True)
+    assert model.training and not model.layer1.training and model.layer2.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    recorder = workload._Recorder()
+    with torch.no_grad(), recorder:
+        model.eval()(torch.randn(SHAPE))
+    assert evaluation == dict(recorder.calls) and sum(evaluation.values()) == 12
+    assert {call.op for call in evaluation} == {"conv_bn_relu", "conv_bn_relu_pool"}
+    assert {call.op for call in training} == {"bn_stats", "bn_relu", "bn_relu_backward"}
+    half = workload.calls(model, SHAPE, torch.float16)
+    assert {call["x"].dtype for call in half} == {torch.float16}
+
+
+@pytest.mark.parametrize("train", [pytest.param(False, id="evaluation"), pytest.param(True, id="training")])
+def test_tensors_of_a_call_fit_the_op(train):
+    for call in workload.calls(narrow(), SHAPE, torch.float32, train):
+        arguments = workload.tensors(call, "cpu")
+        with dispatch.strict(False):
+            out = call.function()(*arguments)
+        first = out[0] if isinstance(out, tuple) else out
+        assert first.isfinite().all() and tuple(first.shape) == workload.out_shape(call)
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point()]
+        assert not any((t == 0).all() for t in tensors)
+
+
+def test_tune_fills_the_table_that_the_dispatcher_reads():
+    model = narrow().eval()
+    steps = []
+    rows, left_out = tune.tune(model, SHAPE, torch.float32, seconds=60.0, step=steps.append)
+    assert left_out == 0 and len(rows) == len(steps) == len(workload.calls(model, SHAPE, torch.float32))
+    reasons = {r["reason"] for r in resnet_fused.explain(model, torch.randn(SHAPE)).rows if r["op"] == "conv_bn_relu"}
+    assert all(reason.startswith("measured: ") for reason in reasons)
+    again = []
+    tune.tune(model, SHAPE, torch.float32, seconds=60.0, step=again.append)
+    assert again == [], "known already"
+    rows, _ = tune.tune(model, SHAPE, torch.float32, train=True, seconds=60.0)
+    assert {row["op"] for row in rows} == {"bn_stats", "bn_relu", "bn_relu_backward"}
+    model.train()
+    with dispatch.record() as noted:
+        model(torch.randn(SHAPE)).sum().backward()
+    # The convolution with statistics and the two batch norms of a projection exist only inside the op of a block, and the
+    # stem, which keeps no output to take its mask from, makes other backward passes.
+    own, stem = ("conv_stats", "bn_add_bn_relu"), (2, 64, 24, 24)
+    passes = [choice for op, (shape, *_), choice in noted if op not in own and shape != stem]
+    assert passes and all(choice.reason.startswith("measured") for choice in passes), "every pass has its entry"
+
+
+def test_no_time_means_defaults_and_is_said():
+    rows, left_out = tune.tune(narrow().eval(), SHAPE, torch.float32, seconds=0.0)
+    assert rows == [] and left_out == len(workload.calls(narrow().eval(), SHAPE, torch.float32))
+    assert "no time for" in tune.text(rows, left_out)
+    assert tuning.table(torch.device("cpu")).entries == {}
+
+
+def test_what_is_wrong_is_never_chosen_however_fast(monkeypatch):
+    """A kernel that returns at once and leaves its output alone."""
+    model = narrow().eval().to(memory_format=torch.channels_last)
+    call = next(c for c in workload.calls(model, SHAPE, torch.float32) if dict(c.arguments).get("residual") is not None)
+
+    def kernel(stem, op):
+        if op != "conv_bn_relu":  # the pass after torch's convolution is asked for under the same name
+            return dispatch.BACKENDS["native"].kernel(stem, op)
+        return lambda *args, **kwargs: args[7].zero_()
+
+    monkeypatch.setitem(dispatch.BACKENDS, "lazy", dispatch.Backend(lambda: None, lambda device: True, kernel))
+    x = workload.tensors(call, "cpu")
+    assert "lazy" in tune.options(call, torch.device("cpu"))
+    entry = tune.measure(call, x, torch.device("cpu"), 0.1)
+    assert "lazy" not in entry.seconds and entry.choice in ("native", "torch", "eager")
+
+
+def test_a_backend_that_fails_is_left_out(monkeypatch):
+    def refuses(*args, **kwargs):
+        raise RuntimeError("out of shared memory")
+
+    call = next(iter(workload.calls(narrow().eval(), SHAPE, torch.float32)))
+    monkeypatch.setitem(
+        dispatch.BACKENDS, "refuses", dispatch.Backend(lambda: None, lambda device: True, lambda stem, op: refuses)
+    )
+    entry = tune.measure(call, workload.tensors(call, "cpu"), torch.device("cpu"), 0.1)
+    assert "refuses" not in entry.seconds
+
+
+def test_command_line(capsys):
+    line = "tune resnet18 1x3x32x32 --seconds 0.5"
+    status, out, _ = run(capsys, *line.split())
+    assert status == 0 and "runner-up" in out and "conv_bn_relu" in out
+    status, out, _ = run(capsys, *["tune", "resnet18", "1x3x32x32", "--frozen"])
+    assert status == 0 and "layer4.1.conv2" in out
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("tune", "required"),
+    ("tune resnet18 8x3x224", "should be such as 8x3x224x224, not 8x3x224"),
+    ("tune resnet18 8x4x224x224", "needs a batch, 3 channels"),
+    ("tune resnet18 8x3x224x224 --train --frozen", "exclude each other"),
+    ("tune resnet18 1x3x32x32 --train", "more than one value per channel"),
+    ("tune resnet18 8x3x224x224 --frozen --dtype float16", "dtype should be"),
+])  # fmt: skip
+def test_wrong_arguments(capsys, line, message):
+    check_error(run(capsys, *line.split()), message)
+
+
+def test_the_oracle_of_the_gate_is_really_float64():
+    """Private ops that were computed in float32 whatever they got would make eager exact and everything else wrong."""
+    for call in workload.calls(narrow(), SHAPE, torch.float32, train=True):
+        gate = tune._Gate(call, workload.tensors(call, "cpu"))
+        results = zip(gate.eager, gate.oracle, strict=True)
+        assert any((e.double() != o.double()).any() for e, o in results if e.numel() and e.dtype.is_floating_point)
