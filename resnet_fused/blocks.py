@@ -45,14 +45,18 @@ def watched(child):
     )
 
 
-def _why_not_norm(bn):
+def _why_not_norm(bn, x):
     """In the blocks of this package, which know how to synchronise; over one process SyncBatchNorm is BatchNorm2d."""
     if type(bn) is nn.SyncBatchNorm and {"weight", "bias"} <= bn._parameters.keys():
         return None
-    return why_not_norm(bn)
+    return why_not_norm(bn) or why_not_here(bn, x)
 
 
-_CHECKS = {"co": why_not_convolution, "bn": _why_not_norm, "re": why_not_relu}  # by the first letters of a name
+_CHECKS = {  # by the first letters of a name
+    "co": lambda conv, x: why_not_convolution(conv),
+    "bn": _why_not_norm,
+    "re": lambda relu, x: why_not_relu(relu),
+}
 
 
 # Parameters and fake tensors have it: classes that leave torch's functions as they are.
@@ -84,9 +88,7 @@ def why_not_fused(x, **children):
                 return why  # nothing, or a module that is called as it is, is fine
         elif watched(child):
             return f"{name} carries a hook"
-        elif (why := _CHECKS[name[:2]](child)) is not None or (
-            name[:2] == "bn" and (why := why_not_here(child, x)) is not None
-        ):
+        elif (why := _CHECKS[name[:2]](child, x)) is not None:
             return f"{name} {why}"
     return None
 
@@ -94,14 +96,10 @@ def why_not_fused(x, **children):
 def _why_not_shortcut(downsample, x):
     if watched(downsample):
         return "downsample carries a hook"
-    conv, bn = downsample
-    for name, child, why in (
-        ("0", conv, why_not_convolution(conv)),
-        ("1", bn, _why_not_norm(bn) or why_not_here(bn, x)),
-    ):
+    for name, child, check in zip("01", downsample, (_CHECKS["co"], _CHECKS["bn"]), strict=True):
         if watched(child):
             return f"downsample.{name} carries a hook"
-        if why is not None:
+        if (why := check(child, x)) is not None:
             return f"downsample.{name} {why}"
     return None
 

@@ -17,6 +17,7 @@ from .blocks import (
     why_not_fused,
 )
 from .weights import resolve
+from .zero_pad import ZeroPadShortcut
 
 
 def conv3x3(in_planes, out_planes, stride=1, groups=1, dilation=1):
@@ -122,23 +123,6 @@ class Bottleneck(_Residual):
         out = self.bn3(self.conv3(out))
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
-
-
-class ZeroPadShortcut(nn.Module):
-    """Option A of the paper, section 3.3: every stride-th pixel, and zeros for the new channels. No parameters."""
-
-    def __init__(self, in_planes, out_planes, stride):
-        super().__init__()
-        if out_planes < in_planes:
-            raise ValueError(f"a zero-padding shortcut cannot go from {in_planes} to {out_planes} channels")
-        self.in_planes, self.out_planes, self.stride = in_planes, out_planes, stride
-
-    def extra_repr(self):
-        return f"{self.in_planes}, {self.out_planes}, stride={self.stride}"
-
-    def forward(self, x):
-        extra = self.out_planes - self.in_planes
-        return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, extra))
 
 
 class ResNet(nn.Module):

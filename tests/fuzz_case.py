@@ -15,7 +15,7 @@ from torch import nn
 
 import resnet_fused
 from resnet_fused.reference import ReluMasks, WithMasks, with_lively_norms
-from resnet_fused.resnet import ZeroPadShortcut
+from resnet_fused.zero_pad import ZeroPadShortcut
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
