@@ -16,12 +16,14 @@ from .run_plan import child
 from .tracing import NotTraceable, is_norm, see_through
 
 
-def convert(model, *, strict=False):
+def convert(model, *, strict=False, memory_efficient=False):
     """Fuses, in place, every module of `model` whose forward has chains of convolution, batch norm and ReLU.
 
     Args:
         model: any nn.Module: a ResNet of torchvision, timm or one's own, or a model with one inside.
         strict: raise instead of leaving a module alone that has convolutions and batch norms.
+        memory_efficient: in training, keep less for the backward and compute it again, as `resnet34(memory_efficient=True)`
+            does; for networks whose forward is torchvision's ResNet's.
 
     Returns:
         `model` itself. `explain(model, x)` tells what each block runs, and why some were left alone.
@@ -29,6 +31,7 @@ def convert(model, *, strict=False):
     Raises:
         TypeError: `model` is not an nn.Module.
         RuntimeError: `strict` and a module that cannot be fused; it names them all, and nothing has been changed.
+        ValueError: `memory_efficient` and no such network in `model`; nothing has been changed.
 
     Not thread-safe: no other thread may run torch modules meanwhile (torch.fx patches nn.Module while it traces).
     """
@@ -44,9 +47,23 @@ def convert(model, *, strict=False):
             refused.append(f"{name or 'the model itself'} ({type(module).__name__}): {e}")
     if strict and refused:
         raise RuntimeError(f"convert: {len(refused)} modules cannot be fused: " + "; ".join(refused))
-    for module, plan in found:
-        module.__class__ = class_for(type(module), repr(plan), plan)
+    classes = [class_for(type(module), repr(plan), plan) for module, plan in found]
+    networks = [module for (module, _), cls in zip(found, classes, strict=True) if hasattr(cls, "memory_efficient")]
+    networks += [module for module in model.modules() if isinstance(module, ResNet) or _is_network(module)]
+    if memory_efficient and not networks:
+        raise ValueError(
+            f"convert: memory_efficient=True, but {type(model).__name__} holds no ResNet as torchvision has it"
+        )
+    for (module, _), cls in zip(found, classes, strict=True):
+        module.__class__ = cls
+    if memory_efficient:
+        for network in networks:
+            network.__dict__["memory_efficient"] = True
     return model
+
+
+def _is_network(module):
+    return is_converted(module) and hasattr(module, "memory_efficient")
 
 
 def unconvert(model):
@@ -55,6 +72,7 @@ def unconvert(model):
     for module in model.modules():
         if is_converted(module):
             object.__setattr__(module, "__class__", type(module)._origin)
+            module.__dict__.pop("memory_efficient", None)
     return model
 
 

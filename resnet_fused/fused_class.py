@@ -121,7 +121,7 @@ def _make_class(origin, plan, why, base):
         "__module__": origin.__module__, "__qualname__": origin.__qualname__, "__doc__": origin.__doc__,
     }  # fmt: skip
     if (ours := _ours(plan)) is not None:
-        namespace |= {"forward": ours.forward, "why_not_fused": ours.why_not_fused}
+        namespace |= {name: getattr(ours, name) for name in ours.fused_methods}
     return type(origin)(origin.__name__, (base, origin), namespace)
 
 

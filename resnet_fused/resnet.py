@@ -33,6 +33,8 @@ def conv1x1(in_planes, out_planes, stride=1):
 class _Residual(nn.Module):
     """Runs a block by fused ops where nobody could tell, else module by module."""
 
+    fused_methods = ("forward", "why_not_fused", "chain")  # what `convert` gives a block that computes the same
+
     def forward(self, x):
         way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
         if way == "modules":
@@ -138,7 +140,8 @@ class ResNet(nn.Module):
         NotImplementedError, ValueError: what the block does not support (BasicBlock: groups, width, dilation).
     """
 
-    memory_efficient = False  # also of networks that were built elsewhere
+    fused_methods = ("forward", "why_not_fused", "_stem", "_layer", "memory_efficient")
+    memory_efficient = False
     __prepare_scriptable__ = refuse_scripting
 
     def __init__(
