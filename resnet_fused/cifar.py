@@ -39,9 +39,9 @@ class CifarResNet(ResNet):
         self._initialise(zero_init_residual=False)
 
     def forward(self, x):
-        x = self._stem(x, _NO_POOL)
+        x = self._fused_stem(x, _NO_POOL)
         for layer in (self.layer1, self.layer2, self.layer3):
-            x = self._layer(layer, x)
+            x = self._fused_layer(layer, x)
         x = self.avgpool(x)
         x = torch.flatten(x, 1)
         return self.fc(x)

@@ -22,8 +22,8 @@ def convert(model, *, strict=False, memory_efficient=False):
     Args:
         model: any nn.Module: a ResNet of torchvision, timm or one's own, or a model with one inside.
         strict: raise instead of leaving a module alone that has convolutions and batch norms.
-        memory_efficient: in training, keep less for the backward and compute it again, as `resnet34(memory_efficient=True)`
-            does; for networks whose forward is torchvision's ResNet's.
+        memory_efficient: networks with the forward of this package's `ResNet` keep less for the backward and compute it
+            again (docs/training.md); a network that is converted already takes the new value.
 
     Returns:
         `model` itself. `explain(model, x)` tells what each block runs, and why some were left alone.
@@ -31,7 +31,6 @@ def convert(model, *, strict=False, memory_efficient=False):
     Raises:
         TypeError: `model` is not an nn.Module.
         RuntimeError: `strict` and a module that cannot be fused; it names them all, and nothing has been changed.
-        ValueError: `memory_efficient` and no such network in `model`; nothing has been changed.
 
     Not thread-safe: no other thread may run torch modules meanwhile (torch.fx patches nn.Module while it traces).
     """
@@ -47,23 +46,19 @@ def convert(model, *, strict=False, memory_efficient=False):
             refused.append(f"{name or 'the model itself'} ({type(module).__name__}): {e}")
     if strict and refused:
         raise RuntimeError(f"convert: {len(refused)} modules cannot be fused: " + "; ".join(refused))
-    classes = [class_for(type(module), repr(plan), plan) for module, plan in found]
-    networks = [module for (module, _), cls in zip(found, classes, strict=True) if hasattr(cls, "memory_efficient")]
-    networks += [module for module in model.modules() if isinstance(module, ResNet) or _is_network(module)]
-    if memory_efficient and not networks:
-        raise ValueError(
-            f"convert: memory_efficient=True, but {type(model).__name__} holds no ResNet as torchvision has it"
-        )
-    for (module, _), cls in zip(found, classes, strict=True):
-        module.__class__ = cls
-    if memory_efficient:
-        for network in networks:
-            network.__dict__["memory_efficient"] = True
+    for module, plan in found:
+        module.__class__ = class_for(type(module), repr(plan), plan)
+    for module in model.modules():
+        if is_converted(module) and hasattr(type(module), "_fused_layer"):
+            _remember(module, memory_efficient)
     return model
 
 
-def _is_network(module):
-    return is_converted(module) and hasattr(module, "memory_efficient")
+def _remember(module, memory_efficient):
+    """The one entry that conversion may leave in an instance, and only where it was asked for."""
+    module.__dict__.pop("memory_efficient", None)
+    if memory_efficient:
+        module.__dict__["memory_efficient"] = True
 
 
 def unconvert(model):
@@ -71,8 +66,9 @@ def unconvert(model):
     _check_module(model, "unconvert")
     for module in model.modules():
         if is_converted(module):
+            if hasattr(type(module), "_fused_layer"):
+                _remember(module, False)
             object.__setattr__(module, "__class__", type(module)._origin)
-            module.__dict__.pop("memory_efficient", None)
     return model
 
 

@@ -106,7 +106,7 @@ class Engine:
         by_name = {way.name: way for way in able}
         entry = tuning.remembered(device, key, by_name)
         if entry is None:
-            entry = tuning.entry({way.name: s for way, s in self.measure(sites, able, budget).items()})
+            entry = tuning.entry({way.name: s for way, s in self._measure(sites, able, budget).items()})
             tuning.table(device).store({key: entry})
         self.entries[key] = entry
         return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
@@ -114,7 +114,63 @@ class Engine:
     def _key(self, site):
         return tuning.key("frozen", self.dtype, *site.key)
 
+    def _measure(self, sites, able, budget):
+        return measure(sites, able, self.dtype, budget)
+
     @torch.no_grad()
+    def refresh(self):
+        """Reads the model's weights and statistics again; what was measured stays."""
+        for site in self._sites:
+            site.run = site.way(site, self.dtype)
+        fc = self._model.fc
+        bias = None if fc.bias is None else fc.bias.detach().to(self.dtype, copy=True)
+        self._fc = fc.weight.detach().to(self.dtype, copy=True), bias
+
+    def save(self, path):
+        """Writes the engine to a file that `resnet_fused.load_engine` reads; see frozen_file.py."""
+        from .frozen_file import save
+
+        save(self, path)
+
+    def module(self):
+        """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
+        from .export import FoldedResNet
+
+        model, pool = self._model, self._pool or nn.MaxPool2d(3, 2, 1)
+        return FoldedResNet(self._stem, pool, self._blocks, model.avgpool, model.fc, self.dtype)
+
+    @property
+    def rows(self):
+        return [
+            {
+                "name": s.name,
+                "op": s.op,
+                "shape": s.shape,
+                "dtype": self.dtype,
+                "backend": s.way.name,
+                "reason": s.reason,
+            }
+            for s in self._sites
+        ]
+
+    @torch.no_grad()
+    def __call__(self, x):
+        channels = self._stem.conv.in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"engine: x should be [N, {channels}, H, W], got {tuple(x.shape)}")
+        if x.device.type != "cpu":
+            raise ValueError(f"engine: x is on {x.device}, the engine was frozen on cpu")
+        if x.dtype not in (torch.float32, self.dtype):
+            raise TypeError(f"engine: x is {x.dtype}, the engine takes torch.float32 or {self.dtype}")
+        x = self._stem.run(x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST))
+        if self._pool is not None:
+            x = self._pool(x)
+        for block in self._blocks:
+            x = block(x)
+        return F.linear(torch.flatten(self._model.avgpool(x), 1), *self._fc)
+
+
+@torch.no_grad()
 def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="exact"):
     """An engine that computes `model.eval()(x)` as fast as the device of the model can.
 

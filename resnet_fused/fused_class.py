@@ -121,8 +121,12 @@ def _make_class(origin, plan, why, base):
         "__module__": origin.__module__, "__qualname__": origin.__qualname__, "__doc__": origin.__doc__,
     }  # fmt: skip
     if (ours := _ours(plan)) is not None:
-        namespace |= {name: getattr(ours, name) for name in ours.fused_methods}
+        namespace |= {name: getattr(ours, name) for name in _OF_OURS if hasattr(ours, name)}
     return type(origin)(origin.__name__, (base, origin), namespace)
+
+
+# What the forward of a class of this package needs of its class.
+_OF_OURS = ("forward", "why_not_fused", "memory_efficient", "_fused_chain", "_fused_stem", "_fused_layer")
 
 
 def _ours(plan):

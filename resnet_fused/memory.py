@@ -79,13 +79,13 @@ def _saved(model, shape, dtype):
             return t
 
         names = {id(layer): name for name, layer in model.named_children()}
-        run_layer = model._layer
+        run_layer = model._fused_layer
 
         def watched_layer(layer, x):  # a hook would turn fusion off
             at[0] = names[id(layer)]
             return run_layer(layer, x)
 
-        model.__dict__["_layer"] = watched_layer
+        model.__dict__["_fused_layer"] = watched_layer
         device = next(model.parameters()).device
         x = torch.empty(shape, dtype=dtype, device=device)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -33,15 +33,13 @@ def conv1x1(in_planes, out_planes, stride=1):
 class _Residual(nn.Module):
     """Runs a block by fused ops where nobody could tell, else module by module."""
 
-    fused_methods = ("forward", "why_not_fused", "chain")  # what `convert` gives a block that computes the same
-
     def forward(self, x):
-        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
+        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self._fused_chain()])
         if way == "modules":
             return self.forward_by_modules(x)
         if way == "training":
-            return train_path.residual(x, [self.chain()])
-        (first, *others, last), downsample = self.chain()
+            return train_path.residual(x, [self._fused_chain()])
+        (first, *others, last), downsample = self._fused_chain()
         out, identity = conv_bn_relu_and_shortcut(x, *first, downsample)
         for conv, bn in others:
             out = conv_bn_relu(out, conv, bn)
@@ -76,7 +74,7 @@ class BasicBlock(_Residual):
             x, conv1=self.conv1, bn1=self.bn1, relu=self.relu, conv2=self.conv2, bn2=self.bn2, downsample=self.downsample
         )  # fmt: skip
 
-    def chain(self):
+    def _fused_chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2)], self.downsample
 
@@ -115,7 +113,7 @@ class Bottleneck(_Residual):
             relu=self.relu, downsample=self.downsample,
         )  # fmt: skip
 
-    def chain(self):
+    def _fused_chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)], self.downsample
 
@@ -140,8 +138,7 @@ class ResNet(nn.Module):
         NotImplementedError, ValueError: what the block does not support (BasicBlock: groups, width, dilation).
     """
 
-    fused_methods = ("forward", "why_not_fused", "_stem", "_layer", "memory_efficient")
-    memory_efficient = False
+    memory_efficient = False  # also of networks that were built elsewhere
     __prepare_scriptable__ = refuse_scripting
 
     def __init__(
@@ -227,7 +224,7 @@ class ResNet(nn.Module):
         """Why the stem runs module by module, or None."""
         return why_not_fused(x, conv1=self.conv1, bn1=self.bn1, relu=self.relu)
 
-    def _stem(self, x, maxpool):
+    def _fused_stem(self, x, maxpool):
         parts = self.conv1, self.bn1, maxpool
         way = "modules" if self.why_not_fused(x) else train_path.route_of_stem(x, *parts)
         if way == "modules":
@@ -237,15 +234,15 @@ class ResNet(nn.Module):
             return train_path.stem(x, *parts, recompute=self.memory_efficient)
         return conv_bn_relu_pool(x, *parts)
 
-    def _layer(self, layer, x):
+    def _fused_layer(self, layer, x):
         if self.memory_efficient and (chains := train_path.chains_of(x, layer)) is not None:
             return train_path.residual(x, chains, recompute=True)
         return layer(x)
 
     def forward(self, x):
-        x = self._stem(x, self.maxpool)
+        x = self._fused_stem(x, self.maxpool)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = self._layer(layer, x)
+            x = self._fused_layer(layer, x)
         x = self.avgpool(x)
         x = torch.flatten(x, 1)
         return self.fc(x)

@@ -88,9 +88,9 @@ def chains_of(x, layer):
     blocks = list(layer)
     if not torch.is_grad_enabled() or watched(layer) or any(watched(block) for block in blocks):
         return None
-    if any(not hasattr(block, "chain") or block.why_not_fused(x) for block in blocks):
+    if any(not hasattr(block, "_fused_chain") or block.why_not_fused(x) for block in blocks):
         return None
-    chains = [block.chain() for block in blocks]
+    chains = [block._fused_chain() for block in blocks]
     return chains if route(x, chains) == "training" else None
 
 

@@ -45,6 +45,6 @@ NETS = {
 
 def fused_sites(rows):
     """A convolution that torch runs has a row of its own and one of the pass after it."""
-    return sum(op in ("conv_bn_relu", "add_relu") for op, _ in rows) + sum(
+    return sum(op in ("conv_bn_relu", "conv_bn_relu_pool", "add_relu") for op, _ in rows) + sum(
         op == "bn_relu" and (i == 0 or rows[i - 1][0] != "conv_bn_relu") for i, (op, _) in enumerate(rows)
     )

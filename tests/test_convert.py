@@ -286,3 +286,22 @@ def test_compile_and_export(name):
     targets = [str(node.target) for node in exported.graph.nodes]
     assert any("resnet_fused.conv_bn_relu" in t for t in targets)
     torch.testing.assert_close(exported.module()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_efficient_is_remembered_and_forgotten():
+    model = torchvision.models.resnet18(num_classes=5)
+    before = dict(model.__dict__)
+    resnet_fused.convert(model, memory_efficient=True)
+    assert model.memory_efficient
+    saved = []
+    x = torch.randn(2, 3, 48, 48)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        model(x)
+        efficient, saved[:] = sum(saved), []
+        resnet_fused.convert(model)
+        assert not model.memory_efficient
+        model(x)
+    assert efficient < 0.9 * sum(saved)
+    resnet_fused.convert(model, memory_efficient=True)
+    resnet_fused.unconvert(model)
+    assert dict(model.__dict__) == before

@@ -38,7 +38,7 @@ NORMS = {
     "no-statistics": functools.partial(nn.BatchNorm2d, track_running_stats=False),
     "average": functools.partial(nn.BatchNorm2d, momentum=None),
 }
-FUSED_NORMS = {"frozen", "eps", "no-statistics", "average"}
+FUSED_NORMS = {"sync", "frozen", "eps", "no-statistics", "average"}
 
 
 @pytest.mark.parametrize("norm", NORMS)

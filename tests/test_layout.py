@@ -27,7 +27,8 @@ FLOORS = {
     "blocks": {"norms", "ops", "dispatch", "layout"},
     "train_path": {"norms", "blocks", "ops", "dispatch", "layout"},
     "weights": set(),
-    "resnet": {"blocks", "train_path", "weights"},
+    "zero_pad": set(),
+    "resnet": {"blocks", "train_path", "weights", "zero_pad"},
 }
 
 

@@ -15,7 +15,7 @@ def test_two_hundred_steps():
 
 
 def test_accuracy_over_three_seeds():
-    found = proof.accuracies(seeds=3, epochs=12)
+    found = proof.accuracies(seeds=3, epochs=6)
     print(found)
     assert proof.equal_within_noise(found), found
-    assert min(row[1] for row in found) > 0.93
+    assert min(row[1] for row in found) > 0.85

@@ -81,7 +81,7 @@ def test_checkpointing_of_the_whole_body(reentrant, memory_efficient):
     models = pair(memory_efficient=memory_efficient)
     x = torch.randn(X)
     for m in models:
-        body = lambda x, m=m: m._layer(m.layer2, m._layer(m.layer1, m._stem(x, m.maxpool)))  # noqa: E731
+        body = lambda x, m=m: m._fused_layer(m.layer2, m._fused_layer(m.layer1, m._fused_stem(x, m.maxpool)))  # noqa: E731
         checkpoint(body, x.clone().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
     close(models)
     assert models[0].layer1[0].bn2.num_batches_tracked == 2
