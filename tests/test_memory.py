@@ -6,6 +6,7 @@ import pytest
 import torch
 from foreign import tv_net
 from torch import nn
+from torchvision_shim import torchvision
 from training_cases import check
 
 import resnet_fused
@@ -82,6 +83,18 @@ def test_wrong_arguments_are_refused(model):
         resnet_fused.memory(model, (3, 224, 224))
     with pytest.raises(TypeError, match=r"should be a resnet_fused\.ResNet, got Linear"):
         resnet_fused.memory(nn.Linear(3, 3), (1, 3, 224, 224))
+
+
+def test_a_converted_network_is_predicted_too():
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=7).train()
+    model = resnet_fused.convert(copy.deepcopy(theirs), memory_efficient=True)
+    x = torch.randn(2, 3, 64, 64)
+    report = resnet_fused.memory(model, x.shape)
+    assert report.eager == pytest.approx(saved_bytes(copy.deepcopy(theirs), x), rel=0.02)
+    assert report.efficient == pytest.approx(saved_bytes(copy.deepcopy(model), x), rel=0.02)
+    assert report.fused <= 0.76 * report.eager and report.efficient <= 0.56 * report.eager
+    torch.testing.assert_close(model(x), theirs(x), rtol=1e-3, atol=1e-4)
 
 
 class Body(nn.Module):
