@@ -122,6 +122,9 @@ def why_not(x, chains):
     dtype = low or x.dtype
     if dtype not in dispatch.DTYPES:
         return f"dtype {dtype}"
+    norms = [id(bn) for main, projection in chains for _, bn in (*main, *([projection] if projection else []))]
+    if len(set(norms)) < len(norms):
+        return "a batch norm that is used twice"  # it must count and average its batches one after the other
     shape = tuple(x.shape)
     for main, projection in chains:
         after = shape
@@ -179,26 +182,30 @@ class _Pass:
         return training.Block(units, None if projection is None else self.unit(*projection, shape)[0]), after
 
     def finish(self, statistics):
-        for bn, stats in zip(self.norms, statistics, strict=True):
-            if bn is not None:
-                _update_running(bn, stats)
+        """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
+        with torch.no_grad():
+            together = {}
+            for bn, stats in zip(self.norms, statistics, strict=True):
+                if bn is None or not bn.track_running_stats or bn.running_mean is None:
+                    continue
+                if bn.momentum is not None and bn.running_mean.dtype == bn.running_var.dtype == torch.float32:
+                    running, batch = together.setdefault(bn.momentum, ([], []))
+                    running += [bn.running_mean, bn.running_var]
+                    batch += [stats[MEAN], stats[VAR]]
+                else:
+                    _update_alone(bn, stats)
+            for momentum, (running, batch) in together.items():  # one launch for all of them
+                torch._foreach_lerp_(running, batch, momentum)
 
 
-@torch.no_grad()
-def _update_running(bn, stats):
-    """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
-    if not bn.track_running_stats or bn.running_mean is None:
-        return
+def _update_alone(bn, stats):
     factor = bn.momentum
     if factor is None:
         if bn.num_batches_tracked is None:
             return  # torch's factor is then 0
         factor = bn.num_batches_tracked.float().reciprocal()
     for running, batch in ((bn.running_mean, stats[MEAN]), (bn.running_var, stats[VAR])):
-        if running.dtype == torch.float32:
-            running.lerp_(batch, factor)
-        else:
-            running.copy_(torch.lerp(running.float(), batch, factor))
+        running.copy_(torch.lerp(running.float(), batch, factor))
 
 
 def residual(x, chains, recompute=False):

@@ -139,6 +139,7 @@ def test_the_dispatcher_takes_the_kernel_where_there_are_enough_tiles(monkeypatc
     monkeypatch.setattr(dispatch, "_without_triton", lambda: None)
     monkeypatch.setattr(dispatch, "_without_cuda", lambda: "no compiled part")
     monkeypatch.setattr(dispatch, "tf32_allowed", lambda: True)
+    monkeypatch.setattr(dispatch, "_measured", lambda *_: None)
 
     class OnCuda:
         """A tensor as far as the dispatcher looks; no GPU is here."""
@@ -150,12 +151,12 @@ def test_the_dispatcher_takes_the_kernel_where_there_are_enough_tiles(monkeypatc
         def __getattr__(self, name):
             return getattr(self.meta, name)
 
-    weight = OnCuda(64, 64, 3, 3)
+    weight, detail = OnCuda(64, 64, 3, 3), ((1, 1), (1, 1), (1, 1), 1)
     big, small = OnCuda(256, 64, 56, 56), OnCuda(1, 64, 7, 7)
-    assert dispatch.choose_conv_stats(big, weight, big).backend == "triton"
-    choice = dispatch.choose_conv_stats(small, weight, small)
+    assert dispatch.choose_conv_stats(big, weight, big, *detail).backend == "triton"
+    choice = dispatch.choose_conv_stats(small, weight, small, *detail)
     assert choice.backend == "torch" and choice.reason.startswith("1 tiles are too few")
     with dispatch.backend("triton"):
-        assert dispatch.choose_conv_stats(small, weight, small).backend == "triton"
+        assert dispatch.choose_conv_stats(small, weight, small, *detail).backend == "triton"
     with dispatch.backend("torch"):
-        assert dispatch.choose_conv_stats(big, weight, big).backend == "torch"
+        assert dispatch.choose_conv_stats(big, weight, big, *detail).backend == "torch"

@@ -200,7 +200,8 @@ class _Call(NamedTuple):
 
     def backward(self, grad, x, tensors, kept, want_x, wanted):
         y, *saved = kept
-        return torch.ops.resnet_fused.residual_blocks_backward(grad, x, y, tensors, saved, *self, want_x, wanted)
+        op = torch.ops.resnet_fused.residual_blocks_backward
+        return call(op, _run_backward, grad, x, y, tensors, saved, *self, want_x, wanted)
 
     def reference(self, x, tensors):
         return plan.reference(x, self.blocks(tensors))
