@@ -54,32 +54,88 @@ def _describe(value):
 
 
 def calls(model, shape, dtype, train=False):
-    """{Call: how often} of one pass of `model` over an input of `shape`; `train`: forward in training, and backward.
+    """{Call: how often} of one pass of `model` over an input of `shape`.
 
-    The model is not run and not changed: its parameters are replaced by fake ones in `dtype`.
+    The model is not run and not changed: its parameters are replaced by fake ones in `dtype`. `train`: the passes of batch
+    norm in a training step, forward and backward, under the names of their own ops (a training block is one op, which asks
+    for the same passes).
     """
+    evaluation = _evaluation(model, shape, dtype)
+    if not train:
+        return evaluation
+    # Evaluation may prefer another layout than the weights have; training on a CPU keeps theirs.
+    weight = next(p for p in model.parameters() if p.dim() == 4)
+    on_cpu = weight.device.type == "cpu"
+    memory_format = layout.nearest_format(weight) if on_cpu else layout.CHANNELS_LAST
+    training = collections.Counter()
+    for call, count in evaluation.items():
+        for convolution in convolutions(call):
+            training.update(dict.fromkeys(_batch_norm(convolution, memory_format), count))
+    return dict(training)
+
+
+def _evaluation(model, shape, dtype):
     fake = FakeTensorMode()
     device = next(model.parameters()).device
     state = {
-        name: fake.from_tensor(tensor.to(dtype) if tensor.is_floating_point() else tensor).requires_grad_(wanted)
-        for name, tensor, wanted in (
-            (name, tensor.detach(), train and tensor.requires_grad)
-            for name, tensor in model.state_dict(keep_vars=True).items()
-        )
+        name: fake.from_tensor(tensor.detach().to(dtype) if tensor.is_floating_point() else tensor)
+        for name, tensor in model.state_dict().items()
     }
     training = {module: module.training for module in model.modules()}
     recorder = _Recorder()
     try:
-        model.train(train)
-        with fake, torch.set_grad_enabled(train), recorder:
-            x = torch.empty(shape, dtype=dtype, device=device)
-            out = torch.func.functional_call(model, state, (x,))
-            if train:
-                out.float().square().mean().backward()
+        model.eval()
+        with fake, torch.no_grad(), recorder:
+            torch.func.functional_call(model, state, (torch.empty(shape, dtype=dtype, device=device),))
     finally:
         for module, was in training.items():
             module.training = was
     return dict(recorder.calls)
+
+
+# The arguments that all evaluations of a convolution begin with.
+CONVOLUTION = ("x", "weight", "mean", "var", "bn_weight", "bn_bias")
+
+
+def convolutions(call):
+    """The `conv_bn_relu` calls that `call` stands for: of the stem without its pool, both of a pair, or none."""
+    if call.op == "conv_bn_relu":
+        return [call]
+    given = dict(call.arguments)
+    if call.op == "conv_bn_relu_pool":
+        return [_convolution(given, CONVOLUTION, (1, 1), given["stride"], given["padding"], given["eps"], True)]
+    if call.op == "conv_bn_relu_pair":
+        second = ("x", *(f"{name}2" for name in CONVOLUTION[1:]))
+        return [
+            _convolution(given, CONVOLUTION, given["dilation"], given["stride"], given["padding"], given["eps"], True),
+            _convolution(given, second, (1, 1), given["stride2"], (0, 0), given["eps2"], False),
+        ]
+    return []
+
+
+def _convolution(given, names, dilation, stride, padding, eps, relu):
+    tensors = [(to, given[name]) for to, name in zip(CONVOLUTION, names, strict=True)]
+    rest = {"residual": None, "stride": stride, "padding": padding, "dilation": dilation, "groups": 1, "eps": eps,
+            "relu": relu}  # fmt: skip
+    return Call("conv_bn_relu", (*tensors, *rest.items()))
+
+
+def _batch_norm(call, memory_format):
+    """What training does after the convolution of `call`: statistics, application, and the backward of both."""
+    x = Spec(out_shape(call), call["x"].dtype, memory_format)
+    masked = call["relu"] and call["weight"].shape[1] != 3  # the stem's ReLU is undone together with its pool
+    channel = Spec(x.shape[1:2], torch.float32, torch.contiguous_format)
+    running, weight, bias, relu = call["mean"], call["bn_weight"], call["bn_bias"], call["relu"]
+    residual = None if call["residual"] is None else x
+    return [
+        Call("bn_stats", (("x", x), ("running_mean", running), ("running_var", running), ("num_batches_tracked", None),
+                          ("momentum", 0.1), ("eps", call["eps"]))),
+        Call("bn_relu", (("x", x), ("mean", channel), ("spread", channel), ("weight", weight), ("bias", bias),
+                         ("residual", residual), ("eps", call["eps"]), ("batch_stats", True), ("relu", relu))),
+        Call("bn_relu_backward", (("grad", x), ("x", x), ("out", x if masked else None), ("mean", channel),
+                                  ("spread", channel), ("weight", weight), ("eps", None), ("relu", masked),
+                                  ("want_x", True), ("want_affine", True), ("want_residual", residual is not None))),
+    ]  # fmt: skip
 
 
 def out_shape(call):

