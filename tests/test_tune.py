@@ -65,7 +65,6 @@ def test_tune_fills_the_table_that_the_dispatcher_reads():
         model(torch.randn(SHAPE)).sum().backward()
     ours = [c for op, _, c in noted if op in ("bn_stats", "bn_relu") or op.startswith("bn_relu_backward")]
     assert len(ours) > 20 and all(c.reason.startswith("measured") for c in ours), "each pass has its entry"
-    )
 
 
 def test_no_time_means_defaults_and_is_said():
