@@ -1,11 +1,12 @@
 # Every verb sets up what it needs: see tools/environment.py.
 PYTHON ?= python3
+CASES ?= 2000
 # The Python of the environment, after making sure that it is complete.
 in = $$($(PYTHON) tools/environment.py $(1))
 # The package is used where it stands: nothing is installed into an environment that is not ours.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test lint format lines aot tune gpu mutants clean
+.PHONY: help demo test fuzz lint format lines aot tune gpu mutants audit docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,6 +30,9 @@ lines:  ## the longest files; fails above 300 lines
 	@git ls-files '*.py' 'csrc/*' 'tests/emulator/*' | xargs wc -l | grep -v ' total$$' | sort -rn | head -8
 	@git ls-files '*.py' 'csrc/*' 'tests/emulator/*' | xargs wc -l | awk '$$2 != "total" && $$1 > 300 {bad = 1; print "too long: " $$2} END {exit bad}'
 
+fuzz:  ## 2,000 random networks, fused and eager against float64; prints the line that repeats a failure (CASES=2000)
+	@python=$(call in,test) && $$python -m pytest -q tests/test_fuzz.py::test_fuzz --cases $(CASES) $(ARGS)
+
 aot:  ## compiles every Triton and CUDA kernel for sm_80, sm_90(a), sm_100 without a GPU: registers, spills, tensor cores
 	@python=$(call in,test) && $$python tools/aot.py $(ARGS)
 
@@ -40,6 +44,13 @@ gpu:  ## on a machine with a GPU: all checks and measurements, offline, under 9 
 
 mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test must notice (long)
 	@python=$(call in,test) && $$python tests/emulator/mutate.py $(ARGS)
+
+audit:  ## known vulnerabilities in the pinned dependencies: pip-audit, in an environment of its own (needs the network)
+	@$(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit \
+	  && build/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+docs:  ## docs/api.md from the docstrings, docs/matrix.md from the experiments of the tests
+	@python=$(call in,test) && $$python tools/api.py && $$python tests/write_matrix.py
 
 clean:  ## removes what was built, keeps .venv
 	rm -rf build resnet_fused/_native.so resnet_fused/_native_build.json

@@ -7,7 +7,7 @@ from torch import nn
 
 from resnet_fused import dispatch, frozen_conv
 from resnet_fused.fold import fold
-from resnet_fused.freeze import Site
+from resnet_fused.frozen_site import Site
 
 PEERS = ("eager", "fused", "compile")
 

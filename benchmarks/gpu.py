@@ -88,7 +88,7 @@ def _write(output, records, seconds):
 
 def _report(output):
     """Tables of everything in the folder, and the parts that did not pass."""
-    from resnet_fused.cli import UsageError
+    from resnet_fused.cli_args import UsageError
 
     from . import record, report
 

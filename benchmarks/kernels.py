@@ -10,7 +10,7 @@ import sys
 import torch
 
 from resnet_fused import resnet, table, timing
-from resnet_fused.cli import UsageError
+from resnet_fused.cli_args import UsageError
 from resnet_fused.progress import Progress
 
 from . import candidates, cases, ceilings, gate, harness, options, record

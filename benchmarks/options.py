@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from resnet_fused.cli import DTYPES, MODELS, Parser, UsageError, at_least, device_of
+from resnet_fused.cli_args import DTYPES, MODELS, Parser, UsageError, at_least, device_of
 
 
 def parser(program, description):

@@ -6,7 +6,7 @@ Each case shows its newest row. `--against COMMIT` lists what became slower sinc
 import sys
 from pathlib import Path
 
-from resnet_fused.cli import Parser, UsageError
+from resnet_fused.cli_args import Parser, UsageError
 
 from . import options, record
 

@@ -12,7 +12,7 @@ import torch
 
 from resnet_fused import resnet, table
 from resnet_fused.accuracy import budget_used, exact
-from resnet_fused.cli import UsageError
+from resnet_fused.cli_args import UsageError
 from resnet_fused.progress import Progress
 from resnet_fused.reference import by_modules, in_float64, with_lively_norms
 

@@ -10,6 +10,7 @@ from torch.nn.modules import module as _module
 
 from . import layout, ops
 from .dispatch import prefers_channels_last
+from .norms import frozen_statistics, is_frozen, why_not_here, why_not_norm
 from .ops._library import left_to_torch
 
 
@@ -25,15 +26,6 @@ def why_not_convolution(conv):
         return f"has padding {conv.padding!r}"
     if "weight" not in conv._parameters:
         return "has a weight that is computed (pruned or parametrized)"
-    return None
-
-
-def why_not_norm(bn):
-    """Why `bn` cannot be part of a fused op, or None."""
-    if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):  # over one process the latter is the former
-        return f"is a {type(bn).__name__}, not exactly nn.BatchNorm2d"
-    if not {"weight", "bias"} <= bn._parameters.keys():
-        return "has parameters that are computed (pruned or parametrized)"
     return None
 
 
@@ -53,7 +45,18 @@ def watched(child):
     )
 
 
-_CHECKS = {"co": why_not_convolution, "bn": why_not_norm, "re": why_not_relu}  # by the first letters of a name
+def _why_not_norm(bn, x):
+    """In the blocks of this package, which know how to synchronise; over one process SyncBatchNorm is BatchNorm2d."""
+    if type(bn) is nn.SyncBatchNorm and {"weight", "bias"} <= bn._parameters.keys():
+        return None
+    return why_not_norm(bn) or why_not_here(bn, x)
+
+
+_CHECKS = {  # by the first letters of a name
+    "co": lambda conv, x: why_not_convolution(conv),
+    "bn": _why_not_norm,
+    "re": lambda relu, x: why_not_relu(relu),
+}
 
 
 # Parameters and fake tensors have it: classes that leave torch's functions as they are.
@@ -72,34 +75,47 @@ def why_not_fused(x, **children):
         return f"input has {x.dim()} dimensions"
     if (why := left_to_torch(x)) is not None:
         return why
-    if _module._global_forward_hooks or _module._global_forward_pre_hooks or _module._global_backward_hooks:
+    if (
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    ):
         return "a global module hook is registered"
     for name, child in children.items():
         if name == "downsample":
-            if child is not None and (why := _why_not_shortcut(child)) is not None:
-                return why
+            if is_projection(child) and (why := _why_not_shortcut(child, x)) is not None:
+                return why  # nothing, or a module that is called as it is, is fine
         elif watched(child):
             return f"{name} carries a hook"
-        elif (why := _CHECKS[name[:2]](child)) is not None:
+        elif (why := _CHECKS[name[:2]](child, x)) is not None:
             return f"{name} {why}"
     return None
 
 
-def _why_not_shortcut(downsample):
-    if type(downsample) is not nn.Sequential or len(downsample) != 2:
-        return "downsample is not a Sequential of a convolution and a batch norm"
+def _why_not_shortcut(downsample, x):
     if watched(downsample):
         return "downsample carries a hook"
-    for name, child, check in zip("01", downsample, (why_not_convolution, why_not_norm), strict=True):
+    for name, child, check in zip("01", downsample, (_CHECKS["co"], _CHECKS["bn"]), strict=True):
         if watched(child):
             return f"downsample.{name} carries a hook"
-        if (why := check(child)) is not None:
+        if (why := check(child, x)) is not None:
             return f"downsample.{name} {why}"
     return None
 
 
+def refuse_scripting(module):
+    """`__prepare_scriptable__` of fused modules: torch.jit.script asks for it before it reads the source of forward."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile the fused forward of {type(module).__name__}: use torch.jit.trace or torch.export, "
+        "or script a model of torchvision or timm after resnet_fused.unconvert(model)"
+    )
+
+
 def _count_batch(bn):
     """What nn.BatchNorm2d.forward does before it normalises; returns the keyword arguments of the ops."""
+    if is_frozen(bn):
+        return frozen_statistics(bn)
     if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
     without_buffers = bn.running_mean is None and bn.running_var is None
@@ -124,7 +140,7 @@ def conv_bn_relu(x, conv, bn, residual=None, relu=True):
 
 def network_input(x, conv, bn):
     """`x` in the layout that is fastest for a network that begins with these; logits have no layout to tell."""
-    evaluation = not bn.training and not (torch.is_grad_enabled() and conv.weight.requires_grad)
+    evaluation = _evaluates(bn) and not (torch.is_grad_enabled() and conv.weight.requires_grad)
     return layout.in_format(x, layout.CHANNELS_LAST) if prefers_channels_last(x, conv.weight, evaluation) else x
 
 
@@ -147,7 +163,7 @@ def why_not_pool(pool):
 
 def conv_bn_relu_and_shortcut(x, conv, bn, downsample):
     """(relu(bn(conv(x))), the shortcut of a block that begins so): both read x, and a GPU computes both in one launch."""
-    if downsample is None or not (_evaluates(bn) and _evaluates(downsample[1])):
+    if not is_projection(downsample) or not (_evaluates(bn) and _evaluates(downsample[1])):
         return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
     projection, bn2 = downsample
     plain = projection.padding == (0, 0) and projection.dilation == (1, 1) and conv.groups == projection.groups == 1
@@ -160,13 +176,24 @@ def conv_bn_relu_and_shortcut(x, conv, bn, downsample):
 
 
 def _evaluates(bn):
-    return not bn.training and bn.running_mean is not None and bn.running_var is not None
+    return is_frozen(bn) or (not bn.training and bn.running_mean is not None and bn.running_var is not None)
 
 
 def _norm(bn):
     return bn.weight, bn.bias, bn.running_mean, bn.running_var
 
 
+def norm_relu(x, bn, residual=None, relu=True):
+    """relu(bn(x) [+ residual]) of a batch norm that `why_not_fused` has passed, in its own mode."""
+    return ops.bn_relu(x, bn.weight, bn.bias, residual=residual, relu=relu, **_count_batch(bn))
+
+
+def is_projection(downsample):
+    return type(downsample) is nn.Sequential and len(downsample) == 2 and isinstance(downsample[0], nn.Conv2d)
+
+
 def shortcut(x, downsample):
-    """The identity, or the projection and its batch norm (no ReLU)."""
-    return x if downsample is None else conv_bn_relu(x, downsample[0], downsample[1], relu=False)
+    """The identity, the projection and its batch norm (no ReLU), or whatever else `downsample` does to x."""
+    if downsample is None:
+        return x
+    return conv_bn_relu(x, *downsample, relu=False) if is_projection(downsample) else downsample(x)

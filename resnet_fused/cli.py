@@ -1,61 +1,34 @@
-"""python -m resnet_fused demo | verify | bench | explain | tune | train | info.
+"""python -m resnet_fused demo | verify | bench | explain | summary | tune | train | info.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager.
 """
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
 
 import torch
 
-from . import dispatch, info, resnet, train, weights
-
-MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-MIN_SIZE = 32  # the network halves its input five times
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be done; the message is one line."""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UsageError(message)
-
-
-def at_least(minimum, kind=int):
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not value >= minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {text}")
-        return value
-
-    return parse
-
-
-def shape_of(text):
-    """ "32x3x224x224" -> (32, 3, 224, 224)"""
-    sizes = text.lower().split("x")
-    if len(sizes) != 4 or not all(size.isdecimal() for size in sizes):
-        raise argparse.ArgumentTypeError(f"should be such as 8x3x224x224, not {text}")
-    n, c, h, w = map(int, sizes)
-    if n < 1 or c != 3 or min(h, w) < MIN_SIZE:
-        raise argparse.ArgumentTypeError(
-            f"needs a batch, 3 channels and at least {MIN_SIZE}x{MIN_SIZE} pixels, not {text}"
-        )
-    return n, c, h, w
+from . import cifar, dispatch, info, resnet, train
+from .cli_args import (
+    DTYPES,
+    MIN_SIZE,
+    MODELS,
+    Parser,
+    UsageError,
+    at_least,
+    backend_of,
+    device_of,
+    input_of,
+    model_of,
+    shape_of,
+)
 
 
 def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
     commands = main.add_subparsers(
-        dest="command", required=True, metavar="demo | verify | bench | explain | tune | train | info"
+        dest="command", required=True, metavar="demo | verify | bench | explain | summary | tune | train | info"
     )
 
     def command(name, function, help):
@@ -108,54 +81,18 @@ def parser():
         at_least, MODELS, dispatch.BACKENDS,
     )  # fmt: skip
 
+    summary = command("summary", run_summary, "the paper's table: layers, sizes, parameters, FLOPs, fused kernels")
+    summary.add_argument("model", choices=(*MODELS, *cifar.CIFAR_MODELS), nargs="?", default="resnet34")
+    summary.add_argument("--size", type=at_least(MIN_SIZE), help="default: 224, and 32 for the CIFAR networks")
+
     for sub in (demo, bench, explain):
         model_options(sub)
-    for sub in (demo, verify, bench, explain, tune):
+    for sub in (demo, verify, bench, explain, summary, tune):
         machine_options(sub)
     input_options(bench, batch=8)
     input_options(explain, batch=1)
     command("info", run_info, "versions, what was built, backends, environment variables")
     return main
-
-
-def device_of(args):
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device")
-    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def backend_of(args):
-    try:
-        return dispatch.backend(args.backend)
-    except RuntimeError as e:
-        raise UsageError(str(e)) from None
-
-
-def model_of(args, device, dtype=torch.float32):
-    """In evaluation mode; without weights the batch norms are made lively, so that a comparison means something."""
-    from .reference import with_lively_norms
-
-    build, kwargs = getattr(resnet, args.model), {}
-    try:
-        state = weights.resolve(args.model, args.weights, True, kwargs)
-        model = build(**kwargs)
-        if state is not None:
-            weights.check_keys(state, model, args.weights)
-            model.load_state_dict(state)
-    except (OSError, ValueError, RuntimeError) as e:  # a wrong file, wrong keys, no network
-        raise UsageError(str(e)) from e
-    if state is None:
-        with_lively_norms(model)
-    return model.eval().to(device, dtype)
-
-
-def input_of(args, device):
-    try:
-        return torch.randn(args.batch, 3, args.size, args.size, device=device).to(DTYPES[args.dtype])
-    except (RuntimeError, MemoryError) as e:
-        raise UsageError(f"batch {args.batch} at {args.size}x{args.size} does not fit into memory") from e
 
 
 def run_demo(args):
@@ -271,6 +208,17 @@ def run_train(args):
         run(args)
     except train.CannotTrain as e:  # from a process that loads images it comes with a traceback before its message
         raise UsageError(str(e).strip().splitlines()[-1].rpartition("CannotTrain: ")[2]) from e
+    return 0
+
+
+def run_summary(args):
+    from .summary import summarize
+
+    device, small = device_of(args), args.model in cifar.CIFAR_MODELS
+    model = getattr(cifar if small else resnet, args.model)().eval().to(device)
+    size = args.size or (32 if small else 224)
+    print(f"{args.model} at {size}x{size}, evaluation on {device}")
+    print(summarize(model, torch.randn(1, 3, size, size, device=device)))
     return 0
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import dispatch, table
+from .convert import candidates, why_not_converted
 
 COLUMNS = {"name": "layer", "op": "op", "shape": "shape", "dtype": "dtype", "backend": "backend", "reason": "reason"}
 
@@ -27,7 +28,8 @@ class Report:
 def explain(model, x):
     """Runs `model` on `x` once, without gradients and in its present mode, and reports what every fused op did.
 
-    Running statistics are put back afterwards. A block that runs module by module has one row, of backend "modules".
+    Running statistics are put back afterwards. A block that runs module by module has one row, of backend "modules"; so has
+    one that `convert` would fuse or has left alone, and a convolution in a converted block that cannot be fused.
     What a backward pass would use is not part of the report. An engine of `freeze` reports what it was built of.
     """
     if hasattr(model, "rows"):
@@ -37,9 +39,9 @@ def explain(model, x):
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored(model))
         stack.enter_context(torch.no_grad())
-        for name, block in model.named_modules():
-            if hasattr(block, "why_not_fused"):
-                stack.callback(block.register_forward_pre_hook(_note_unfused(rows, unfused, name)).remove)
+        for name, module, why in _watched(model):
+            hook = _note(rows, unfused, name, why)
+            stack.callback(module.register_forward_pre_hook(hook).remove)
         recorded = stack.enter_context(dispatch.record())
         stack.enter_context(_Watcher(model, rows, unfused, recorded))
         model(x)
@@ -58,11 +60,25 @@ def _restored(model):
                 buffer.copy_(value)
 
 
-def _note_unfused(rows, unfused, name):
-    def hook(block, args):
-        if (why := block.why_not_fused(args[0])) is not None:
+def _watched(model):
+    """(name, module, why): what may run module by module, and the function of it and its input that says why."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "why_not_fused"):
+            yield name, module, lambda module, x: module.why_not_fused(x)
+        plan = getattr(type(module), "_plan", None)  # of a converted module
+        for path, reason in plan.unfused if plan else ():
+            yield f"{name}.{path}".strip("."), module.get_submodule(path), lambda module, x, reason=reason: reason
+    for name, module in list(candidates(model)):
+        reason = f"not converted: {why_not_converted(module) or 'convert() would fuse it'}"
+        yield name, module, lambda module, x, reason=reason: reason
+
+
+def _note(rows, unfused, name, why):
+    def hook(module, args):
+        x = next((a for a in args if isinstance(a, torch.Tensor)), None)
+        if x is not None and (reason := why(module, x)) is not None:
             unfused.add(name)
-            rows.append(_row(name or "stem", type(block).__name__, args[0].shape, args[0].dtype, "modules", why))
+            rows.append(_row(name or "stem", type(module).__name__, x.shape, x.dtype, "modules", reason))
 
     return hook
 

@@ -6,8 +6,6 @@ fastest way is measured with the example input. Unlike the live model a snapshot
 """
 
 import copy
-import time
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,89 +13,12 @@ from torch import nn
 
 from . import layout, tuning
 from .accuracy import budget_used, exact
-from .blocks import why_not_convolution, why_not_norm
 from .frozen_conv import WinogradF4, WinogradF4Taps, ways
+from .frozen_site import Block, Site, check_model, check_site, measure
 from .reference import by_modules, in_float64
 
 DTYPES = (torch.float32, torch.bfloat16)
 TUNING_SECONDS = 3.0  # at most, for a whole network: a bound on freeze(), not on what it finds
-
-
-@dataclass
-class Site:
-    """One convolution of the network with what follows it, and the shape of its input."""
-
-    name: str
-    conv: nn.Conv2d
-    bn: nn.BatchNorm2d
-    relu: bool = True
-    residual: bool = False
-    pool: bool = False
-    shape: tuple = ()
-    run: object = None
-    way: object = None
-    reason: str = ""
-
-    @property
-    def key(self):
-        """Sites with the same key are tuned together."""
-        conv = self.conv
-        return (
-            self.shape, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-            self.relu, self.residual, self.pool,
-        )  # fmt: skip
-
-    @property
-    def op(self):
-        return "conv_bn" + "_add" * self.residual + "_relu" * self.relu + "_pool" * self.pool
-
-
-class _Block:
-    """A residual block: its convolutions in order, and its shortcut."""
-
-    def __init__(self, name, block):
-        pairs = [(i, getattr(block, f"conv{i}", None), getattr(block, f"bn{i}", None)) for i in (1, 2, 3)]
-        pairs = [(i, conv, bn) for i, conv, bn in pairs if conv is not None]
-        last = pairs[-1][0]
-        self.sites = [Site(f"{name}.conv{i}", conv, bn, residual=i == last) for i, conv, bn in pairs]
-        self.projection, self.shortcut = None, block.downsample
-        if isinstance(self.shortcut, nn.Sequential):
-            conv, bn = self.shortcut
-            self.projection = Site(f"{name}.downsample", conv, bn, relu=False)
-
-    def all_sites(self):
-        return self.sites + ([self.projection] if self.projection else [])
-
-    def __call__(self, x):
-        out = x
-        for site in self.sites[:-1]:
-            out = site.run(out)
-        if self.projection is not None:
-            x = self.projection.run(x)
-        elif self.shortcut is not None:
-            x = self.shortcut(x).contiguous(memory_format=layout.CHANNELS_LAST)  # F.pad returns NCHW
-        return self.sites[-1].run(out, x)
-
-
-def _check_model(model):
-    """Raises TypeError unless `model` has the parts of a ResNet."""
-    missing = [
-        part for part in ("conv1", "bn1", "maxpool", "layer1", "layer4", "avgpool", "fc") if not hasattr(model, part)
-    ]
-    if missing:
-        raise TypeError(f"freeze: {type(model).__name__} is not a ResNet: it has no {missing[0]}")
-    for i in (1, 2, 3, 4):
-        for j, block in enumerate(getattr(model, f"layer{i}")):
-            if not all(hasattr(block, part) for part in ("conv1", "bn1", "conv2", "bn2", "downsample")):
-                raise TypeError(f"freeze: layer{i}.{j} is a {type(block).__name__}, not a BasicBlock or Bottleneck")
-
-
-def _check_site(site):
-    why = why_not_convolution(site.conv) or why_not_norm(site.bn)
-    if why is None and site.bn.running_var is None:
-        why = "has no running statistics to fold"
-    if why is not None:
-        raise TypeError(f"freeze: {site.name} {why}; use the live model")
 
 
 class Engine:
@@ -108,7 +29,7 @@ class Engine:
     """
 
     def __init__(self, model, example, dtype, exact):
-        _check_model(model)
+        check_model(model)
         self.dtype, self.exact, self._model = dtype, exact, model
         self.example_shape, self.options = tuple(example.shape), {"exact": exact}
         self.entries = {}  # what the choices come from: {key: tuning.Entry}
@@ -119,13 +40,13 @@ class Engine:
         self._pool = None if standard and not pool.ceil_mode else pool
         self._stem = Site("conv1", model.conv1, model.bn1, pool=self._pool is None)
         self._blocks = [
-            _Block(f"layer{i}.{j}", block)
+            Block(f"layer{i}.{j}", block)
             for i in (1, 2, 3, 4)
             for j, block in enumerate(getattr(model, f"layer{i}"))
         ]  # fmt: skip
         self._sites = [self._stem, *(site for block in self._blocks for site in block.all_sites())]
         for site in self._sites:
-            _check_site(site)
+            check_site(site)
         self._find_shapes(example)
         self._tune(without=())
         self.refresh()
@@ -194,7 +115,7 @@ class Engine:
         return tuning.key("frozen", self.dtype, *site.key)
 
     def _measure(self, sites, able, budget):
-        return _measure(sites, able, self.dtype, budget)
+        return measure(sites, able, self.dtype, budget)
 
     @torch.no_grad()
     def refresh(self):
@@ -210,6 +131,13 @@ class Engine:
         from .frozen_file import save
 
         save(self, path)
+
+    def module(self):
+        """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
+        from .export import FoldedResNet
+
+        model, pool = self._model, self._pool or nn.MaxPool2d(3, 2, 1)
+        return FoldedResNet(self._stem, pool, self._blocks, model.avgpool, model.fc, self.dtype)
 
     @property
     def rows(self):
@@ -240,29 +168,6 @@ class Engine:
         for block in self._blocks:
             x = block(x)
         return F.linear(torch.flatten(self._model.avgpool(x), 1), *self._fc)
-
-
-def _measure(sites, able, dtype, seconds):
-    """{way: seconds per call}: the best of interleaved rounds, in turn over all `sites` so that weights are not hot.
-
-    The best and not the median: whatever else runs on the machine can only make a sample longer.
-    """
-    shape = sites[0].shape
-    x = torch.randn(shape).relu_().to(dtype).contiguous(memory_format=layout.CHANNELS_LAST)
-    sites = sites[:3]  # enough that their weights are not hot; packing more would only cost time
-    runs = {way: [way(site, dtype) for site in sites] for way in able}
-    residual = None
-    if sites[0].residual:
-        residual = torch.zeros_like(runs[able[0]][0](x))
-    samples = {way: [] for way in able}
-    start = time.perf_counter()
-    while len(samples[able[-1]]) < 3 or (time.perf_counter() - start < seconds and len(samples[able[-1]]) < 25):
-        for way in able:
-            before = time.perf_counter()
-            for run in runs[way]:
-                run(x) if residual is None else run(x, residual)
-            samples[way].append((time.perf_counter() - before) / len(sites))
-    return {way: min(s) for way, s in samples.items()}
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from . import tuning
-from .resnet import ZeroPadShortcut
+from .zero_pad import ZeroPadShortcut
 
 FORMAT = 1
 KEY = "resnet_fused"

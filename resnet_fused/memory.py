@@ -38,7 +38,8 @@ def memory(model, shape, dtype=None):
     """What a training step of `model` on an input of `shape` keeps for its backward pass.
 
     Args:
-        model: a `ResNet`; it is neither run nor changed. Modes, frozen parameters and an autocast around the call count.
+        model: a `ResNet`, also one that `convert` made; it is neither run nor changed. Modes, frozen parameters and an
+            autocast around the call count.
         shape: [N, 3, H, W].
         dtype: of the input; default: that of the model's parameters.
 
@@ -51,7 +52,8 @@ def memory(model, shape, dtype=None):
     if not hasattr(model, "memory_efficient"):
         raise TypeError(f"model should be a resnet_fused.ResNet, got {type(model).__name__}")
     fused, efficient = copy.deepcopy(model), copy.deepcopy(model)
-    fused.memory_efficient, efficient.memory_efficient = False, True
+    for way, efficiently in ((fused, False), (efficient, True)):
+        way.__dict__["memory_efficient"] = efficiently  # not by setattr, at which a converted network plans itself anew
     dtype = dtype or next(model.parameters()).dtype
     found = {way: _saved(m, shape, dtype) for way, m in zip(WAYS, (by_modules(model), fused, efficient), strict=True)}
     names = list(dict.fromkeys(name for rows in found.values() for name in rows))
@@ -77,13 +79,13 @@ def _saved(model, shape, dtype):
             return t
 
         names = {id(layer): name for name, layer in model.named_children()}
-        run_layer = model._layer
+        run_layer = model._fused_layer
 
         def watched_layer(layer, x):  # a hook would turn fusion off
             at[0] = names[id(layer)]
             return run_layer(layer, x)
 
-        model._layer = watched_layer
+        model.__dict__["_fused_layer"] = watched_layer
         device = next(model.parameters()).device
         x = torch.empty(shape, dtype=dtype, device=device)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -8,8 +8,16 @@ import torch
 from torch import nn
 
 from . import train_path
-from .blocks import conv_bn_relu, conv_bn_relu_and_shortcut, conv_bn_relu_pool, network_input, why_not_fused
+from .blocks import (
+    conv_bn_relu,
+    conv_bn_relu_and_shortcut,
+    conv_bn_relu_pool,
+    network_input,
+    refuse_scripting,
+    why_not_fused,
+)
 from .weights import resolve
+from .zero_pad import ZeroPadShortcut
 
 
 def conv3x3(in_planes, out_planes, stride=1, groups=1, dilation=1):
@@ -22,10 +30,27 @@ def conv1x1(in_planes, out_planes, stride=1):
     return nn.Conv2d(in_planes, out_planes, 1, stride=stride, bias=False)
 
 
-class BasicBlock(nn.Module):
+class _Residual(nn.Module):
+    """Runs a block by fused ops where nobody could tell, else module by module."""
+
+    def forward(self, x):
+        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self._fused_chain()])
+        if way == "modules":
+            return self.forward_by_modules(x)
+        if way == "training":
+            return train_path.residual(x, [self._fused_chain()])
+        (first, *others, last), downsample = self._fused_chain()
+        out, identity = conv_bn_relu_and_shortcut(x, *first, downsample)
+        for conv, bn in others:
+            out = conv_bn_relu(out, conv, bn)
+        return conv_bn_relu(out, *last, residual=identity)
+
+
+class BasicBlock(_Residual):
     """Two 3x3 convolutions: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
 
     expansion = 1
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -46,27 +71,12 @@ class BasicBlock(nn.Module):
 
     def why_not_fused(self, x):
         return why_not_fused(
-            x,
-            conv1=self.conv1,
-            bn1=self.bn1,
-            relu=self.relu,
-            conv2=self.conv2,
-            bn2=self.bn2,
-            downsample=self.downsample,
-        )
+            x, conv1=self.conv1, bn1=self.bn1, relu=self.relu, conv2=self.conv2, bn2=self.bn2, downsample=self.downsample
+        )  # fmt: skip
 
-    def chain(self):
+    def _fused_chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2)], self.downsample
-
-    def forward(self, x):
-        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
-        if way == "modules":
-            return self.forward_by_modules(x)
-        if way == "training":
-            return train_path.residual(x, [self.chain()])
-        out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
-        return conv_bn_relu(out, self.conv2, self.bn2, residual=identity)
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -75,10 +85,11 @@ class BasicBlock(nn.Module):
         return self.relu(out)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Residual):
     """1x1, 3x3, 1x1 convolutions with the stride in the 3x3 one (ResNet V1.5, as torchvision has it)."""
 
     expansion = 4
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -102,19 +113,9 @@ class Bottleneck(nn.Module):
             relu=self.relu, downsample=self.downsample,
         )  # fmt: skip
 
-    def chain(self):
+    def _fused_chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)], self.downsample
-
-    def forward(self, x):
-        way = "modules" if self.why_not_fused(x) else train_path.route(x, [self.chain()])
-        if way == "modules":
-            return self.forward_by_modules(x)
-        if way == "training":
-            return train_path.residual(x, [self.chain()])
-        out, identity = conv_bn_relu_and_shortcut(x, self.conv1, self.bn1, self.downsample)
-        out = conv_bn_relu(out, self.conv2, self.bn2)
-        return conv_bn_relu(out, self.conv3, self.bn3, residual=identity)
 
     def forward_by_modules(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -122,23 +123,6 @@ class Bottleneck(nn.Module):
         out = self.bn3(self.conv3(out))
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
-
-
-class ZeroPadShortcut(nn.Module):
-    """Option A of the paper, section 3.3: every stride-th pixel, and zeros for the new channels. No parameters."""
-
-    def __init__(self, in_planes, out_planes, stride):
-        super().__init__()
-        if out_planes < in_planes:
-            raise ValueError(f"a zero-padding shortcut cannot go from {in_planes} to {out_planes} channels")
-        self.in_planes, self.out_planes, self.stride = in_planes, out_planes, stride
-
-    def extra_repr(self):
-        return f"{self.in_planes}, {self.out_planes}, stride={self.stride}"
-
-    def forward(self, x):
-        extra = self.out_planes - self.in_planes
-        return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, extra))
 
 
 class ResNet(nn.Module):
@@ -155,6 +139,7 @@ class ResNet(nn.Module):
     """
 
     memory_efficient = False  # also of networks that were built elsewhere
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -171,12 +156,7 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         self.memory_efficient = memory_efficient
-        if shortcut not in ("projection", "zero_pad"):
-            raise ValueError(f"shortcut should be 'projection' or 'zero_pad', got {shortcut!r}")
-        self._norm_layer = norm_layer or nn.BatchNorm2d
-        self._shortcut = shortcut
-        self.inplanes = 64
-        self.dilation = 1
+        self._set_up(norm_layer, shortcut, inplanes=64)
         if replace_stride_with_dilation is None:
             replace_stride_with_dilation = [False, False, False]
         if len(replace_stride_with_dilation) != 3:
@@ -196,6 +176,15 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(512 * block.expansion, num_classes)
         self._initialise(zero_init_residual)
+
+    def _set_up(self, norm_layer, shortcut, inplanes):
+        """What `_make_layer` reads."""
+        if shortcut not in ("projection", "zero_pad"):
+            raise ValueError(f"shortcut should be 'projection' or 'zero_pad', got {shortcut!r}")
+        self._norm_layer = norm_layer or nn.BatchNorm2d
+        self._shortcut = shortcut
+        self.inplanes, self.dilation = inplanes, 1
+        self.groups, self.base_width = 1, 64
 
     def _initialise(self, zero_init_residual):
         for m in self.modules():
@@ -235,28 +224,25 @@ class ResNet(nn.Module):
         """Why the stem runs module by module, or None."""
         return why_not_fused(x, conv1=self.conv1, bn1=self.bn1, relu=self.relu)
 
-    def _stem(self, x):
-        if self.why_not_fused(x):
-            return self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = network_input(x, self.conv1, self.bn1)
-        way = train_path.route_of_stem(x, self.conv1, self.bn1, self.maxpool)
+    def _fused_stem(self, x, maxpool):
+        parts = self.conv1, self.bn1, maxpool
+        way = "modules" if self.why_not_fused(x) else train_path.route_of_stem(x, *parts)
         if way == "modules":
-            return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+            return maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = network_input(x, self.conv1, self.bn1)
         if way == "training":
-            return train_path.stem(x, self.conv1, self.bn1, self.maxpool, recompute=self.memory_efficient)
-        return conv_bn_relu_pool(x, self.conv1, self.bn1, self.maxpool)
+            return train_path.stem(x, *parts, recompute=self.memory_efficient)
+        return conv_bn_relu_pool(x, *parts)
 
-    def _layer(self, layer, x):
+    def _fused_layer(self, layer, x):
         if self.memory_efficient and (chains := train_path.chains_of(x, layer)) is not None:
             return train_path.residual(x, chains, recompute=True)
         return layer(x)
 
     def forward(self, x):
-        x = self._stem(x)
-        x = self._layer(self.layer1, x)
-        x = self._layer(self.layer2, x)
-        x = self._layer(self.layer3, x)
-        x = self._layer(self.layer4, x)
+        x = self._fused_stem(x, self.maxpool)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = self._fused_layer(layer, x)
         x = self.avgpool(x)
         x = torch.flatten(x, 1)
         return self.fc(x)

@@ -4,11 +4,14 @@ A block takes this path if a batch norm in it uses the statistics of the batch o
 take (odd dtypes, shapes, eps) goes the older way, one convolution at a time, and torch has its say there.
 """
 
+import contextlib
+
 import torch
 from torch import nn
 
 from . import dispatch
-from .blocks import watched
+from .blocks import is_projection, watched
+from .norms import is_frozen
 from .ops import training
 from .ops._conv_bn_relu_op import out_shape
 from .ops.training.sync import name_of
@@ -16,6 +19,8 @@ from .ops.training.unit import MEAN, VAR
 
 
 def _uses_batch(bn):
+    if is_frozen(bn):
+        return False
     return bn.training or (bn.running_mean is None and bn.running_var is None)
 
 
@@ -24,8 +29,26 @@ def syncs(pairs):
     return any(type(bn) is nn.SyncBatchNorm and bn.training and name_of(bn) for _, bn in pairs)
 
 
+_state = {"apart": False}
+
+
+@contextlib.contextmanager
+def one_op_at_a_time():
+    """Context manager: blocks run as convolutions and batch norms of their own, whose every pass the dispatcher is asked for.
+
+    That is what tuning measures: inside the op of a whole block the same passes run on the same tensors.
+    """
+    before, _state["apart"] = _state["apart"], True
+    try:
+        yield
+    finally:
+        _state["apart"] = before
+
+
 def wanted(x, pairs):
     """Whether modules `pairs` [(conv, bn)] on input x are to be run by the training ops."""
+    if _state["apart"]:
+        return False
     if any(_uses_batch(bn) for _, bn in pairs):
         return True
     if not torch.is_grad_enabled():
@@ -38,11 +61,11 @@ def wanted(x, pairs):
 def route(x, chains):
     """How blocks [([(conv, bn), ...], downsample), ...] that may be fused are run: "training", by its ops; "modules", one by
     one, where only torch can synchronise; None, as in evaluation."""
-    chains = _projections(chains)
-    pairs = [pair for main, projection in chains for pair in (*main, *([projection] if projection else []))]
+    pairs = [pair for main, down in chains for pair in (*main, *([tuple(down)] if is_projection(down) else []))]
     if not wanted(x, pairs):
         return None
-    if why_not(x, chains) is None:
+    ordinary = all(down is None or is_projection(down) for _, down in chains)
+    if ordinary and not any(is_frozen(bn) for _, bn in pairs) and why_not(x, _projections(chains)) is None:
         return "training"
     return "modules" if syncs(pairs) else None
 
@@ -51,7 +74,7 @@ def route_of_stem(x, conv, bn, maxpool):
     """As `route`, for the stem."""
     if not wanted(x, [(conv, bn)]):
         return None
-    if why_not_stem(x, conv, bn, maxpool) is None:
+    if not is_frozen(bn) and why_not_stem(x, conv, bn, maxpool) is None:
         return "training"
     return "modules" if syncs([(conv, bn)]) else None
 
@@ -65,9 +88,9 @@ def chains_of(x, layer):
     blocks = list(layer)
     if not torch.is_grad_enabled() or watched(layer) or any(watched(block) for block in blocks):
         return None
-    if any(not hasattr(block, "chain") or block.why_not_fused(x) for block in blocks):
+    if any(not hasattr(block, "_fused_chain") or block.why_not_fused(x) for block in blocks):
         return None
-    chains = [block.chain() for block in blocks]
+    chains = [block._fused_chain() for block in blocks]
     return chains if route(x, chains) == "training" else None
 
 
@@ -99,6 +122,9 @@ def why_not(x, chains):
     dtype = low or x.dtype
     if dtype not in dispatch.DTYPES:
         return f"dtype {dtype}"
+    norms = [id(bn) for main, projection in chains for _, bn in (*main, *([projection] if projection else []))]
+    if len(set(norms)) < len(norms):
+        return "a batch norm that is used twice"  # it must count and average its batches one after the other
     shape = tuple(x.shape)
     for main, projection in chains:
         after = shape
@@ -156,26 +182,30 @@ class _Pass:
         return training.Block(units, None if projection is None else self.unit(*projection, shape)[0]), after
 
     def finish(self, statistics):
-        for bn, stats in zip(self.norms, statistics, strict=True):
-            if bn is not None:
-                _update_running(bn, stats)
+        """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
+        with torch.no_grad():
+            together = {}
+            for bn, stats in zip(self.norms, statistics, strict=True):
+                if bn is None or not bn.track_running_stats or bn.running_mean is None:
+                    continue
+                if bn.momentum is not None and bn.running_mean.dtype == bn.running_var.dtype == torch.float32:
+                    running, batch = together.setdefault(bn.momentum, ([], []))
+                    running += [bn.running_mean, bn.running_var]
+                    batch += [stats[MEAN], stats[VAR]]
+                else:
+                    _update_alone(bn, stats)
+            for momentum, (running, batch) in together.items():  # one launch for all of them
+                torch._foreach_lerp_(running, batch, momentum)
 
 
-@torch.no_grad()
-def _update_running(bn, stats):
-    """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
-    if not bn.track_running_stats or bn.running_mean is None:
-        return
+def _update_alone(bn, stats):
     factor = bn.momentum
     if factor is None:
         if bn.num_batches_tracked is None:
             return  # torch's factor is then 0
         factor = bn.num_batches_tracked.float().reciprocal()
     for running, batch in ((bn.running_mean, stats[MEAN]), (bn.running_var, stats[VAR])):
-        if running.dtype == torch.float32:
-            running.lerp_(batch, factor)
-        else:
-            running.copy_(torch.lerp(running.float(), batch, factor))
+        running.copy_(torch.lerp(running.float(), batch, factor))
 
 
 def residual(x, chains, recompute=False):

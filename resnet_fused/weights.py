@@ -64,7 +64,10 @@ def _torchvision_weights(name, weights):
             f"weights: {weights!r} is neither a file nor usable as a torchvision weight name, since torchvision cannot be "
             f"imported ({e}); pass the path of a .pth or .safetensors file"
         ) from e
-    enum = get_model_weights(name)
+    try:
+        enum = get_model_weights(name)
+    except ValueError:
+        raise ValueError(f"weights: {weights!r} is not a file, and torchvision has no weights for {name}") from None
     if isinstance(weights, enum):
         return weights
     known = [*enum.__members__, "DEFAULT"]

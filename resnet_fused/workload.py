@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import layout
+from . import layout, train_path
 
 
 class Spec(NamedTuple):
@@ -54,39 +54,28 @@ def _describe(value):
 
 
 def calls(model, shape, dtype, train=False):
-    """{Call: how often} of one pass of `model` over an input of `shape`.
+    """{Call: how often} of one pass of `model` over an input of `shape`; `train`: forward in training, and backward.
 
-    The model is not run and not changed: its parameters are replaced by fake ones in `dtype`. `train`: the passes of batch
-    norm in a training step, forward and backward, under the names of their own ops (a training block is one op, which asks
-    for the same passes).
+    The model is not run and not changed: its parameters are replaced by fake ones in `dtype`.
     """
-    evaluation = _evaluation(model, shape, dtype)
-    if not train:
-        return evaluation
-    # Evaluation may prefer another layout than the weights have; training on a CPU keeps theirs.
-    weight = next(p for p in model.parameters() if p.dim() == 4)
-    on_cpu = weight.device.type == "cpu"
-    memory_format = layout.nearest_format(weight) if on_cpu else layout.CHANNELS_LAST
-    training = collections.Counter()
-    for call, count in evaluation.items():
-        for convolution in convolutions(call):
-            training.update(dict.fromkeys(_batch_norm(convolution, memory_format), count))
-    return dict(training)
-
-
-def _evaluation(model, shape, dtype):
     fake = FakeTensorMode()
     device = next(model.parameters()).device
     state = {
-        name: fake.from_tensor(tensor.detach().to(dtype) if tensor.is_floating_point() else tensor)
-        for name, tensor in model.state_dict().items()
+        name: fake.from_tensor(tensor.to(dtype) if tensor.is_floating_point() else tensor).requires_grad_(wanted)
+        for name, tensor, wanted in (
+            (name, tensor.detach(), train and tensor.requires_grad)
+            for name, tensor in model.state_dict(keep_vars=True).items()
+        )
     }
     training = {module: module.training for module in model.modules()}
     recorder = _Recorder()
     try:
-        model.eval()
-        with fake, torch.no_grad(), recorder:
-            torch.func.functional_call(model, state, (torch.empty(shape, dtype=dtype, device=device),))
+        model.train(train)
+        with fake, torch.set_grad_enabled(train), recorder, train_path.one_op_at_a_time():
+            x = torch.empty(shape, dtype=dtype, device=device)
+            out = torch.func.functional_call(model, state, (x,))
+            if train:
+                out.float().square().mean().backward()
     finally:
         for module, was in training.items():
             module.training = was
@@ -118,24 +107,6 @@ def _convolution(given, names, dilation, stride, padding, eps, relu):
     rest = {"residual": None, "stride": stride, "padding": padding, "dilation": dilation, "groups": 1, "eps": eps,
             "relu": relu}  # fmt: skip
     return Call("conv_bn_relu", (*tensors, *rest.items()))
-
-
-def _batch_norm(call, memory_format):
-    """What training does after the convolution of `call`: statistics, application, and the backward of both."""
-    x = Spec(out_shape(call), call["x"].dtype, memory_format)
-    masked = call["relu"] and call["weight"].shape[1] != 3  # the stem's ReLU is undone together with its pool
-    channel = Spec(x.shape[1:2], torch.float32, torch.contiguous_format)
-    running, weight, bias, relu = call["mean"], call["bn_weight"], call["bn_bias"], call["relu"]
-    residual = None if call["residual"] is None else x
-    return [
-        Call("bn_stats", (("x", x), ("running_mean", running), ("running_var", running), ("num_batches_tracked", None),
-                          ("momentum", 0.1), ("eps", call["eps"]))),
-        Call("bn_relu", (("x", x), ("mean", channel), ("spread", channel), ("weight", weight), ("bias", bias),
-                         ("residual", residual), ("eps", call["eps"]), ("batch_stats", True), ("relu", relu))),
-        Call("bn_relu_backward", (("grad", x), ("x", x), ("out", x if masked else None), ("mean", channel),
-                                  ("spread", channel), ("weight", weight), ("eps", None), ("relu", masked),
-                                  ("want_x", True), ("want_affine", True), ("want_residual", residual is not None))),
-    ]  # fmt: skip
 
 
 def out_shape(call):

@@ -18,7 +18,15 @@ import resnet_fused
 from resnet_fused import dispatch, tuning
 
 # Slow (they compile, or run whole builds): only with --all.
-SLOW = ("test_aot", "test_build", "test_mutants", "test_sanitized", "test_distributed_four", "test_training_proof")
+SLOW = (
+    "test_aot",
+    "test_aoti",
+    "test_build",
+    "test_mutants",
+    "test_sanitized",
+    "test_distributed_four",
+    "test_training_proof",
+)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -27,6 +35,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="also " + ", ".join(SLOW))
+    parser.addoption("--cases", type=int, help="random networks of test_fuzz (default: 100, the same ones)")
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device of the op tests")
 
 

@@ -26,7 +26,9 @@ def batches(sizes, hw=40):
 
 
 def _close(ours, expected, what, rtol=2e-4):
-    assert (ours - expected).norm() <= rtol * expected.norm() + 1e-6, f"{what}: {(ours - expected).norm()} off"
+    assert (ours - expected).norm() <= rtol * expected.norm() + 1e-6, (
+        f"{what}: {(ours - expected).norm()} of {expected.norm()}"
+    )
 
 
 def _fused(rows):

@@ -91,6 +91,8 @@ ARGUMENTS = [
     ("explain --train --size 32", "more than one value per channel"),
     ("explain --frozen --dtype float16", "dtype should be"),
     ("verify --dtype int8", "invalid choice: 'int8'"),
+    ("summary vgg16", "invalid choice: 'vgg16'"),
+    ("summary resnet34 --size 16", "must be at least 32, not 16"),
     ("info --all", "unrecognized arguments: --all"),
 ]
 

@@ -83,8 +83,8 @@ class Doubled(nn.Module):
             "conv2 has padding_mode 'reflect'", id="padding-mode",
         ),
         pytest.param(
-            lambda b: setattr(b, "downsample", nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(64, 128, 1), nn.BatchNorm2d(128))),
-            "downsample is not a Sequential of a convolution and a batch norm", id="resnet-d",
+            lambda b: setattr(b, "downsample", nn.Sequential(nn.Conv2d(64, 128, 1, 2), nn.BatchNorm2d(128))),
+            "downsample.0 has a bias", id="shortcut-bias",
         ),
         pytest.param(
             lambda b: setattr(b.conv1, "forward", b.conv1.forward), "conv1 carries a hook", id="patched-forward"

@@ -23,10 +23,12 @@ FLOORS = {
     "cpu_conv": {"native"},
     "dispatch": {"tuning", "cpu_conv", "kernels", "native", "launch", "layout", "_env"},
     "ops": {"dispatch", "kernels", "native", "launch", "layout", "_env"},
-    "blocks": {"ops", "dispatch", "layout"},
-    "train_path": {"blocks", "ops", "dispatch", "layout"},
+    "norms": set(),
+    "blocks": {"norms", "ops", "dispatch", "layout"},
+    "train_path": {"norms", "blocks", "ops", "dispatch", "layout"},
     "weights": set(),
-    "resnet": {"blocks", "train_path", "weights"},
+    "zero_pad": set(),
+    "resnet": {"blocks", "train_path", "weights", "zero_pad"},
 }
 
 

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from foreign import tv_net
 from torch import nn
+from torchvision_shim import torchvision
 from training_cases import check
 
 import resnet_fused
@@ -73,7 +75,7 @@ def test_the_prediction_allocates_and_changes_nothing(model):
     report = resnet_fused.memory(model, (4096, 3, 512, 512))  # 700 GB
     assert report.fused > 3e11
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert not any(m._forward_pre_hooks for m in model.modules()) and "_layer" not in model.__dict__
+    assert not any(m._forward_pre_hooks for m in model.modules()) and "_fused_layer" not in model.__dict__
 
 
 def test_wrong_arguments_are_refused(model):
@@ -81,6 +83,18 @@ def test_wrong_arguments_are_refused(model):
         resnet_fused.memory(model, (3, 224, 224))
     with pytest.raises(TypeError, match=r"should be a resnet_fused\.ResNet, got Linear"):
         resnet_fused.memory(nn.Linear(3, 3), (1, 3, 224, 224))
+
+
+def test_a_converted_network_is_predicted_too():
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=7).train()
+    model = resnet_fused.convert(copy.deepcopy(theirs), memory_efficient=True)
+    x = torch.randn(2, 3, 64, 64)
+    report = resnet_fused.memory(model, x.shape)
+    assert report.eager == pytest.approx(saved_bytes(copy.deepcopy(theirs), x), rel=0.02)
+    assert report.efficient == pytest.approx(saved_bytes(copy.deepcopy(model), x), rel=0.02)
+    assert report.fused <= 0.76 * report.eager and report.efficient <= 0.56 * report.eager
+    torch.testing.assert_close(model(x), theirs(x), rtol=1e-3, atol=1e-4)
 
 
 class Body(nn.Module):
@@ -95,8 +109,8 @@ class Body(nn.Module):
             self.net.maxpool = nn.Identity()
 
     def forward(self, x):
-        x = self.net._stem(x)
-        return self.net._layer(self.net.layer2, self.net._layer(self.net.layer1, x))
+        x = self.net._fused_stem(x, self.net.maxpool)
+        return self.net._fused_layer(self.net.layer2, self.net._fused_layer(self.net.layer1, x))
 
 
 @pytest.mark.parametrize("memory_efficient", [False, True])
@@ -148,7 +162,21 @@ def test_a_stem_sees_nan_and_ties_as_torch_does():
         with torch.no_grad():
             stem.bn1.bias[3] = -20.0  # never positive
             stem.bn1.weight[5] = float("nan")
-        stem._stem(x).nan_to_num().square().sum().backward()
+        stem._fused_stem(x, stem.maxpool).nan_to_num().square().sum().backward()
         results.append((stem.conv1.weight.grad, stem.bn1.weight.grad, stem.bn1.bias.grad))
     for ours, eager in zip(*results, strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def test_memory_efficient_is_remembered_and_forgotten():
+    model = tv_net()
+    before = dict(model.__dict__)
+    resnet_fused.convert(model, memory_efficient=True)
+    assert model.memory_efficient
+    x = torch.randn(2, 3, 48, 48)
+    efficient = saved_bytes(model, x)
+    resnet_fused.convert(model)
+    assert not model.memory_efficient and efficient < 0.8 * saved_bytes(model, x)
+    resnet_fused.convert(model, memory_efficient=True)
+    resnet_fused.unconvert(model)
+    assert dict(model.__dict__) == before

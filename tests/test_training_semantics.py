@@ -44,6 +44,26 @@ def test_a_shared_block():
     check(Twice().train(), torch.randn(3, 16, 6, 7), torch.randn(3, 16, 6, 7))
 
 
+def test_a_batch_norm_that_is_used_twice():
+    """In one block, and through a block that a memory-efficient layer holds twice: averages over batches count each use."""
+    models = [nn.Sequential(block("identity"))]
+    models[0][0].bn2 = models[0][0].bn1
+    models[0][0].bn1.momentum = None
+    models.append(by_modules(models[0]))
+    x = torch.randn(3, 16, 6, 7)
+    for m in models:
+        m(x).square().sum().backward()
+    close(models)
+
+    models = pair(memory_efficient=True)
+    for m in models:
+        m.layer1[0].bn1.momentum = None
+        m.layer1.append(m.layer1[0])
+        m(torch.ones(X) * torch.arange(40.0).cos()).square().sum().backward()
+    close(models)
+    assert models[0].layer1[0].bn1.num_batches_tracked == 2
+
+
 def test_two_forwards_before_one_backward_and_retain_graph():
     x, y = torch.randn(3, 16, 6, 7), torch.randn(2, 16, 5, 5)
     models = [block("projection", stride=2)]
@@ -61,7 +81,7 @@ def test_checkpointing_of_the_whole_body(reentrant, memory_efficient):
     models = pair(memory_efficient=memory_efficient)
     x = torch.randn(X)
     for m in models:
-        body = lambda x, m=m: m._layer(m.layer2, m._layer(m.layer1, m._stem(x)))  # noqa: E731
+        body = lambda x, m=m: m._fused_layer(m.layer2, m._fused_layer(m.layer1, m._fused_stem(x, m.maxpool)))  # noqa: E731
         checkpoint(body, x.clone().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
     close(models)
     assert models[0].layer1[0].bn2.num_batches_tracked == 2

@@ -63,8 +63,11 @@ def test_tune_fills_the_table_that_the_dispatcher_reads():
     model.train()
     with dispatch.record() as noted:
         model(torch.randn(SHAPE)).sum().backward()
-    ours = [c for op, _, c in noted if op in ("bn_stats", "bn_relu") or op.startswith("bn_relu_backward")]
-    assert len(ours) > 20 and all(c.reason.startswith("measured") for c in ours), "each pass has its entry"
+    # The convolution with statistics and the two batch norms of a projection exist only inside the op of a block, and the
+    # stem, which keeps no output to take its mask from, makes other backward passes.
+    own, stem = ("conv_stats", "bn_add_bn_relu"), (2, 64, 24, 24)
+    passes = [choice for op, (shape, *_), choice in noted if op not in own and shape != stem]
+    assert passes and all(choice.reason.startswith("measured") for choice in passes), "every pass has its entry"
 
 
 def test_no_time_means_defaults_and_is_said():

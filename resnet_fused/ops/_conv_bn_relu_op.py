@@ -140,6 +140,19 @@ define(
 )
 
 
+def _differentiable_backward(
+    grad, x, weight, out, var, bn_weight, stride, padding, dilation, groups, eps, want_x, want_weight, want_bias, want_residual
+):  # fmt: skip
+    grad = grad if out is None else torch.ops.aten.threshold_backward(grad, out, 0)
+    scale = torch.rsqrt(var.float() + eps)
+    scale = scale if bn_weight is None else scale * bn_weight.float()
+    grad_z = (grad.float() * scale.view(1, -1, 1, 1)).to(grad.dtype)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad_z, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [want_x, want_weight, False]
+    )
+    return grad_x, grad_weight, grad.float().sum((0, 2, 3)), grad
+
+
 def _setup(ctx, inputs, output):
     x, weight, _, var, bn_weight, bn_bias, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.eps, relu = inputs
     ctx.bias_dtype = None if bn_bias is None else bn_bias.dtype
@@ -147,14 +160,12 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    if torch.is_grad_enabled():
-        raise NotImplementedError(
-            "conv_bn_relu: no double backward with frozen batch norm; use resnet_fused.backend('eager') around the forward"
-        )
     x, weight, var, bn_weight, out = ctx.saved_tensors
     needs = ctx.needs_input_grad
     want_x, want_weight, want_bias, want_residual = needs[0], needs[1], needs[5], needs[6]
-    grad_x, grad_weight, grad_bias, grad_residual = torch.ops.resnet_fused.conv_bn_relu_backward(
+    twice = torch.is_grad_enabled()  # create_graph=True: the double backward goes through torch's operators
+    run = _differentiable_backward if twice else torch.ops.resnet_fused.conv_bn_relu_backward
+    grad_x, grad_weight, grad_bias, grad_residual = run(
         grad, x, weight, out, var, bn_weight, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.eps,
         want_x, want_weight, want_bias, want_residual,
     )  # fmt: skip

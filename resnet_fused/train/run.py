@@ -34,6 +34,8 @@ def processes(args):
         raise CannotTrain(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
     if args.sync_bn and world == 1:
         raise CannotTrain("--sync-bn needs several processes: torchrun --nproc-per-node 2 -m resnet_fused train ...")
+    if args.sync_bn and kind == "cpu":
+        raise CannotTrain("--sync-bn: DDP takes nn.SyncBatchNorm on GPUs only")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")

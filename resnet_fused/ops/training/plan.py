@@ -1,5 +1,7 @@
 """Blocks as the arguments of an op: its tensors in one list, everything else in lists of numbers, and back."""
 
+import functools
+
 import torch
 
 from .unit import Block, Unit
@@ -9,7 +11,8 @@ _PER_UNIT = 10  # stride, padding, dilation (pairs), groups, and which tensors t
 
 def encode(blocks):
     """(tensors, numbers, eps, groups): what an op takes in place of the list of Blocks."""
-    tensors, numbers, eps, groups = [], [len(blocks)], [], []
+    frozen = any(unit.mean is not None for block in blocks for unit in block.all_units())
+    tensors, numbers, eps, groups = [], [int(frozen), len(blocks)], [], []
     for block in blocks:
         numbers += [len(block.units), int(block.projection is not None)]
         for unit in block.all_units():
@@ -22,25 +25,40 @@ def encode(blocks):
     return tensors, numbers, eps, ",".join(groups)
 
 
-def decode(tensors, numbers, eps, groups):
-    """The list of Blocks that `encode` was given; `tensors` may be anything else of the same length, such as flags."""
-    tensors, numbers, eps, groups = iter(tensors), iter(numbers), iter(eps), iter(groups.split(","))
+def any_frozen(numbers):
+    """Whether a unit among the blocks has frozen statistics."""
+    return bool(numbers[0])
 
-    def unit():
-        plan = [next(numbers) for _ in range(_PER_UNIT)]
-        has_weight, has_bias, frozen = plan[7:]
-        weight = next(tensors)
-        bn_weight = next(tensors) if has_weight else None
-        bn_bias = next(tensors) if has_bias else None
-        mean, var = (next(tensors), next(tensors)) if frozen else (None, None)
-        return Unit(
-            weight, bn_weight, bn_bias, mean, var, plan[:2], plan[2:4], plan[4:6], plan[6], next(eps), next(groups)
-        )  # fmt: skip
 
+@functools.lru_cache(maxsize=1024)
+def _structure(numbers, eps, groups):
+    """[([constants of a unit], whether the last is a projection)]; constants: what `Unit` has besides its tensors, and
+    which of bn_weight, bn_bias and running statistics there are."""
+    numbers, eps, groups = iter(numbers[1:]), iter(eps), iter(groups.split(","))
     blocks = []
     for _ in range(next(numbers)):
-        units, projection = next(numbers), next(numbers)
-        blocks.append(Block([unit() for _ in range(units)], unit() if projection else None))
+        count, projection = next(numbers), next(numbers)
+        units = []
+        for _ in range(count + projection):
+            plan = [next(numbers) for _ in range(_PER_UNIT)]
+            pairs = plan[:2], plan[2:4], plan[4:6]
+            units.append(((*pairs, plan[6], next(eps), next(groups)), plan[7], plan[8], plan[9]))
+        blocks.append((units, bool(projection)))
+    return blocks
+
+
+def decode(tensors, numbers, eps, groups):
+    """The list of Blocks that `encode` was given; `tensors` may be anything else of the same length, such as flags."""
+    take, blocks = iter(tensors).__next__, []
+    for plans, projection in _structure(tuple(numbers), tuple(eps), groups):
+        units = []
+        for constants, has_weight, has_bias, frozen in plans:
+            weight = take()
+            bn_weight = take() if has_weight else None
+            bn_bias = take() if has_bias else None
+            mean, var = (take(), take()) if frozen else (None, None)
+            units.append(Unit(weight, bn_weight, bn_bias, mean, var, *constants))
+        blocks.append(Block(units[:-1], units[-1]) if projection else Block(units, None))
     return blocks
 
 
@@ -57,7 +75,9 @@ def gradients(blocks, grads, wanted):
                 if parameter is None:
                     continue
                 g = grads.get((b, u, name)) if getattr(flag, name) else None
-                out.append(parameter.new_empty(0) if g is None else g.to(parameter.dtype))
+                out.append(
+                    parameter.new_empty(0) if g is None else g if g.dtype == parameter.dtype else g.to(parameter.dtype)
+                )
     return out
 
 

@@ -187,6 +187,8 @@ class _Call(NamedTuple):
         y, *saved = output
         if self.recompute:
             return [None, *saved]
+        if not plan.any_frozen(self.numbers):
+            return output
         # A frozen batch norm at the end of a block, with a weight that wants no gradient, never reads its z again.
         blocks, flags, kept = self.blocks(tensors), self.blocks(needs), [y]
         for block, flag, pairs in zip(blocks, flags, _pairs(blocks, saved), strict=True):
@@ -198,7 +200,8 @@ class _Call(NamedTuple):
 
     def backward(self, grad, x, tensors, kept, want_x, wanted):
         y, *saved = kept
-        return torch.ops.resnet_fused.residual_blocks_backward(grad, x, y, tensors, saved, *self, want_x, wanted)
+        op = torch.ops.resnet_fused.residual_blocks_backward
+        return call(op, _run_backward, grad, x, y, tensors, saved, *self, want_x, wanted)
 
     def reference(self, x, tensors):
         return plan.reference(x, self.blocks(tensors))

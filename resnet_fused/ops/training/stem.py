@@ -113,7 +113,8 @@ class _Call(NamedTuple):
         return output
 
     def backward(self, grad, x, tensors, kept, want_x, wanted):
-        return torch.ops.resnet_fused.stem_backward(grad, x, *kept, tensors, *self[:4], want_x, wanted)
+        op = torch.ops.resnet_fused.stem_backward
+        return call(op, _run_backward, grad, x, *kept, tensors, *self[:4], want_x, wanted)
 
     def reference(self, x, tensors):
         unit = _unit(tensors, self.numbers, self.eps, self.groups)

@@ -1,0 +1,88 @@
+"""The networks of the paper's section 4.2 for 32x32 images: 6n + 2 layers, three stages of n blocks, option A."""
+
+import torch
+from torch import nn
+
+from .resnet import BasicBlock, ResNet, conv3x3
+from .weights import resolve
+
+_NO_POOL = nn.Identity()
+CIFAR_MODELS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
+
+
+class CifarResNet(ResNet):
+    """3x3 stem, three stages of 16, 32 and 64 channels, average pool, `fc`. x: [N, 3, H, W] -> [N, num_classes].
+
+    Args:
+        n: residual blocks in each stage; the network has 6n + 2 layers.
+        shortcut: "zero_pad" (option A, as in the paper) or "projection" (option B).
+        norm_layer: as for `ResNet`.
+
+    Raises:
+        ValueError: n < 1; an unknown `shortcut`.
+    """
+
+    def __init__(self, n, num_classes=10, shortcut="zero_pad", norm_layer=None):
+        if n < 1:
+            raise ValueError(f"n should be at least 1, got {n}")
+        # Another stem and three stages: ResNet's own constructor would build the wrong network.
+        nn.Module.__init__(self)
+        self._set_up(norm_layer, shortcut, inplanes=16)
+        self.conv1 = conv3x3(3, 16)
+        self.bn1 = self._norm_layer(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = self._make_layer(BasicBlock, 16, n)
+        self.layer2 = self._make_layer(BasicBlock, 32, n, stride=2)
+        self.layer3 = self._make_layer(BasicBlock, 64, n, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(64, num_classes)
+        self._initialise(zero_init_residual=False)
+
+    def forward(self, x):
+        x = self._fused_stem(x, _NO_POOL)
+        for layer in (self.layer1, self.layer2, self.layer3):
+            x = self._fused_layer(layer, x)
+        x = self.avgpool(x)
+        x = torch.flatten(x, 1)
+        return self.fc(x)
+
+
+def _cifar(name, weights, progress, kwargs):
+    state_dict = resolve(name, weights, progress, kwargs)
+    model = CifarResNet(CIFAR_MODELS[name], **kwargs)
+    if state_dict is not None:
+        model.load_state_dict(state_dict)
+    return model
+
+
+def resnet20(*, weights=None, progress=True, **kwargs):
+    """ResNet-20 for 32x32 images: 269,722 parameters, 40.6 MMAC.
+
+    Args:
+        weights: None (random) or a path to a `.pth` or `.safetensors` state dict.
+        **kwargs: constructor arguments of `CifarResNet`.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: a missing file, not a state dict, wrong keys (named).
+    """
+    return _cifar("resnet20", weights, progress, kwargs)
+
+
+def resnet32(*, weights=None, progress=True, **kwargs):
+    """ResNet-32 for 32x32 images. See `resnet20`."""
+    return _cifar("resnet32", weights, progress, kwargs)
+
+
+def resnet44(*, weights=None, progress=True, **kwargs):
+    """ResNet-44 for 32x32 images. See `resnet20`."""
+    return _cifar("resnet44", weights, progress, kwargs)
+
+
+def resnet56(*, weights=None, progress=True, **kwargs):
+    """ResNet-56 for 32x32 images. See `resnet20`."""
+    return _cifar("resnet56", weights, progress, kwargs)
+
+
+def resnet110(*, weights=None, progress=True, **kwargs):
+    """ResNet-110 for 32x32 images. See `resnet20`."""
+    return _cifar("resnet110", weights, progress, kwargs)

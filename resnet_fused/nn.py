@@ -1,0 +1,93 @@
+"""The fused ops as modules, for blocks of one's own. Their children are torch's own and hold parameters, modes and keys.
+
+Composed and not derived from nn.BatchNorm2d: SyncBatchNorm.convert_sync_batchnorm, which replaces every batch norm it
+finds, then replaces the child, and the ReLU stays.
+"""
+
+from torch import nn
+
+from . import ops
+from .blocks import conv_bn_relu, norm_relu, refuse_scripting, why_not_fused
+
+__all__ = ["AddReLU", "BNReLU", "ConvBNReLU"]
+
+
+def _finish(out, residual, relu):
+    if residual is not None:
+        out += residual
+    return out if relu is None else relu(out)
+
+
+class ConvBNReLU(nn.Module):
+    """relu(bn(conv(x)) [+ residual]). Children: conv (nn.Conv2d without bias), bn (nn.BatchNorm2d), relu (or None).
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, dilation, groups: as for nn.Conv2d.
+        padding: as for nn.Conv2d; None keeps the size at stride 1 (odd kernels): dilation * (kernel_size - 1) // 2.
+        eps, momentum: as for nn.BatchNorm2d.
+        relu: False leaves the ReLU out, as a projection shortcut does.
+
+    forward(x, residual=None): x [N, in_channels, H, W] -> [N, out_channels, P, Q], in the modes of the children. The
+    residual is added before the ReLU. Children that carry hooks or were replaced are called one by one.
+    """
+
+    __prepare_scriptable__ = refuse_scripting
+
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=None, dilation=1, groups=1, eps=1e-5, momentum=0.1,
+        relu=True,
+    ):  # fmt: skip
+        super().__init__()
+        if padding is None:
+            kernel, spread = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel_size, dilation))
+            padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, spread, strict=True))
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False
+        )  # fmt: skip
+        self.bn = nn.BatchNorm2d(out_channels, eps, momentum)
+        self.relu = nn.ReLU(inplace=True) if relu else None
+
+    def why_not_fused(self, x):
+        """Why the children are called one by one on `x`, or None."""
+        return why_not_fused(x, conv=self.conv, bn=self.bn, **({} if self.relu is None else {"relu": self.relu}))
+
+    def forward(self, x, residual=None):
+        if self.why_not_fused(x):
+            return _finish(self.bn(self.conv(x)), residual, self.relu)
+        return conv_bn_relu(x, self.conv, self.bn, residual, relu=self.relu is not None)
+
+
+class BNReLU(nn.Module):
+    """relu(bn(x) [+ residual]). Children: bn (nn.BatchNorm2d), relu (or None).
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats: as for nn.BatchNorm2d.
+        relu: False leaves the ReLU out.
+
+    forward(x, residual=None): x [N, num_features, H, W] -> a new tensor like x.
+    """
+
+    __prepare_scriptable__ = refuse_scripting
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, relu=True):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(num_features, eps, momentum, affine, track_running_stats)
+        self.relu = nn.ReLU(inplace=True) if relu else None
+
+    def why_not_fused(self, x):
+        """Why the children are called one by one on `x`, or None."""
+        return why_not_fused(x, bn=self.bn, **({} if self.relu is None else {"relu": self.relu}))
+
+    def forward(self, x, residual=None):
+        if self.why_not_fused(x):
+            return _finish(self.bn(x), residual, self.relu)
+        return norm_relu(x, self.bn, residual, relu=self.relu is not None)
+
+
+class AddReLU(nn.Module):
+    """relu(x + residual) in one pass. forward(x, residual) -> a new tensor like x; see `resnet_fused.ops.add_relu`."""
+
+    __prepare_scriptable__ = refuse_scripting
+
+    def forward(self, x, residual):
+        return ops.add_relu(x, residual)

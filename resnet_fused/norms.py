@@ -1,0 +1,63 @@
+"""Which modules are a batch norm over [N, C, H, W] that a fused op can compute, and what else they do.
+
+torch's own, torchvision's frozen one and timm's with an activation inside. The last two are looked up where their
+package is loaded already, so neither package is needed, and a class that only has the same name is not taken for them.
+"""
+
+import sys
+
+import torch
+from torch import nn
+
+
+def _loaded(module, name):
+    return getattr(sys.modules.get(module), name, None)
+
+
+def is_frozen(bn):
+    """Whether `bn` is torchvision's FrozenBatchNorm2d: buffers only, always normalised by the running statistics."""
+    return type(bn) is _loaded("torchvision.ops.misc", "FrozenBatchNorm2d")
+
+
+def with_activation(bn):
+    """Whether `bn` is timm's BatchNormAct2d: torch's batch norm, then its children `drop` and `act`."""
+    return type(bn) is _loaded("timm.layers.norm_act", "BatchNormAct2d")
+
+
+def relu_inside(bn):
+    """Whether `bn` applies a ReLU itself."""
+    return with_activation(bn) and type(bn.act) is nn.ReLU
+
+
+def why_not_norm(bn, relu=False):
+    """Why `bn` cannot be part of a fused op, or None. `relu`: the op applies the ReLU inside of `bn`."""
+    if is_frozen(bn):
+        return None
+    if with_activation(bn):
+        if type(bn.drop) is not nn.Identity:
+            return f"drops by {type(bn.drop).__name__}"
+        if type(bn.act) is not nn.Identity and not (relu and type(bn.act) is nn.ReLU):
+            return f"has an activation of its own, {type(bn.act).__name__}"
+    elif type(bn) is not nn.BatchNorm2d:
+        return f"is a {type(bn).__name__}, not exactly nn.BatchNorm2d"
+    if not {"weight", "bias"} <= bn._parameters.keys():
+        return "has parameters that are computed (pruned or parametrized)"
+    return None
+
+
+def why_not_here(bn, x):
+    """Why `bn` cannot be part of a fused op on the output of a convolution of `x`, or None.
+
+    FrozenBatchNorm2d multiplies by its buffers as they are, so that half activations become float32 where they are.
+    """
+    if is_frozen(bn) and (x.dtype != bn.weight.dtype or torch.is_autocast_enabled(x.device.type)):
+        return f"is a FrozenBatchNorm2d in {bn.weight.dtype}, which changes the dtype of half activations"
+    return None
+
+
+def frozen_statistics(bn):
+    """The keyword arguments of the ops for a FrozenBatchNorm2d."""
+    return {
+        "running_mean": bn.running_mean, "running_var": bn.running_var, "training": False, "momentum": 0.0,
+        "num_batches_tracked": None, "eps": bn.eps,
+    }  # fmt: skip

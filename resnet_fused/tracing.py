@@ -1,0 +1,139 @@
+"""The graph of one module's own forward, with its children as leaves: what it computes, not what it is called.
+
+Nothing in the model changes: a copy of the module's dictionaries is traced, no child runs, and a forward whose path
+depends on the mode, on random numbers or on tensors of its own is refused.
+"""
+
+import collections
+import itertools
+import operator
+import random
+import sys
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+
+class NotTraceable(Exception):
+    """Why a module's forward has no graph; the message continues "its forward ..."."""
+
+
+def see_through(module):
+    """Whether `module` is a plain sequence with a convolution or a batch norm in it, such as a projection shortcut."""
+    return type(module) is nn.Sequential and any(isinstance(m, nn.Conv2d) or is_norm(m) for m in module)
+
+
+def is_norm(module):
+    """Whether `module` looks like a normalisation of channels: what makes a module with convolutions worth a trace."""
+    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
+        return True
+    return {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()  # frozen batch norms
+
+
+class _Proxy(fx.Proxy):
+    """fx records `a += b` as a + b; what a fused op may do depends on which of the two was written."""
+
+
+def _in_place(name):
+    function = getattr(operator, name)
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self):
+        super().__init__()
+        self.container = None
+
+    def is_leaf_module(self, m, module_qualified_name):
+        return not see_through(m)
+
+    def call_module(self, m, forward, args, kwargs):
+        if see_through(m):
+            return nn.Sequential.forward(m, *args, **kwargs)  # without its hooks: they are for tensors
+        return super().call_module(m, forward, args, kwargs)
+
+    def proxy(self, node):
+        return _Proxy(node, self)
+
+    def create_arg(self, a):
+        if isinstance(a, dict):
+            self.container = type(a)  # fx keeps no difference between dict and OrderedDict
+        return super().create_arg(a)
+
+
+class _OnlyProxies(TorchFunctionMode):
+    """Refuses functions of torch that compute without the input: random numbers, or the state of the module."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        found = []
+        fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else None)
+        if not found:
+            raise NotTraceable(f"calls {getattr(func, '__name__', func)} on something else than its input")
+        return func(*args, **kwargs)
+
+
+_MUTABLE = (dict, list, set, collections.OrderedDict, collections.deque)
+
+
+def _shell(module, origin):
+    """A copy of `module` whose forward may set attributes without anybody noticing."""
+    shell = origin.__new__(origin)
+    shell.__dict__.update((k, v.copy() if isinstance(v, _MUTABLE) else v) for k, v in module.__dict__.items())
+    return shell
+
+
+def _changed(shell, module):
+    """The name of an attribute that a trace of `shell` has set or changed, or None."""
+    for name in shell.__dict__.keys() | module.__dict__.keys():
+        ours, own = (m.__dict__.get(name, _changed) for m in (shell, module))
+        if isinstance(own, _MUTABLE) and type(ours) is type(own):
+            same = len(ours) == len(own) and all(a is b for a, b in zip(ours, own, strict=True))
+            same = same and (not isinstance(own, dict) or all(ours[k] is own[k] for k in own))
+        else:
+            same = ours is own
+        if not same and name != "training":
+            return name
+    return None
+
+
+def _random_states():
+    numpy = sys.modules.get("numpy")
+    return random.getstate(), None if numpy is None else repr(numpy.random.get_state())
+
+
+def graph_of(module, origin):
+    """(graph, type of a returned dict or None) of `origin.forward` for `module`, an instance of `origin`.
+
+    Raises NotTraceable. Call_module nodes have the child's path as target; nodes inside plain sequences that hold
+    convolutions are part of the graph, with paths such as "downsample.0".
+    """
+    results = []
+    for training, grad in itertools.product((True, False), repeat=2):
+        shell, tracer = _shell(module, origin), _Tracer()
+        shell.__dict__["training"] = training
+        state, before = random.getstate(), _random_states()
+        try:
+            with torch.set_grad_enabled(grad), _OnlyProxies():
+                graph = tracer.trace(shell)
+        except NotTraceable:
+            raise
+        except Exception as e:  # a user's forward may raise anything when it gets a proxy
+            first = (str(e).splitlines() or [""])[0][:100]
+            raise NotTraceable(f"cannot be traced ({type(e).__name__}: {first})") from e
+        if _random_states() != before:
+            random.setstate(state)
+            raise NotTraceable("draws random numbers")
+        if (name := _changed(shell, module)) is not None:
+            raise NotTraceable(f"sets its attribute {name}")
+        results.append((str(graph), graph, tracer.container))
+    if len({text for text, _, _ in results}) > 1:
+        raise NotTraceable("depends on the mode (training, gradients)")
+    return results[0][1:]
