@@ -58,8 +58,10 @@ def test_percentiles_and_latencies():
 
 
 def test_memory_of_a_call_is_seen():
-    grown = harness.peak_bytes(lambda: torch.ones(64 << 20, dtype=torch.uint8), "cpu")
-    assert grown is None or 48 << 20 < grown < 96 << 20
+    """What an allocator kept from earlier calls is not seen; it cannot have kept eight times 64 MB."""
+    held = []
+    grown = [harness.peak_bytes(lambda: held.append(torch.ones(64 << 20, dtype=torch.uint8)), "cpu") for _ in range(8)]
+    assert None in grown or 48 << 20 < max(grown) < 96 << 20
 
 
 def test_flops_and_bytes_are_those_of_the_tensors():
