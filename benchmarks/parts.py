@@ -109,11 +109,11 @@ def _measurements(device, output, share, size, batches, smoke):
         return Part(name, 3, box, command)
 
     plain = ("--peers", "eager", "live", "frozen") if smoke else ("--peers", *PLAIN)
-    one = ("--first", 1, "--peers", "eager", "fused") if smoke else ()
+    few, one = (("--first", 2), ("--first", 1, "--peers", "eager", "fused")) if smoke else ((), ())
     probes = _compiled("probes", 3, 20, "-std=c++17 -O3 -arch=sm_90a benchmarks/probes/hopper.cu")
     made = [
         *([probes] if device == "cuda" else []),
-        part("steering", "steering", 50, "--batch", *batches, *one[:2]),
+        part("steering", "steering", 50, "--batch", *batches, *few),
         *(part(f"inference-{b}", "resnet", 30, "--batch", b, *plain) for b in batches),
         part("kernels", "kernels", 75, "--batch", *batches, *one),
         part("training", "resnet", 40, "--mode", "train", "--batch", batches[0], "--peers", *TRAINING),
