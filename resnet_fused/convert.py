@@ -87,7 +87,7 @@ def candidates(model):
             inside |= _sequences_of(module, type(module)._plan)
         if (
             id(module) in inside
-            or isinstance(module, (Fused, BasicBlock, Bottleneck, ResNet))
+            or isinstance(module, (Fused, BasicBlock, Bottleneck, ResNet, torch.jit.ScriptModule))
             or type(module).forward is nn.Module.forward
         ):
             continue
@@ -112,8 +112,6 @@ def plan_for(module):
     origin = type(module)
     if "forward" in module.__dict__:
         raise NotTraceable("its forward was replaced on the instance")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise NotTraceable("it is a ScriptModule: convert the model, then trace it")
     graph = isinstance(module, torch.fx.GraphModule)
     if not graph and (origin.__reduce_ex__ is not object.__reduce_ex__ or origin.__reduce__ is not object.__reduce__):
         raise NotTraceable("its class pickles itself in its own way")

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from .blocks import why_not_convolution
 from .norms import relu_inside, why_not_norm
-from .plan import METHODS, NAMES, SEQUENCES, AddRelu, Call, Chain, Function, Plan, Ref
+from .plan import METHODS, NAMES, SEQUENCES, AddRelu, Attribute, Call, Chain, Function, Plan, Ref
 from .tracing import NotTraceable, graph_of, see_through
 
 
@@ -187,6 +187,8 @@ class _Matcher:
             step = self.ends[node]()
         elif node.op == "call_module":
             step = Call(node.target, self.freeze(tuple(node.args)), self.freeze(dict(node.kwargs)))
+        elif node.op == "get_attr":
+            step = Attribute(node.target)
         elif node.op == "call_function" and node.target in NAMES:
             step = Function(NAMES[node.target], self.freeze(tuple(node.args)), self.freeze(dict(node.kwargs)))
         elif node.op == "call_method" and node.target in METHODS:

@@ -44,6 +44,12 @@ class Call(NamedTuple):
     kwargs: tuple
 
 
+class Attribute(NamedTuple):
+    """A parameter or buffer of the module itself, read at every call."""
+
+    path: str
+
+
 class Function(NamedTuple):
     """One of FUNCTIONS, or a method of its first argument (named ".flatten")."""
 

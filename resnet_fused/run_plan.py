@@ -7,11 +7,11 @@ from . import ops
 from .blocks import conv_bn_relu, norm_relu, watched, why_not_convolution, why_not_fused, why_not_relu
 from .norms import why_not_here, why_not_norm
 from .ops._conv_bn_relu_op import out_shape
-from .plan import FUNCTIONS, AddRelu, Call, Chain, Function, fill
+from .plan import FUNCTIONS, AddRelu, Attribute, Call, Chain, Function, fill
 
 
 def child(module, path):
-    """The module at `path` of `module`, or None."""
+    """What is at `path` of `module`, or None."""
     for name in path.split("."):
         module = getattr(module, name, None)
     return module
@@ -104,4 +104,8 @@ def _run_function(module, step, values):
     return FUNCTIONS[step.name](*args, **kwargs)
 
 
-_RUN = {Chain: _run_chain, AddRelu: _run_add, Call: _run_call, Function: _run_function}
+def _run_attribute(module, step, values):
+    return child(module, step.path)
+
+
+_RUN = {Chain: _run_chain, AddRelu: _run_add, Call: _run_call, Attribute: _run_attribute, Function: _run_function}

@@ -65,7 +65,7 @@ EDITS = {
         lambda b: setattr(b, "conv2", conv_like(b.conv2, padding_mode="circular")), "padding_mode 'circular'",
     ),
     "GroupNorm": (lambda b: setattr(b, "bn1", nn.GroupNorm(4, 128)), "bn1 is a GroupNorm"),
-    "SyncBatchNorm": (lambda b: setattr(b, "bn1", nn.SyncBatchNorm(128)), "bn1 is a SyncBatchNorm"),
+    "SyncBatchNorm": (lambda b: setattr(b, "bn1", nn.SyncBatchNorm(128)), None),
     "Identity instead of a norm": (lambda b: setattr(b, "bn2", nn.Identity()), "bn2 is a Identity"),
     "torchvision's FrozenBatchNorm2d": (lambda b: setattr(b, "bn2", FrozenBatchNorm2d(128)), None),
     "`conv.forward` patched": (

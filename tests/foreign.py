@@ -161,6 +161,27 @@ class Bystander(_Children):
         return F.relu(short) + a
 
 
+class ConvTwice(_Children):
+    """The output of a convolution is seen by somebody else than the norm."""
+
+    def forward(self, x):
+        out = self.first(x)
+        return F.relu(self.norm_a(out)) + out
+
+
+class LateWriter(_Children):
+    """Writes into its input after the convolution has read it: the convolution must not wait for the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.inplace = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.norm_a(self.first(x))
+        out += self.inplace(x)
+        return F.relu(out)
+
+
 def shorten(model, classes=5):
     """Without its last two stages, which hold 94 % of the weights and nothing new."""
     torch.manual_seed(1)
@@ -174,14 +195,21 @@ def _reference(network, block):
     return lively(lambda: shorten(network(block)))
 
 
-def fused_and_eager(holder, block="BasicBlock"):
-    """(fused, eager) networks of the same weights in evaluation: "ours", or "torchvision" or "timm" converted."""
-    reference = copy.deepcopy(_reference(timm_net if holder == "timm" else tv_net, block))
+@functools.cache
+def _fused(holder, block):
+    reference = _reference(timm_net if holder == "timm" else tv_net, block)
     if holder != "ours":
-        return resnet_fused.convert(copy.deepcopy(reference)), reference
+        return resnet_fused.convert(copy.deepcopy(reference), strict=True)
     model = shorten(resnet_fused.ResNet(getattr(resnet_fused, block), [1, 1, 1, 1])).eval()
     model.load_state_dict(reference.state_dict())
-    return model, reference
+    return model
+
+
+def fused_and_eager(holder, block="BasicBlock"):
+    """(fused, eager) networks of the same weights in evaluation: "ours", or "torchvision" or "timm" converted."""
+    return copy.deepcopy(_fused(holder, block)), copy.deepcopy(
+        _reference(timm_net if holder == "timm" else tv_net, block)
+    )
 
 
 def outcome(model, x):

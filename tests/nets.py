@@ -44,7 +44,10 @@ NETS = {
 
 
 def fused_sites(rows):
-    """A convolution that torch runs has a row of its own and one of the pass after it."""
-    return sum(op in ("conv_bn_relu", "conv_bn_relu_pool", "add_relu") for op, _ in rows) + sum(
-        op == "bn_relu" and (i == 0 or rows[i - 1][0] != "conv_bn_relu") for i, (op, _) in enumerate(rows)
-    )
+    """Convolutions and norms that fused ops ran, by the rows (op, backend) that those recorded.
+
+    A convolution that torch runs has a row of its own and one of the pass after it.
+    """
+    per_row = {"conv_bn_relu": 1, "conv_bn_relu_pool": 1, "conv_bn_relu_pair": 2, "add_relu": 1}
+    alone = [op == "bn_relu" and (i == 0 or rows[i - 1][0] not in per_row) for i, (op, _) in enumerate(rows)]
+    return sum(per_row.get(op, 0) for op, _ in rows) + sum(alone)

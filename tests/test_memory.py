@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from foreign import tv_net
 from torch import nn
 from torchvision_shim import torchvision
 from training_cases import check
@@ -165,3 +166,17 @@ def test_a_stem_sees_nan_and_ties_as_torch_does():
         results.append((stem.conv1.weight.grad, stem.bn1.weight.grad, stem.bn1.bias.grad))
     for ours, eager in zip(*results, strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def test_memory_efficient_is_remembered_and_forgotten():
+    model = tv_net()
+    before = dict(model.__dict__)
+    resnet_fused.convert(model, memory_efficient=True)
+    assert model.memory_efficient
+    x = torch.randn(2, 3, 48, 48)
+    efficient = saved_bytes(model, x)
+    resnet_fused.convert(model)
+    assert not model.memory_efficient and efficient < 0.8 * saved_bytes(model, x)
+    resnet_fused.convert(model, memory_efficient=True)
+    resnet_fused.unconvert(model)
+    assert dict(model.__dict__) == before
