@@ -19,14 +19,6 @@ from resnet_fused import dispatch, tuning
 
 # More than a minute each: only with --all.
 SLOW = ("test_aoti", "test_sanitized", "test_distributed_four", "test_training_proof")
-    "test_aot",
-    "test_aoti",
-    "test_build",
-    "test_mutants",
-    "test_sanitized",
-    "test_distributed_four",
-    "test_training_proof",
-)
 
 
 def pytest_ignore_collect(collection_path, config):
