@@ -93,7 +93,7 @@ class Case:
         if not self.op.startswith("conv"):
             return 0
         k, c, r, s = self.call["weight"].shape
-        n, _, p, q = workload.out_shape(_without_pool(self.call))
+        n, _, p, q = workload.out_shape(workload.convolutions(self.call)[0])
         forward = 2 * n * k * p * q * c * r * s
         return forward if self.direction == "forward" else 2 * forward  # gradients of x and of weight
 
@@ -112,36 +112,10 @@ class Case:
         return saved + 2 * out + sum(a[name].nbytes for name in WANTED[self.op] if a.get(name) is not None)
 
 
-_NORM = ("x", "weight", "mean", "var", "bn_weight", "bn_bias")
-
-
-def _without_pool(call):
-    """The convolution of a `conv_bn_relu_pool`; a `conv_bn_relu` as it is."""
-    if call.op == "conv_bn_relu":
-        return call
-    rest = {"residual": None, "stride": call["stride"], "padding": call["padding"], "dilation": (1, 1), "groups": 1,
-            "eps": call["eps"], "relu": True}  # fmt: skip
-    return workload.Call("conv_bn_relu", (*((name, call[name]) for name in _NORM), *rest.items()))
-
-
 def _with_pool(call):
     """The stem's `conv_bn_relu` with the pool that follows it."""
     rest = [(name, call[name]) for name in ("stride", "padding", "eps")]
-    return workload.Call("conv_bn_relu_pool", (*((name, call[name]) for name in _NORM), *rest))
-
-
-def _convolutions(call):
-    """The `conv_bn_relu` calls that `call` stands for: a pair shares one launch where a backend has a kernel for both."""
-    if call.op != "conv_bn_relu_pair":
-        return [_without_pool(call)] if call.op in ("conv_bn_relu", "conv_bn_relu_pool") else []
-    first = [(name, call[name]) for name in _NORM] + [("residual", None)]
-    first += [(name, call[name]) for name in ("stride", "padding", "dilation")]
-    second = [("x", call["x"]), *((name, call[f"{name}2"]) for name in _NORM[1:]), ("residual", None)]
-    second += [("stride", call["stride2"]), ("padding", (0, 0)), ("dilation", (1, 1))]
-    return [
-        workload.Call("conv_bn_relu", (*first, ("groups", 1), ("eps", call["eps"]), ("relu", True))),
-        workload.Call("conv_bn_relu", (*second, ("groups", 1), ("eps", call["eps2"]), ("relu", False))),
-    ]
+    return workload.Call("conv_bn_relu_pool", (*((name, call[name]) for name in workload.CONVOLUTION), *rest))
 
 
 def collect(model, batch, size, dtype, chosen=OPS, directions=DIRECTIONS):
@@ -149,11 +123,11 @@ def collect(model, batch, size, dtype, chosen=OPS, directions=DIRECTIONS):
     shape = (batch, 3, size, size)
     evaluation = collections.Counter()
     for call, count in workload.calls(model, shape, dtype).items():
-        evaluation.update(dict.fromkeys(_convolutions(call), count))
+        evaluation.update(dict.fromkeys(workload.convolutions(call), count))
     found = {"conv_bn_relu": evaluation, "conv_bn_relu_pool": {}, "bn_relu": {}, "add_relu": {}}
     if "bn_relu" in chosen:
         training = workload.calls(model, shape, dtype, train=True)
-        found["bn_relu"] = {c: n for c, n in training.items() if c.op == "bn_relu" and c["batch_stats"]}
+        found["bn_relu"] = {c: n for c, n in training.items() if c.op == "bn_relu"}
     for call, count in evaluation.items():
         if (spec := call["residual"]) is not None:
             found["add_relu"][workload.Call("add_relu", (("x", spec), ("residual", spec)))] = count

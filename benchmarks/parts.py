@@ -43,7 +43,7 @@ def of(device, output, quick=False, smoke=False):
         return [*_facts(), *_checks(device, 60, smoke), *_measurements(device, output, 0.2, 32, ("2",), smoke)]
     batches = ("256", "1", "32")
     share = 0.4 if quick else 1.0
-    return [*_facts(), _library(quick), *_checks(device, 45 if quick else 110, smoke),
+    return [*_facts(), _library(quick), *_checks(device, 45 if quick else 105, smoke),
             *_measurements(device, output, share, 224, batches[:1] if quick else batches, smoke)]  # fmt: skip
 
 
@@ -70,11 +70,8 @@ def _checks(device, box, smoke):
     """Correctness: every instruction, every op on every backend, the sanitizers. All at once: nothing is timed."""
     made = []
     if device == "cuda":
-        nvcc, lacks = _missing("nvcc", "/usr/local/cuda/bin/nvcc")
-        binary = ROOT / "build" / "micro"
-        build = f"mkdir -p {binary.parent} && {nvcc} -x cu -std=c++17 -arch=native -Icsrc -Itests/emulator"
-        command = ("sh", "-c", f"{build} tests/emulator/micro.cpp -o {binary} && {binary}")
-        made.append(Part("instructions", 2, box, command, lacks=lacks))
+        flags = "-x cu -std=c++17 -arch=native -Icsrc -Itests/emulator"
+        made.append(_compiled("instructions", 2, box, f"{flags} tests/emulator/micro.cpp"))
     for backend in BACKENDS if device == "cuda" else ("native",):
         for op in OP_TESTS[:1] if smoke else (*OP_TESTS, "large"):
             tests = _python("-m", "pytest", "-q", "-rf", f"tests/test_{op}.py", f"--device={device}", "-k", backend)
@@ -92,6 +89,14 @@ def _checks(device, box, smoke):
     return made
 
 
+def _compiled(name, stage, box, arguments):
+    """A program that nvcc makes on the spot, and runs."""
+    nvcc, lacks = _missing("nvcc", "/usr/local/cuda/bin/nvcc")
+    binary = ROOT / "build" / name
+    command = f"mkdir -p {binary.parent} && {nvcc} {arguments} -o {binary} && {binary}"
+    return Part(name, stage, box, ("sh", "-c", command), lacks=lacks)
+
+
 def _measurements(device, output, share, size, batches, smoke):
     """Alone on the machine, the most telling first: what a cut leaves out matters least."""
     common = ("--device", device, "--output", output, "--size", size)
@@ -100,18 +105,20 @@ def _measurements(device, output, share, size, batches, smoke):
     def part(name, suite, seconds, *arguments):
         box = 60 if smoke else share * seconds
         # What is started within the budget still needs its time; the box ends it at last.
-        budget = 3 if smoke and suite == "steering" else round(0.75 * box, 1)
-        return Part(name, 3, box, _python("-m", f"benchmarks.{suite}", *common, "--budget", budget, *arguments))
+        command = _python("-m", f"benchmarks.{suite}", *common, "--budget", round(0.75 * box, 1), *arguments)
+        return Part(name, 3, box, command)
 
     plain = ("--peers", "eager", "live", "frozen") if smoke else ("--peers", *PLAIN)
-    one = ("--first", 1, "--peers", "eager", "fused") if smoke else ()
+    few, one = (("--first", 2), ("--first", 1, "--peers", "eager", "fused")) if smoke else ((), ())
+    probes = _compiled("probes", 3, 20, "-std=c++17 -O3 -arch=sm_90a benchmarks/probes/hopper.cu")
     made = [
-        part("steering", "steering", 50, "--batch", *batches),
+        *([probes] if device == "cuda" else []),
+        part("steering", "steering", 50, "--batch", *batches, *few),
         *(part(f"inference-{b}", "resnet", 30, "--batch", b, *plain) for b in batches),
-        part("kernels", "kernels", 80, "--batch", *batches, *one),
+        part("kernels", "kernels", 75, "--batch", *batches, *one),
         part("training", "resnet", 40, "--mode", "train", "--batch", batches[0], "--peers", *TRAINING),
     ]
-    made.append(_tune(device, 60 * share, smoke))
+    made.append(_tune(device, 50 * share, smoke))
     if share == 1:  # compiling takes minutes
         made.append(part("compiled", "resnet", 70, "--batch", *batches[:2], "--peers", *COMPILED))
         compiled = ("live", "torch.compile")

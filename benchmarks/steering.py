@@ -80,6 +80,7 @@ def launch_gap(device, seconds):
 
 def main(argv=None):
     made = options.parser("steering", __doc__.splitlines()[0])
+    made.add_argument("--first", type=options.at_least(1), help="only so many layer shapes")
     args = options.settle(made.parse_args(argv), gpu_batches=(256, 32, 1), cpu_batches=(1,))
     seconds = 0.3 if args.seconds is None else args.seconds
     log = record.Log("steering", args.device, args.output)
@@ -96,7 +97,8 @@ def main(argv=None):
         for batch in args.batch:
             found = cases.collect(model, batch, args.size, args.dtype, ("conv_bn_relu",), ("forward",))
             # With or without a residual: the convolution is the same.
-            for case in {c.label.removesuffix(" +add").removesuffix(" -relu"): c for c in found}.values():
+            distinct = {c.label.removesuffix(" +add").removesuffix(" -relu"): c for c in found}
+            for case in list(distinct.values())[: args.first]:
                 if deadline():
                     log.add({"cut": "out of time", "batch": batch})
                     break

@@ -82,6 +82,33 @@ def calls(model, shape, dtype, train=False):
     return dict(recorder.calls)
 
 
+# The arguments that all evaluations of a convolution begin with.
+CONVOLUTION = ("x", "weight", "mean", "var", "bn_weight", "bn_bias")
+
+
+def convolutions(call):
+    """The `conv_bn_relu` calls that `call` stands for: of the stem without its pool, both of a pair, or none."""
+    if call.op == "conv_bn_relu":
+        return [call]
+    given = dict(call.arguments)
+    if call.op == "conv_bn_relu_pool":
+        return [_convolution(given, CONVOLUTION, (1, 1), given["stride"], given["padding"], given["eps"], True)]
+    if call.op == "conv_bn_relu_pair":
+        second = ("x", *(f"{name}2" for name in CONVOLUTION[1:]))
+        return [
+            _convolution(given, CONVOLUTION, given["dilation"], given["stride"], given["padding"], given["eps"], True),
+            _convolution(given, second, (1, 1), given["stride2"], (0, 0), given["eps2"], False),
+        ]
+    return []
+
+
+def _convolution(given, names, dilation, stride, padding, eps, relu):
+    tensors = [(to, given[name]) for to, name in zip(CONVOLUTION, names, strict=True)]
+    rest = {"residual": None, "stride": stride, "padding": padding, "dilation": dilation, "groups": 1, "eps": eps,
+            "relu": relu}  # fmt: skip
+    return Call("conv_bn_relu", (*tensors, *rest.items()))
+
+
 def out_shape(call):
     """The shape of the first result of `call`, from the op's own fake."""
     arguments = [

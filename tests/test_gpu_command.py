@@ -84,7 +84,16 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
     assert sum(boxes.values()) <= gpu.TOTAL[quick] + 40 and gpu.TOTAL[quick] < (180 if quick else 540)
     names = [part.name for part in made]
     assert {f"tests-{op}-{b}" for op in parts.OP_TESTS for b in parts.BACKENDS} <= set(names)
-    assert {"instructions", "memcheck", "racecheck", "steering", "inference-256", "kernels", "training"} <= set(names)
+    assert {
+        "instructions",
+        "probes",
+        "memcheck",
+        "racecheck",
+        "steering",
+        "inference-256",
+        "kernels",
+        "training",
+    } <= set(names)
     assert len({part.stage for part in made if part.stage > 2}) == len([p for p in made if p.stage > 2]), (
         "one at a time"
     )

@@ -53,8 +53,13 @@ def test_tune_fills_the_table_that_the_dispatcher_reads():
     steps = []
     rows, left_out = tune.tune(model, SHAPE, torch.float32, seconds=60.0, step=steps.append)
     assert left_out == 0 and len(rows) == len(steps) == len(workload.calls(model, SHAPE, torch.float32))
-    reasons = {r["reason"] for r in resnet_fused.explain(model, torch.randn(SHAPE)).rows if r["op"] == "conv_bn_relu"}
-    assert all(reason.startswith("measured: ") for reason in reasons)
+    reasons = {
+        row["reason"]
+        for row in resnet_fused.explain(model, torch.randn(SHAPE)).rows
+        # Without its pool the stem's convolution was not measured: it runs so where "torch" was the fastest for both.
+        if row["op"] == "conv_bn_relu" and not row["shape"].startswith("2x3x")
+    }
+    assert reasons and all(reason.startswith("measured: ") for reason in reasons)
     again = []
     tune.tune(model, SHAPE, torch.float32, seconds=60.0, step=again.append)
     assert again == [], "known already"
