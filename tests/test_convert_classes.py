@@ -167,3 +167,12 @@ def test_timms_weights_fit_ours(name):
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_stands_inside_timms_batch_norm():
+    module, x = convert(timm.layers.ConvNormAct(3, 8, 3).eval(), strict=True), torch.randn(1, 3, 6, 6)
+    assert module.why_not_fused(x) is None
+    module.bn.act.register_forward_hook(lambda *args: None)
+    assert module.why_not_fused(x) == "bn has an activation with a hook"
+    with pytest.raises(RuntimeError, match="bn drops by Dropout"):
+        convert(timm.layers.ConvNormAct(3, 8, 3, drop_layer=nn.Dropout), strict=True)
