@@ -125,7 +125,8 @@ def _measurements(device, output, share, size, batches, smoke):
         made.append(
             part("compiled-training", "resnet", 40, "--mode", "train", "--batch", batches[0], "--peers", *compiled)
         )
-    return [dataclasses.replace(p, stage=3 + i) for i, p in enumerate(made)]
+    # A miniature measures nothing worth a machine of its own.
+    return [dataclasses.replace(p, stage=2 if smoke else 3 + i) for i, p in enumerate(made)]
 
 
 def _tune(device, box, smoke):
