@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import dispatch, table
+from ._explain_training import names as names_in_training
 from .convert import candidates, why_not_converted
 
 COLUMNS = {"name": "layer", "op": "op", "shape": "shape", "dtype": "dtype", "backend": "backend", "reason": "reason"}
@@ -109,8 +110,13 @@ class _Watcher(TorchDispatchMode):
         flat = [t for value in named.values() for t in (value if isinstance(value, list) else [value])]
         owners = list(dict.fromkeys(self.owner[id(t)] for t in flat if id(t) in self.owner))
         if func.namespace == "resnet_fused":
-            for op, (shape, dtype, _), choice in self.recorded[first:]:
-                self.rows.append(_row(_name(owners, op, named), op, shape, dtype, choice.backend, choice.reason))
+            ops = [op for op, _, _ in self.recorded[first:]]
+            if "tensors" in named:  # a whole block in training, or the stem
+                found = names_in_training(ops, *args[1:5], self.owner)
+            else:
+                found = [_name(owners, op, named) for op in ops]
+            for name, (op, (shape, dtype, _), choice) in zip(found, self.recorded[first:], strict=True):
+                self.rows.append(_row(name, op, shape, dtype, choice.backend, choice.reason))
         elif "batch_norm" in func.name() and owners and not self._by_modules(owners[0]):
             why = "torch's own operator: not in a fused block, or tensors that no kernel takes"
             self.rows.append(_row(owners[0], "batch_norm", args[0].shape, args[0].dtype, "eager", why))
@@ -123,8 +129,6 @@ class _Watcher(TorchDispatchMode):
 
 def _name(owners, op, named):
     """Such as layer1.0.conv2+bn2+add+relu: the modules whose tensors the op got, and what it does besides."""
-    if "tensors" in named:  # a whole block, or the stem
-        return (owners[0].rpartition(".")[0] if owners else "") or "stem"
     if not op.startswith("conv") and len(owners) > 1:
         owners = owners[1:]  # the pass after torch's convolution: its batch norm alone
     parent = owners[0].rpartition(".")[0] if owners else ""

@@ -11,8 +11,9 @@ def decompositions():
     """{operator: the same in torch's operators}, for `ExportedProgram.run_decompositions` of a model in evaluation.
 
     `torch.export.export(model, (x,)).run_decompositions(resnet_fused.decompositions())` can be loaded without this package,
-    by AOTInductor in a C++ program for example. ONNX export and `torch.jit.trace` need nothing: they never see the fused
-    ops. The ops of training, which update statistics, are not in the table.
+    by AOTInductor in a C++ program for example. Export inside `torch.no_grad()`: where parameters want gradients a model
+    takes the ops of training. ONNX export and `torch.jit.trace` need nothing: they never see the fused
+    ops. The ops of training are not in the table.
     """
     library = torch.ops.resnet_fused
     return {

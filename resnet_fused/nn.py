@@ -8,8 +8,16 @@ from torch import nn
 
 from . import ops
 from .blocks import conv_bn_relu, norm_relu, refuse_scripting, why_not_fused
+from .norms import why_not_norm
 
 __all__ = ["AddReLU", "BNReLU", "ConvBNReLU"]
+
+
+def _why_not(x, bn, relu, **parts):
+    """`why_not_fused`; but these modules do not know how to synchronise, so that SyncBatchNorm runs by itself."""
+    if (why := why_not_norm(bn)) is not None:
+        return f"bn {why}"
+    return why_not_fused(x, bn=bn, **parts, **({} if relu is None else {"relu": relu}))
 
 
 def _finish(out, residual, relu):
@@ -49,7 +57,7 @@ class ConvBNReLU(nn.Module):
 
     def why_not_fused(self, x):
         """Why the children are called one by one on `x`, or None."""
-        return why_not_fused(x, conv=self.conv, bn=self.bn, **({} if self.relu is None else {"relu": self.relu}))
+        return _why_not(x, self.bn, self.relu, conv=self.conv)
 
     def forward(self, x, residual=None):
         if self.why_not_fused(x):
@@ -76,7 +84,7 @@ class BNReLU(nn.Module):
 
     def why_not_fused(self, x):
         """Why the children are called one by one on `x`, or None."""
-        return why_not_fused(x, bn=self.bn, **({} if self.relu is None else {"relu": self.relu}))
+        return _why_not(x, self.bn, self.relu)
 
     def forward(self, x, residual=None):
         if self.why_not_fused(x):

@@ -105,7 +105,7 @@ class Table:
         a warning, and this process keeps what was measured."""
         self.entries = self.entries | entries
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(self.path.with_suffix(".lock")):
                 before, problem = self._read()
                 if problem:  # kept beside it: it may be worth a look

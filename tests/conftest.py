@@ -17,16 +17,8 @@ import torch
 import resnet_fused
 from resnet_fused import dispatch, tuning
 
-# Slow (they compile, or run whole builds): only with --all.
-SLOW = (
-    "test_aot",
-    "test_aoti",
-    "test_build",
-    "test_mutants",
-    "test_sanitized",
-    "test_distributed_four",
-    "test_training_proof",
-)
+# More than a minute each: only with --all.
+SLOW = ("test_aoti", "test_sanitized", "test_distributed_four", "test_training_proof")
 
 
 def pytest_ignore_collect(collection_path, config):

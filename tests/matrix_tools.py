@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import tempfile
 
 import torch
 from matrix import GROUP, backward, row
@@ -205,3 +206,11 @@ def _(model, x):
         torch.onnx.export(model, (x,), buffer, dynamo=False)
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
     return [torch.from_numpy(out) for out in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
+
+
+@row("`torch.export`, AOTInductor")
+def _(model, x):
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        program = torch.export.export(model, (x,))
+        package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/model.pt2")
+        return [torch._inductor.aoti_load_package(package)(x)]

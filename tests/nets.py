@@ -23,6 +23,8 @@ NETS = {
     "torchvision dilated": (lambda: tv_net("Bottleneck", replace_stride_with_dilation=[False, True, True]), 5, 17),
     "torchvision, other eps and momentum": (lambda: tv_net(norm_layer=partial(nn.BatchNorm2d, eps=1e-2, momentum=None)), 5, 12),
     "torchvision, FrozenBatchNorm2d": (lambda: tv_net(norm_layer=FrozenBatchNorm2d), 5, 12),
+    "torchvision, SyncBatchNorm": (lambda: tv_net(norm_layer=nn.SyncBatchNorm), 4, 4),
+    "torchvision, GroupNorm": (lambda: tv_net(norm_layer=partial(nn.GroupNorm, 4)), 4, 4),
     "timm BasicBlock": (timm_net, 5, 12),
     "timm Bottleneck": (lambda: timm_net("Bottleneck"), 5, 17),
     "timm resnet-d": (lambda: timm_net("Bottleneck", stem_type="deep", stem_width=32, avg_down=True), 5, 19),

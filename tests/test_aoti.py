@@ -44,7 +44,8 @@ def test_a_package_that_needs_nothing_of_ours(kind, tmp_path):
     x = torch.randn(X)
     if kind == "decomposed":
         model, reference = fused_and_eager("ours")
-        program = torch.export.export(model, (x,)).run_decompositions(resnet_fused.decompositions())
+        with torch.no_grad():
+            program = torch.export.export(model, (x,)).run_decompositions(resnet_fused.decompositions())
     else:
         reference = with_lively_norms(resnet_fused.ResNet(resnet_fused.BasicBlock, [1, 1, 1, 1], num_classes=5)).eval()
         program = torch.export.export(resnet_fused.freeze(reference, x).module(), (x,))

@@ -187,7 +187,8 @@ def test_onnx_in_onnx_runtime(source, tmp_path):
         full = with_lively_norms(resnet_fused.ResNet(resnet_fused.BasicBlock, [1, 1, 1, 1], num_classes=5)).eval()
         model, reference = resnet_fused.freeze(full, x).module(), full
     elif source == "exported program":
-        model = torch.export.export(model, (x,)).run_decompositions(resnet_fused.decompositions())
+        with torch.no_grad():
+            model = torch.export.export(model, (x,)).run_decompositions(resnet_fused.decompositions())
     with torch.no_grad():
         torch.onnx.export(model, (x,), path, dynamo=source != "legacy exporter", verbose=False)
     loaded = onnx.load(path)

@@ -45,9 +45,23 @@ def test_training_leaves_the_buffers_and_the_mode_alone(model, x):
     report = explain(model, x)
     assert len(names(report, "bn_stats")) == len(names(report, "conv_stats")) == 20
     ends = names(report, "bn_add_bn_relu")
-    assert ends == ["layer2.0", "layer3.0", "layer4.0"] and len(names(report, "bn_relu")) == 1 + 2 * 8 - len(ends)
-    assert names(report, "conv_stats")[0] == "stem"
+    assert ends == [f"layer{i}.0.bn2+downsample.1+add+relu" for i in (2, 3, 4)]
+    assert names(report, "bn_relu")[:3] == ["bn1+relu", "layer1.0.bn1+relu", "layer1.0.bn2+add+relu"]
+    assert len(names(report, "bn_relu")) == 1 + 2 * 8 - len(ends)
+    assert names(report, "conv_stats")[6:9] == ["layer2.0.conv2", "layer2.0.downsample.0", "layer2.1.conv1"]
+    assert names(report, "bn_stats")[-1] == "layer4.1.bn2"
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@needs_native
+def test_passes_that_frozen_batch_norms_leave_out(model, x):
+    """Frozen, and with gradients, the convolution has no statistics and so no row of its own."""
+    model.train()
+    for bn in (model.bn1, model.layer1[0].bn1, model.layer2[0].downsample[1]):
+        bn.eval()
+    report = explain(model, x)
+    assert names(report, "bn_stats")[0] == "layer1.0.bn2" and "layer2.0.downsample.1" not in names(report, "bn_stats")
+    assert names(report, "bn_add_bn_relu")[0] == "layer2.0.bn2+downsample.1+add+relu"
 
 
 def test_no_hook_stays_even_after_an_error(model, x):

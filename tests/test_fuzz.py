@@ -10,15 +10,15 @@ from fuzz_case import Case, check, from_json
 from hypothesis import HealthCheck, Verbosity, assume, given, settings
 from hypothesis import strategies as st
 
-import resnet_fused
 from resnet_fused import blocks
+from resnet_fused.ops import training
 
 indices = st.lists(st.integers(0, 30), max_size=3).map(tuple)
 widths = st.sampled_from([4, 7, 8, 16, 20])
 stages = st.lists(st.tuples(widths, st.integers(1, 2), st.sampled_from([1, 2])), min_size=1, max_size=3).map(tuple)
 cases = st.builds(
     Case,
-    holder=st.sampled_from(["ours", "converted"]),
+    holder=st.sampled_from(["ours", "converted", "by plan"]),
     block=st.sampled_from(["BasicBlock", "Bottleneck"]),
     stages=stages,
     stem=st.tuples(widths, st.sampled_from([3, 7]), st.sampled_from([1, 2])),
@@ -66,22 +66,20 @@ def test_a_case_can_be_repeated_from_the_printed_line():
     assert result.stdout == "fused is as right as eager\n", result.stderr
 
 
-@pytest.mark.parametrize("mistake", ["eps", "residual", "statistics"])
+# What goes wrong, where, and the plainest case that must see it.
+MISTAKES = {
+    "eps of a plan": (blocks, "_count_batch", lambda facts: facts | {"eps": facts["eps"] + 1e-4}, "by plan"),
+    "momentum of a plan": (blocks, "_count_batch", lambda facts: facts | {"momentum": 0.1001}, "by plan"),
+    "eps of a block": (training, "Unit", lambda unit: unit._replace(eps=unit.eps + 1e-4), "ours"),
+    "bias of a block": (training, "Unit", lambda unit: unit._replace(bn_bias=unit.bn_bias + 1e-4), "converted"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_fuzzer_sees_mistakes(monkeypatch, mistake):
-    """Each of them is small, in one place, and is found in the plainest case."""
-    real = blocks._count_batch
-
-    def wrong(bn):
-        facts = real(bn)
-        if mistake == "eps":
-            return facts | {"eps": facts["eps"] + 1e-4}
-        if mistake == "statistics" and facts["momentum"]:
-            return facts | {"momentum": facts["momentum"] * 1.001}
-        return facts
-
-    monkeypatch.setattr(blocks, "_count_batch", wrong)
-    if mistake == "residual":
-        shortcut = blocks.shortcut
-        monkeypatch.setattr(resnet_fused.resnet, "shortcut", lambda x, d: shortcut(x, d) * (1 + 1e-4))
+    """Each of them is small and in one place."""
+    module, name, wrong, holder = MISTAKES[mistake]
+    real = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args: wrong(real(*args)))
     with pytest.raises(AssertionError, match=r"of the error budget\npython tests/fuzz_case.py '\{"):
-        check(Case(shape=(2, 12, 12)))
+        check(Case(shape=(2, 12, 12), holder=holder))

@@ -13,6 +13,8 @@ CELL = re.compile(r"fused(, .+)?|(fused but for one|by fallback|refused|refused 
 
 @pytest.mark.parametrize("label", matrix.ROWS)
 def test_a_row(label, request):
+    if "AOTInductor" in label and not request.config.getoption("--all"):
+        pytest.skip("only with --all: it compiles")
     if "ONNX" in label:
         pytest.importorskip(
             "onnxruntime", reason="onnxruntime is not installed: pip install onnx onnxruntime onnxscript"

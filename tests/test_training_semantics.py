@@ -200,6 +200,37 @@ def test_a_step_asks_the_device_nothing(memory_efficient):
             float(model.layer3[0].bn1.num_batches_tracked)
 
 
+def test_a_step_captured_in_a_cuda_graph(device):
+    """Forward, backward and SGD in one graph: replayed twice it is two steps."""
+    if device != "cuda":
+        pytest.skip("CUDA graphs need a GPU; test_a_step_asks_the_device_nothing is what can be tested without")
+    captured = odd_modes(narrow().train()).to(device, memory_format=torch.channels_last)
+    plain = copy.deepcopy(captured)
+    x = torch.randn(X, device=device).contiguous(memory_format=torch.channels_last)
+
+    def step(model, optimizer):
+        optimizer.zero_grad(set_to_none=False)
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01) for m in (captured, plain)]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(captured, optimizers[0])
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(captured, optimizers[0])  # recorded, not run
+    for _ in range(2):
+        graph.replay()
+    for _ in range(5):
+        step(plain, optimizers[1])
+    for (name, t), u in zip(captured.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(t, u, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_parameters_of_a_frozen_stage_get_no_gradient():
     models = pair()
     x = torch.randn(X)

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 
 
 def test_the_loss_curve_is_as_near_to_eagers_as_eager_in_another_order():
-    found, losses = proof.curves(steps=16, batch=16, orders=(1,))
+    found, losses = proof.curves(steps=12, batch=8, orders=(1,))
     assert proof.no_further(found), found
     assert losses[-1] < losses[0]
 
@@ -27,7 +27,7 @@ def test_a_wrong_gradient_is_seen(monkeypatch):
 
     real = unit.backward_apply
     monkeypatch.setattr(unit, "backward_apply", without_statistics)
-    found, _ = proof.curves(steps=10, batch=16, orders=(1,))
+    found, _ = proof.curves(steps=6, batch=8, orders=())
     assert not proof.no_further(found), found
 
 

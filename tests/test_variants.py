@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from foreign import run
+from nets import fused_sites
 from test_resnet import narrow
 from torch import nn
 
@@ -62,12 +64,10 @@ def test_cifar_weights_from_a_file(tmp_path):
 @pytest.mark.parametrize("layers", [[1, 2, 1, 3], [2, 1, 1, 1]])
 def test_any_list_of_layers(block, layers):
     model, x = with_lively_norms(resnet_fused.ResNet(block, layers, num_classes=3)).eval(), torch.randn(2, 3, 48, 64)
-    with torch.no_grad(), dispatch.record() as rows:
-        out = model(x)
+    out, rows = run(model, x)
     per_block = 3 if block is resnet_fused.Bottleneck else 2
     projections = 4 - (block is resnet_fused.BasicBlock)  # its first stage keeps the shape
-    convolutions = sum(op in ("conv_bn_relu", "conv_bn_relu_pool") for op, _, _ in rows)
-    assert convolutions == 1 + per_block * sum(layers) + projections
+    assert fused_sites(rows) == 1 + per_block * sum(layers) + projections
     with torch.no_grad():
         assert_within_budget(
             out, by_modules(model)(x), copy.deepcopy(model).double()(x.double()), "logits", channel_dim=None
