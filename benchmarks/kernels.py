@@ -39,8 +39,10 @@ def run_case(case, device, peers, seconds, ceiling):
         }  # fmt: skip
         try:
             functions, share = context(name, make)
-        except RuntimeError as error:  # costs the other candidates nothing; of ours, the exit status tells
-            rows[name] = row | {"failed": str(error).splitlines()[0]}
+        except (
+            Exception
+        ) as error:  # of any compiler; costs the other candidates nothing; of ours, the exit status tells
+            rows[name] = row | {"failed": (str(error) or type(error).__name__).splitlines()[0]}
             continue
         if functions is None:
             continue  # handed on to another backend, which has a row of its own
