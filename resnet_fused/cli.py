@@ -4,6 +4,7 @@ What a user can get wrong is one line on stderr and exit status 2; 1 means that 
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -230,7 +231,12 @@ def run_info(args):
 def main(argv=None):
     try:
         args = parser().parse_args(argv)
-        return args.function(args)
+        status = args.function(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # nobody reads on, as after `| head`; Python would complain again when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UsageError as e:
         print(f"resnet_fused: error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2

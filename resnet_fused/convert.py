@@ -9,8 +9,7 @@ copies and pickles stay converted, and what cannot be fused at a call runs the f
 import torch
 from torch import nn
 
-from .fused_class import Fused, class_for
-from .matching import plan_of
+from .fused_class import Fused, best_plan, class_for
 from .resnet import BasicBlock, Bottleneck, ResNet
 from .run_plan import child
 from .tracing import NotTraceable, is_norm, see_through
@@ -116,7 +115,7 @@ def plan_for(module):
     if not graph and (origin.__reduce_ex__ is not object.__reduce_ex__ or origin.__reduce__ is not object.__reduce__):
         raise NotTraceable("its class pickles itself in its own way")
     try:
-        plan = plan_of(module, origin)
+        plan = best_plan(module, origin)
         class_for(origin, repr(plan), plan)
     except NotTraceable as e:
         raise NotTraceable(f"its forward {e}") from e

@@ -57,11 +57,23 @@ def _make_again(origin, plan, *arguments):
     return cls.__new__(cls, *arguments)
 
 
+def best_plan(module, origin):
+    """The plan that runs most of `origin.forward` for `module`. Raises NotTraceable.
+
+    Forwards of this package synchronise nn.SyncBatchNorm over processes; a plan that is run step by step does not.
+    """
+    if any(type(m) is nn.SyncBatchNorm for m in module.modules()):
+        plan = plan_of(module, origin, sync=True)
+        if _ours(plan) is not None:
+            return plan
+    return plan_of(module, origin)
+
+
 def _plan_again(module):
     """After a change from outside: `forward` of the original class may do something else now."""
     cls = type(module)
     try:
-        plan, why = plan_of(module, cls._origin), None
+        plan, why = best_plan(module, cls._origin), None
     except NotTraceable as e:
         plan, why = None, str(e)
     if plan != cls._plan or why is not None:

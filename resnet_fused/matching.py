@@ -13,20 +13,23 @@ from .plan import METHODS, NAMES, SEQUENCES, AddRelu, Attribute, Call, Chain, Fu
 from .tracing import NotTraceable, graph_of, see_through
 
 
-def plan_of(module, origin):
-    """The plan of `origin.forward` for `module`. Raises NotTraceable, also where nothing would be fused."""
+def plan_of(module, origin, sync=False):
+    """The plan of `origin.forward` for `module`. Raises NotTraceable, also where nothing would be fused.
+
+    `sync`: nn.SyncBatchNorm counts as a batch norm: for whoever runs the plan by a forward that can synchronise.
+    """
     if isinstance(module, fx.GraphModule):
         if type(module.graph._codegen) is not fx.graph.CodeGen:
             raise NotTraceable("has arguments or results in a form of its own")
         graph, container = module.graph, dict
     else:
         graph, container = graph_of(module, origin)
-    return _Matcher(module, graph, container).plan()
+    return _Matcher(module, graph, container, sync).plan()
 
 
 class _Matcher:
-    def __init__(self, module, graph, container):
-        self.module, self.graph, self.container = module, graph, container
+    def __init__(self, module, graph, container, sync):
+        self.module, self.graph, self.container, self.sync = module, graph, container, sync
         self.nodes = list(graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.children = {n: module.get_submodule(n.target) for n in self.nodes if n.op == "call_module"}
@@ -63,11 +66,14 @@ class _Matcher:
                 self.parts[prefix + name] = f"sequence of {len(child)}"
                 self.note_sequences(child, f"{prefix}{name}.")
 
+    def why_not_norm(self, child):
+        return None if self.sync and type(child) is nn.SyncBatchNorm else why_not_norm(child, relu=True)
+
     def is_norm(self, node):
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
             return False
         child = self.children[node]
-        why = why_not_norm(child, relu=True)
+        why = self.why_not_norm(child)
         if why is not None and isinstance(child, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
             self.unfused[node.target] = why
         return why is None
@@ -151,7 +157,7 @@ class _Matcher:
     def is_pure(self, node):
         """Whether `node` returns fresh memory and modifies nothing."""
         child = self.children[node]
-        return isinstance(child, (nn.Conv2d, nn.AvgPool2d)) or why_not_norm(child, relu=True) is None
+        return isinstance(child, (nn.Conv2d, nn.AvgPool2d)) or self.why_not_norm(child) is None
 
     def match_add(self, add):
         relu, passed = self.only_user(add)

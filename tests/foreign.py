@@ -161,6 +161,14 @@ class Bystander(_Children):
         return F.relu(short) + a
 
 
+class CountsCalls(_Children):
+    """Writes into a buffer of its own at every call."""
+
+    def forward(self, x):
+        self.scale.add_(1)
+        return super().forward(x)
+
+
 class ConvTwice(_Children):
     """The output of a convolution is seen by somebody else than the norm."""
 

@@ -135,6 +135,15 @@ def test_exit_status_of_the_process():
     assert "Traceback" not in result.stderr
 
 
+def test_a_reader_that_goes_away_is_no_traceback():
+    command = [sys.executable, "-m", "resnet_fused", "info"]
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
+
+
 def test_info(capsys):
     status, out, _ = run(capsys, "info")
     assert status == 0 and torch.__version__ in out and "compiled library" in out

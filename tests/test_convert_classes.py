@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from foreign import Plain, lively, run, shorten, timm, tv, tv_resnet
+from foreign import CountsCalls, Plain, lively, run, shorten, timm, tv, tv_resnet
 from nets import fused_sites
 from torch import nn
 
@@ -110,6 +110,14 @@ def test_what_is_left_alone(reason):
 def test_script_modules_are_no_candidates():
     scripted = torch.jit.script(tv_resnet.BasicBlock(8, 8))
     assert convert(nn.Sequential(scripted), strict=True)[0] is scripted and isinstance(scripted, torch.jit.ScriptModule)
+
+
+def test_a_block_that_writes_into_its_own_buffer():
+    block = lively(CountsCalls)
+    convert(block, strict=True)
+    assert block.scale == 0.5, "tracing writes nothing"
+    out, rows = run(block, torch.randn(1, 8, 9, 9))
+    assert block.scale == 1.5 and fused_sites(rows) == 2 and out.shape == (1, 8, 9, 9)
 
 
 def test_a_block_that_is_used_twice():

@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 import torch
-from foreign import Plain, lively, run, timm_net
+from foreign import Plain, lively, run, timm_net, tv_net
+from nets import fused_sites
 from torch import nn
 from torch.nn.utils import prune
 
@@ -70,3 +71,23 @@ def test_an_edit_that_allows_no_plan_and_back():
     del block.first
     with pytest.raises(AttributeError, match="first"):
         block(h)
+
+
+@pytest.mark.parametrize("first", ["convert", "synchronise"])
+def test_synchronised_batch_norms(first):
+    """One process: torchvision's blocks take our forward, which can synchronise; timm's norms run by themselves."""
+    for net, sites in ((tv_net, 12), (timm_net, 4)):
+        reference, x = lively(net), torch.randn(2, 3, 40, 40)
+        model = copy.deepcopy(reference)
+        steps = [convert, nn.SyncBatchNorm.convert_sync_batchnorm]
+        for step in steps if first == "convert" else reversed(steps):
+            model = step(model)
+        assert any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+        out, rows = run(model, x)
+        assert fused_sites(rows) == sites
+        torch.testing.assert_close(out, run(reference, x)[0], rtol=1e-4, atol=1e-4)
+        for m in (model, reference):
+            m.train()(x).square().sum().backward()
+        torch.testing.assert_close(model.bn1.running_var, reference.bn1.running_var)
+        ours, eager = model.conv1.weight.grad, reference.conv1.weight.grad
+        assert (ours - eager).norm() <= 5e-3 * eager.norm()

@@ -39,7 +39,7 @@ cases = st.builds(
 
 
 def test_fuzz(request):
-    """Same draws on every run of `make test`; `make fuzz` draws new ones, and hypothesis keeps and shrinks failures."""
+    """Same draws on every run of `make test`; `make fuzz` draws new ones; failures shrink to one line that repeats them."""
     many = request.config.getoption("--cases")
 
     @settings(
