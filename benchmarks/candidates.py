@@ -3,6 +3,7 @@
 import functools
 
 import torch
+import torch._functorch.config
 from torch import nn
 
 from resnet_fused import dispatch, frozen_conv
@@ -51,6 +52,8 @@ def backward(case, device, peers):
     if "eager" in peers:
         made["eager"] = ("peer", case.reference)
     if "compile" in peers:
+        # The graph is kept for the next call, so its backward must not reuse what the forward saved.
+        torch._functorch.config.donated_buffer = False
         made["torch.compile"] = ("peer", torch.compile(case.reference, dynamic=False))
     return made
 

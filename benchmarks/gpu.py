@@ -87,17 +87,13 @@ def _write(output, records, seconds):
 
 
 def _report(output):
-    """Tables of everything in the folder, and the parts that did not pass."""
-    from resnet_fused.cli_args import UsageError
-
+    """Tables of everything in the folder; none where only checks ran."""
     from . import record, report
 
-    rows = record.read(output)
-    latest = list(report.newest(rows).values())
+    latest = list(report.newest(record.read(output)).values())
     text = [report.models(latest), report.kernels(latest), report.steering(latest)]
-    (Path(output) / "report.md").write_text("\n\n".join(filter(None, text)) + "\n")
-    if not rows:
-        raise UsageError(f"no part wrote results: see {Path(output) / 'gpu.log'}")
+    if any(text):
+        (Path(output) / "report.md").write_text("\n\n".join(filter(None, text)) + "\n")
 
 
 def main(argv=None):

@@ -33,8 +33,8 @@ def rotating(functions, device="cpu", graph=False):
     if graph and device == "cuda":
         try:
             return Candidate(timing.capture(functions).replay, len(functions), "graph")
-        except RuntimeError as error:  # what cannot be captured is timed call by call, and the row says so
-            why = f"calls, no graph: {str(error).splitlines()[0]}"
+        except Exception as error:  # what cannot be captured is timed call by call, and the row says so
+            why = f"calls, no graph: {(str(error) or type(error).__name__).splitlines()[0]}"
     turns = itertools.cycle(functions)
     return Candidate(lambda: next(turns)(), 1, why or "calls")
 

@@ -29,14 +29,24 @@ def run_case(case, device, peers, seconds, ceiling):
     sets += [case.arguments(device, seed) for seed in range(1, timing.sets_needed(nbytes, device))]
     graph = case.direction == "forward" and case.shape[0] <= GRAPHS_UP_TO
     able, rows = {}, {}
-    for name, (kind, share, functions) in (_forward if case.direction == "forward" else _backward)(
-        case, device, peers, sets
-    ):
-        rows[name] = {
+    prepare, made = (_forward, candidates.forward) if case.direction == "forward" else (_backward, candidates.backward)
+    context = prepare(case, device, sets)
+    for name, (kind, make) in made(case, device, peers).items():
+        row = {
             "op": case.op, "direction": case.direction, "case": case.label, "batch": case.shape[0],
             "dtype": str(case.call["x"].dtype)[6:], "count": case.count, "candidate": name, "kind": kind,
-            "budget": share, "flops": case.flops, "bytes": nbytes, "sets": len(sets),
+            "flops": case.flops, "bytes": nbytes, "sets": len(sets),
         }  # fmt: skip
+        try:
+            functions, share = context(name, make)
+        except (
+            Exception
+        ) as error:  # of any compiler; costs the other candidates nothing; of ours, the exit status tells
+            rows[name] = row | {"failed": (str(error) or type(error).__name__).splitlines()[0]}
+            continue
+        if functions is None:
+            continue  # handed on to another backend, which has a row of its own
+        rows[name] = row | {"budget": share}
         if kind == "ours" and not share <= 1:
             rows[name]["wrong"] = f"{share:.2f} of the error budget: not timed"
         else:
@@ -55,33 +65,40 @@ def run_case(case, device, peers, seconds, ceiling):
     return list(rows.values())
 
 
-def _forward(case, device, peers, sets):
+def _forward(case, device, sets):
+    """A function (name, maker) -> (calls on every set or None, share of the error budget)."""
     checker = gate.Forward(case, sets[0])
-    for name, (kind, make) in candidates.forward(case, device, peers).items():
+
+    def context(name, make):
         with torch.no_grad():
             itself, out = candidates.runs_itself(name, make(sets[0]))
-            if itself:
-                yield name, (kind, checker.share(out), [torch.no_grad()(make(a)) for a in sets])
+            if not itself:
+                return None, None
+            return [torch.no_grad()(make(a)) for a in sets], checker.share(out)
+
+    return context
 
 
-def _backward(case, device, peers, sets):
+def _backward(case, device, sets):
+    """The same for functions that are differentiated; one forward per set, whose graph is kept."""
     grads = [torch.randn(case.out_shape, device=device).to(sets[0]["x"].dtype) for _ in sets]
     grads = [g.contiguous(memory_format=torch.channels_last) for g in grads]
     checker = gate.Backward(case, sets[0], grads[0])
-    for name, (kind, function) in candidates.backward(case, device, peers).items():
+
+    def context(name, function):
         runs, share = [], None
         for a, grad in zip(sets, grads, strict=True):
             named, leaves = case.differentiable(a)
-            itself, out = candidates.runs_itself(
-                name, candidates.under(name, functools.partial(case.run, function, named))
-            )
+            forward = candidates.under(name, functools.partial(case.run, function, named))
+            itself, out = candidates.runs_itself(name, forward)
             if not itself:
-                break
+                return None, None
             run = functools.partial(torch.autograd.grad, out, leaves, grad, retain_graph=True)
             runs.append(candidates.under(name, run))
             share = checker.share(out, runs[0]()) if share is None else share
-        if runs:
-            yield name, (kind, share, runs)
+        return runs, share
+
+    return context
 
 
 def text(rows):
@@ -93,7 +110,7 @@ def text(rows):
     return table.render(COLUMNS, [
         {
             "case": f"{r['op']} {r['direction']} {r['case']}", "candidate": r["candidate"],
-            "us": f"{1e6 * r['median']:.1f}" if "median" in r else "WRONG",
+            "us": f"{1e6 * r['median']:.1f}" if "median" in r else "WRONG" if "wrong" in r else "failed",
             "p20": f"{1e6 * r['p20']:.1f}" if "p20" in r else "-",
             "p80": f"{1e6 * r['p80']:.1f}" if "p80" in r else "-",
             "tflops": cell(r, "tflops", "{:.2f}") if r["flops"] else "-", "gbs": cell(r, "gbs", "{:.1f}"),
@@ -117,7 +134,7 @@ def main(argv=None):
     peers = args.peers if args.peers is not None else candidates.PEERS[: 3 if args.device == "cuda" else 2]
     rows = run(args, peers)
     print(text(rows))
-    return 1 if any("wrong" in row for row in rows) else 0
+    return 1 if any("wrong" in row or ("failed" in row and row["kind"] == "ours") for row in rows) else 0
 
 
 def run(args, peers):

@@ -51,8 +51,8 @@ def run_inference(model, x, chosen, seconds, log, step, deadline):
         except (peers.Missing, NotImplementedError) as why:
             rows[name]["missing"] = str(why)
             continue
-        except (RuntimeError, ValueError) as error:  # costs no other model its turn; of ours, the exit status tells
-            rows[name]["missing"] = f"failed: {str(error).splitlines()[0]}"
+        except Exception as error:  # costs no other model its turn; of ours, the exit status tells
+            rows[name]["missing"] = f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"
             continue
         rows[name] |= {"first_result": first, "budget": _share(out[: len(few)], eager, oracle)}
         if is_ours(name) and not rows[name]["budget"] <= 1:
@@ -96,8 +96,8 @@ def run_training(model, x, chosen, seconds, log, step, deadline):
             run, _, rows[name]["first_result"] = harness.first_result(
                 lambda make=make: _step(make(), target, x.dtype), _input(name, x.float()), device
             )
-        except (RuntimeError, ValueError) as error:
-            rows[name]["missing"] = f"failed: {str(error).splitlines()[0]}"
+        except Exception as error:
+            rows[name]["missing"] = f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"
             continue
         runs[name] = functools.partial(run, _input(name, x.float()))
     _time(rows, runs, device, seconds, len(x), step)

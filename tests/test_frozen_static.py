@@ -1,5 +1,6 @@
 """The engine for GPUs, call by call on a CPU: numbers, memory plan, batch policies, refusals; --device=cuda: with its graph."""
 
+import contextlib
 import copy
 import threading
 
@@ -218,3 +219,58 @@ def test_wrong_arguments_are_refused_before_any_work():
     with pytest.raises(ValueError, match=r"non-empty \[N, 3, H, W\]"):
         freeze_static(model, x[:0], graph=False)
     assert frozen_static.BATCH == ("exact", "pad")
+
+
+class StandIn:
+    """A captured graph in eager: a replay runs the functions again and writes their result where the first one lies."""
+
+    def __init__(self, functions):
+        self.functions = functions
+        for _ in range(3):
+            functions[0]()
+        self.results = None
+        for function in functions:
+            function()
+            lists = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+            self.results = next((found for found in lists if isinstance(found, list)), None)
+        self.static = self.results[-1] if self.results else None
+
+    def replay(self):
+        for function in self.functions:
+            function()
+        if self.static is not None:
+            self.static.copy_(self.results[-1])
+
+
+def test_the_steps_around_a_replay(monkeypatch):
+    """Copy in, replay, copy out, with streams and graph replaced by stand-ins: what runs around them on a GPU."""
+    waits = []
+
+    class Stream:
+        def wait_event(self, event):
+            waits.append(event)
+
+    class Event:
+        def record(self, stream):
+            assert isinstance(stream, Stream)
+
+    monkeypatch.setattr("resnet_fused.timing.capture", StandIn)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    model, x = narrow().eval(), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        engine = frozen_static.StaticEngine(model, x, torch.float32, True, "pad")
+        results = [engine(x), engine(x[:1]), engine(x[1:]), engine(torch.cat([x, x[:2]]))]
+        waited = len(waits)
+        model.fc.weight.mul_(2)
+        engine.refresh()
+        results.append(engine(x))
+        expected = [x, x[:1], x[1:], torch.cat([x, x[:2]])]
+        doubled = model(x)
+        model.fc.weight.div_(2)
+        for ours, images in zip(results, expected, strict=False):
+            torch.testing.assert_close(ours, model(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[-1], doubled, rtol=1e-4, atol=1e-5)
+    assert waited >= 5 and set(waits) == {engine._done}, "every call waits for the one before"
+    assert engine._x.is_contiguous(memory_format=torch.channels_last)

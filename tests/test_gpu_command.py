@@ -1,6 +1,7 @@
 """`make gpu`: its miniature runs here, and a part that hangs, fails or cannot run costs nothing but itself."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -92,14 +93,24 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
         "steering",
         "inference-256",
         "kernels",
-        "training",
     } <= set(names)
+    assert quick or {"training", "tune", "compiled", "inference-1", "inference-32"} <= set(names)
     assert len({part.stage for part in made if part.stage > 2}) == len([p for p in made if p.stage > 2]), (
         "one at a time"
     )
     for part in made:
         if "-m" in part.command and "pytest" in part.command:
             assert (ROOT / next(a for a in part.command if a.startswith("tests/"))).is_file()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_the_probes_compile_to_bulk_copies(tmp_path):
+    source = ROOT / "benchmarks" / "probes" / "hopper.cu"
+    command = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90a", "-ptx", str(source), "-o", str(tmp_path / "probes.ptx")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "probes.ptx").read_text()
+    assert "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast" in text
 
 
 @pytest.mark.parametrize(("line", "message"), [
