@@ -114,7 +114,7 @@ def refuse_scripting(module):
 
 def _count_batch(bn):
     """What nn.BatchNorm2d.forward does before it normalises; returns the keyword arguments of the ops."""
-    if is_frozen(bn):
+    if type(bn) is not nn.BatchNorm2d and is_frozen(bn):
         return frozen_statistics(bn)
     if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
@@ -176,7 +176,7 @@ def conv_bn_relu_and_shortcut(x, conv, bn, downsample):
 
 
 def _evaluates(bn):
-    return is_frozen(bn) or (not bn.training and bn.running_mean is not None and bn.running_var is not None)
+    return (not bn.training and bn.running_mean is not None and bn.running_var is not None) or is_frozen(bn)
 
 
 def _norm(bn):

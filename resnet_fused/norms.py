@@ -31,9 +31,9 @@ def relu_inside(bn):
 
 def why_not_norm(bn, relu=False):
     """Why `bn` cannot be part of a fused op, or None. `relu`: the op applies the ReLU inside of `bn`."""
-    if is_frozen(bn):
+    if type(bn) is not nn.BatchNorm2d and is_frozen(bn):
         return None
-    if with_activation(bn):
+    if type(bn) is not nn.BatchNorm2d and with_activation(bn):
         if type(bn.drop) is not nn.Identity:
             return f"drops by {type(bn.drop).__name__}"
         if type(bn.act) is not nn.Identity and not (relu and type(bn.act) is nn.ReLU):
@@ -50,7 +50,11 @@ def why_not_here(bn, x):
 
     FrozenBatchNorm2d multiplies by its buffers as they are, so that half activations become float32 where they are.
     """
-    if is_frozen(bn) and (x.dtype != bn.weight.dtype or torch.is_autocast_enabled(x.device.type)):
+    if (
+        type(bn) is not nn.BatchNorm2d
+        and is_frozen(bn)
+        and (x.dtype != bn.weight.dtype or torch.is_autocast_enabled(x.device.type))
+    ):
         return f"is a FrozenBatchNorm2d in {bn.weight.dtype}, which changes the dtype of half activations"
     return None
 

@@ -19,9 +19,7 @@ from .ops.training.unit import MEAN, VAR
 
 
 def _uses_batch(bn):
-    if is_frozen(bn):
-        return False
-    return bn.training or (bn.running_mean is None and bn.running_var is None)
+    return (bn.training or (bn.running_mean is None and bn.running_var is None)) and not is_frozen(bn)
 
 
 def syncs(pairs):

@@ -19,6 +19,7 @@ constexpr WinogradKernels kernels(std::integer_sequence<int, kRowsMinusOne...>) 
           {nullptr, winograd_gemm<kRowsMinusOne + 1, 2>...},
           winograd_input<2>,
           winograd_input<4>,
+          winograd_gather,
           winograd_expand<2>,
           winograd_expand<4>,
           winograd_output<2>,

@@ -43,12 +43,20 @@ struct WinogradGemm {
   int64_t ahead_step;  // .. so many bytes per channel
 };
 
+// The 32 filters of a panel from one input channel on, in any layout; the strides are in floats.
+struct WinogradTaps {
+  const float* data;
+  int64_t k_stride, c_stride, tap_stride;
+};
+
 struct WinogradKernels {
   // Channels c_begin (a multiple of 16) to c_end of one tile; v: its line 0 for point 0.
   using Input = void (*)(const WinogradInput& in, int64_t c_begin, int64_t c_end, float* v, int64_t line_stride,
                          int64_t point_stride);
   // Filter taps [c][9][32] to points [P][c][32], the points `point_stride` apart.
   using Expand = void (*)(const float* taps, int64_t c, float* u, int64_t point_stride);
+  // Filters to taps [c][9][32].
+  using Gather = void (*)(const WinogradTaps& from, int64_t c, float* taps);
   using Gemm = void (*)(const WinogradGemm& gemm);
   // Whether all values were finite before the ReLU.
   using Output = bool (*)(const float* products, const WinogradOutput& to);
@@ -56,6 +64,7 @@ struct WinogradKernels {
   int max_rows;
   Gemm gemm[kWinogradMaxRows + 1];  // by number of tiles; [0] is unused
   Input input2, input4;
+  Gather gather;
   Expand expand2, expand4;
   Output output2, output4;
 };

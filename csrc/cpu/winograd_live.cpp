@@ -15,11 +15,14 @@ int64_t padded(int64_t floats) { return (floats + kWinogradLine - 1) / kWinograd
 
 // [c][9][32] of one panel, from filters in any layout.
 void gather_taps(const WinogradFilters& filters, int64_t k0, int64_t lanes, int64_t c, int64_t channels, float* taps) {
-  if (lanes < kWinogradPanel) {
-    for (int64_t i = 0; i < channels * 9 * kWinogradPanel; ++i) taps[i] = 0;
+  const float* first = filters.data + k0 * filters.k_stride + c * filters.c_stride;
+  if (lanes == kWinogradPanel) {
+    winograd_kernels().gather({first, filters.k_stride, filters.c_stride, filters.tap_stride}, channels, taps);
+    return;
   }
+  for (int64_t i = 0; i < channels * 9 * kWinogradPanel; ++i) taps[i] = 0;
   for (int64_t lane = 0; lane < lanes; ++lane) {
-    const float* from = filters.data + (k0 + lane) * filters.k_stride + c * filters.c_stride;
+    const float* from = first + lane * filters.k_stride;
     for (int64_t i = 0; i < channels; ++i) {
       for (int64_t tap = 0; tap < 9; ++tap) {
         taps[(i * 9 + tap) * kWinogradPanel + lane] = from[i * filters.c_stride + tap * filters.tap_stride];

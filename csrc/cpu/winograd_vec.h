@@ -36,6 +36,19 @@ inline Vec at_least(Vec low, Vec v) {
 #endif
 }
 
+// Lane i of the result is lane from[i] of a, or from[i] - kWidth of b.
+inline Vec shuffle(Vec a, Vec b, BitVec from) {
+#if defined(__AVX512F__)
+  return _mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(from), b);
+#elif defined(__GNUC__) && !defined(__clang__)
+  return __builtin_shuffle(a, b, from);
+#else
+  Vec result{};
+  for (int i = 0; i < kWidth; ++i) result[i] = from[i] < kWidth ? a[from[i]] : b[from[i] - kWidth];
+  return result;
+#endif
+}
+
 // Whether every lane is 0; a NaN is not.
 inline bool all_zero(Vec v) {
 #if defined(__AVX512F__)
