@@ -67,7 +67,7 @@ def why_not_fused(x, **children):
     """Why a chain of modules must run module by module, or None.
 
     `children` maps names such as conv1, bn1, relu or downsample (nn.Sequential(conv, bn), or None) to modules; the kind of
-    module expected is the name without its digits. This runs for every block on every call: 4 us, kept short.
+    module expected is the name without its digits. This runs for every block on every call and is kept short.
     """
     if type(x) is not torch.Tensor and getattr(type(x), "__torch_function__", None) is not _NO_TORCH_FUNCTION:
         return f"input is a {type(x).__name__}"

@@ -48,8 +48,9 @@ def breaks(monkeypatch, op, damage):
         run = backend.kernel(stem, name)
 
         def broken(*args):
-            run(*args)
+            result = run(*args)
             damage(*args)
+            return result
 
         return broken if name == op else run
 
@@ -80,6 +81,8 @@ BROKEN = [
     pytest.param("bn_stats", negate(3), id="bn_stats-running_mean"),
     pytest.param("bn_relu", negate(6), id="bn_relu-sign"),
     pytest.param("bn_relu", scale_one_channel(6), id="bn_relu-channel"),
+    pytest.param("winograd_conv_bn_relu", negate(7), id="winograd-sign"),
+    pytest.param("winograd_conv_bn_relu", scale_one_channel(7), id="winograd-channel"),
     pytest.param("bn_relu_backward_reduce", negate(5), id="reduce-sum_g"),
     pytest.param("bn_relu_backward_reduce", negate(6), id="reduce-sum_gx"),
     pytest.param("bn_relu_backward_apply", negate(8), id="apply-grad_x"),

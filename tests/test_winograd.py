@@ -112,6 +112,25 @@ def test_same_bits_for_every_thread_count_and_slice(case, m, taps):
     assert torch.equal(last, results[0][-1:])
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["KCRS", "KRSC"])
+@pytest.mark.parametrize("case", [(1, 64, 64, 12, 9), (2, 35, 50, 7, 5), (1, 1, 40, 5, 5)], ids=str)
+def test_live_weights(case, memory_format):
+    """The kernel itself: through the op a refusal would be a direct convolution, and every number still right."""
+    x, weight, scale, shift = problem(*case)
+    weight = weight.contiguous(memory_format=memory_format)
+    mean, var, residual = torch.randn(case[2]), torch.rand(case[2]) + 0.5, out_like(x, case[2], 1)
+    out = torch.full_like(residual, torch.nan)
+    assert ops.winograd_conv_bn_relu(x, weight, mean, var, scale, shift, residual, out, 1, 0.1, True)
+    z = F.conv2d(x.double(), weight.double(), padding=1)
+    parameters = [t.double() for t in (mean, var, scale, shift)]
+    exact = torch.relu(F.batch_norm(z, *parameters, eps=0.1) + residual.double())
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+    for value in (torch.nan, torch.inf):
+        bad = x.clone()
+        bad[-1, 0, 2, 3] = value
+        assert not ops.winograd_conv_bn_relu(bad, weight, mean, var, scale, shift, None, out, 1, 0.1, True)
+
+
 def test_two_calls_at_once():
     cases = [(2, 64, 64, 20, 20), (1, 256, 96, 7, 7)]
     jobs = []

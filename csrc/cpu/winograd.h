@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "winograd_filters.h"
+
 namespace resnet_fused::cpu {
 
 struct WinogradShape {
@@ -50,19 +52,14 @@ void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c
 bool winograd_run(const WinogradPlan& plan, const float* x, const float* packed, const float* scale, const float* shift,
                   const float* residual, float* out, bool relu, float* workspace);
 
-// [k, c, 3, 3] in any layout; the strides are in floats.
-struct WinogradFilters {
-  const float* data;
-  int64_t k_stride, c_stride, tap_stride;
-};
-
 // Batch norm with running statistics; weight and bias may be nullptr (1 and 0).
 struct WinogradNorm {
   const float *mean, *var, *weight, *bias;
   double eps;
 };
 
-// The same for a network whose weights may change at any time: they are packed, in float32, by every call.
+// The same for a network whose weights may change at any time: they are packed, in float32, by every call,
+// as points.
 WinogradPlan winograd_live_plan(const WinogradShape& shape, int threads);
 int64_t winograd_live_workspace_size(const WinogradPlan& plan);
 bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradFilters& filters,

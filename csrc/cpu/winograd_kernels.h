@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "winograd_filters.h"
+
 namespace resnet_fused::cpu {
 
 constexpr int64_t kWinogradPanel = 32;  // output channels: two 512-bit vectors
@@ -43,20 +45,14 @@ struct WinogradGemm {
   int64_t ahead_step;  // .. so many bytes per channel
 };
 
-// The 32 filters of a panel from one input channel on, in any layout; the strides are in floats.
-struct WinogradTaps {
-  const float* data;
-  int64_t k_stride, c_stride, tap_stride;
-};
-
 struct WinogradKernels {
   // Channels c_begin (a multiple of 16) to c_end of one tile; v: its line 0 for point 0.
   using Input = void (*)(const WinogradInput& in, int64_t c_begin, int64_t c_end, float* v, int64_t line_stride,
                          int64_t point_stride);
   // Filter taps [c][9][32] to points [P][c][32], the points `point_stride` apart.
   using Expand = void (*)(const float* taps, int64_t c, float* u, int64_t point_stride);
-  // Filters to taps [c][9][32].
-  using Gather = void (*)(const WinogradTaps& from, int64_t c, float* taps);
+  // `filters` <= 32 filters to taps [c][9][32]; absent filters are 0.
+  using Gather = void (*)(const WinogradFilters& from, int64_t filters, int64_t c, float* taps);
   using Gemm = void (*)(const WinogradGemm& gemm);
   // Whether all values were finite before the ReLU.
   using Output = bool (*)(const float* products, const WinogradOutput& to);

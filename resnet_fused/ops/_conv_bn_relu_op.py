@@ -66,6 +66,7 @@ def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dil
         if kernel(x, dense, *norm, residual, out, padding[0], eps, relu):
             return out
         # Winograd spreads a NaN or an infinity over its tile; the direct sum knows where they belong.
+        dispatch.note("conv_bn_relu", x, dispatch.Choice("torch", "a value was not finite: again, by the direct sum"))
     z = layout.in_format(_convolution(x, weight, *conv), memory_format)
     return apply(z, *norm, residual, z, eps, relu)
 

@@ -39,14 +39,15 @@ def _run(x, weight, mean, var, bn_weight, bn_bias, stride, padding, eps):
         weight = layout.in_format(weight, layout.CHANNELS_LAST)
         kernel(x, weight, mean, var, bn_weight, bn_bias, out, stride, padding, eps)
         return out
-    scale, shift = _scale_and_shift(mean, var, bn_weight, bn_bias, eps)
-    # The CPU's kernel folds the scale into the weights; an infinite scale of a sum is not the sum of infinite weights.
-    if choice is not None and torch.isfinite(scale).all():
-        dispatch.note("conv_bn_relu_pool", x, choice)
-        packed = dispatch.kernel(choice, "conv_bn_relu_pool", "stem_pack")(weight.contiguous(), scale)
-        kernel = dispatch.kernel(choice, "conv_bn_relu_pool", "stem_conv_pool")
-        kernel(x, packed, shift, out, weight.shape[2], stride[0], padding[0])
-        return out
+    if choice is not None:
+        scale, shift = _scale_and_shift(mean, var, bn_weight, bn_bias, eps)
+        # The CPU's kernel folds the scale into the weights; an infinite scale of a sum is no sum of infinite weights.
+        if torch.isfinite(scale).all():
+            dispatch.note("conv_bn_relu_pool", x, choice)
+            packed = dispatch.kernel(choice, "conv_bn_relu_pool", "stem_pack")(weight.contiguous(), scale)
+            kernel = dispatch.kernel(choice, "conv_bn_relu_pool", "stem_conv_pool")
+            kernel(x, packed, shift, out, weight.shape[2], stride[0], padding[0])
+            return out
     mapped = run_conv(x, weight, mean, var, bn_weight, bn_bias, None, stride, padding, (1, 1), 1, eps, True)
     return out.copy_(F.max_pool2d(mapped, 3, 2, 1))
 
