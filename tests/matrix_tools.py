@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import resnet_fused
+from resnet_fused.train.group import process_group
 
 GROUP["now"] = "Copies, checkpoints, memory"
 
@@ -103,13 +104,9 @@ for reentrant in (True, False):
 
 @row("`DistributedDataParallel` (one process, gloo)")
 def _(model, x):
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1):
         ddp = nn.parallel.DistributedDataParallel(model.train(), gradient_as_bucket_view=True)
         return [g.clone() for g in backward(ddp(x), model)]
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @row("gradient penalty (double backward), training")

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import resnet_fused
 from resnet_fused import dispatch
+from resnet_fused.train.group import process_group
 
 X = (2, 3, 32, 32)
 # A converted torchvision network runs our forward; tests/matrix.py has it too.
@@ -153,12 +154,11 @@ def test_optimizer_state_outlives_the_conversion(holder):
 
 
 @HOLDERS
-def test_distributed_data_parallel(holder, tmp_path):
+def test_distributed_data_parallel(holder):
     """One process of gloo: the gradients pass DDP's hooks, buffers are broadcast, unused parameters are found."""
     if not torch.distributed.is_available():
         pytest.skip("torch was built without distributed")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
+    with process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1):
         results = []
         for m in fused_and_eager(holder):
             ddp = nn.parallel.DistributedDataParallel(m.train(), gradient_as_bucket_view=True)
@@ -171,8 +171,6 @@ def test_distributed_data_parallel(holder, tmp_path):
         if holder != "ours":
             ddp = nn.parallel.DistributedDataParallel(fused_and_eager(holder)[1])
             assert resnet_fused.convert(ddp, strict=True) is ddp and ddp(torch.randn(X)).shape == (2, 5)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @HOLDERS

@@ -15,6 +15,7 @@ from .. import dispatch, layout
 from ..progress import Progress
 from . import CannotTrain, checkpoint, data, report
 from .build import build
+from .group import process_group
 from .loop import Loop, evaluate
 
 # Of a run that goes on, these must be what they were; the others (workers, device, threads) may change.
@@ -44,11 +45,8 @@ def processes(args):
     if world == 1:
         yield 0, 1, device
         return
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    try:
+    with process_group("nccl" if kind == "cuda" else "gloo"):
         yield dist.get_rank(), world, device
-    finally:
-        dist.destroy_process_group()
 
 
 def run(args):
