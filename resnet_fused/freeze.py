@@ -102,11 +102,15 @@ class Engine:
 
     def _seconds(self, sites, able, budget):
         """{way: seconds per call}: known from this machine's tuning table, else measured and kept there."""
-        device, key = sites[0].conv.weight.device, self._key(sites[0])
+        return self._known(self._key(sites[0]), able, lambda: self._measure(sites, able, budget))
+
+    def _known(self, key, able, measure):
+        """{way: seconds per call} of the ways `able` under `key`: remembered, else what `measure()` finds."""
+        device = self._model.conv1.weight.device
         by_name = {way.name: way for way in able}
         entry = tuning.remembered(device, key, by_name)
         if entry is None:
-            entry = tuning.entry({way.name: s for way, s in self._measure(sites, able, budget).items()})
+            entry = tuning.entry({way.name: s for way, s in measure().items()})
             tuning.table(device).store({key: entry})
         self.entries[key] = entry
         return {by_name[name]: seconds for name, seconds in entry.seconds.items()}

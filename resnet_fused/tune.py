@@ -18,8 +18,9 @@ COLUMNS = {"op": "op", "shape": "shape", "count": "calls", "choice": "fastest", 
            "then": "its time", "default": "default"}  # fmt: skip
 
 # The forward ops of a convolution: torch's own, followed by a pass, is a way to run them.
-CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool")
+CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
 PER_CALL = 1.0  # seconds of timing: medians do not become better by more
+FINALISTS = 8  # that are measured in earnest; of more, one round each tells which
 
 
 def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=lambda text: None):
@@ -90,13 +91,33 @@ def options(call, device):
         interpreted = name == "triton" and device.type == "cpu"
         if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
-    if call.op == "conv_bn_relu" and "triton" in found:
-        for config in _configurations(call):
-            found[f"triton {' '.join(f'{k}={v}' for k, v in config.items())}"] = ("triton", config)
+    configurations = [("triton", c) for c in _configurations(call)] if "triton" in found else []
+    configurations += [(name, c) for name in dispatch.TILED if name in found for c in _tiles(call, name, device)]
+    for name, config in configurations:
+        found[f"{name} {' '.join(f'{k}={v}' for k, v in config.items())}"] = (name, config)
     return found
 
 
+def _tiles(call, backend, device):
+    """Tiles and slices of the compiled convolutions: all that can run the shape and are worth a measurement."""
+    if call.op not in ("conv_bn_relu", "conv_bn_relu_pair", "conv_stats"):
+        return []
+    x, weight = (
+        torch.empty(s.shape, dtype=s.dtype, device=device).to(memory_format=torch.channels_last)
+        for s in (call["x"], call["weight"])
+    )
+    stride, padding, dilation, groups = _detail(call)[1:]
+    ask = dispatch.BACKENDS[backend].kernel("conv_bn_relu", "conv_choices")
+    text = ask(x, weight, stride, padding, dilation, groups, 1 if call.op == "conv_stats" else 32)
+    choices = [{"tile": tile, "splits": int(splits)} for tile, splits in map(str.split, text.splitlines())]
+    if call.op == "conv_stats":
+        return [{"tile": choice["tile"]} for choice in choices]
+    return choices + [{"tile": "apart"}] * (call.op == "conv_bn_relu_pair")
+
+
 def _configurations(call):
+    if call.op != "conv_bn_relu":
+        return []
     x, weight, groups = call["x"], call["weight"], call["groups"]
     n, k, p, q = workload.out_shape(call)
     precision = launch.fp32_precision() if x.dtype == torch.float32 else "ieee"
@@ -129,15 +150,21 @@ def measure(call, arguments, device, seconds):
     if not runs:
         return None
     clock = timing.cuda_clock if device.type == "cuda" else None
-    timings = timing.interleaved(runs, seconds=seconds, min_rounds=3, device=device.type, clock=clock)
+    compare = functools.partial(timing.interleaved, device=device.type, clock=clock)
+    if len(runs) > FINALISTS:
+        once = compare(runs, seconds=0.0, min_rounds=1)
+        fastest = sorted(once, key=lambda name: once[name].median)[:FINALISTS]
+        runs = {name: run for name, run in runs.items() if name in fastest or backends[name][1] is None}
+    timings = compare(runs, seconds=seconds, min_rounds=3)
+    order = sorted(timings, key=lambda name: timings[name].median)
     best, config = {}, {}
-    for name, t in sorted(timings.items(), key=lambda item: item[1].median):
+    for name in order:
         backend, chosen = backends[name]
         if backend not in best:
-            best[backend] = t.median
+            best[backend] = timings[name].median
             if chosen:
                 config[backend] = chosen
-    return tuning.entry(best, config)
+    return tuning.entry(best, config, {name: timings[name].median for name in order[:2]} if config else None)
 
 
 def _run(call, backend, config, arguments):
@@ -181,15 +208,15 @@ def _detail(call):
 
 
 def _row(call, count, arguments, entry):
-    others = sorted((s, name) for name, s in entry.seconds.items() if name != entry.choice)
+    ways = sorted((s, name) for name, s in (entry.ranking or entry.seconds).items())
     x = next(a for a in arguments if isinstance(a, torch.Tensor))
     with dispatch.strict(False):
         default = dispatch.automatic(call.op, x, _detail(call)).backend
     return {
         "op": call.op, "shape": _shape(call), "count": count,
-        "choice": entry.choice + " (its own launch)" * (entry.choice in entry.config),
-        "time": tuning.duration(entry.seconds[entry.choice]), "runner_up": others[0][1] if others else "-",
-        "then": tuning.duration(others[0][0]) if others else "-", "default": default,
+        "choice": ways[0][1], "time": tuning.duration(ways[0][0]),
+        "runner_up": ways[1][1] if len(ways) > 1 else "-",
+        "then": tuning.duration(ways[1][0]) if len(ways) > 1 else "-", "default": default,
     }  # fmt: skip
 
 
