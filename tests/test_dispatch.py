@@ -74,4 +74,6 @@ def test_a_measured_kernel_with_statistics_runs_however_few_its_tiles(gpu):
         assert dispatch.choose_conv_stats(x, weight, x, *where).reason.startswith("1 tiles are too few")
     tuning.table(x.device).store({keys[0]: tuning.entry({"cuda": 1e-6, "torch": 2e-6}, {"cuda": {"tile": "64x64"}})})
     choice = dispatch.choose_conv_stats(x, weight, x, *where)
-    assert (choice.backend, choice.config) == ("cuda", {"tile": "64x64"}) and choice.reason.startswith("measured: 1.0 us")
+    assert (choice.backend, choice.config) == ("cuda", {"tile": "64x64"}) and choice.reason.startswith(
+        "measured: 1.0 us"
+    )
