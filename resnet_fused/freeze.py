@@ -188,7 +188,8 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         batch: GPU: "exact" refuses other batches than that of the example; "pad" fills them up or cuts them in pieces.
 
     Returns:
-        `Engine` on a CPU, `frozen_static.StaticEngine` on a GPU.
+        `Engine` on a CPU, `frozen_static.StaticEngine` on a GPU. That one is measured beside the live model: where its layers
+        are slower, a snapshot of the live model runs in their place, and `rows` says so.
 
     Raises:
         TypeError: not a ResNet, or a part that cannot be folded (named).

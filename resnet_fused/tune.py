@@ -11,14 +11,13 @@ import time
 
 import torch
 
-from . import dispatch, launch, table, timing, tuning, workload
+from . import dispatch, table, timing, tuning, workload
+from ._tune_options import CONVOLUTIONS, detail, options
 from .accuracy import budget_used, channel_dim_of, exact
 
 COLUMNS = {"op": "op", "shape": "shape", "count": "calls", "choice": "fastest", "time": "time", "runner_up": "runner-up",
            "then": "its time", "default": "default"}  # fmt: skip
 
-# The forward ops of a convolution: torch's own, followed by a pass, is a way to run them.
-CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
 PER_CALL = 1.0  # seconds of timing: medians do not become better by more
 FINALISTS = 8  # that are measured in earnest; of more, one round each tells which
 
@@ -52,7 +51,9 @@ def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=la
                 left_out += 1
                 continue
             step(f"{i + 1} of {len(ordered)}: {call.op} {_shape(call)}")
-            measured = measure(call, arguments, device, min(PER_CALL, left / (len(ordered) - i)))
+            share = left / (len(ordered) - i)
+            # The costliest calls come first and may take more than their share of compiling.
+            measured = measure(call, arguments, device, min(PER_CALL, share), patience=max(share, left / 8))
             if measured is None:
                 continue
             tuning.table(device).store(dict.fromkeys(keys, measured))
@@ -85,58 +86,18 @@ def _fresh(call, arguments):
     return [a.clone() if n in written and a is not None else a for n, a in zip(names, arguments, strict=True)]
 
 
-def options(call, device):
-    """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them."""
-    conv = call.op in CONVOLUTIONS
-    found = {}
-    for name, backend in dispatch.BACKENDS.items():
-        able = backend.takes(device.type) and backend.why_not() is None
-        interpreted = name == "triton" and device.type == "cpu"
-        if able and not interpreted and (conv or name != "torch"):
-            found[name] = (name, None)
-    configurations = [("triton", c) for c in _configurations(call)] if "triton" in found else []
-    configurations += [(name, c) for name in dispatch.TILED if name in found for c in _tiles(call, name, device)]
-    for name, config in configurations:
-        found[f"{name} {' '.join(f'{k}={v}' for k, v in config.items())}"] = (name, config)
-    return found
-
-
-def _tiles(call, backend, device):
-    """Tiles and slices of the compiled convolutions: all that can run the shape and are worth a measurement."""
-    if call.op not in ("conv_bn_relu", "conv_bn_relu_pair", "conv_stats"):
-        return []
-    x, weight = (
-        torch.empty(s.shape, dtype=s.dtype, device=device).to(memory_format=torch.channels_last)
-        for s in (call["x"], call["weight"])
-    )
-    stride, padding, dilation, groups = _detail(call)[1:]
-    ask = dispatch.BACKENDS[backend].kernel("conv_bn_relu", "conv_choices")
-    text = ask(x, weight, stride, padding, dilation, groups, 1 if call.op == "conv_stats" else 32)
-    choices = [{"tile": tile, "splits": int(splits)} for tile, splits in map(str.split, text.splitlines())]
-    if call.op == "conv_stats":
-        return [{"tile": choice["tile"]} for choice in choices]
-    return choices + [{"tile": "apart"}] * (call.op == "conv_bn_relu_pair")
-
-
-def _configurations(call):
-    if call.op != "conv_bn_relu":
-        return []
-    x, weight, groups = call["x"], call["weight"], call["groups"]
-    n, k, p, q = workload.out_shape(call)
-    precision = launch.fp32_precision() if x.dtype == torch.float32 else "ieee"
-    c, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
-    default = launch.conv(n * p * q, k // groups, c, taps, groups, x.dtype.itemsize, precision)
-    return launch.conv_alternatives(default, x.dtype.itemsize)
-
-
-def measure(call, arguments, device, seconds):
-    """The tuning.Entry of `call`, or None where nothing can run it."""
+def measure(call, arguments, device, seconds, patience=math.inf):
+    """The tuning.Entry of `call`, or None where nothing can run it. Every backend is tried; configurations of its own only
+    as long as trying (Triton compiles each) took less than `patience` seconds."""
+    start = time.monotonic()
     size = sum(t.nbytes for t in arguments if isinstance(t, torch.Tensor))
     count = min(4, timing.sets_needed(size, device.type))  # cold enough; more would only cost memory
     sets = [arguments, *(workload.tensors(call, device, seed) for seed in range(1, count))]
     gate = _Gate(call, arguments)
     runs, backends = {}, {}
     for name, (backend, config) in options(call, device).items():
+        if config is not None and time.monotonic() - start > patience:
+            continue
         run = functools.partial(_run, call, backend, config)
         try:
             with dispatch.record() as noted:
@@ -196,25 +157,11 @@ def _tuple(results):
     return results if isinstance(results, tuple) else (results,)
 
 
-def _detail(call):
-    """What the dispatcher is told of a convolution besides its tensors."""
-    if call.op not in CONVOLUTIONS:
-        return ()
-    given = dict(call.arguments)
-    return (
-        given["weight"].shape,
-        given["stride"],
-        given["padding"],
-        given.get("dilation", (1, 1)),
-        given.get("groups", 1),
-    )
-
-
 def _row(call, count, arguments, entry):
     ways = sorted((s, name) for name, s in (entry.ranking or entry.seconds).items())
     x = next(a for a in arguments if isinstance(a, torch.Tensor))
     with dispatch.strict(False):
-        default = dispatch.automatic(call.op, x, _detail(call)).backend
+        default = dispatch.automatic(call.op, x, detail(call)).backend
     return {
         "op": call.op, "shape": _shape(call), "count": count,
         "choice": ways[0][1], "time": tuning.duration(ways[0][0]),

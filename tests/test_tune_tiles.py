@@ -110,6 +110,12 @@ def test_a_convolution_with_statistics_takes_what_was_measured(clock):
     assert noted[0][2].backend == "torch" and noted[0][2].reason.startswith("measured: 1.0 us")
 
 
+def test_configurations_are_tried_only_while_there_is_time(clock):
+    call = call_of("conv_bn_relu")
+    entry = tune.measure(call, workload.tensors(call, CPU), CPU, 0.0, patience=0.0)
+    assert entry.config == {} and {"emulator", "torch", "eager"} == set(entry.seconds) and entry.ranking is None
+
+
 def test_tuning_a_pair_tunes_its_convolutions_alone_as_well(clock, monkeypatch):
     """Where they are faster apart, each runs as its own entry says."""
     call = call_of("conv_bn_relu_pair")
