@@ -133,6 +133,16 @@ def record_keys():
     return _set("keys", [])
 
 
+def observed():
+    """Whether somebody records what runs, op by op."""
+    return _state["rows"] is not None or _state["keys"] is not None
+
+
+def setting(device):
+    """What besides the tensors decides a choice on a torch.device: equal settings, equal choices."""
+    return _state["backend"], _state["config"], BACKENDS["native"], tuning.table(device).entries
+
+
 def backends():
     """{name: "available" or why not} for every backend."""
     return {name: b.why_not() or "available" for name, b in BACKENDS.items()}
