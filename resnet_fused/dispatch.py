@@ -78,6 +78,9 @@ BACKENDS = {
     "eager": Backend(lambda: None, lambda device: True, None),
 }
 
+# Backends whose convolutions take a tile and a number of slices by name (csrc/cuda/conv_choice.h).
+TILED = ("cuda", "emulator")
+
 # Process-wide, not a ContextVar: autograd runs the backward of CUDA tensors in threads of its own, which must see it.
 _state = {"backend": _env.BACKEND, "strict": _env.STRICT, "rows": None, "keys": None, "config": None}
 
@@ -246,12 +249,11 @@ def choose_conv_stats(x, weight, out, *detail):
     The kernel cannot cut its reduction (statistics need finished sums), so below half a wave of tiles it leaves a GPU idle
     and torch's split convolution wins, for all that the other pass costs (predicted, not measured).
     """
+    choice, asked = pick("conv_stats", x, weight, detail=(weight.shape, *detail))
     tiles = -(-out.numel() // out.shape[1] // 128) * -(-out.shape[1] // 128)
-    if x.device.type == "cuda" and _state["backend"] == "auto" and tiles < launch.SMS // 2:
-        return note(
-            "conv_stats", x, Choice("torch", f"{tiles} tiles are too few for the kernel (predicted, not measured)")
-        )
-    return choose("conv_stats", x, weight, detail=(weight.shape, *detail))
+    if x.device.type == "cuda" and not asked and choice.backend != "eager" and tiles < launch.SMS // 2:
+        choice = Choice("torch", f"{tiles} tiles are too few for the kernel (predicted, not measured)")
+    return note("conv_stats", x, choice, asked)
 
 
 def prefers_channels_last(x, weight, evaluation):
@@ -282,7 +284,11 @@ def note(op, x, choice, asked=False):
 def kernel(choice, stem, op):
     """The function of backend `choice` that launches `op`, whose kernels live under `stem`."""
     function = BACKENDS[choice.backend].kernel(stem, op)
-    return functools.partial(function, config=choice.config) if choice.config else function
+    if not choice.config:
+        return function
+    # Triton's launchers take one dictionary, the ops of the library an argument for each entry.
+    given = {"config": choice.config} if choice.backend == "triton" else choice.config
+    return functools.partial(function, **given)
 
 
 def tf32_allowed():
