@@ -14,10 +14,11 @@ from torch import nn
 from . import layout, tuning
 from .accuracy import budget_used, exact
 from .frozen_conv import WinogradF4, WinogradF4Taps, ways
-from .frozen_site import Block, Site, check_model, check_site, measure
+from .frozen_site import Block, Site, check_model, check_site, measure, pool_of, stages
 from .reference import by_modules, in_float64
 
 DTYPES = (torch.float32, torch.bfloat16)
+ANOTHER_NETWORK = 10.0  # times the error budget: more than any rounding
 TUNING_SECONDS = 3.0  # at most, for a whole network: a bound on freeze(), not on what it finds
 
 
@@ -33,16 +34,16 @@ class Engine:
         self.dtype, self.exact, self._model = dtype, exact, model
         self.example_shape, self.options = tuple(example.shape), {"exact": exact}
         self.entries = {}  # what the choices come from: {key: tuning.Entry}
-        pool = model.maxpool
+        pool = pool_of(model)
         standard = isinstance(pool, nn.MaxPool2d) and (pool.kernel_size, pool.stride, pool.padding, pool.dilation) == (
             3, 2, 1, 1,
         )  # fmt: skip
         self._pool = None if standard and not pool.ceil_mode else pool
         self._stem = Site("conv1", model.conv1, model.bn1, pool=self._pool is None)
         self._blocks = [
-            Block(f"layer{i}.{j}", block)
-            for i in (1, 2, 3, 4)
-            for j, block in enumerate(getattr(model, f"layer{i}"))
+            Block(f"{name}.{j}", block)
+            for name, blocks in stages(model)
+            for j, block in enumerate(blocks)
         ]  # fmt: skip
         self._sites = [self._stem, *(site for block in self._blocks for site in block.all_sites())]
         for site in self._sites:
@@ -50,10 +51,25 @@ class Engine:
         self._find_shapes(example)
         self._tune(without=())
         self.refresh()
+        self._check(example[:1])
+
+    def _check(self, example):
+        """Is this the network that the model computes, and within its error budget?
+
+        F(4x4,3x3) has 1.8 times the RMS error of a direct convolution in a layer (docs/winograd.md). That fits the budget
+        of a whole network, but nobody promises it for every network.
+        """
+        share = self._budget_used(example)
         uses_f4 = any(issubclass(s.way, (WinogradF4, WinogradF4Taps)) for s in self._sites if isinstance(s.way, type))
-        if uses_f4 and self._budget_used(example[:1]) > 1:
+        if uses_f4 and share > 1:
             self._tune(without=(WinogradF4, WinogradF4Taps))
             self.refresh()
+            share = self._budget_used(example)
+        if share > ANOTHER_NETWORK:
+            raise ValueError(
+                f"freeze: the logits are {share:.3g} times the error budget away from the model's: the forward of "
+                f"{type(self._model).__name__} or of a block is not that of a ResNet; use the live model"
+            )
 
     def _find_shapes(self, example):
         """One pass by modules: what arrives at every convolution."""
@@ -75,11 +91,7 @@ class Engine:
             site.shape = shapes[site.conv]
 
     def _budget_used(self, example):
-        """The engine's error against float64 as a share of twice the model's own (accuracy.py), on one image.
-
-        F(4x4,3x3) has 1.8 times the RMS error of a direct convolution in a layer (docs/winograd.md). That fits the budget
-        of a whole network, but nobody promises it for every network.
-        """
+        """The engine's error against float64 as a share of twice the model's own (accuracy.py), on one image."""
         example = example.to(self.dtype)
         model = copy.deepcopy(self._model).eval()
         eager = by_modules(model).to(self.dtype)(example)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from . import tuning
+from .frozen_site import pool_of, stages
 from .zero_pad import ZeroPadShortcut
 
 FORMAT = 1
@@ -81,19 +82,21 @@ class _Network(nn.Module):
 
     def forward(self, x):
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for _, blocks in stages(self):
+            x = blocks(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
 def _network(model):
     layers = [
         [
-            {name: _describe(f"layer{i}.{j}.{name}", getattr(block, name, None)) for name in BLOCK_PARTS}
-            for j, block in enumerate(getattr(model, f"layer{i}"))
+            {part: _describe(f"{name}.{j}.{part}", getattr(block, part, None)) for part in BLOCK_PARTS}
+            for j, block in enumerate(blocks)
         ]
-        for i in (1, 2, 3, 4)
+        for name, blocks in stages(model)
     ]
-    return {name: _describe(name, getattr(model, name)) for name in PARTS} | {"layers": layers}
+    parts = {name: getattr(model, name) for name in PARTS if name != "maxpool"} | {"maxpool": pool_of(model)}
+    return {name: _describe(name, part) for name, part in parts.items()} | {"layers": layers}
 
 
 def save(engine, path):

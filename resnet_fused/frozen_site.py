@@ -1,5 +1,6 @@
 """The convolutions of a ResNet that is frozen, block by block, and how long each way to run one takes."""
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -70,17 +71,26 @@ class Block:
         return self.sites[-1].run(out, x)
 
 
+def stages(model):
+    """[(name, blocks)]: layer1, layer2, ... of a ResNet, as many as it has."""
+    names = itertools.takewhile(lambda name: hasattr(model, name), (f"layer{i}" for i in itertools.count(1)))
+    return [(name, getattr(model, name)) for name in names]
+
+
+def pool_of(model):
+    """What follows the stem; networks for small images have nothing there."""
+    return getattr(model, "maxpool", None) or nn.Identity()
+
+
 def check_model(model):
     """Raises TypeError unless `model` has the parts of a ResNet."""
-    missing = [
-        part for part in ("conv1", "bn1", "maxpool", "layer1", "layer4", "avgpool", "fc") if not hasattr(model, part)
-    ]
+    missing = [part for part in ("conv1", "bn1", "layer1", "avgpool", "fc") if not hasattr(model, part)]
     if missing:
         raise TypeError(f"freeze: {type(model).__name__} is not a ResNet: it has no {missing[0]}")
-    for i in (1, 2, 3, 4):
-        for j, block in enumerate(getattr(model, f"layer{i}")):
+    for name, blocks in stages(model):
+        for j, block in enumerate(blocks):
             if not all(hasattr(block, part) for part in ("conv1", "bn1", "conv2", "bn2", "downsample")):
-                raise TypeError(f"freeze: layer{i}.{j} is a {type(block).__name__}, not a BasicBlock or Bottleneck")
+                raise TypeError(f"freeze: {name}.{j} is a {type(block).__name__}, not a BasicBlock or Bottleneck")
 
 
 def check_site(site):

@@ -51,6 +51,9 @@ class StaticEngine(Engine):
     def _tune(self, without):
         self._pairs, self._head_way, self._head_reason = frozen_choose.choose(self)
 
+    def _check(self, example):
+        """Later, when there is a program, and layer by layer: frozen_check.py."""
+
     @torch.no_grad()
     def refresh(self):
         """Reads the model's weights and statistics again, into the memory that the graph reads."""

@@ -2,6 +2,9 @@
 
 import copy
 import importlib
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,6 +14,8 @@ from test_resnet import narrow, pair
 import resnet_fused
 from resnet_fused import frozen_conv
 from resnet_fused.accuracy import assert_within_budget
+from resnet_fused.reference import with_lively_norms
+from resnet_fused.resnet import BasicBlock, ResNet
 
 freeze_module = importlib.import_module("resnet_fused.freeze")  # resnet_fused.freeze is the function
 ALL = {way.name: way for way in (*frozen_conv.WINOGRAD, *frozen_conv.DIRECT)}
@@ -85,11 +90,29 @@ def test_f4_is_dropped_where_it_is_not_accurate_enough(monkeypatch):
         return [w for w in frozen_conv.ways(site, dtype, exact) if w is not frozen_conv.OneDNN] or [frozen_conv.OneDNN]
 
     monkeypatch.setattr(freeze_module, "ways", ways)
-    shares = iter([1.5])
+    shares = iter([1.5, 0.5])
     monkeypatch.setattr(freeze_module.Engine, "_budget_used", lambda self, example: next(shares))
     engine = resnet_fused.freeze(narrow().eval(), torch.randn(1, 3, 40, 40))
     backends = {row["backend"] for row in engine.rows}
     assert any("F(2x2" in b for b in backends) and not any("F(4x4" in b for b in backends)
+
+
+@pytest.mark.parametrize("shortcut", ["zero_pad", "projection"])
+def test_networks_for_small_images(shortcut):
+    model = with_lively_norms(resnet_fused.resnet20(shortcut=shortcut)).eval()
+    engine = check(model, model, torch.randn(3, 3, 32, 32))
+    assert len(engine.rows) == sum(isinstance(m, torch.nn.Conv2d) for m in model.modules())
+
+
+class Doubles(ResNet):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_another_forward_is_refused():
+    model = Doubles(BasicBlock, [1, 1, 1, 1]).eval()
+    with pytest.raises(ValueError, match=r"times the error budget away .* the forward of Doubles"):
+        resnet_fused.freeze(model, torch.randn(1, 3, 32, 32))
 
 
 def test_refresh_reads_the_weights_again():
@@ -119,9 +142,17 @@ def test_a_training_model_is_frozen_in_evaluation_and_left_in_training():
 
 
 def test_exact_keeps_a_nan_where_eager_has_it():
-    model = narrow().eval()
-    engine = resnet_fused.freeze(model, torch.randn(1, 3, 64, 64), exact=True)
+    model, x = narrow().eval(), torch.randn(1, 3, 256, 256)
+    engine = resnet_fused.freeze(model, x, exact=True)
     assert not any("winograd" in row["backend"] for row in engine.rows)
+    x[0, 1, 2, 3] = float("nan")
+    seen = []
+    engine._blocks.append(lambda out: seen.append(out) or out)
+    engine(x)
+    with torch.no_grad():
+        h = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+        expected = model.layer4(model.layer3(model.layer2(model.layer1(h))))
+    assert torch.equal(seen[0].isnan(), expected.isnan()) and 0 < expected.isnan().sum() < expected.numel()
 
 
 def test_two_threads_at_once():
@@ -140,6 +171,67 @@ def test_two_threads_at_once():
     for t in threads:
         t.join()
     assert not wrong
+
+
+def test_two_engines_in_two_threads():
+    engines = [resnet_fused.freeze(narrow().eval(), torch.randn(4, 3, 48, 48)) for _ in range(2)]
+    x = torch.randn(4, 3, 48, 48)
+    expected, wrong = [engine(x) for engine in engines], []
+    assert not torch.allclose(*expected)
+
+    def work(i):
+        for _ in range(10):
+            if not torch.allclose(engines[i](x), expected[i], rtol=1e-5, atol=1e-6):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_runs_the_engine_of_its_parent():
+    """As the workers of a DataLoader do, in one thread: a pool of OpenMP threads does not survive a fork."""
+    program = """
+import os, torch, resnet_fused
+torch.set_num_threads(2)
+model = resnet_fused.resnet20().eval()
+x = torch.randn(2, 3, 32, 32)
+engine = resnet_fused.freeze(model, x)
+expected = engine(x)
+with torch.no_grad():
+    live = model(x)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        good = torch.allclose(engine(x), expected, atol=1e-4) and torch.allclose(model(x), live, atol=1e-4)
+    os._exit(0 if good else 3)
+assert os.waitpid(child, 0)[1] == 0
+assert torch.equal(engine(x), expected)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_memory_does_not_grow_over_10000_calls():
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4).eval()
+    x = torch.randn(1, 3, 32, 32)
+    engine = resnet_fused.freeze(model, x)
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    for _ in range(500):
+        engine(x)
+    before = resident()
+    for _ in range(10_000):
+        engine(x)
+    assert resident() - before < 4 << 20  # 10,000 logits would be 0.6 MB, 10,000 of the smallest maps 5
 
 
 def test_what_cannot_be_frozen_is_refused_by_name():
