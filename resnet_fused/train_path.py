@@ -58,18 +58,22 @@ def _learns(x, pairs):
 
 def route(x, chains):
     """How blocks [([(conv, bn), ...], downsample), ...] that may be fused are run: "training", by its ops; "modules", one by
-    one, where only torch can synchronise; None, as in evaluation."""
+    one, where only torch can synchronise; None, as in evaluation. downsample: None, nn.Sequential(conv, bn), (conv, bn), or
+    any other module."""
+    chains = _projections(chains)
     pairs = _pairs_of(chains)
     if not wanted(x, pairs):
         return None
-    ordinary = all(down is None or is_projection(down) for _, down in chains)
-    if ordinary and not any(is_frozen(bn) for _, bn in pairs) and why_not(x, _projections(chains)) is None:
+    ordinary = all(projection is None or type(projection) is tuple for _, projection in chains)
+    if ordinary and not any(is_frozen(bn) for _, bn in pairs) and why_not(x, chains) is None:
         return "training"
     return "modules" if syncs(pairs) else None
 
 
 def _pairs_of(chains):
-    return [pair for main, down in chains for pair in (*main, *([tuple(down)] if is_projection(down) else []))]
+    return [
+        pair for main, projection in chains for pair in (*main, *([projection] if type(projection) is tuple else []))
+    ]
 
 
 def route_of_stem(x, conv, bn, maxpool):
@@ -82,7 +86,8 @@ def route_of_stem(x, conv, bn, maxpool):
 
 
 def _projections(chains):
-    return [(main, None if downsample is None else (downsample[0], downsample[1])) for main, downsample in chains]
+    """The chains with (conv, bn) for a sequence of the two; what else a shortcut may be stays as it is."""
+    return [(main, tuple(down) if is_projection(down) else down) for main, down in chains]
 
 
 def chains_of(x, layer, forward):
@@ -95,7 +100,7 @@ def chains_of(x, layer, forward):
         return None
     chains = [block._fused_chain() for block in blocks]
     # The op keeps what its backward may need of every block, also of leading ones that nobody wants a gradient of.
-    if not chains or not _learns(x, _pairs_of(chains[:1])):
+    if not chains or not _learns(x, _pairs_of(_projections(chains[:1]))):
         return None
     return chains if route(x, chains) == "training" else None
 

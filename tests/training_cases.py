@@ -83,3 +83,19 @@ def inside(monkeypatch, refuse=lambda func, args, kwargs: False):
         monkeypatch.setattr(module, "call", lambda op, implementation, *args: implementation(*args))
     with Watch():
         yield names
+
+
+_ASK = (
+    "aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal", "aten.masked_select", "aten._unique",
+    "aten.bincount",
+)  # fmt: skip
+
+
+def asks_the_device(func, args, kwargs):
+    """For `inside`: whether an operator makes the host wait for values, so that a step with it cannot be captured."""
+    name, source = str(func), args[0] if args else None
+    if name.startswith("aten.copy_"):
+        source = args[1]
+    from_device = isinstance(source, torch.Tensor) and source.device.type != "cpu"
+    to = args[0].device if name.startswith("aten.copy_") else kwargs.get("device")
+    return name.startswith(_ASK) or (from_device and to is not None and torch.device(to).type == "cpu")

@@ -34,8 +34,13 @@ def _forward(x, block):
             h = normalise(z, unit, stats)
     if block.projection is None:
         return end_of_block(z, unit, stats, x), saved
-    saved.append(convolve(x, block.projection))
+    saved.append(convolve(_beside(z, x), block.projection))
     return end_of_block(z, unit, stats, saved[-1][0], block.projection, saved[-1][1]), saved
+
+
+def _beside(z, x):
+    """x in a layout from which a projection comes out as z does: of 1x1 weights none can be told, unlike of 3x3 ones."""
+    return layout.in_format(x, layout.CHANNELS_LAST) if layout.nearest_format(z) is layout.CHANNELS_LAST else x
 
 
 def _again(x, block, saved):
@@ -64,7 +69,7 @@ def _fake(x, tensors, numbers, eps, groups, recompute):
             h = empty_output(h, unit)
             saved += [h, empty_stats(h, unit)]
         if block.projection is not None:
-            z = empty_output(first, block.projection)
+            z = empty_output(_beside(h, first), block.projection)
             saved += [z.new_empty(0) if recompute else z, empty_stats(z, block.projection)]
         between.append(torch.empty_like(h))
     return [between[-1], *saved, *([] if recompute else between[:-1])]
@@ -93,7 +98,8 @@ def _run_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, w
     else:
         for block, of_block in zip(blocks, pairs, strict=True):
             if block.projection is not None:
-                of_block[-1] = (_convolved_again(inputs[-1], block.projection), of_block[-1][1])
+                x_beside = _beside(of_block[len(block.units) - 1][0], inputs[-1])
+                of_block[-1] = (_convolved_again(x_beside, block.projection), of_block[-1][1])
             inputs.append(_again(inputs[-1], block, of_block))
         outs = inputs[1:]
         inputs.pop()
@@ -157,6 +163,7 @@ def _backward(grad, grad2, x, y, block, saved, flags, want_x):
             break
         grad_h, grads[u, "weight"] = conv_backward(grad_z, h, units[u], before[u], flag.weight)
         if u and before[u]:
+            grad_h = layout.in_format(grad_h, layout.nearest_format(h))  # 1x1 weights after 3x3 ones, in another layout
             grad_z, _ = norm(u - 1, units[u - 1], flags.units[u - 1], grad_h, h, want_z[u - 1])
         elif u:
             break
@@ -246,6 +253,7 @@ def relu_outputs(output, x, tensors, numbers, eps, groups, recompute):
         for unit, (z, stats) in zip(block.units[:-1], pairs, strict=False):
             yield normalise(z, unit, stats)
         if block.projection is not None and recompute:
-            pairs[-1] = (_convolved_again(x, block.projection), pairs[-1][1])
+            x_beside = _beside(pairs[len(block.units) - 1][0], x)
+            pairs[-1] = (_convolved_again(x_beside, block.projection), pairs[-1][1])
         x = _again(_dense(x), block, pairs)
         yield x

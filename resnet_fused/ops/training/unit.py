@@ -76,9 +76,10 @@ def convolve(x, unit):
         mean, var = (stats[MEAN], stats[VAR]) if part is None else sync.moments(part)
         z = empty_output(x, unit)
         choice = dispatch.choose_conv_stats(x, unit.weight, z, *map(tuple, unit.convolution), unit.groups)
-        if choice.backend not in ("torch", "eager"):
+        # Not a larger map from one pixel: the pixel is channels_last whatever the network is, the map is not.
+        if choice.backend not in ("torch", "eager") and layout.is_channels_last(z):
             dispatch.kernel(choice, "conv_bn_relu", "conv_stats")(
-                x, layout.in_format(unit.weight, memory_format), z, mean, stats[INVSTD], stats[SCRATCH], var,
+                x, layout.in_format(unit.weight, layout.CHANNELS_LAST), z, mean, stats[INVSTD], stats[SCRATCH], var,
                 None, *unit.convolution, unit.groups, 1.0, unit.eps,
             )  # fmt: skip
             return z, _over_processes(z, unit, stats, part)
