@@ -29,9 +29,15 @@ def forward(case, device, peers, exactly=False):
     """{name: (kind, maker)}; `maker(a)`: a function without arguments that makes the call on the arguments `a`."""
     conv = case.op.startswith("conv")
     made = {name: ("ours", functools.partial(_ours, case, name)) for name in backends(device, conv)}
+    if case.op == "pool_linear":  # no op of the dispatcher: the static engine calls the kernel
+        able = [name for name in backends(device, False) if name in dispatch.TILED]
+        made = {f"{name}, one launch": ("ours", functools.partial(_head, name)) for name in able}
     if conv and device == "cpu" and "fused" in peers:
-        site = _site(case, case.arguments("cpu", 0))
-        for way in frozen_conv.ways(site, case.call["x"].dtype, exactly):
+        first, *others = _sites(case, case.arguments("cpu", 0))
+        ways = frozen_conv.ways(first, case.call["x"].dtype, exactly)
+        for other in others:
+            ways = [way for way in ways if way in frozen_conv.ways(other, case.call["x"].dtype, exactly)]
+        for way in ways:
             kind = "peer" if way.name.startswith("onednn") else "ours"
             name = way.name.replace("onednn", "onednn fused")
             made[name] = (kind, functools.partial(_frozen, case, way))
@@ -81,6 +87,27 @@ def _ours(case, name, a):
     return under(name, functools.partial(case.run, case.public, a))
 
 
+def _head(name, a):
+    kernel = dispatch.BACKENDS[name].kernel("pool_linear", "pool_linear")
+    x, weight = a["x"], a["weight"]
+
+    def run():
+        out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+        kernel(x, weight, a["bias"], out)
+        return out
+
+    return run
+
+
+def _sites(case, a):
+    """The convolution of a case, or both of a pair."""
+    if case.op != "conv_bn_relu_pair":
+        return [_site(case, a)]
+    names = [name for name in a if name.endswith("2")]
+    second = {name[:-1]: a[name] for name in names} | {"x": a["x"], "padding": (0, 0), "relu": False}
+    return [_site(case, a), _site(case, second)]
+
+
 def _site(case, a):
     k, c, r, s = a["weight"].shape
     groups, dilation = a.get("groups", 1), a.get("dilation", 1)
@@ -94,16 +121,23 @@ def _site(case, a):
 
 def _frozen(case, way, a):
     """Folded and packed; the residual is dead in a network and written over, so the call has one of its own."""
-    run = way(_site(case, a), a["x"].dtype)
+    runs = [way(site, a["x"].dtype) for site in _sites(case, a)]
     residual = a.get("residual")
     residual = None if residual is None else residual.clone(memory_format=torch.channels_last)
     x = a["x"].contiguous(memory_format=torch.channels_last)
+    if len(runs) > 1:
+        return lambda: tuple(run(x) for run in runs)
+    (run,) = runs
     return lambda: run(x) if residual is None else run(x, residual)
 
 
 def _cudnn(case, a):
     """cuDNN's own fusion, with the batch norm folded into weight and bias."""
-    site = _site(case, a)
+    runs = [_cudnn_site(site, a) for site in _sites(case, a)]
+    return (lambda: tuple(run() for run in runs)) if len(runs) > 1 else runs[0]
+
+
+def _cudnn_site(site, a):
     weight, bias = (t.to(a["x"].dtype) for t in fold(site.conv, site.bn))
     weight = weight.contiguous(memory_format=torch.channels_last)
     conv = site.conv.stride, site.conv.padding, site.conv.dilation, site.conv.groups

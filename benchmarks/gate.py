@@ -20,17 +20,24 @@ def _first_images(case, a):
     return a | {k: a[k][:images] for k in ("x", "residual") if a.get(k) is not None}, slice(images)
 
 
+def _tuple(out):
+    return out if isinstance(out, tuple) else (out,)
+
+
 class Forward:
     """`share(out)` of the budget for the arguments `a` of `case`."""
 
     def __init__(self, case, a):
         few, self.images = _first_images(case, a)
         with torch.no_grad():
-            self.eager = case.run(case.reference, copies(few))
-            self.oracle = case.run(case.reference, _wide(few))
+            self.eager = _tuple(case.run(case.reference, copies(few)))
+            self.oracle = _tuple(case.run(case.reference, _wide(few)))
 
     def share(self, out):
-        return budget_used(out[self.images].detach(), self.eager, self.oracle, channel_dim=channel_dim_of(self.eager))
+        return max(
+            budget_used(ours[self.images].detach(), eager, oracle, channel_dim=channel_dim_of(eager))
+            for ours, eager, oracle in zip(_tuple(out), self.eager, self.oracle, strict=True)
+        )
 
 
 class Backward:

@@ -168,7 +168,8 @@ def chosen(args, model):
             kind = case.op, case.direction
             seen[kind] += 1
             # Nobody trains with one image, and there a launch takes longer than its kernel.
-            training = batch == 1 and args.device == "cuda" and kind != ("conv_bn_relu", "forward")
+            of_training = case.direction == "backward" or case.op in ("bn_relu", "add_relu")
+            training = batch == 1 and args.device == "cuda" and of_training
             if not training and (args.first is None or seen[kind] <= args.first):
                 yield case
 

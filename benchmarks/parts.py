@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PROBES = ROOT / "benchmarks" / "probes"
+# Not -arch=sm_90a: nvcc 13.0 then adds PTX of compute_90, which has no wgmma, to a program.
+PROBE_FLAGS = "-std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a"
 OP_TESTS = ("add_relu", "bn_relu", "conv_bn_relu", "training_block")
 BACKENDS = ("cuda", "triton", "eager")
 # Two parts, so that a compiler that takes its whole box costs no other result; both share two models to compare by.
@@ -91,8 +94,9 @@ def _checks(device, box, smoke):
                 tests += ("-n", "4")  # it compiles in every test
             made.append(Part(f"tests-{op}-{backend}", 2, box, tests))
     if device == "cuda":
-        tests = _python("-m", "pytest", "-q", "-rf", "tests/test_frozen_static.py", "--device=cuda")
-        made.append(Part("tests-static-engine", 2, box, tests))
+        for name, files in (("static-engine", ["frozen_static"]), ("private-ops", ["conv_choice", "pool_linear"])):
+            tests = _python("-m", "pytest", "-q", "-rf", *(f"tests/test_{f}.py" for f in files), "--device=cuda")
+            made.append(Part(f"tests-{name}", 2, box, tests))
     calls = _python("-m", "benchmarks.sanitized", "--device", device, "--size", 48, "--model", "resnet18")
     if device == "cpu":
         return [*made, Part("sanitized-calls", 2, box, calls)]
@@ -111,6 +115,18 @@ def _compiled(name, stage, box, arguments):
     return Part(name, stage, box, ("sh", "-c", command), lacks=lacks)
 
 
+def probes(box):
+    """The programs of benchmarks/probes, compiled side by side; one that fails leaves the others theirs."""
+    nvcc, lacks = _missing("nvcc", "/usr/local/cuda/bin/nvcc")
+    binaries = {source: ROOT / "build" / "probes" / source.stem for source in sorted(PROBES.glob("*.cu"))}
+    compiled = "".join(f"{nvcc} {PROBE_FLAGS} {source} -o {binary} & " for source, binary in binaries.items())
+    run = "".join(f"{binary} || status=1; " for binary in binaries.values())
+    command = (
+        f"mkdir -p {ROOT / 'build' / 'probes'}; rm -f {ROOT / 'build' / 'probes'}/*; {compiled}wait; status=0; {run}"
+    )
+    return Part("probes", 3, box, ("sh", "-c", f"{command}exit $status"), lacks=lacks)
+
+
 def _measurements(device, output, size, batches, smoke):
     """Alone on the machine, the most telling first: what a cut leaves out matters least."""
     common = ("--device", device, "--output", output, "--size", size)
@@ -127,9 +143,8 @@ def _measurements(device, output, size, batches, smoke):
 
     plain = ("--peers", "eager", "live", "frozen") if smoke else ("--peers", *PLAIN)
     few, one = (("--first", 2), ("--first", 1)) if smoke else ((), ())
-    probes = _compiled("probes", 3, 20, "-std=c++17 -O3 -arch=sm_90a benchmarks/probes/hopper.cu")
     made = [
-        *([probes] if device == "cuda" else []),
+        *([probes(20)] if device == "cuda" else []),
         part("steering", "steering", 40, "--batch", *batches, *few),
         *(part(f"inference-{b}", "resnet", 50 if b == "256" else 40, "--batch", b, *plain) for b in batches),
         part("kernels", "kernels", 70, "--batch", *batches, *one, "--peers", "eager", "fused"),

@@ -112,7 +112,7 @@ class CudnnFused(nn.Module):
         self.model, self.dtype = model, dtype
         self.stem = self._conv(model.conv1, model.bn1)
         self.blocks = []
-        for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for layer in (child for name, child in model.named_children() if name.startswith("layer")):
             for block in layer:
                 pairs = [(getattr(block, f"conv{i}", None), getattr(block, f"bn{i}", None)) for i in (1, 2, 3)]
                 convs = [self._conv(*pair) for pair in pairs if pair[0] is not None]

@@ -10,7 +10,8 @@ import sys
 
 import torch
 
-from resnet_fused import resnet, table
+import resnet_fused
+from resnet_fused import table
 from resnet_fused.accuracy import budget_used, exact
 from resnet_fused.cli_args import UsageError
 from resnet_fused.progress import Progress
@@ -83,7 +84,7 @@ def _input(name, x):
 def run_training(model, x, chosen, seconds, log, step, deadline):
     """Rows for one batch: forward, loss, backward and SGD with momentum; autocast where x is no float32."""
     device, rows, runs = x.device.type, {}, {}
-    target = torch.randint(1000, (len(x),), device=device)
+    target = torch.randint(model.fc.out_features, (len(x),), device=device)
     for name, make in peers.training(model, x).items():
         if chosen and name not in chosen:
             continue
@@ -192,7 +193,9 @@ def run(args, chosen):
     """Measures and records all batches; once the budget is spent, models that have had no turn are left out."""
     deadline = options.deadline(args)
     torch.manual_seed(0)
-    model = with_lively_norms(getattr(resnet, args.model)()).eval().to(args.device, memory_format=torch.channels_last)
+    model = (
+        with_lively_norms(getattr(resnet_fused, args.model)()).eval().to(args.device, memory_format=torch.channels_last)
+    )
     if args.mode == "infer":
         model = model.to(args.dtype)
     log = record.Log("resnet", args.device, args.output)

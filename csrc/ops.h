@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 namespace resnet_fused {
 
@@ -45,6 +46,13 @@ struct Norm {
 struct Conv {
   int64_t n, h, w, c, k, r, s, p, q, groups;
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
+// How a CUDA convolution cuts its work: the name of a tile and in how many slices its reduction runs
+// (cuda/conv_choice.h); "auto" and 0: as predicted to be fastest for the shape.
+struct ConvChoice {
+  std::string_view tile = "auto";
+  int64_t splits = 0;
 };
 
 // `stream` is a cudaStream_t; the CPU launchers ignore it. `scratch` holds at least <op>_scratch(...) bytes, aligned to
@@ -89,12 +97,16 @@ RESNET_FUSED_LAUNCHERS
 namespace cuda {
 RESNET_FUSED_LAUNCHERS
 // out = [relu](bn(conv(x, weight)) [+ residual]), accumulated and normalised in float32 (has_var is true).
-// float32: TF32 tensor cores if allow_tf32, else IEEE FMA.
-size_t conv_bn_relu_scratch(DType dtype, Conv conv, bool allow_tf32);
+// float32: TF32 tensor cores if allow_tf32, else IEEE FMA. A choice that the shape does not allow is refused by
+// scratch, before any work; where only the pointers do not (views that start askew), the automatic one runs.
+size_t conv_bn_relu_scratch(DType dtype, Conv conv, bool allow_tf32, ConvChoice choice);
 void conv_bn_relu(DType dtype, const void* x, const void* weight, Norm norm, const void* residual, void* out, Conv conv,
-                  bool relu, bool allow_tf32, void* scratch, void* stream);
+                  bool relu, bool allow_tf32, ConvChoice choice, void* scratch, void* stream);
+// Fills `to` with the choices worth measuring, those predicted to be fastest first; at most `room`; returns their
+// count. most_splits 1: for conv_stats.
+int conv_choices(DType dtype, Conv conv, bool allow_tf32, int most_splits, ConvChoice* to, int room);
 // Two of them that read one x, without a residual: the first convolution of a block and its projection. One launch
-// where that is predicted to be faster.
+// where that is predicted to be faster; always with the tile and slices of a choice, never with the tile "apart".
 struct ConvSide {
   const void* weight;
   Norm norm;
@@ -102,19 +114,23 @@ struct ConvSide {
   Conv conv;
   bool relu;
 };
-size_t conv_bn_relu_pair_scratch(DType dtype, Conv first, Conv second, bool allow_tf32);
+size_t conv_bn_relu_pair_scratch(DType dtype, Conv first, Conv second, bool allow_tf32, ConvChoice choice);
 void conv_bn_relu_pair(DType dtype, const void* x, const ConvSide& first, const ConvSide& second, bool allow_tf32,
-                       void* scratch, void* stream);
+                       ConvChoice choice, void* scratch, void* stream);
 // out = conv(x, weight), and what bn_stats would give for it without another pass: mean and invstd of the stored
-// (rounded) values, running statistics updated.
-size_t conv_stats_scratch(DType dtype, Conv conv, bool allow_tf32);
+// (rounded) values, running statistics updated. Statistics need finished sums: the choice is of one slice.
+size_t conv_stats_scratch(DType dtype, Conv conv, bool allow_tf32, ConvChoice choice);
 void conv_stats(DType dtype, const void* x, const void* weight, void* out, Conv conv, float* mean, float* invstd,
                 MutableChannels running_mean, MutableChannels running_var, const int64_t* num_batches_tracked,
-                double momentum, double eps, bool allow_tf32, void* scratch, void* stream);
+                double momentum, double eps, bool allow_tf32, ConvChoice choice, void* scratch, void* stream);
 // max_pool2d(relu(bn(conv(x, weight))), 3, stride 2, padding 1) without writing the map before the pool (the stem).
 // out: [n, (p - 1) / 2 + 1, (q - 1) / 2 + 1, k].
 void conv_bn_relu_pool(DType dtype, const void* x, const void* weight, Norm norm, void* out, Conv conv, bool allow_tf32,
                        void* stream);
+// out[n, k] = mean of x[n, :, c] * weight[k, c], summed over c, + bias[k]: global average pool and linear layer. x is
+// [n, pixels, c], weight [k, c], bias [k] or nullptr, all of one dtype; means and sums in float32, rounded once.
+void pool_linear(DType dtype, const void* x, const void* weight, const void* bias, void* out, int64_t n, int64_t pixels,
+                 int64_t c, int64_t k, void* stream);
 }  // namespace cuda
 
 }  // namespace resnet_fused

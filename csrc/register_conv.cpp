@@ -74,7 +74,7 @@ template <auto kLaunch, auto kScratch>
 void conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
                   const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& residual,
                   const Tensor& out, const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
-                  double eps, bool relu, bool allow_tf32) {
+                  double eps, bool relu, bool allow_tf32, const std::string& tile, int64_t splits) {
   const Arguments x_args("conv_bn_relu", "x", x), args("conv_bn_relu", "out", out);
   const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
   check_output(x_args, args, out, conv.n, conv.k * conv.groups, conv.p, conv.q);
@@ -82,8 +82,9 @@ void conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, con
   const void* with = args.like("residual", residual);
   if (args.empty()) return;
   const Place place("conv_bn_relu", x);
-  const Scratch scratch(x, kScratch(args.dtype(), conv, allow_tf32));
-  kLaunch(args.dtype(), x.data_ptr(), weight.data_ptr(), norm, with, out.data_ptr(), conv, relu, allow_tf32,
+  const ConvChoice choice{tile, splits};
+  const Scratch scratch(x, kScratch(args.dtype(), conv, allow_tf32, choice));
+  kLaunch(args.dtype(), x.data_ptr(), weight.data_ptr(), norm, with, out.data_ptr(), conv, relu, allow_tf32, choice,
           scratch.data(), place.stream());
 }
 
@@ -93,7 +94,7 @@ void conv_bn_relu_pair(const Tensor& x, const Tensor& weight, const Tensor& mean
                        const Pair& stride, const Pair& padding, const Pair& dilation, double eps, const Tensor& weight2,
                        const Tensor& mean2, const Tensor& var2, const OptionalTensor& bn_weight2,
                        const OptionalTensor& bn_bias2, const Tensor& out2, const Pair& stride2, const Pair& padding2,
-                       double eps2, bool allow_tf32) {
+                       double eps2, bool allow_tf32, const std::string& tile, int64_t splits) {
   const Arguments x_args("conv_bn_relu_pair", "x", x);
   const Arguments args("conv_bn_relu_pair", "out", out), args2("conv_bn_relu_pair", "out2", out2);
   const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, 1);
@@ -104,16 +105,19 @@ void conv_bn_relu_pair(const Tensor& x, const Tensor& weight, const Tensor& mean
   const Norm norm2 = norm_of(args2, mean2, var2, bn_weight2, bn_bias2, eps2);
   args.require(!args.empty() && !args2.empty(), "out has no values: shape ", Shape{out});
   const Place place("conv_bn_relu_pair", x);
-  const Scratch scratch(x, kScratch(args.dtype(), conv, conv2, allow_tf32));
+  const ConvChoice choice{tile, splits};
+  const Scratch scratch(x, kScratch(args.dtype(), conv, conv2, allow_tf32, choice));
   kLaunch(args.dtype(), x.data_ptr(), {weight.data_ptr(), norm, out.data_ptr(), conv, true},
-          {weight2.data_ptr(), norm2, out2.data_ptr(), conv2, false}, allow_tf32, scratch.data(), place.stream());
+          {weight2.data_ptr(), norm2, out2.data_ptr(), conv2, false}, allow_tf32, choice, scratch.data(),
+          place.stream());
 }
 
 template <auto kLaunch, auto kScratch>
 void conv_stats(const Tensor& x, const Tensor& weight, const Tensor& out, const Tensor& mean, const Tensor& invstd,
                 const OptionalTensor& running_mean, const OptionalTensor& running_var,
                 const OptionalTensor& num_batches_tracked, const Pair& stride, const Pair& padding,
-                const Pair& dilation, int64_t groups, double momentum, double eps, bool allow_tf32) {
+                const Pair& dilation, int64_t groups, double momentum, double eps, bool allow_tf32,
+                const std::string& tile) {
   const Arguments x_args("conv_stats", "x", x), args("conv_stats", "out", out);
   const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
   check_output(x_args, args, out, conv.n, conv.k * conv.groups, conv.p, conv.q);
@@ -123,9 +127,24 @@ void conv_stats(const Tensor& x, const Tensor& weight, const Tensor& out, const 
   const MutableChannels var_buffer = args.mutable_channels("running_var", running_var);
   const int64_t* batches = args.counter("num_batches_tracked", num_batches_tracked);
   const Place place("conv_stats", x);
-  const Scratch scratch(x, kScratch(args.dtype(), conv, allow_tf32));
+  const ConvChoice choice{tile, tile == "auto" ? 0 : 1};
+  const Scratch scratch(x, kScratch(args.dtype(), conv, allow_tf32, choice));
   kLaunch(args.dtype(), x.data_ptr(), weight.data_ptr(), out.data_ptr(), conv, to_mean, to_invstd, mean_buffer,
-          var_buffer, batches, momentum, eps, allow_tf32, scratch.data(), place.stream());
+          var_buffer, batches, momentum, eps, allow_tf32, choice, scratch.data(), place.stream());
+}
+
+// The choices worth measuring for a convolution, one a line: "<tile> <splits>".
+template <auto kChoices>
+std::string conv_choices(const Tensor& x, const Tensor& weight, const Pair& stride, const Pair& padding,
+                         const Pair& dilation, int64_t groups, int64_t most_splits, bool allow_tf32) {
+  const Arguments args("conv_choices", "x", x);
+  const Conv conv = conv_of(args, x, weight, stride, padding, dilation, groups);
+  args.require(most_splits >= 1 && most_splits <= 1024, "most_splits must be 1 to 1024, but is ", most_splits);
+  ConvChoice choices[64];
+  const int count = kChoices(args.dtype(), conv, allow_tf32, static_cast<int>(most_splits), choices, 64);
+  std::ostringstream lines;
+  for (int i = 0; i < count; ++i) lines << choices[i].tile << ' ' << choices[i].splits << '\n';
+  return lines.str();
 }
 
 template <auto kLaunch>
@@ -145,21 +164,25 @@ void conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& mean
 }  // namespace resnet_fused
 
 // allow_tf32: what torch's cudnn flags say at the time of the call; the stable ABI cannot ask for them.
+// tile, splits: how the work is cut (ConvChoice of ops.h).
 STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
   m.def(
       "conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor? residual, Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, "
-      "bool relu, bool allow_tf32=False) -> ()");
+      "bool relu, bool allow_tf32=False, str tile='auto', int splits=0) -> ()");
   // relu(bn(conv(x, weight))), and bn(conv(x, weight2)): a block's first convolution and its projection.
   m.def(
       "conv_bn_relu_pair(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, float eps, Tensor weight2, Tensor mean2, "
       "Tensor var2, Tensor? bn_weight2, Tensor? bn_bias2, Tensor(b!) out2, int[2] stride2, int[2] padding2, "
-      "float eps2, bool allow_tf32=False) -> ()");
+      "float eps2, bool allow_tf32=False, str tile='auto', int splits=0) -> ()");
   m.def(
       "conv_stats(Tensor x, Tensor weight, Tensor(a!) out, Tensor(b!) mean, Tensor(c!) invstd, "
       "Tensor(d!)? running_mean, Tensor(e!)? running_var, Tensor? num_batches_tracked, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, float momentum, float eps, bool allow_tf32=False) -> ()");
+      "int[2] dilation, int groups, float momentum, float eps, bool allow_tf32=False, str tile='auto') -> ()");
+  m.def(
+      "conv_choices(Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+      "int most_splits, bool allow_tf32=False) -> str");
   m.def(
       "conv_bn_relu_pool(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor(a!) out, int[2] stride, int[2] padding, float eps, bool allow_tf32=False) -> ()");
@@ -177,5 +200,6 @@ STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_CONV_KEY, m) {
   m.impl("conv_bn_relu_pair",
          TORCH_BOX((&conv_bn_relu_pair<cuda::conv_bn_relu_pair, cuda::conv_bn_relu_pair_scratch>)));
   m.impl("conv_stats", TORCH_BOX((&conv_stats<cuda::conv_stats, cuda::conv_stats_scratch>)));
+  m.impl("conv_choices", TORCH_BOX((&conv_choices<cuda::conv_choices>)));
   m.impl("conv_bn_relu_pool", TORCH_BOX((&conv_bn_relu_pool<cuda::conv_bn_relu_pool>)));
 }

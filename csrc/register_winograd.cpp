@@ -8,6 +8,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/winograd.h"
+#include "winograd_op.h"
 
 namespace resnet_fused {
 namespace {
@@ -125,6 +126,8 @@ const float* optional_vector(const std::optional<Tensor>& tensor, int64_t size, 
   return tensor->const_data_ptr<float>();
 }
 
+}  // namespace
+
 bool winograd_conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, std::optional<Tensor> bn_weight,
                            std::optional<Tensor> bn_bias, std::optional<Tensor> residual, Tensor out, int64_t padding,
                            double eps, bool relu) {
@@ -148,7 +151,6 @@ bool winograd_conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, std
                                 out.mutable_data_ptr<float>(), relu, aligned(workspace));
 }
 
-}  // namespace
 }  // namespace resnet_fused
 
 STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {

@@ -102,11 +102,15 @@ class Engine:
 
     def _seconds(self, sites, able, budget):
         """{way: seconds per call}: known from this machine's tuning table, else measured and kept there."""
-        device, key = sites[0].conv.weight.device, self._key(sites[0])
+        return self._known(self._key(sites[0]), able, lambda: self._measure(sites, able, budget))
+
+    def _known(self, key, able, measure):
+        """{way: seconds per call} of the ways `able` under `key`: remembered, else what `measure()` finds."""
+        device = self._model.conv1.weight.device
         by_name = {way.name: way for way in able}
         entry = tuning.remembered(device, key, by_name)
         if entry is None:
-            entry = tuning.entry({way.name: s for way, s in self._measure(sites, able, budget).items()})
+            entry = tuning.entry({way.name: s for way, s in measure().items()})
             tuning.table(device).store({key: entry})
         self.entries[key] = entry
         return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
@@ -184,7 +188,8 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         batch: GPU: "exact" refuses other batches than that of the example; "pad" fills them up or cuts them in pieces.
 
     Returns:
-        `Engine` on a CPU, `frozen_static.StaticEngine` on a GPU.
+        `Engine` on a CPU, `frozen_static.StaticEngine` on a GPU. That one is measured beside the live model: where its layers
+        are slower, a snapshot of the live model runs in their place, and `rows` says so.
 
     Raises:
         TypeError: not a ResNet, or a part that cannot be folded (named).

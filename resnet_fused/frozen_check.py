@@ -66,32 +66,38 @@ def refuse(engine, x, share):
 
 
 @torch.no_grad()
-def check(engine, example):
-    """Refuses an engine whose logits are outside of the error budget of its dtype."""
+def share(engine, example):
+    """The share of the error budget of its dtype that the logits of `engine` use."""
     few = example[:CHECKED].to(engine.dtype)
     eager = by_modules(engine._model).eval().to(engine.dtype)(few)
     oracle = in_float64(by_modules(engine._model).eval())(exact(few))
-    share = budget_used(engine(example)[: len(few)], eager, oracle, channel_dim=None)
-    if share > 1:
-        refuse(engine, few, share)
+    return budget_used(engine(example)[: len(few)], eager, oracle, channel_dim=None)
+
+
+@torch.no_grad()
+def check(engine, example):
+    """Refuses an engine whose logits are outside of the error budget of its dtype."""
+    if (used := share(engine, example)) > 1:
+        refuse(engine, example[:CHECKED].to(engine.dtype), used)
 
 
 @torch.no_grad()
 def compare(engine, example):
-    """{"engine", "live"}: seconds per call; warns where a GPU's engine is slower than the live model."""
+    """{"engine", "live"}: the Timing of a call of each, in turns."""
     model, device = engine._model, engine.device.type
     training = [m for m in model.modules() if m.training]
     x = layout.in_format(example.to(model.conv1.weight.dtype), layout.CHANNELS_LAST)
     try:
         model.eval()
-        timings = timing.interleaved(
+        return timing.interleaved(
             {"engine": lambda: engine(example), "live": lambda: model(x)},
             seconds=0.1, min_rounds=3, device=device, clock=timing.cuda_clock if device == "cuda" else None,
         )  # fmt: skip
     finally:
         for m in training:
             m.training = True
-    if device == "cuda" and timings["engine"].p20 > timings["live"].p80:
-        took = {name: f"{1e3 * t.median:.3f} ms" for name, t in timings.items()}
-        warnings.warn(f"freeze: the engine takes {took['engine']}, the live model {took['live']}", stacklevel=5)
-    return {name: t.median for name, t in timings.items()}
+
+
+def warn_of_slowness(seconds):
+    took = {name: f"{1e3 * s:.3f} ms" for name, s in seconds.items()}
+    warnings.warn(f"freeze: the engine takes {took['engine']}, the live model {took['live']}", stacklevel=6)

@@ -5,11 +5,15 @@ the same memory, so that a captured CUDA graph sees them. `__call__(x, residual,
 write there (`writes_out`), else a tensor of its own.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
 from . import dispatch, layout
 from .fold import fold
+
+CHOICES = 3  # measured besides the tile that is predicted to be fastest; `tune` measures all
 
 
 class _Layer:
@@ -32,10 +36,10 @@ class Epilogue(_Layer):
 
     writes_out = True
 
-    def __init__(self, site, dtype, backend):
+    def __init__(self, site, dtype, backend, config=None):
         super().__init__(site, dtype)
         # Looked up once: the TF32 flag of this moment is part of the engine.
-        choice = dispatch.Choice(backend, "frozen")
+        choice = dispatch.Choice(backend, "frozen", config)
         self.kernel = dispatch.kernel(choice, "conv_bn_relu", self.op)
 
     op = "conv_bn_relu"
@@ -49,12 +53,12 @@ class Epilogue(_Layer):
                 found[name] = parameter.detach().float()
         return found
 
-    def _norm(self):
+    def norm(self):
         return [self.tensors.get(name) for name in ("mean", "var", "bn_weight", "bn_bias")]
 
     def __call__(self, x, residual, out):
         site = self.site
-        self.kernel(x, self.tensors["weight"], *self._norm(), residual, out, *self.geometry, site.bn.eps, site.relu)
+        self.kernel(x, self.tensors["weight"], *self.norm(), residual, out, *self.geometry, site.bn.eps, site.relu)
         return out
 
 
@@ -65,7 +69,7 @@ class EpiloguePool(Epilogue):
 
     def __call__(self, x, residual, out):
         stride, padding = self.geometry[:2]
-        self.kernel(x, self.tensors["weight"], *self._norm(), out, stride, padding, self.site.bn.eps)
+        self.kernel(x, self.tensors["weight"], *self.norm(), out, stride, padding, self.site.bn.eps)
         return out
 
 
@@ -131,6 +135,24 @@ def _plain(make, site):
     return (lambda site, dtype: ThenPool(make(site, dtype), conv_shape(site))) if site.pool else make
 
 
+def choices(site, dtype, device, backend):
+    """Tiles and slices of a backend's convolution at `site`, those predicted to be fastest first; none where it has none."""
+    if backend not in dispatch.TILED:
+        return []
+    conv = site.conv
+    x, weight = (
+        torch.empty(shape, dtype=dtype, device=device).to(memory_format=layout.CHANNELS_LAST)
+        for shape in (site.shape, conv.weight.shape)
+    )
+    ask = dispatch.BACKENDS[backend].kernel("conv_bn_relu", "conv_choices")
+    text = ask(x, weight, conv.stride, conv.padding, conv.dilation, conv.groups, 32)
+    return [{"tile": tile, "splits": int(splits)} for tile, splits in map(str.split, text.splitlines())]
+
+
+def named(backend, config):
+    return f"{backend} {config['tile']} splits={config['splits']}"
+
+
 def options(site, dtype, device):
     """{name: maker(site, dtype)} of the layers that may run `site` there, a maker of "torch" always among them."""
     found = {}
@@ -140,6 +162,9 @@ def options(site, dtype, device):
         if name == "triton" and device.type == "cpu":  # the interpreter: numbers, no speed
             continue
         found[name] = _plain(lambda s, d, name=name: Epilogue(s, d, name), site)
+        for config in choices(site, dtype, device, name)[1 : 1 + CHOICES]:
+            make = functools.partial(Epilogue, backend=name, config=config)
+            found[named(name, config)] = _plain(make, site)
         if site.pool and name != "triton" and site.conv.groups == 1 and site.conv.dilation == (1, 1):
             found[f"{name}, pool fused"] = lambda s, d, name=name: EpiloguePool(s, d, name)
     if device.type == "cuda" and site.relu:

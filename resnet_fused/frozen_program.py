@@ -8,13 +8,14 @@ from .frozen_plan import Plan
 
 
 class Step(NamedTuple):
-    """One layer: the numbers of the values it reads and writes; `out` counts in the plan where the layer writes there."""
+    """One layer: the numbers of the values it reads and writes, and of those in the plan where the layer writes there.
+    A pair of convolutions writes two values; every other layer one."""
 
     layer: object
     x: int
     residual: int | None
-    out: int
-    place: int | None
+    outs: tuple
+    places: tuple
 
 
 class _Module:
@@ -33,29 +34,39 @@ def arrange(stem, pool, blocks):
 
     def add(site, x, residual=None):
         place = plan.take(frozen_layers.out_shape(site)) if site.run.writes_out else None
-        steps.append(Step(site.run, x, residual, next(numbers), place))
-        return steps[-1].out
+        steps.append(Step(site.run, x, residual, (next(numbers),), (place,)))
+        return steps[-1].outs[0]
+
+    def together(block, x):
+        """(first convolution, projection) in one launch."""
+        places = tuple(plan.take(frozen_layers.out_shape(site)) for site in (block.sites[0], block.projection))
+        steps.append(Step(block.pair, x, None, (next(numbers), next(numbers)), places))
+        return steps[-1].outs
 
     def through(module, x):
-        steps.append(Step(_Module(module), x, None, next(numbers), None))
-        return steps[-1].out
+        steps.append(Step(_Module(module), x, None, (next(numbers),), (None,)))
+        return steps[-1].outs[0]
 
     def done(*values):
-        for place in (step.place for step in steps if step.out in values):
-            if place is not None:
-                plan.give_back(place)
+        for step in steps:
+            for value, place in zip(step.outs, step.places, strict=True):
+                if value in values and place is not None:
+                    plan.give_back(place)
 
     x = add(stem, 0)
     if pool is not None:
         before, x = x, through(pool, x)
         done(before)
     for block in blocks:
-        shortcut = out = x
-        if block.projection is not None:
+        shortcut, out, sites = x, x, block.sites
+        if block.pair is not None:
+            out, shortcut = together(block, x)
+            sites = sites[1:]
+        elif block.projection is not None:
             shortcut = add(block.projection, x)
         elif block.shortcut is not None:
             shortcut = through(block.shortcut, x)
-        for site in block.sites:
+        for site in sites:
             before, out = out, add(site, out, shortcut if site.residual else None)
             if before != x:
                 done(before)
@@ -70,8 +81,11 @@ def run(steps, places, x):
     last = {value: i for i, step in enumerate(steps) for value in (step.x, step.residual)}
     for i, step in enumerate(steps):
         residual = None if step.residual is None else values[step.residual]
-        out = None if step.place is None else places[step.place]
-        values[step.out] = step.layer(values[step.x], residual, out)
+        outs = tuple(None if place is None else places[place] for place in step.places)
+        if len(outs) == 1:
+            values[step.outs[0]] = step.layer(values[step.x], residual, outs[0])
+        else:
+            values |= zip(step.outs, step.layer(values[step.x], residual, outs), strict=True)
         for value in {step.x, step.residual} & values.keys():
             if last[value] == i:
                 del values[value]  # what no plan holds is free again

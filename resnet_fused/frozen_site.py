@@ -49,6 +49,7 @@ class Block:
         last = pairs[-1][0]
         self.sites = [Site(f"{name}.conv{i}", conv, bn, residual=i == last) for i, conv, bn in pairs]
         self.projection, self.shortcut = None, block.downsample
+        self.pair = None  # one launch for the first convolution and the projection, in a static engine
         if isinstance(self.shortcut, nn.Sequential):
             if len(self.shortcut) != 2:
                 raise TypeError(f"freeze: {name}.downsample is not a convolution and a batch norm; use the live model")

@@ -5,27 +5,18 @@ device. Activations share memory by a plan; a call copies its input in, replays 
 `graph=False` the same engine runs call by call, on CPUs too: that is how it is tested without a GPU.
 """
 
-import functools
-import itertools
-import math
 import threading
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from . import dispatch, frozen_check, frozen_layers, frozen_program, layout, timing, tuning
+from . import frozen_check, frozen_choose, frozen_layers, frozen_program, layout, timing, tuning
 from .freeze import Engine
+from .frozen_live import LiveCopy
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BATCH = ("exact", "pad")
-
-
-class Way(NamedTuple):
-    """A kind of layer that may run a site; `make(site, dtype)`."""
-
-    name: str
-    make: object
+FALLS_BACK = ("cuda",)  # device types whose engines give way to the live model; on CPUs there is a faster engine
 
 
 class StaticEngine(Engine):
@@ -36,8 +27,8 @@ class StaticEngine(Engine):
     Thread-safe: calls take turns. On a GPU a call runs on the current stream, after the previous call has finished.
 
     Attributes:
-        rows: for every convolution what runs it and why.
-        memory: {"activations", "parameters"} in bytes.
+        rows: for every convolution and the head what runs it and why.
+        memory: {"activations", "parameters"} in bytes; activations None where the live model runs, in torch's memory.
         seconds: {"engine", "live"}: medians per call, measured when freezing.
     """
 
@@ -45,93 +36,84 @@ class StaticEngine(Engine):
         self.batch, self.shape = batch, tuple(example.shape)
         self.device, self.graphed = example.device, graph
         self._lock, self._graph, self._program = threading.Lock(), None, None
+        self._x = self._logits = self._live = None
         super().__init__(model, example, dtype, False)
         self.options = {"graph": graph, "batch": batch}
         self._program, plan = frozen_program.arrange(self._stem, self._pool, self._blocks)
         self._places = plan.allocate(dtype, self.device)
-        own = [t for site in self._sites for t in site.run.tensors.values()] + self._fc
+        own = [t for part in self._parts for t in part.tensors.values()]
         self.memory = {"activations": plan.nbytes(dtype.itemsize), "parameters": sum(t.nbytes for t in own)}
         if graph:
             self._capture()
         frozen_check.check(self, example)
-        self.seconds = frozen_check.compare(self, example)
+        self._measured_beside_live(example)
 
     def _tune(self, without):
-        groups = {}
-        for site in self._sites:
-            groups.setdefault(site.key, []).append(site)
-        for sites in groups.values():
-            found = frozen_layers.options(sites[0], self.dtype, self.device)
-            able = [Way(name, make) for name, make in found.items()]
-            choice, reason = able[0], "the only way for this layer"
-            if len(able) > 1:
-                seconds = self._seconds(sites, able, 0.2)
-                choice = min(seconds, key=seconds.get)
-                reason = self.entries[self._key(sites[0])].reason()
-            for site in sites:
-                site.way, site.reason = choice, reason
-
-    def _measure(self, sites, able, budget):
-        """{way: seconds per call} of those within the error budget, in turn over some sites so that no weight is hot."""
-        x = torch.randn(sites[0].shape, device=self.device).relu_().to(self.dtype)
-        x = layout.in_format(x, layout.CHANNELS_LAST)
-        shape = frozen_layers.out_shape(sites[0])
-        out = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=layout.CHANNELS_LAST)
-        residual = torch.randn_like(out) if sites[0].residual else None
-        runs = {}
-        for way in able:
-            try:
-                layers = [way.make(site, self.dtype) for site in sites[:3]]
-                if frozen_check.layer_shares(sites[0], layers[0], x, residual, out)[0] <= 1:
-                    runs[way] = self._run_of([functools.partial(layer, x, residual, out) for layer in layers])
-            except (
-                Exception
-            ):  # whatever a compiler or a launch raises (Triton's errors are no RuntimeError): another will do
-                continue
-        if not runs:
-            raise ValueError(f"freeze: nothing runs {sites[0].name} within the error budget in {self.dtype}")
-        clock = timing.cuda_clock if self.device.type == "cuda" else None
-        timings = timing.interleaved(
-            {way: run for way, (run, _) in runs.items()},
-            seconds=budget,
-            min_rounds=3,
-            device=self.device.type,
-            clock=clock,
-        )
-        # Infinite: tried, and never to be chosen.
-        return dict.fromkeys(able, math.inf) | {way: t.median / runs[way][1] for way, t in timings.items()}
-
-    def _key(self, site):
-        precision = dispatch.tf32_allowed() if self.dtype == torch.float32 else None
-        return tuning.key("static", self.dtype, *site.key, precision, "graph" if self.graphed else "calls")
-
-    def _run_of(self, functions):
-        """(function, calls in it): as the engine will run them, in a graph or one by one."""
-        if self.graphed:
-            return timing.capture(functions).replay, len(functions)
-        turns = itertools.cycle(functions)
-        return lambda: next(turns)(), 1
+        self._pairs, self._head_way, self._head_reason = frozen_choose.choose(self)
 
     @torch.no_grad()
     def refresh(self):
         """Reads the model's weights and statistics again, into the memory that the graph reads."""
-        fc = self._model.fc
-        values = [fc.weight.detach().to(self.dtype)]
-        values += [] if fc.bias is None else [fc.bias.detach().to(self.dtype)]
         with self._lock:
-            if self._program is None:
-                for site in self._sites:
-                    site.run = site.way.make(site, self.dtype)
-                self._fc = [value.clone() for value in values]
+            if self._program is not None:
+                for part in self._parts if self._live is None else [self._live]:
+                    part.load()
                 return
+            for block, way in self._pairs.items():
+                block.pair = way.make(block, self.dtype)
+                block.sites[0].run, block.projection.run = block.pair.first, block.pair.second
             for site in self._sites:
-                site.run.load()
-            for mine, value in zip(self._fc, values, strict=True):
-                mine.copy_(value)
+                if site.way.make is not None:  # not one of a pair
+                    site.run = site.way.make(site, self.dtype)
+            self._head = self._head_way.make(self._model, self.dtype)
+            self._parts = [*(site.run for site in self._sites), self._head]
 
     def _forward(self, x):
-        x = frozen_program.run(self._program, self._places, x)
-        return F.linear(torch.flatten(self._model.avgpool(x), 1), *self._fc)
+        if self._live is not None:
+            return self._live(x)
+        return self._head(frozen_program.run(self._program, self._places, x))
+
+    def _measured_beside_live(self, example):
+        """Where the layers are slower together than the live model, for all that each was the fastest alone, a snapshot of
+        that model runs instead, if it keeps up in the engine's dtype and graph; else a warning says so."""
+        frozen = frozen_check.compare(self, example)
+        self.seconds = {name: t.median for name, t in frozen.items()}
+        if self.device.type not in FALLS_BACK or frozen["engine"].p20 <= frozen["live"].p80:
+            return
+        before = self._x, self._graph, self._logits
+        try:
+            self._live = LiveCopy(self._model, self.dtype)
+            if self.graphed:
+                self._capture()
+            live = frozen_check.compare(self, example)
+            gained = frozen["engine"].median / frozen["live"].median > live["engine"].median / live["live"].median
+            taken = gained and frozen_check.share(self, example) <= 1
+        except RuntimeError:  # a model with an operator that no graph captures, or no memory for a second one
+            taken = False
+        if not taken:
+            self._live, (self._x, self._graph, self._logits) = None, before
+            frozen_check.warn_of_slowness(self.seconds)
+            return
+        slow, fast = (tuning.duration(t["engine"].median) for t in (frozen, live))
+        self._live_reason = f"measured: the live model, frozen whole: {fast}; layer by layer: {slow}"
+        self.seconds = {name: t.median for name, t in live.items()}
+        self.memory = {"activations": None, "parameters": self._live.nbytes}
+        self._program, self._places, self._parts, self._head = (), (), [], None
+        for site in self._sites:
+            site.run = None
+        for block in self._blocks:
+            block.pair = None
+
+    @property
+    def rows(self):
+        rows = super().rows
+        rows.append({
+            "name": "avgpool+fc", "op": "pool_linear", "dtype": self.dtype, "reason": self._head_reason,
+            "shape": frozen_layers.out_shape(self._blocks[-1].sites[-1]), "backend": self._head_way.name,
+        })  # fmt: skip
+        if self._live is not None:
+            rows = [row | {"backend": "live", "reason": self._live_reason} for row in rows]
+        return rows
 
     def _capture(self):
         self._x = torch.zeros(self.shape, dtype=self.dtype, device=self.device).to(memory_format=layout.CHANNELS_LAST)

@@ -11,15 +11,15 @@ import time
 
 import torch
 
-from . import dispatch, launch, table, timing, tuning, workload
+from . import dispatch, table, timing, tuning, workload
+from ._tune_options import CONVOLUTIONS, detail, options
 from .accuracy import budget_used, channel_dim_of, exact
 
 COLUMNS = {"op": "op", "shape": "shape", "count": "calls", "choice": "fastest", "time": "time", "runner_up": "runner-up",
            "then": "its time", "default": "default"}  # fmt: skip
 
-# The forward ops of a convolution: torch's own, followed by a pass, is a way to run them.
-CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool")
 PER_CALL = 1.0  # seconds of timing: medians do not become better by more
+FINALISTS = 8  # that are measured in earnest; of more, one round each tells which
 
 
 def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=lambda text: None):
@@ -35,7 +35,10 @@ def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=la
         (rows with the keys of COLUMNS, number of calls there was no time for).
     """
     device = next(model.parameters()).device
-    found = workload.calls(model, shape, dtype, train)
+    found = dict(workload.calls(model, shape, dtype, train))
+    for call in [call for call in found if call.op == "conv_bn_relu_pair"]:
+        for alone in workload.convolutions(call):  # where apart is faster, each runs as it is fastest
+            found.setdefault(alone, found[call])
     ordered = sorted(found.items(), key=lambda item: -item[1] * _cost(item[0]))
     start, rows, left_out = time.monotonic(), [], 0
     for i, (call, count) in enumerate(ordered):
@@ -48,7 +51,9 @@ def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=la
                 left_out += 1
                 continue
             step(f"{i + 1} of {len(ordered)}: {call.op} {_shape(call)}")
-            measured = measure(call, arguments, device, min(PER_CALL, left / (len(ordered) - i)))
+            share = left / (len(ordered) - i)
+            # The costliest calls come first and may take more than their share of compiling.
+            measured = measure(call, arguments, device, min(PER_CALL, share), patience=max(share, left / 8))
             if measured is None:
                 continue
             tuning.table(device).store(dict.fromkeys(keys, measured))
@@ -81,38 +86,18 @@ def _fresh(call, arguments):
     return [a.clone() if n in written and a is not None else a for n, a in zip(names, arguments, strict=True)]
 
 
-def options(call, device):
-    """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them."""
-    conv = call.op in CONVOLUTIONS
-    found = {}
-    for name, backend in dispatch.BACKENDS.items():
-        able = backend.takes(device.type) and backend.why_not() is None
-        interpreted = name == "triton" and device.type == "cpu"
-        if able and not interpreted and (conv or name != "torch"):
-            found[name] = (name, None)
-    if call.op == "conv_bn_relu" and "triton" in found:
-        for config in _configurations(call):
-            found[f"triton {' '.join(f'{k}={v}' for k, v in config.items())}"] = ("triton", config)
-    return found
-
-
-def _configurations(call):
-    x, weight, groups = call["x"], call["weight"], call["groups"]
-    n, k, p, q = workload.out_shape(call)
-    precision = launch.fp32_precision() if x.dtype == torch.float32 else "ieee"
-    c, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
-    default = launch.conv(n * p * q, k // groups, c, taps, groups, x.dtype.itemsize, precision)
-    return launch.conv_alternatives(default, x.dtype.itemsize)
-
-
-def measure(call, arguments, device, seconds):
-    """The tuning.Entry of `call`, or None where nothing can run it."""
+def measure(call, arguments, device, seconds, patience=math.inf):
+    """The tuning.Entry of `call`, or None where nothing can run it. Every backend is tried; configurations of its own only
+    as long as trying (Triton compiles each) took less than `patience` seconds."""
+    start = time.monotonic()
     size = sum(t.nbytes for t in arguments if isinstance(t, torch.Tensor))
     count = min(4, timing.sets_needed(size, device.type))  # cold enough; more would only cost memory
     sets = [arguments, *(workload.tensors(call, device, seed) for seed in range(1, count))]
     gate = _Gate(call, arguments)
     runs, backends = {}, {}
     for name, (backend, config) in options(call, device).items():
+        if config is not None and time.monotonic() - start > patience:
+            continue
         run = functools.partial(_run, call, backend, config)
         try:
             with dispatch.record() as noted:
@@ -129,15 +114,21 @@ def measure(call, arguments, device, seconds):
     if not runs:
         return None
     clock = timing.cuda_clock if device.type == "cuda" else None
-    timings = timing.interleaved(runs, seconds=seconds, min_rounds=3, device=device.type, clock=clock)
+    compare = functools.partial(timing.interleaved, device=device.type, clock=clock)
+    if len(runs) > FINALISTS:
+        once = compare(runs, seconds=0.0, min_rounds=1)
+        fastest = sorted(once, key=lambda name: once[name].median)[:FINALISTS]
+        runs = {name: run for name, run in runs.items() if name in fastest or backends[name][1] is None}
+    timings = compare(runs, seconds=seconds, min_rounds=3)
+    order = sorted(timings, key=lambda name: timings[name].median)
     best, config = {}, {}
-    for name, t in sorted(timings.items(), key=lambda item: item[1].median):
+    for name in order:
         backend, chosen = backends[name]
         if backend not in best:
-            best[backend] = t.median
+            best[backend] = timings[name].median
             if chosen:
                 config[backend] = chosen
-    return tuning.entry(best, config)
+    return tuning.entry(best, config, {name: timings[name].median for name in order[:2]} if config else None)
 
 
 def _run(call, backend, config, arguments):
@@ -166,30 +157,16 @@ def _tuple(results):
     return results if isinstance(results, tuple) else (results,)
 
 
-def _detail(call):
-    """What the dispatcher is told of a convolution besides its tensors."""
-    if call.op not in CONVOLUTIONS:
-        return ()
-    given = dict(call.arguments)
-    return (
-        given["weight"].shape,
-        given["stride"],
-        given["padding"],
-        given.get("dilation", (1, 1)),
-        given.get("groups", 1),
-    )
-
-
 def _row(call, count, arguments, entry):
-    others = sorted((s, name) for name, s in entry.seconds.items() if name != entry.choice)
+    ways = sorted((s, name) for name, s in (entry.ranking or entry.seconds).items())
     x = next(a for a in arguments if isinstance(a, torch.Tensor))
     with dispatch.strict(False):
-        default = dispatch.automatic(call.op, x, _detail(call)).backend
+        default = dispatch.automatic(call.op, x, detail(call)).backend
     return {
         "op": call.op, "shape": _shape(call), "count": count,
-        "choice": entry.choice + " (its own launch)" * (entry.choice in entry.config),
-        "time": tuning.duration(entry.seconds[entry.choice]), "runner_up": others[0][1] if others else "-",
-        "then": tuning.duration(others[0][0]) if others else "-", "default": default,
+        "choice": ways[0][1], "time": tuning.duration(ways[0][0]),
+        "runner_up": ways[1][1] if len(ways) > 1 else "-",
+        "then": tuning.duration(ways[1][0]) if len(ways) > 1 else "-", "default": default,
     }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import layout, train_path
+from . import _workload_training, layout, train_path
+from .ops._conv_bn_relu_op import out_shape as convolved_shape
 
 
 class Spec(NamedTuple):
@@ -31,7 +32,7 @@ class Call(NamedTuple):
         return dict(self.arguments)[name]
 
     def function(self):
-        return getattr(torch.ops.resnet_fused, self.op)
+        return _workload_training.PASSES.get(self.op) or getattr(torch.ops.resnet_fused, self.op)
 
 
 class _Recorder(TorchDispatchMode):
@@ -68,17 +69,23 @@ def calls(model, shape, dtype, train=False):
         )
     }
     training = {module: module.training for module in model.modules()}
-    recorder = _Recorder()
+    recorder, inside = _Recorder(), _workload_training.Recorder()
     try:
         model.train(train)
-        with fake, torch.set_grad_enabled(train), recorder, train_path.one_op_at_a_time():
+        with fake, torch.set_grad_enabled(train):
             x = torch.empty(shape, dtype=dtype, device=device)
-            out = torch.func.functional_call(model, state, (x,))
+            with recorder, train_path.one_op_at_a_time():
+                out = torch.func.functional_call(model, state, (x,))
+                if train:
+                    out.float().square().mean().backward()
             if train:
-                out.float().square().mean().backward()
+                with inside:
+                    torch.func.functional_call(model, state, (x,))
     finally:
         for module, was in training.items():
             module.training = was
+    for op, arguments in inside.calls:
+        recorder.calls[Call(op, tuple((name, _describe(value)) for name, value in arguments))] += 1
     return dict(recorder.calls)
 
 
@@ -111,6 +118,11 @@ def _convolution(given, names, dilation, stride, padding, eps, relu):
 
 def out_shape(call):
     """The shape of the first result of `call`, from the op's own fake."""
+    if call.op in _workload_training.PASSES:
+        x = call["x"].shape
+        if call.op == "bn_add_bn_relu":
+            return x
+        return tuple(convolved_shape(x, call["weight"].shape, call["stride"], call["padding"], call["dilation"]))
     arguments = [
         torch.empty(value.shape, dtype=value.dtype, device="meta").contiguous(memory_format=value.memory_format)
         if isinstance(value, Spec) else value
@@ -131,7 +143,7 @@ def _value(name, spec, generator):
         return list(spec) if isinstance(spec, tuple) else spec
     if not spec.dtype.is_floating_point:
         return torch.ones(spec.shape, dtype=spec.dtype, device=generator.device)  # a counter of batches
-    variance = name in ("var", "spread", "running_var")
+    variance = name in ("var", "var2", "spread", "spread_z", "running_var")
     draw = torch.rand if variance else torch.randn
     t = draw(spec.shape, generator=generator, device=generator.device)
     if variance:

@@ -13,6 +13,8 @@ if not os.environ.get("CUDA_VISIBLE_DEVICES", "0") or not os.path.exists("/dev/n
 
 import pytest
 import torch
+from compiled_ops import last_launch, ops  # noqa: F401 (fixtures)
+from stand_in import waits  # noqa: F401 (a fixture)
 
 import resnet_fused
 from resnet_fused import dispatch, tuning

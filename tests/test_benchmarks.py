@@ -20,7 +20,7 @@ from benchmarks import (
     report,
     resnet,
 )
-from resnet_fused import dispatch, timing
+from resnet_fused import BasicBlock, Bottleneck, dispatch, timing
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -76,7 +76,7 @@ def test_flops_and_bytes_are_those_of_the_tensors():
     assert backward.nbytes(b) == 4 * b["x"].nbytes, "gradient and output in, two gradients out"
 
 
-KINDS = [(op, d) for op in cases.OPS for d in cases.DIRECTIONS if (op, d) != ("conv_bn_relu_pool", "backward")]
+KINDS = [(op, d) for op in cases.OPS for d in cases.DIRECTIONS if d == "forward" or op not in cases.VALUES_ONLY]
 
 
 @pytest.mark.parametrize(("op", "direction"), KINDS)
@@ -84,12 +84,14 @@ def test_the_gate_passes_ours_and_sees_a_small_error(op, direction):
     case = collected(op, direction)[0]
     a = case.arguments("cpu", 0)
 
+    ours = case.reference if op == "pool_linear" else case.public  # a kernel of the static engine, no public op
+
     def off(*args, **kwargs):
-        out = case.public(*args, **kwargs)
-        return out * 1.001
+        out = ours(*args, **kwargs)
+        return (out[0], out[1] * 1.001) if isinstance(out, tuple) else out * 1.001
 
     grad = torch.randn(case.out_shape)
-    for function, right in ((case.public, True), (off, False)):
+    for function, right in ((ours, True), (off, False)):
         if direction == "forward":
             share = gate.Forward(case, a).share(case.run(function, gate.copies(a)))
         else:
@@ -111,6 +113,34 @@ def test_a_wrong_kernel_is_reported_and_not_timed(monkeypatch):
     assert "not timed" in rows["native"]["wrong"] and "median" not in rows["native"]
     assert rows["eager"]["vs_eager"] == pytest.approx(1.0)
     assert "WRONG" in kernels.text(list(rows.values()))
+
+
+@pytest.mark.parametrize("op", ["conv_bn_relu_pair", "pool_linear"])
+def test_kernels_of_the_static_engine_pass_the_gate(op):
+    """On the emulator, beside the peers: the shared launch of a pair, the head."""
+    from emulator import as_backend
+
+    as_backend.register()
+    if (why := dispatch.BACKENDS["emulator"].why_not()) is not None:
+        pytest.skip(why)
+    case = collected(op, "forward", batch=1, dtype=torch.float16)[0]
+    a = case.arguments("cpu", 0)
+    name = "emulator, one launch" if op == "pool_linear" else "emulator"
+    kind, make = candidates.forward(case, "cpu", ("eager",))[name]
+    itself, out = candidates.runs_itself(name, make(a))
+    assert kind == "ours" and itself and gate.Forward(case, a).share(out) <= 1
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck], ids=["basic", "bottleneck"])
+def test_the_cases_of_pairs_and_head_are_those_of_the_model(block):
+    model = narrow(block=block).to(memory_format=torch.channels_last)
+    found = cases.collect(model, 2, 40, torch.float32, ("conv_bn_relu_pair", "pool_linear"), ("forward",))
+    down = [m for m in model.modules() if getattr(m, "downsample", None) is not None]
+    assert len(down) == 3 + (block is Bottleneck) and len({case.label for case in found}) == len(found) == len(down) + 1
+    for case, module in zip(found, down, strict=False):
+        first, second = (tuple(case.call[name].shape) for name in ("weight", "weight2"))
+        assert (first, second) == (tuple(module.conv1.weight.shape), tuple(module.downsample[0].weight.shape))
+    assert found[-1].out_shape == (2, model.fc.out_features) and found[-1].flops == 2 * 2 * model.fc.weight.numel()
 
 
 def test_the_ceiling_is_the_slower_of_computing_and_moving():

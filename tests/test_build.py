@@ -116,6 +116,11 @@ def test_architecture_list_is_respected(nvcc, monkeypatch):
         native_build.architectures(nvcc)
 
 
+def test_compression_is_what_the_driver_of_that_compiler_reads():
+    assert native_build.compression("13.0.88") == "--compress-mode=size"
+    assert native_build.compression("12.8.93") == native_build.compression("12.0.1") == "-Xfatbin=-compress-all"
+
+
 def test_jobs_follow_cores_memory_and_max_jobs(monkeypatch):
     monkeypatch.delenv("MAX_JOBS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)

@@ -66,3 +66,14 @@ def test_where_a_convolution_stays_torchs(gpu, op, monkeypatch):
     assert chosen(op, OnGpu(torch.float32)).backend == "torch"
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert chosen(op, OnGpu(torch.float32)).backend == "cuda"
+
+
+def test_a_measured_kernel_with_statistics_runs_however_few_its_tiles(gpu):
+    x, weight, where = OnGpu(), OnGpu(), DETAIL[1:]
+    with dispatch.record_keys() as keys:
+        assert dispatch.choose_conv_stats(x, weight, x, *where).reason.startswith("1 tiles are too few")
+    tuning.table(x.device).store({keys[0]: tuning.entry({"cuda": 1e-6, "torch": 2e-6}, {"cuda": {"tile": "64x64"}})})
+    choice = dispatch.choose_conv_stats(x, weight, x, *where)
+    assert (choice.backend, choice.config) == ("cuda", {"tile": "64x64"}) and choice.reason.startswith(
+        "measured: 1.0 us"
+    )

@@ -12,6 +12,8 @@ import pytest
 from benchmarks import gpu, options, parts, record
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import aot_cuda  # noqa: E402
 
 
 def python(code):
@@ -104,13 +106,33 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_the_probes_compile_to_bulk_copies(tmp_path):
-    source = ROOT / "benchmarks" / "probes" / "hopper.cu"
-    command = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90a", "-ptx", str(source), "-o", str(tmp_path / "probes.ptx")]
-    done = subprocess.run(command, capture_output=True, text=True)
+@pytest.mark.parametrize(("name", "instructions"), [
+    ("bandwidth", ("UBLKCP", "UCGABAR_ARV")),
+    ("wgmma", ("HGMMA.64x256x16.F32.BF16",)),
+    ("dependent", ("ACQBULK", "PREEXIT")),
+])  # fmt: skip
+def test_a_probe_compiles_to_the_instructions_it_measures(tmp_path, name, instructions):
+    """As `make gpu` compiles it, to a program: what other flags add to one may not assemble."""
+    source, binary = parts.PROBES / f"{name}.cu", tmp_path / name
+    flags = [*parts.PROBE_FLAGS.split(), "-Werror", "all-warnings"]
+    done = subprocess.run(["nvcc", *flags, source, "-o", binary], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "probes.ptx").read_text()
-    assert "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast" in text
+    if (tool := aot_cuda.cuobjdump()) is not None:
+        sass = subprocess.run([tool, "-sass", binary], capture_output=True, text=True, check=True, timeout=60).stdout
+        assert [i for i in instructions if i not in sass] == []
+
+
+def test_every_probe_is_tested():
+    assert {p.stem for p in parts.PROBES.glob("*.cu")} == {"bandwidth", "wgmma", "dependent"}
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_a_probe_that_fails_leaves_the_others_their_turn(tmp_path, monkeypatch):
+    for name, text in (("a", "#error"), ("b", '#include <cstdio>\nint main() { std::puts("b ran"); }\n')):
+        (tmp_path / f"{name}.cu").write_text(text)
+    monkeypatch.setattr(parts, "PROBES", tmp_path)
+    record = run(tmp_path, parts.probes(60))["probes"]
+    assert record["state"] == "FAILED" and record["last"][-1] == "b ran"
 
 
 @pytest.mark.parametrize(("line", "message"), [

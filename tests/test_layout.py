@@ -26,9 +26,10 @@ FLOORS = {
     "norms": set(),
     "blocks": {"norms", "ops", "dispatch", "layout"},
     "train_path": {"norms", "blocks", "ops", "dispatch", "layout"},
+    "cpu_block": {"blocks", "ops", "dispatch", "layout", "native"},
     "weights": set(),
     "zero_pad": set(),
-    "resnet": {"blocks", "train_path", "weights", "zero_pad"},
+    "resnet": {"blocks", "cpu_block", "train_path", "weights", "zero_pad"},
 }
 
 

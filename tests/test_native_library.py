@@ -1,11 +1,18 @@
 """The compiled library itself: messages for bad arguments, what it tells of itself, how its absence is told."""
 
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from resnet_fused import native
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+import aot_cuda
 
 pytestmark = pytest.mark.skipif(native.why_absent() is not None, reason=str(native.why_absent()))
 ops = torch.ops.resnet_fused_native
@@ -100,8 +107,37 @@ def test_every_op_has_a_cuda_kernel_and_needs_no_driver_to_load():
         "bn_relu_backward_reduce",
         "bn_relu_backward_apply",
     ]
-    for op in (*passes, "conv_bn_relu", "conv_stats", "conv_bn_relu_pool"):
+    for op in (
+        *passes,
+        "conv_bn_relu",
+        "conv_stats",
+        "conv_bn_relu_pool",
+        "conv_bn_relu_pair",
+        "conv_choices",
+        "pool_linear",
+    ):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"resnet_fused_native::{op}", "CUDA"), op
+
+
+@pytest.mark.skipif(not native.has_cuda(), reason="built without the CUDA part")
+def test_the_library_is_small_for_all_its_architectures():
+    """It has to travel to machines without a compiler, some of whose doors are 64 MiB wide. Uncompressed it was 83 MB."""
+    assert native.LIBRARY.stat().st_size < 40e6
+
+
+@pytest.mark.skipif(not native.has_cuda() or aot_cuda.cuobjdump() is None, reason="no CUDA part, or no cuobjdump")
+def test_compressed_kernels_are_there_for_every_architecture():
+    listed = [
+        subprocess.run(
+            [aot_cuda.cuobjdump(), option, native.LIBRARY], capture_output=True, text=True, check=True
+        ).stdout
+        for option in ("-lelf", "-lptx")
+    ]
+    for arch in native.build_info()["architectures"]:
+        binary, ptx = not arch.startswith("PTX"), arch.startswith("PTX") or arch.endswith("+PTX")
+        name = f"sm_{re.sub(r'PTX|[ .+]', '', arch)}"
+        for wanted, text in zip((binary, ptx), listed, strict=True):
+            assert not wanted or len(re.findall(rf"\b{name}\b", text)) >= 20, f"{arch}: kernels are missing"
 
 
 def test_absence_is_told_not_raised(monkeypatch, tmp_path):

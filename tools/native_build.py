@@ -19,6 +19,7 @@ CSRC = ROOT / "csrc"
 TORCH_TARGET = "2.11"  # oldest torch whose stable ABI the library may use
 # PTX of the newest plain architecture is added for devices that come later.
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0a")
+CUDA_ONLY = ("register_conv.cpp", "register_head.cpp")  # ops without a CPU kernel
 INSTRUCTION_SETS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
     "avx2": "-mavx2 -mfma -mf16c",
@@ -74,6 +75,15 @@ def find_nvcc():
         if path := shutil.which(name):
             return path, re.search(r"V(\d+\.\d+\.\d+)", output_of(path, "--version")).group(1)
     return None, "nvcc not found ($CUDA_HOME, PATH, /usr/local/cuda)"
+
+
+def compression(version):
+    """The flag that compresses the kernels of all architectures: 83 MB become 14, unpacked when a kernel is first used.
+
+    zstd needs a driver of CUDA 12.4 or later, which a library of nvcc 13 needs anyway (580); earlier compilers keep to the
+    older format, which every driver reads.
+    """
+    return "--compress-mode=size" if int(version.split(".")[0]) >= 13 else "-Xfatbin=-compress-all"
 
 
 def architectures(nvcc):
@@ -182,6 +192,7 @@ def _build(folder, cuda, say):
     gencodes = None
     if nvcc:
         gencodes, info["architectures"] = architectures(nvcc)
+        gencodes = f"{gencodes} {compression(nvcc_version)}"
         info["cuda"] = f"nvcc {nvcc_version}"
         say(f"{nvcc} {nvcc_version}: CUDA part for {', '.join(info['architectures'])}")
     else:
@@ -227,7 +238,7 @@ def _add_sources(file, nvcc):
                     file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
         elif source.name == "register.cpp":
             file.compile("cxx", source, flags="-DRESNET_FUSED_WITH_CUDA" if nvcc else "")
-        elif source.name != "register_conv.cpp" or nvcc:
+        elif source.name not in CUDA_ONLY or nvcc:
             file.compile("cxx", source)
     for source in sorted((CSRC / "cuda").glob("*.cu")) if nvcc else ():
         file.compile("nvcc", source)

@@ -1,9 +1,11 @@
 // Whether the first convolution of a block and its projection share a launch: pure functions of their shapes.
 #pragma once
 
-#include "conv_plan.h"
+#include "conv_choice.h"
 
 namespace resnet_fused::cuda {
+
+inline constexpr std::string_view kApart = "apart";
 
 struct ConvPairPlan {
   bool together;
@@ -18,10 +20,17 @@ inline double plan_cost(const ConvPlan& plan, ConvMath math, const Conv& conv) {
 
 // One launch saves the gap between two and lets the projection's few blocks fill the last wave of the other's; its
 // tile, though, is the other's. It does not pay where the projection alone would take a better tile or several slices.
-inline ConvPairPlan conv_pair_plan(DType dtype, const Conv& first, const Conv& second, bool allow_tf32, bool aligned) {
+// A choice decides: the tile "apart" means two launches, any other one, of that tile and those slices.
+inline ConvPairPlan conv_pair_plan(DType dtype, const Conv& first, const Conv& second, bool allow_tf32, bool aligned,
+                                   ConvChoice choice = {}) {
+  const char* op = "conv_bn_relu_pair";
   const ConvMath math = conv_math(dtype, allow_tf32);
   ConvPairPlan pair{};
-  pair.first = conv_plan(dtype, first, allow_tf32, aligned);
+  if (choice.tile == kApart) {
+    if (choice.splits != 0) conv_refuse(op, "tile apart has no splits, but splits is " + std::to_string(choice.splits));
+    return pair;
+  }
+  pair.first = conv_plan_chosen(op, choice, dtype, first, allow_tf32, aligned);
   const ConvPlan alone = conv_plan(dtype, second, allow_tf32, aligned);
   pair.clocks_apart = plan_cost(pair.first, math, first) + plan_cost(alone, math, second) + ConvModel::kLaunchGap;
   pair.second = conv_plan_for(pair.first.tile, dtype, second, aligned, 1);
@@ -43,7 +52,14 @@ inline ConvPairPlan conv_pair_plan(DType dtype, const Conv& first, const Conv& s
       (spread > longest ? spread : longest) + ConvModel::kBlock + reduce_cost(tile, first_tiles, pair.first.splits);
 
   const bool one_launch = pair.first.images == first.n && pair.second.images == second.n;
-  pair.together = pair.first.vector && pair.second.vector && one_launch && pair.clocks < pair.clocks_apart;
+  const bool able = pair.first.vector && pair.second.vector && one_launch;
+  const bool chosen = choice.tile != kAutoTile;
+  if (chosen && aligned && !able) {
+    conv_refuse(op, "tile " + std::string(choice.tile) + " needs channels that divide by " +
+                        std::to_string(dtype == DType::f32 ? 4 : 8) + " and a batch of one launch, but channels are " +
+                        std::to_string(first.c));
+  }
+  pair.together = able && (chosen || pair.clocks < pair.clocks_apart);
   return pair;
 }
 

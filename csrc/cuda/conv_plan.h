@@ -29,6 +29,7 @@ inline constexpr TileShape kConvTiles[] = {{64, 64, 2, 2, 4, 3}, {128, 64, 2, 2,
 inline constexpr int kConvStepBytes = 128;
 
 constexpr const TileShape& shape_of(ConvTile tile) { return kConvTiles[static_cast<int>(tile)]; }
+inline constexpr ConvTile kAllConvTiles[] = {ConvTile::m64n64, ConvTile::m128n64, ConvTile::m128n128};
 
 enum class ConvMath : int { f16, bf16, tf32, f32 };
 
@@ -142,17 +143,20 @@ inline ConvPlan conv_plan_for(ConvTile tile, DType dtype, const Conv& conv, bool
   return plan;
 }
 
+// The masked loader exists for the smallest tile only: unaligned channels are the rare case, code is not free.
+// IEEE float32 has no use for the largest: a thread's 8 x 8 outputs already hide shared memory behind arithmetic.
+inline bool conv_tile_runs(ConvTile tile, ConvMath math, bool vector) {
+  return (tile == ConvTile::m64n64 || vector) && (tile != ConvTile::m128n128 || math != ConvMath::f32);
+}
+
 // `most_splits` 1: an epilogue that needs whole sums.
 inline ConvPlan conv_plan(DType dtype, const Conv& conv, bool allow_tf32, bool aligned,
                           int most_splits = ConvModel::kMaxSplits) {
   const ConvMath math = conv_math(dtype, allow_tf32);
   ConvPlan best = conv_plan_for(ConvTile::m64n64, dtype, conv, aligned, 1);
   double best_cost = -1;
-  for (const ConvTile tile : {ConvTile::m64n64, ConvTile::m128n64, ConvTile::m128n128}) {
-    // The masked loader exists for the smallest tile only: unaligned channels are the rare case, code is not free.
-    if (tile != ConvTile::m64n64 && !best.vector) continue;
-    // A thread's 8 x 8 outputs already hide shared memory behind float32 arithmetic; a larger tile gains nothing.
-    if (tile == ConvTile::m128n128 && math == ConvMath::f32) continue;
+  for (const ConvTile tile : kAllConvTiles) {
+    if (!conv_tile_runs(tile, math, best.vector)) continue;
     const TileShape& shape = shape_of(tile);
     for (int splits = 1; splits <= most_splits; ++splits) {
       const ConvPlan plan = conv_plan_for(tile, dtype, conv, aligned, splits);

@@ -1,6 +1,7 @@
 // Host side of conv_stats.
 #include "../launch.h"
 #include "conv_args.cuh"
+#include "conv_choice.h"
 #include "conv_stats.cuh"
 #include "conv_stats_merge.cuh"
 
@@ -19,8 +20,8 @@ int64_t chunks_of(const ConvPlan& plan, const Conv& conv) {
 
 }  // namespace
 
-size_t conv_stats_scratch(DType dtype, Conv conv, bool allow_tf32) {
-  const int64_t aligned = chunks_of(conv_plan(dtype, conv, allow_tf32, true, 1), conv);
+size_t conv_stats_scratch(DType dtype, Conv conv, bool allow_tf32, ConvChoice choice) {
+  const int64_t aligned = chunks_of(conv_plan_chosen("conv_stats", choice, dtype, conv, allow_tf32, true, 1), conv);
   const int64_t unaligned = chunks_of(conv_plan(dtype, conv, allow_tf32, false, 1), conv);
   return sizeof(float) * TileMoments::kWords * conv.k * conv.groups * (aligned > unaligned ? aligned : unaligned);
 }
@@ -57,9 +58,9 @@ void conv_stats_planned(const ConvPlan& plan, DType dtype, const ConvTensors& at
 
 void conv_stats(DType dtype, const void* x, const void* weight, void* out, Conv conv, float* mean, float* invstd,
                 MutableChannels running_mean, MutableChannels running_var, const int64_t* num_batches_tracked,
-                double momentum, double eps, bool allow_tf32, void* scratch, void* stream) {
+                double momentum, double eps, bool allow_tf32, ConvChoice choice, void* scratch, void* stream) {
   const ConvTensors at{x, weight, nullptr, out};
-  const ConvPlan plan = conv_plan(dtype, conv, allow_tf32, at.aligned(), 1);
+  const ConvPlan plan = conv_plan_chosen("conv_stats", choice, dtype, conv, allow_tf32, at.aligned(), 1);
   conv_stats_planned(plan, dtype, at, conv, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps,
                      allow_tf32, scratch, stream);
 }

@@ -66,7 +66,7 @@ def apply(x, mean, spread, weight, bias, residual, out, eps, relu):
 
 
 def apply_two(x, mean, spread, weight, bias, eps, z, mean_z, spread_z, weight_z, bias_z, eps_z, out):
-    shortcut = torch.empty_like(z, dtype=torch.float32)
+    shortcut = torch.empty_like(z, dtype=_wide(z[:0]).dtype)
     apply(z, mean_z, spread_z, weight_z, bias_z, None, shortcut, eps_z, False)
     apply(x, mean, spread, weight, bias, shortcut, out, eps, True)
 

@@ -12,14 +12,11 @@ from ._conv_bn_relu_op import run as run_conv
 from ._library import call, define
 from .conv_bn_relu import conv_bn_relu
 
-# Backends with a kernel for both; the others have nothing to gain.
-BACKENDS = ("cuda", "emulator")
-
 
 def _one_launch(x, weight, stride, padding, dilation):
     """The backend that takes both convolutions in one launch, or None."""
     choice, _ = pick("conv_bn_relu_pair", x, weight, None, stride, padding, dilation, 1)
-    return choice if choice.backend in BACKENDS else None
+    return choice if choice.backend in dispatch.TILED else None  # the others have no kernel for both
 
 
 def _run(

@@ -50,7 +50,7 @@ def _pair(value, name):
     return value
 
 
-def _geometry(x, weight, stride, padding, dilation, groups):
+def geometry(x, weight, stride, padding, dilation, groups):
     """The shape of the result, or None where the op does not take a convolution of these shapes."""
     if len(x) != 4 or len(weight) != 4 or groups < 1 or x[1] != weight[1] * groups or weight[0] % groups:
         return None
@@ -61,7 +61,7 @@ def _geometry(x, weight, stride, padding, dilation, groups):
 
 
 # Outside of compilers, whose symbolic sizes it cannot hold: 5 us of 75 per op (measured: Intel Xeon, 2026-11-24).
-_remembered_geometry = functools.lru_cache(maxsize=4096)(_geometry)
+_remembered_geometry = functools.lru_cache(maxsize=4096)(geometry)
 
 
 def conv_bn_relu(
@@ -116,8 +116,8 @@ def conv_bn_relu(
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         x, weight = x.to(low), weight.to(low)
-    geometry = _geometry if torch.compiler.is_compiling() else _remembered_geometry
-    shape = geometry(x.shape, weight.shape, stride, padding, dilation, groups)
+    shape_of = geometry if torch.compiler.is_compiling() else _remembered_geometry
+    shape = shape_of(x.shape, weight.shape, stride, padding, dilation, groups)
     if (
         shape is None
         or eps <= 0.0

@@ -39,6 +39,7 @@ FLAGS = [
 PLAIN = ["-O2"]
 SANITIZED = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 MACHINE = ("machine.cpp", "shadow.cpp")
+REGISTERED = ("check.cpp", "register.cpp", "register_conv.cpp", "register_head.cpp")
 # Set by mutate.py: objects that take the place of a source's own, {"name.cu": path}, and the folder for what has them.
 REPLACED = json.loads(os.environ.get("EMU_OBJECTS", "{}"))
 LINKED = os.environ.get("EMU_LINKED")
@@ -145,7 +146,7 @@ def library(sanitize=SANITIZE):
     sources = [HERE / "control.cpp", *(HERE / m for m in MACHINE), *sorted(CSRC.glob("cuda/*.cu"))]
     objects = _compile(sources, flags, folder)
     with_torch = [*flags, "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-isystem{torch_folder}/include"]
-    objects += _compile([CSRC / "check.cpp", CSRC / "register.cpp", CSRC / "register_conv.cpp"], with_torch, folder)
+    objects += _compile([CSRC / name for name in REGISTERED], with_torch, folder)
     libraries = [f"-L{torch_folder}/lib", f"-Wl,-rpath,{torch_folder}/lib", "-ltorch", "-ltorch_cpu"]
     return link("emulated.so", objects, [*flags, *libraries], folder)
 
@@ -166,6 +167,13 @@ def configure(seed=SEED, policy=POLICY, multiprocessors=MULTIPROCESSORS):
     """What follows runs under this schedule; faults and this line name the seed."""
     print(f"emulator: EMU_SEED={seed} EMU_POLICY={policy}")
     control().emu_configure(seed, policy, multiprocessors)
+
+
+def last_launch():
+    """(blocks in x, in y, in z, threads of a block) of the launch before this call."""
+    numbers = (ctypes.c_int64 * 4)()
+    control().emu_last_launch(numbers)
+    return tuple(numbers)
 
 
 def load():

@@ -10,6 +10,12 @@ EXPORT void emu_configure(uint64_t seed, int policy, int multiprocessors) {
   emu::machine.multiprocessors = multiprocessors;
 }
 
+// The last launch: blocks of its grid in x, y and z, threads of a block.
+EXPORT void emu_last_launch(int64_t* to) {
+  const emu::Dim& grid = emu::machine.grid;
+  to[0] = grid.x, to[1] = grid.y, to[2] = grid.z, to[3] = emu::machine.threads;
+}
+
 EXPORT void emu_narrow(const float* x, uint16_t* f16, uint16_t* bf16, uint32_t* tf32, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     f16[i] = emu::narrow_f16(x[i]);

@@ -104,7 +104,7 @@ EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
                         p.images * conv.p * conv.q, conv.k, conv.groups, p.steps, p.splits);
     *to = {int64_t(p.tile), p.vector, p.images,          p.tiles_m,          p.tiles_n,
            p.steps,         p.splits, p.steps_per_split, int64_t(p.scratch), int64_t(clocks)};
-    const size_t promised = cuda::conv_bn_relu_scratch(static_cast<DType>(a->dtype), conv_of(*a), a->allow_tf32);
+    const size_t promised = cuda::conv_bn_relu_scratch(static_cast<DType>(a->dtype), conv_of(*a), a->allow_tf32, {});
     if (a->tile < 0 && a->splits == 0 && promised < p.scratch)
       throw std::logic_error("conv_bn_relu_scratch is too small");
   });
@@ -140,7 +140,7 @@ EXPORTED const char* conv_stats(const ConvCall* a, float* mean, float* invstd, c
     const DType dtype = static_cast<DType>(a->dtype), p = static_cast<DType>(a->param_dtype);
     const Conv conv = conv_of(*a);
     cuda::ConvPlan plan = cuda::conv_plan(dtype, conv, a->allow_tf32, a->aligned, 1);
-    size_t bytes = cuda::conv_stats_scratch(dtype, conv, a->allow_tf32);
+    size_t bytes = cuda::conv_stats_scratch(dtype, conv, a->allow_tf32, {});
     if (a->tile >= 0) {
       plan = cuda::conv_plan_for(static_cast<cuda::ConvTile>(a->tile), dtype, conv, a->aligned, 1);
       bytes = plan.tiles_m * 4 * conv.k * conv.groups * sizeof(float);

@@ -26,7 +26,9 @@ STATEMENT = re.compile(
 # (file, number of the statement in it): why it stays although no test can notice its removal.
 REDUNDANT = {}
 # A header is mutated in one source only: the one named after it, else the first of these that includes it.
-SOURCES = ("bn_relu", "bn_stats", "bn_relu_backward", "conv_bn_relu_f16", "conv_stats_f16", "conv_bn_relu_pool")
+SOURCES = (
+    "bn_relu", "bn_stats", "bn_relu_backward", "conv_bn_relu_f16", "conv_stats_f16", "conv_bn_relu_pool", "pool_linear",
+)  # fmt: skip
 TESTS = {
     "bn_relu": "test_cuda_emulated.py",
     "bn_stats": "test_cuda_emulated.py",
@@ -34,6 +36,7 @@ TESTS = {
     "conv_bn_relu_f16": "test_conv_emulated.py",
     "conv_stats_f16": "test_conv_stats_emulated.py",
     "conv_bn_relu_pool": "test_conv_pool_emulated.py",
+    "pool_linear": "test_pool_linear.py",
 }
 
 

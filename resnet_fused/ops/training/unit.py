@@ -118,14 +118,15 @@ def end_of_block(z, unit, stats, shortcut, projection=None, projection_stats=Non
     if projection is None:
         mean, spread, weight, bias, eps = unit.norm(stats)
         return apply(z, mean, spread, weight, bias, shortcut, out, eps, True)
+    return add_two(z, unit.norm(stats), shortcut, projection.norm(projection_stats), out)
+
+
+def add_two(z, norm, shortcut, norm_shortcut, out):
+    """out = relu(bn(z) + bn(shortcut)), returned; norms as `Unit.norm` gives them."""
     choice = dispatch.choose("bn_add_bn_relu", z, shortcut)
     run = eager.apply_two if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_add_bn_relu")
-    run(*_with(z, unit, stats), *_with(shortcut, projection, projection_stats), out)
+    run(z, *norm, shortcut, *norm_shortcut, out)
     return out
-
-
-def _with(z, unit, stats):
-    return z, *unit.norm(stats)
 
 
 def norm_backward(grad, z, out, unit, stats, want_z, want_affine, want_masked=False, grad2=None):

@@ -1,32 +1,23 @@
 // What a kernel for compute capability 9.0 could count on, one JSON object a line:
-//   nvcc -std=c++17 -O3 -arch=sm_90a benchmarks/probes/hopper.cu -o hopper && ./hopper
+//   nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a benchmarks/probes/bandwidth.cu -o bandwidth && ./bandwidth
 //
-// - bytes/s from L2 into shared memory by bulk copies, each block its own copy, and with each half sent to both blocks of a
-//   cluster (multicast): convolutions that read a tile nine times are bound by this. A lower bound: the copies drain after
-//   every 192 KiB.
+// - bytes/s from L2 into shared memory by bulk copies, each block its own copy, and with each half sent to both blocks
+// of a
+//   cluster (multicast): convolutions that read a tile nine times are bound by this. A lower bound: the copies drain
+//   after every 192 KiB.
 // - seconds per grid-wide barrier: what a kernel of several layers would pay between two of them.
 //
 // Not part of the library, so the PTX is here. The sources of a copy are random bits; nothing is computed.
 #include <cooperative_groups.h>
-#include <cuda_runtime.h>
 
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <vector>
+
+#include "probe.cuh"
 
 namespace {
 
 constexpr int kStages = 6, kStageBytes = 32 << 10, kRounds = 200;
 constexpr size_t kWindow = 16 << 20;  // read again and again: stays in L2 (50 MB on H100, 60 MB on H200)
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(status));
-  std::exit(1);
-}
-
-__device__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 __device__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -34,8 +25,8 @@ __device__ void cluster_sync() {
 
 __device__ void wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
-      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(
-          barrier),
+      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::
+          "r"(barrier),
       "r"(parity)
       : "memory");
 }
@@ -86,23 +77,6 @@ __global__ void barriers_only(int count) {
   for (int i = 0; i < count; ++i) cooperative_groups::this_grid().sync();
 }
 
-template <class Launch>
-double seconds(Launch launch) {
-  cudaEvent_t start, end;
-  check(cudaEventCreate(&start), "event"), check(cudaEventCreate(&end), "event");
-  double best = 1e30;
-  for (int i = 0; i < 6; ++i) {  // the first warms up; the best of the rest
-    check(cudaEventRecord(start), "record");
-    launch();
-    check(cudaEventRecord(end), "record");
-    check(cudaEventSynchronize(end), "run");
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, start, end), "elapsed");
-    if (i > 0 && ms * 1e-3 < best) best = ms * 1e-3;
-  }
-  return best;
-}
-
 template <bool Multicast>
 void measure_copies(const char* name, const char* source, int blocks) {
   const int shared = kStages * kStageBytes;
@@ -118,14 +92,7 @@ void measure_copies(const char* name, const char* source, int blocks) {
 }  // namespace
 
 int main() {
-  cudaDeviceProp device;
-  check(cudaGetDeviceProperties(&device, 0), "device");
-  if (device.major != 9) {
-    std::printf("{\"case\": \"probes of compute capability 9.0\", \"skipped\": \"this is %d.%d\"}\n", device.major,
-                device.minor);
-    return 0;
-  }
-  const int blocks = device.multiProcessorCount / 2 * 2;
+  const int blocks = multiprocessors_of_hopper("L2 to shared memory") / 2 * 2;
   std::vector<uint32_t> values(kWindow / 4);
   uint32_t state = 1;
   for (uint32_t& v : values) v = state = state * 1664525u + 1013904223u;

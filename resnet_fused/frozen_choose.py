@@ -1,0 +1,77 @@
+"""What runs every part of a static engine: the fastest way by measurement on its device, remembered for the next engine."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from . import dispatch, frozen_head, frozen_layers, frozen_measure, frozen_pair, tuning
+
+SECONDS = 0.2  # of timing for the ways of one part
+
+
+class Way(NamedTuple):
+    """A kind of layer that may run a part; `make(site, dtype)`, None for a site that is run by a pair."""
+
+    name: str
+    make: object
+
+
+def choose(engine):
+    """Gives every site of `engine` its way and reason; returns ({block: way of a pair}, way of the head, its reason)."""
+    groups = {}
+    for site in engine._sites:
+        groups.setdefault(site.key, []).append(site)
+    for sites in groups.values():
+        able = _ways(frozen_layers.options(sites[0], engine.dtype, engine.device))
+        measure = functools.partial(frozen_measure.layers, sites, able, *_where(engine))
+        choice, reason = _fastest(engine, _key(engine, "static", *sites[0].key), able, measure)
+        for site in sites:
+            site.way, site.reason = choice, reason
+    return _pairs(engine), *_head(engine)
+
+
+def _pairs(engine):
+    chosen = {}
+    for block in engine._blocks:
+        found = frozen_pair.options(block, engine.dtype, engine.device)
+        if not found:
+            continue
+        able = _ways({"apart": frozen_pair.Apart} | found)
+        sites = block.sites[0], block.projection
+        key = _key(engine, "static_pair", *sites[0].key, *sites[1].key)
+        measure = functools.partial(frozen_measure.pairs, block, able, *_where(engine))
+        choice, reason = _fastest(engine, key, able, measure)
+        if choice.name != "apart":
+            chosen[block] = choice
+            for site in sites:
+                site.way, site.reason = Way(choice.name, None), reason
+    return chosen
+
+
+def _head(engine):
+    model, shape = engine._model, frozen_layers.out_shape(engine._blocks[-1].sites[-1])
+    able = _ways(frozen_head.options(model, engine.device))
+    key = _key(engine, "static_head", shape, tuple(model.fc.weight.shape))
+    return _fastest(engine, key, able, functools.partial(frozen_measure.heads, model, shape, able, *_where(engine)))
+
+
+def _ways(found):
+    return [Way(name, make) for name, make in found.items()]
+
+
+def _fastest(engine, key, able, measure):
+    """(the way of least time, why): remembered under `key`, or as `measure()` finds."""
+    if len(able) == 1:
+        return able[0], "the only way for this layer"
+    seconds = engine._known(key, able, measure)
+    return min(seconds, key=seconds.get), engine.entries[key].reason()
+
+
+def _where(engine):
+    return engine.dtype, engine.device, engine.graphed, SECONDS
+
+
+def _key(engine, kind, *parts):
+    precision = dispatch.tf32_allowed() if engine.dtype == torch.float32 else None
+    return tuning.key(kind, engine.dtype, *parts, precision, "graph" if engine.graphed else "calls")
