@@ -67,22 +67,28 @@ struct ConvChoice {
   void bn_stats(Layout layout, const void* x, float* mean, float* invstd, MutableChannels running_mean,               \
                 MutableChannels running_var, const int64_t* num_batches_tracked, double momentum, double eps,         \
                 void* scratch, void* stream);                                                                         \
+  /* The same over processes. parts [world, 2 * channels + 1]: of each its mean, its unbiased variance and its number \
+     of values per channel, which may be 0. share = count, that of this process, / the number of all. */              \
+  void bn_stats_merge(int64_t world, int64_t channels, const float* parts, double count, double eps, float* mean,     \
+                      float* invstd, float* var, float* share, void* stream);                                         \
   /* out = [relu](xhat * weight + bias [+ residual]); residual may be nullptr; out may be x or residual. */           \
   void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void* out, bool relu, void* stream);    \
   /* out = relu(xhat * weight + bias + zhat * weight_z + bias_z), z normalised by norm_z: the end of a residual block \
      whose shortcut is a projection, in one pass. out may be x or z. */                                               \
   void bn_add_bn_relu(Layout layout, const void* x, Norm norm, const void* z, Norm norm_z, void* out, void* stream);  \
-  /* g = relu && out <= 0 ? 0 : grad. sum_g = sum g, sum_gx = sum g * xhat per channel, float32. x == nullptr:        \
-     sum_g only. out may be nullptr when !relu. */                                                                    \
+  /* g = relu && out <= 0 ? 0 : grad [+ grad2], a sum in float32 that is rounded as if it were stored. sum_g = sum g,  \
+     sum_gx = sum g * xhat per channel, float32. x == nullptr: sum_g only. out may be nullptr when !relu. masked = g; \
+     it may be absent, and it may be grad or grad2. */                                                                \
   size_t bn_relu_backward_reduce_scratch(Layout layout);                                                              \
-  void bn_relu_backward_reduce(Layout layout, const void* grad, const void* x, const void* out, Norm norm,            \
-                               float* sum_g, float* sum_gx, bool relu, void* scratch, void* stream);                  \
+  void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,    \
+                               Norm norm, float* sum_g, float* sum_gx, void* masked, bool relu, void* scratch,        \
+                               void* stream);                                                                         \
   /* grad_residual = g. grad_x = weight * invstd * g (has_var), else                                                  \
      weight * invstd * (g - sum_g / count - xhat * sum_gx / count). Either output may be nullptr; with has_var x,     \
-     sum_g, sum_gx may be nullptr. */                                                                                 \
-  void bn_relu_backward_apply(Layout layout, const void* grad, const void* x, const void* out, Norm norm,             \
-                              const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual, bool relu,  \
-                              void* stream);
+     sum_g, sum_gx may be nullptr. grad_residual may be grad or grad2. */                                             \
+  void bn_relu_backward_apply(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,     \
+                              Norm norm, const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual,  \
+                              bool relu, void* stream);
 
 namespace cpu {
 RESNET_FUSED_LAUNCHERS

@@ -41,6 +41,26 @@ void bn_stats(const Tensor& x, const Tensor& mean, const Tensor& invstd, const O
           place.stream());
 }
 
+template <auto kLaunch>
+void bn_stats_merge(const Tensor& parts, const Tensor& mean, const Tensor& invstd, const Tensor& var,
+                    const Tensor& share, double count, double eps) {
+  const Arguments like("bn_stats_merge", "parts", parts);
+  like.require(like.dtype() == DType::f32 && parts.dim() == 2 && parts.is_contiguous() && parts.size(1) % 2 == 1,
+               "parts must be float32 [world, 2 * channels + 1], but is ", Type{parts}, " ", Shape{parts});
+  const int64_t channels = parts.size(1) / 2;
+  const auto vector = [&](const char* name, const Tensor& tensor) {
+    like.same_device(name, tensor);
+    like.require(like.float_type(name, tensor) == DType::f32 && tensor.is_contiguous() && tensor.numel() == channels,
+                 name, " must be float32 [", channels, "], but is ", Type{tensor}, " ", Shape{tensor});
+    return static_cast<float*>(tensor.data_ptr());
+  };
+  float *to_mean = vector("mean", mean), *to_invstd = vector("invstd", invstd);
+  float *to_var = vector("var", var), *to_share = vector("share", share);
+  const Place place("bn_stats_merge", parts);
+  kLaunch(parts.size(0), channels, static_cast<const float*>(parts.data_ptr()), count, eps, to_mean, to_invstd, to_var,
+          to_share, place.stream());
+}
+
 // eps absent: mean and spread are float32 batch statistics, spread being invstd; else they are buffers, spread a
 // variance.
 Norm norm_of(const Arguments& args, const OptionalTensor& mean, const OptionalTensor& spread, std::optional<double> eps,
@@ -90,9 +110,12 @@ void bn_add_bn_relu(const Tensor& x, const Tensor& mean, const Tensor& spread, c
 template <auto kLaunch, auto kScratch>
 void bn_relu_backward_reduce(const Tensor& grad, const OptionalTensor& x, const OptionalTensor& out,
                              const OptionalTensor& mean, const OptionalTensor& spread, const Tensor& sum_g,
-                             const OptionalTensor& sum_gx, std::optional<double> eps, bool relu) {
+                             const OptionalTensor& sum_gx, std::optional<double> eps, bool relu,
+                             const OptionalTensor& grad2, const OptionalTensor& masked) {
   const Arguments args("bn_relu_backward_reduce", "grad", grad);
   const Layout layout = args.layout();
+  const void* more = args.like("grad2", grad2);
+  void* to_masked = args.like("masked", masked);
   const void *values = args.like("x", x), *mask = args.like("out", out);
   const Norm norm = norm_of(args, mean, spread, eps, std::nullopt, std::nullopt);
   float *to_g = args.statistics("sum_g", sum_g), *to_gx = args.statistics("sum_gx", sum_gx);
@@ -101,16 +124,19 @@ void bn_relu_backward_reduce(const Tensor& grad, const OptionalTensor& x, const 
   args.require(!args.empty(), "grad has no values: shape ", Shape{grad});
   const Place place("bn_relu_backward_reduce", grad);
   const Scratch scratch(grad, kScratch(layout));
-  kLaunch(layout, grad.data_ptr(), values, mask, norm, to_g, to_gx, relu, scratch.data(), place.stream());
+  kLaunch(layout, grad.data_ptr(), more, values, mask, norm, to_g, to_gx, to_masked, relu, scratch.data(),
+          place.stream());
 }
 
 template <auto kLaunch>
 void bn_relu_backward_apply(const Tensor& grad, const OptionalTensor& x, const OptionalTensor& out,
                             const OptionalTensor& mean, const Tensor& spread, const OptionalTensor& weight,
                             const OptionalTensor& sum_g, const OptionalTensor& sum_gx, const OptionalTensor& grad_x,
-                            const OptionalTensor& grad_residual, std::optional<double> eps, bool relu) {
+                            const OptionalTensor& grad_residual, std::optional<double> eps, bool relu,
+                            const OptionalTensor& grad2) {
   const Arguments args("bn_relu_backward_apply", "grad", grad);
   const Layout layout = args.layout();
+  const void* more = args.like("grad2", grad2);
   const void *values = args.like("x", x), *mask = args.like("out", out);
   const Norm norm = norm_of(args, mean, spread, eps, weight, std::nullopt);
   const float *g = args.statistics("sum_g", sum_g), *gx = args.statistics("sum_gx", sum_gx);
@@ -120,7 +146,7 @@ void bn_relu_backward_apply(const Tensor& grad, const OptionalTensor& x, const O
                "grad_x with batch statistics needs x, mean, sum_g and sum_gx");
   if (args.empty()) return;
   const Place place("bn_relu_backward_apply", grad);
-  kLaunch(layout, grad.data_ptr(), values, mask, norm, g, gx, to_x, to_residual, relu, place.stream());
+  kLaunch(layout, grad.data_ptr(), more, values, mask, norm, g, gx, to_x, to_residual, relu, place.stream());
 }
 
 }  // namespace
@@ -133,6 +159,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "bn_stats(Tensor x, Tensor(a!) mean, Tensor(b!) invstd, Tensor(c!)? running_mean, Tensor(d!)? running_var, "
       "Tensor? num_batches_tracked, float momentum, float eps) -> ()");
   m.def(
+      "bn_stats_merge(Tensor parts, Tensor(a!) mean, Tensor(b!) invstd, Tensor(c!) var, Tensor(d!) share, float count, "
+      "float eps) -> ()");
+  m.def(
       "bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!) out, "
       "float? eps, bool relu) -> ()");
   m.def(
@@ -140,10 +169,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "Tensor mean_z, Tensor spread_z, Tensor? weight_z, Tensor? bias_z, float? eps_z, Tensor(a!) out) -> ()");
   m.def(
       "bn_relu_backward_reduce(Tensor grad, Tensor? x, Tensor? out, Tensor? mean, Tensor? spread, Tensor(a!) sum_g, "
-      "Tensor(b!)? sum_gx, float? eps, bool relu) -> ()");
+      "Tensor(b!)? sum_gx, float? eps, bool relu, Tensor? grad2=None, Tensor(c!)? masked=None) -> ()");
   m.def(
       "bn_relu_backward_apply(Tensor grad, Tensor? x, Tensor? out, Tensor? mean, Tensor spread, Tensor? weight, "
-      "Tensor? sum_g, Tensor? sum_gx, Tensor(a!)? grad_x, Tensor(b!)? grad_residual, float? eps, bool relu) -> ()");
+      "Tensor? sum_g, Tensor? sum_gx, Tensor(a!)? grad_x, Tensor(b!)? grad_residual, float? eps, bool relu, "
+      "Tensor? grad2=None) -> ()");
 }
 
 #define RESNET_FUSED_IMPL(key, launchers)                                                                      \
@@ -152,6 +182,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
     m.impl("add_relu", TORCH_BOX((&add_relu<launchers::add_relu>)));                                           \
     m.impl("add_relu_backward", TORCH_BOX((&add_relu_backward<launchers::add_relu_backward>)));                \
     m.impl("bn_stats", TORCH_BOX((&bn_stats<launchers::bn_stats, launchers::bn_stats_scratch>)));              \
+    m.impl("bn_stats_merge", TORCH_BOX((&bn_stats_merge<launchers::bn_stats_merge>)));                         \
     m.impl("bn_relu", TORCH_BOX((&bn_relu<launchers::bn_relu>)));                                              \
     m.impl("bn_add_bn_relu", TORCH_BOX((&bn_add_bn_relu<launchers::bn_add_bn_relu>)));                         \
     m.impl("bn_relu_backward_reduce",                                                                          \

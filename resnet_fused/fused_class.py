@@ -8,15 +8,16 @@ from torch import fx, nn
 
 from .blocks import refuse_scripting
 from .matching import plan_of
+from .plan_block import residual_block
 from .resnet import BasicBlock, Bottleneck, ResNet
 from .run_plan import run, why_not_run
 from .tracing import NotTraceable
 
 
 class Fused:
-    """What a converted module has before its own class. `_origin` and `_plan` are attributes of the class, not of it."""
+    """What a converted module has before its own class. `_origin`, `_plan`, `_block` are attributes of the class, not of it."""
 
-    _origin = _plan = None
+    _origin = _plan = _block = None
     __prepare_scriptable__ = refuse_scripting
 
     def forward_by_modules(self, x):
@@ -129,7 +130,7 @@ def _shared_class(origin, plan_text, plan, why):
 
 def _make_class(origin, plan, why, base):
     namespace = {
-        "_origin": origin, "_plan": plan, "_why": why,
+        "_origin": origin, "_plan": plan, "_block": residual_block(plan), "_why": why,
         "__module__": origin.__module__, "__qualname__": origin.__qualname__, "__doc__": origin.__doc__,
     }  # fmt: skip
     if (ours := _ours(plan)) is not None:

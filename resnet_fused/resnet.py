@@ -244,8 +244,9 @@ class ResNet(nn.Module):
         return conv_bn_relu_pool(x, *parts)
 
     def _fused_layer(self, layer, x):
-        if self.memory_efficient and (chains := train_path.chains_of(x, layer)) is not None:
-            return train_path.residual(x, chains, recompute=True)
+        """A layer in training is one op, so that gradients of blocks are added where they are read: docs/training.md."""
+        if (chains := train_path.chains_of(x, layer, _Residual.forward)) is not None:
+            return train_path.residual(x, chains, recompute=self.memory_efficient)
         return layer(x)
 
     def forward(self, x):

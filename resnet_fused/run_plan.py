@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from . import ops
+from . import ops, train_path
 from .blocks import conv_bn_relu, norm_relu, watched, why_not_convolution, why_not_fused, why_not_relu
 from .norms import why_not_here, why_not_norm
 from .ops._conv_bn_relu_op import out_shape
@@ -54,11 +54,24 @@ def why_not_run(module, x):
 
 def run(module, x):
     """The plan of a converted `module` on `x`."""
-    plan = type(module)._plan
+    plan, block = type(module)._plan, type(module)._block
+    if block is not None and (chain := _chain_of(module, block)) and train_path.route(x, [chain]) == "training":
+        return train_path.residual(x, [chain])
     values = [x]
     for step in plan.steps:
         values.append(_RUN[type(step)](module, step, values))
     return fill(plan.output, values)
+
+
+def _chain_of(module, block):
+    """A ResidualBlock as modules, for train_path; None where something between them computes by now."""
+    for path in block.between:
+        part = child(module, path)
+        nothing = type(part) is nn.Identity or (type(part) is nn.Sequential and len(part) == 0)
+        if not nothing or watched(part):
+            return None
+    main = [(child(module, conv), child(module, norm)) for conv, norm in block.main]
+    return main, block.projection and tuple(child(module, path) for path in block.projection)
 
 
 def _run_chain(module, step, values):

@@ -47,10 +47,10 @@ def wanted(x, pairs):
     """Whether modules `pairs` [(conv, bn)] on input x are to be run by the training ops."""
     if _state["apart"]:
         return False
-    if any(_uses_batch(bn) for _, bn in pairs):
-        return True
-    if not torch.is_grad_enabled():
-        return False
+    return any(_uses_batch(bn) for _, bn in pairs) or (torch.is_grad_enabled() and _learns(x, pairs))
+
+
+def _learns(x, pairs):
     return x.requires_grad or any(
         p is not None and p.requires_grad for conv, bn in pairs for p in (conv.weight, bn.weight, bn.bias)
     )
@@ -58,14 +58,22 @@ def wanted(x, pairs):
 
 def route(x, chains):
     """How blocks [([(conv, bn), ...], downsample), ...] that may be fused are run: "training", by its ops; "modules", one by
-    one, where only torch can synchronise; None, as in evaluation."""
-    pairs = [pair for main, down in chains for pair in (*main, *([tuple(down)] if is_projection(down) else []))]
+    one, where only torch can synchronise; None, as in evaluation. downsample: None, nn.Sequential(conv, bn), (conv, bn), or
+    any other module."""
+    chains = _projections(chains)
+    pairs = _pairs_of(chains)
     if not wanted(x, pairs):
         return None
-    ordinary = all(down is None or is_projection(down) for _, down in chains)
-    if ordinary and not any(is_frozen(bn) for _, bn in pairs) and why_not(x, _projections(chains)) is None:
+    ordinary = all(projection is None or type(projection) is tuple for _, projection in chains)
+    if ordinary and not any(is_frozen(bn) for _, bn in pairs) and why_not(x, chains) is None:
         return "training"
     return "modules" if syncs(pairs) else None
+
+
+def _pairs_of(chains):
+    return [
+        pair for main, projection in chains for pair in (*main, *([projection] if type(projection) is tuple else []))
+    ]
 
 
 def route_of_stem(x, conv, bn, maxpool):
@@ -78,17 +86,22 @@ def route_of_stem(x, conv, bn, maxpool):
 
 
 def _projections(chains):
-    return [(main, None if downsample is None else (downsample[0], downsample[1])) for main, downsample in chains]
+    """The chains with (conv, bn) for a sequence of the two; what else a shortcut may be stays as it is."""
+    return [(main, tuple(down) if is_projection(down) else down) for main, down in chains]
 
 
-def chains_of(x, layer):
-    """The chains of a layer's blocks if one op may run them all, else None: without gradients there is nothing to save."""
-    blocks = list(layer)
-    if not torch.is_grad_enabled() or watched(layer) or any(watched(block) for block in blocks):
+def chains_of(x, layer, forward):
+    """The chains of a layer's blocks if one op may run them all, else None: where nothing is kept for a backward, where
+    somebody watches a block, and where one is wrapped or has another forward than `forward`."""
+    if not torch.is_grad_enabled() or type(layer) is not nn.Sequential or watched(layer):
         return None
-    if any(not hasattr(block, "_fused_chain") or block.why_not_fused(x) for block in blocks):
+    blocks = list(layer)
+    if any(type(block).forward is not forward or watched(block) or block.why_not_fused(x) for block in blocks):
         return None
     chains = [block._fused_chain() for block in blocks]
+    # The op keeps what its backward may need of every block, also of leading ones that nobody wants a gradient of.
+    if not chains or not _learns(x, _pairs_of(_projections(chains[:1]))):
+        return None
     return chains if route(x, chains) == "training" else None
 
 

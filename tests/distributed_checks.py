@@ -3,12 +3,14 @@
 import copy
 import warnings
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from training_cases import asks_the_device, inside
 
 import resnet_fused
 from resnet_fused import dispatch
@@ -92,6 +94,17 @@ def sync_bn_evaluates_without_collectives():
         x = torch.randn(1, 3, 40, 40)
         with torch.no_grad():
             torch.testing.assert_close(model(x), by_modules(network()).eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def sync_bn_asks_the_device_nothing():
+    """The collectives included; one launch merges what they bring."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(resnet_fused.BasicBlock(4, 4).train())
+    x = torch.randn(2 + dist.get_rank(), 4, 5, 5)
+    with pytest.MonkeyPatch.context() as patch, inside(patch, asks_the_device) as names:
+        model(x).square().sum().backward()
+    assert names.count("resnet_fused_native.bn_stats_merge.default") == 2
+    collectives = [name for name in names if name.startswith("c10d")]
+    assert len(collectives) == 4, collectives  # of each batch norm one forward and one backward
 
 
 def sync_bn_refuses_the_double_backward():
@@ -192,7 +205,8 @@ CHECKS = {
     f.__name__: f
     for f in (
         sync_bn_of_uneven_batches, sync_bn_with_an_empty_batch, sync_bn_memory_efficient, sync_bn_of_one_value_per_process,
-        sync_bn_evaluates_without_collectives, sync_bn_refuses_the_double_backward, sync_bn_compiles,
+        sync_bn_evaluates_without_collectives, sync_bn_asks_the_device_nothing, sync_bn_refuses_the_double_backward,
+        sync_bn_compiles,
         ddp, ddp_gradient_as_bucket_view, ddp_static_graph, ddp_two_forwards_and_no_sync, fsdp2,
     )
 }  # fmt: skip

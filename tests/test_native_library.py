@@ -56,6 +56,15 @@ BAD = {
     "grad_x with batch statistics needs x, mean, sum_g and sum_gx": lambda: ops.bn_relu_backward_apply(
         X, None, X, None, torch.ones(8), None, None, None, X.clone(), None, None, True
     ),
+    "grad2 has shape [1, 8, 3, 3], but grad has [2, 8, 3, 3]": lambda: ops.bn_relu_backward_reduce(
+        X, None, X, None, None, torch.empty(8), None, None, True, X[:1]
+    ),
+    "parts must be float32 [world, 2 * channels + 1], but is Float [2, 16]": lambda: ops.bn_stats_merge(
+        torch.zeros(2, 16), *[torch.empty(8)] * 4, 1.0, EPS
+    ),
+    "var must be float32 [8], but is Float [7]": lambda: ops.bn_stats_merge(
+        torch.zeros(2, 17), torch.empty(8), torch.empty(8), torch.empty(7), torch.empty(8), 1.0, EPS
+    ),
 }
 
 
@@ -93,6 +102,7 @@ def test_every_op_has_a_cuda_kernel_and_needs_no_driver_to_load():
         "add_relu",
         "add_relu_backward",
         "bn_stats",
+        "bn_stats_merge",
         "bn_relu",
         "bn_relu_backward_reduce",
         "bn_relu_backward_apply",

@@ -128,6 +128,31 @@ def test_input_in_any_layout(device, view):
     check(model, x, grad)
 
 
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("kind", ["projection", "bottleneck"])
+def test_weights_in_another_layout_than_the_input(backend, device, kind, weights):
+    """Of the projection's 1x1 weights no layout can be told: its map has to follow the other branch's."""
+    other = LAST if weights == torch.contiguous_format else torch.contiguous_format
+    model = block(kind).to(device, memory_format=weights)
+    x, grad = data(model, (3, 16, 7, 6), memory_format=other, device=device)
+    check(model, x, grad)
+
+
+@pytest.mark.parametrize("padding", [1, 2], ids=["one-pixel-out", "nine-pixels-out"])
+def test_maps_of_one_pixel_in_a_contiguous_network(backend, device, padding):
+    """Such a map is channels_last as well, which kernels take, and the weights are not."""
+    model = block("projection").to(device)
+    for conv in (model.conv1, model.downsample[0]):
+        conv.padding = padding - (conv is not model.conv1), padding - (conv is not model.conv1)
+    x, results = torch.randn(12, 16, 1, 1, device=device), []
+    for m in (model, by_modules(model)):
+        out = m(x)
+        out.square().sum().backward()
+        results.append([out, *(p.grad for p in m.parameters())])
+    for ours, eager in zip(*results, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=2e-3, atol=2e-3 * eager.abs().max().item())
+
+
 def test_an_empty_batch(device):
     for edit in (lambda m: m, frozen):
         model = edit(block("projection", stride=2)).to(device)

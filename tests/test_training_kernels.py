@@ -1,4 +1,5 @@
-"""The kernels that only training needs, called directly: convolution with statistics, two batch norms in one pass."""
+"""The kernels that only training needs, called directly: convolution with statistics, two batch norms in one pass, the
+gradient of a sum, statistics over processes."""
 
 import pytest
 import torch
@@ -11,12 +12,18 @@ from resnet_fused.ops import _bn_eager as eager
 
 EPS = 1e-3
 LAST = torch.channels_last
+EAGER = {
+    "bn_add_bn_relu": "apply_two",
+    "bn_relu_backward_reduce": "backward_reduce",
+    "bn_relu_backward_apply": "backward_apply",
+    "bn_stats_merge": "merge_stats",
+}
 
 
 def kernel(backend, stem, op):
     """The launcher of a backend; "eager" stands for the fallback."""
     if backend == "eager":
-        return eager.apply_two
+        return getattr(eager, EAGER[op])
     return dispatch.BACKENDS[backend].kernel(stem, op)
 
 
@@ -63,6 +70,74 @@ def test_two_batch_norms_keep_nan_and_the_sign_of_zero(backend, device):
     out = torch.empty_like(x)
     kernel(backend, "bn_relu", "bn_add_bn_relu")(x, zero, one, None, None, None, z, zero, one, None, None, None, out)
     torch.testing.assert_close(out, torch.relu(x + z), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "plain"])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_gradients_are_added_where_they_are_read(backend, numbers_count, device, dtype, memory_format, relu):
+    """Bit for bit what one addition in float32, rounded once, and then the same pass over the sum gives."""
+    numbers_count(dtype)
+    shape = (3, 40, 5, 6)
+    grad, grad2, x, out = (activation(shape, dtype, memory_format, device) for _ in range(4))
+    weight, _, mean, spread = channels(shape[1], device)
+    together, mask = grad + grad2, out if relu else None
+    g = torch.ops.aten.threshold_backward(together, out, 0) if relu else together
+    reduce, apply = (kernel(backend, "bn_relu", f"bn_relu_backward_{op}") for op in ("reduce", "apply"))
+
+    def reduced(grad, grad2, masked):
+        sums = torch.full((2, shape[1]), float("nan"), device=device)
+        reduce(grad, x, mask, mean, spread, *sums, None, relu, grad2, masked)
+        return sums
+
+    expected, masked = reduced(together, None, None), torch.full_like(x, float("nan"))
+    assert torch.equal(reduced(grad, grad2, masked), expected) and torch.equal(masked, g)
+    for first, second in ((grad.clone(), grad2), (grad, grad2.clone())):  # in the memory of either
+        mine = first if first is not grad else second
+        assert torch.equal(reduced(first, second, mine), expected) and torch.equal(mine, g)
+    masked.fill_(float("nan"))
+    assert torch.equal(reduced(together, None, masked), expected) and torch.equal(masked, g)
+
+    for eps in (None, EPS):
+        wanted = []
+        for grads in ((together, None), (grad, grad2)):
+            grad_x, residual = (torch.full_like(x, float("nan")) for _ in range(2))
+            apply(grads[0], x, mask, mean, spread, weight, *expected, grad_x, residual, eps, relu, grads[1])
+            assert torch.equal(residual, g)
+            wanted.append(grad_x)
+        assert torch.equal(*wanted)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        pytest.param((30, 30), id="even"),
+        pytest.param((5, 1, 0, 17), id="uneven"),
+        pytest.param((0, 0, 2), id="empty-first"),
+        pytest.param((1, 1), id="one-each"),
+        pytest.param(tuple(range(1, 40)), id="39-processes"),
+    ],
+)
+def test_statistics_over_processes(backend, device, counts):
+    size, offset = 37, 1000.0
+    values = [torch.randn(n, size, dtype=torch.float64) + offset + r for r, n in enumerate(counts)]
+    parts = torch.full((len(counts), 2 * size + 1), float("nan"))
+    for part, own in zip(parts, values, strict=True):
+        part[-1] = len(own)
+        if len(own):
+            part[:size] = own.mean(0)
+        if len(own) > 1:  # else NaN, as the kernels have it
+            part[size:-1] = own.var(0)
+    mean, invstd, var, share = torch.full((4, size), float("nan"), device=device)
+    kernel(backend, "bn_relu", "bn_stats_merge")(parts.to(device), mean, invstd, var, share, float(counts[-1]), EPS)
+    sent, n = parts.double().nan_to_num(), torch.tensor(counts).double()[:, None]
+    total = n.sum()
+    exact_mean = (n * sent[:, :size]).sum(0) / total
+    m2 = ((n - 1).clamp(min=0) * sent[:, size:-1] + n * (sent[:, :size] - exact_mean).square()).sum(0)
+    for ours, oracle in (
+        (mean, exact_mean), (var, m2 / (total - 1)), (invstd, (m2 / total + EPS).rsqrt()), (share, n[-1].expand(size) / total)
+    ):  # fmt: skip
+        torch.testing.assert_close(ours.cpu().double(), oracle, rtol=2e-6, atol=0)
 
 
 @pytest.fixture(params=["triton", "emulator"])

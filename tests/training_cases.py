@@ -1,9 +1,12 @@
 """Blocks in training for the tests: ours and eager from one state, and float64 with the ReLU masks of each."""
 
+import contextlib
 import copy
+import importlib
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import resnet_fused
 from resnet_fused.accuracy import assert_within_budget, exact
@@ -60,3 +63,39 @@ def check(model, x, grad, wants=lambda name: True):
     for name, b in ours[2].items():
         assert_within_budget(b, eager[2][name], oracle[2][name], name, oracle_eager=oracle_eager[2][name])
     return ours
+
+
+@contextlib.contextmanager
+def inside(monkeypatch, refuse=lambda func, args, kwargs: False):
+    """Yields a list of the operators that run, by name, those inside of the training ops too; `refuse`d ones raise."""
+    names = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            if refuse(func, args, kwargs or {}):
+                raise AssertionError(f"{func} runs")
+            return func(*args, **(kwargs or {}))
+
+    # Through the dispatcher, where modes are off inside of an op, they would see the op alone.
+    for name in ("residual", "stem"):
+        module = importlib.import_module(f"resnet_fused.ops.training.{name}")
+        monkeypatch.setattr(module, "call", lambda op, implementation, *args: implementation(*args))
+    with Watch():
+        yield names
+
+
+_ASK = (
+    "aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal", "aten.masked_select", "aten._unique",
+    "aten.bincount",
+)  # fmt: skip
+
+
+def asks_the_device(func, args, kwargs):
+    """For `inside`: whether an operator makes the host wait for values, so that a step with it cannot be captured."""
+    name, source = str(func), args[0] if args else None
+    if name.startswith("aten.copy_"):
+        source = args[1]
+    from_device = isinstance(source, torch.Tensor) and source.device.type != "cpu"
+    to = args[0].device if name.startswith("aten.copy_") else kwargs.get("device")
+    return name.startswith(_ASK) or (from_device and to is not None and torch.device(to).type == "cpu")

@@ -61,8 +61,13 @@ def bn_cases(x):
     yield label, lambda: bn_relu.bn_relu(x, f, f, f, f, None, x, 1e-5, True)
     yield label, lambda: bn_relu.bn_add_bn_relu(x, f, f, f, f, None, x, f, f, f, f, None, x)
     yield label, lambda: bn_relu.bn_relu_backward_reduce(x, x, x, f, f, f, f, None, True)
+    yield label, lambda: bn_relu.bn_relu_backward_reduce(x, x, x, f, f, f, f, None, True, x, x)
+    yield label, lambda: bn_relu.bn_relu_backward_reduce(x, x, x, f, f, f, f, None, True, None, x)
     yield label, lambda: bn_relu.bn_relu_backward_apply(x, x, x, f, f, f, f, f, x, x, None, True)
+    yield label, lambda: bn_relu.bn_relu_backward_apply(x, x, None, f, f, f, f, f, x, None, None, False)
     yield label, lambda: bn_relu.bn_relu_backward_apply(x, None, x, None, f, f, None, None, x, x, 1e-5, True)
+    yield label, lambda: bn_relu.bn_relu_backward_apply(x, None, x, None, f, f, None, None, x, x, 1e-5, True, x)
+    yield label, lambda: bn_relu.bn_stats_merge(tensor((8, 2 * c + 1), torch.float32), f, f, f, f, 1.0, 1e-5)
 
 
 CONVS = {  # name: (n, c, h, k, r, stride, padding, residual)

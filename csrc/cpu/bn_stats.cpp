@@ -189,4 +189,25 @@ void bn_stats(Layout layout, const void* x, float* mean, float* invstd, MutableC
   finish(cut, layout.count(), mean_parts, m2_parts, mean, invstd, running_mean, running_var, factor, eps);
 }
 
+void bn_stats_merge(int64_t world, int64_t channels, const float* parts, double count, double eps, float* mean,
+                    float* invstd, float* var, float* share, void*) {
+  const int64_t row = 2 * channels + 1;
+  for (int64_t c = 0; c < channels; ++c) {
+    double merged_mean = 0, merged_m2 = 0;
+    int64_t before = 0;
+    for (const float* part = parts; part < parts + world * row; part += row) {
+      const int64_t values = static_cast<int64_t>(part[2 * channels]);
+      if (values == 0) continue;
+      const double m2 = values == 1 ? 0 : static_cast<double>(part[channels + c]) * static_cast<double>(values - 1);
+      Moments{&merged_mean, &merged_m2}.merge(before, values, part[c], m2);
+      before += values;
+    }
+    const double total = static_cast<double>(before);
+    mean[c] = static_cast<float>(merged_mean);
+    invstd[c] = static_cast<float>(1 / std::sqrt(merged_m2 / total + eps));
+    var[c] = static_cast<float>(merged_m2 / (total - 1));
+    share[c] = static_cast<float>(count / total);
+  }
+}
+
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

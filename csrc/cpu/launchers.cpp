@@ -36,6 +36,11 @@ void bn_stats(Layout layout, const void* x, float* mean, float* invstd, MutableC
   (layout, x, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, scratch, stream);
 }
 
+void bn_stats_merge(int64_t world, int64_t channels, const float* parts, double count, double eps, float* mean,
+                    float* invstd, float* var, float* share, void* stream) {
+  RESNET_FUSED_BEST(bn_stats_merge)(world, channels, parts, count, eps, mean, invstd, var, share, stream);
+}
+
 void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void* out, bool relu, void* stream) {
   RESNET_FUSED_BEST(bn_relu)(layout, x, norm, residual, out, relu, stream);
 }
@@ -48,16 +53,18 @@ size_t bn_relu_backward_reduce_scratch(Layout layout) {
   return RESNET_FUSED_BEST(bn_relu_backward_reduce_scratch)(layout);
 }
 
-void bn_relu_backward_reduce(Layout layout, const void* grad, const void* x, const void* out, Norm norm, float* sum_g,
-                             float* sum_gx, bool relu, void* scratch, void* stream) {
-  RESNET_FUSED_BEST(bn_relu_backward_reduce)(layout, grad, x, out, norm, sum_g, sum_gx, relu, scratch, stream);
+void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,
+                             Norm norm, float* sum_g, float* sum_gx, void* masked, bool relu, void* scratch,
+                             void* stream) {
+  RESNET_FUSED_BEST(bn_relu_backward_reduce)
+  (layout, grad, grad2, x, out, norm, sum_g, sum_gx, masked, relu, scratch, stream);
 }
 
-void bn_relu_backward_apply(Layout layout, const void* grad, const void* x, const void* out, Norm norm,
-                            const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual, bool relu,
-                            void* stream) {
+void bn_relu_backward_apply(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,
+                            Norm norm, const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual,
+                            bool relu, void* stream) {
   RESNET_FUSED_BEST(bn_relu_backward_apply)
-  (layout, grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, relu, stream);
+  (layout, grad, grad2, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, relu, stream);
 }
 
 }  // namespace resnet_fused::cpu

@@ -1,45 +1,53 @@
 // The gradient of [relu](bn(x) [+ residual]): per-channel sums, then the gradients of x and of the residual.
 //
-// g = relu && out <= 0 ? 0 : grad, with the mask taken from the stored output.
+// g = relu && out <= 0 ? 0 : grad [+ grad2], with the mask taken from the stored output.
 #pragma once
 
 #include "partial.cuh"
 
 namespace resnet_fused::cuda {
 
-// Vectors of grad, x and out that one thread has in flight; absent inputs are nullptr and never read.
+// Where g comes from; absent inputs are nullptr and never read.
+template <class T>
+struct Gradient {
+  const T *grad, *grad2, *out;
+};
+
+// Vectors of the gradient and of x that one thread has in flight.
 template <class T, int N, int kUnroll>
 struct Inputs {
-  Elements<T, N> grad[kUnroll], x[kUnroll], out[kUnroll];
+  Elements<T, N> grad[kUnroll], grad2[kUnroll], x[kUnroll], out[kUnroll];
   int64_t at[kUnroll];
   bool live[kUnroll];
 
   template <class W>
-  __device__ __forceinline__ void load_next(W& walk, const T* from_grad, const T* from_x, const T* from_out) {
+  __device__ __forceinline__ void load_next(W& walk, const Gradient<T>& from, const T* from_x) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       live[u] = walk.more();
       at[u] = walk.offset;
       if (live[u]) {
-        grad[u] = load<N>(from_grad + at[u]);
+        grad[u] = load<N>(from.grad + at[u]);
+        if (from.grad2 != nullptr) grad2[u] = load<N>(from.grad2 + at[u]);
         if (from_x != nullptr) x[u] = load<N>(from_x + at[u]);
-        if (from_out != nullptr) out[u] = load<N>(from_out + at[u]);
+        if (from.out != nullptr) out[u] = load<N>(from.out + at[u]);
       }
       walk.next();
     }
   }
 
-  __device__ __forceinline__ float masked(int u, int e, bool with_relu) const {
-    const float g = ptx::to_float(grad[u].v[e]);
-    return with_relu ? mask(g, ptx::to_float(out[u].v[e])) : g;
+  __device__ __forceinline__ float masked(int u, int e, const Gradient<T>& from) const {
+    float g = ptx::to_float(grad[u].v[e]);
+    // Rounded, as it is stored and as the next pass reads it.
+    if (from.grad2 != nullptr) g = ptx::to_float(ptx::from_float<T>(ptx::add(g, ptx::to_float(grad2[u].v[e]))));
+    return from.out != nullptr ? mask(g, ptx::to_float(out[u].v[e])) : g;
   }
 };
 
-// First stage of sum_g = sum g, sum_gx = sum g * (x - mean) * invstd (x == nullptr: sum_g alone).
+// First stage of sum_g = sum g, sum_gx = sum g * (x - mean) * invstd (x == nullptr: sum_g alone); stored = g, if wanted.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads)
-    bn_relu_backward_reduce_kernel(Share share, const T* grad, const T* x, const T* out, Norm norm, float* scratch,
-                                   bool with_relu) {
+    bn_relu_backward_reduce_kernel(Share share, Gradient<T> from, const T* x, Norm norm, T* stored, float* scratch) {
   using W = Walk<N, kPlanes>;
   constexpr int kUnroll = N == 1 ? 4 : 2;
   W walk(share);
@@ -50,17 +58,20 @@ __global__ void __launch_bounds__(kWalkThreads)
   GradientSums<W::kChannels> total;
   while (walk.more()) {
     Inputs<T, N, kUnroll> in;
-    in.load_next(walk, grad, x, with_relu ? out : nullptr);
+    in.load_next(walk, from, x);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       if (!in.live[u]) continue;
+      Elements<T, N> to_stored;
 #pragma unroll
       for (int e = 0; e < N; ++e) {
         const int c = e % W::kChannels;
-        const float g = in.masked(u, e, with_relu);
+        const float g = in.masked(u, e, from);
+        to_stored.v[e] = ptx::from_float<T>(g);
         total.g[c] = ptx::add(total.g[c], g);
         if (x != nullptr) total.gx[c] = ptx::fma(g, ptx::add(ptx::to_float(in.x[u].v[e]), -mean[c]), total.gx[c]);
       }
+      if (stored != nullptr) ptx::st_global(stored + in.at[u], to_stored);
     }
   }
   ptx::sync_threads();  // the merge reuses the shared memory of the constants
@@ -95,8 +106,8 @@ __global__ void __launch_bounds__(kMergeThreads)
 // and x is not read.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads)
-    bn_relu_backward_apply_kernel(Share share, const T* grad, const T* x, const T* out, Norm norm, const float* sum_g,
-                                  const float* sum_gx, float count, T* grad_x, T* grad_residual, bool with_relu) {
+    bn_relu_backward_apply_kernel(Share share, Gradient<T> from, const T* x, Norm norm, const float* sum_g,
+                                  const float* sum_gx, float count, T* grad_x, T* grad_residual) {
   using W = Walk<N, kPlanes>;
   constexpr int kUnroll = N == 1 ? 4 : 2;
   W walk(share);
@@ -115,7 +126,7 @@ __global__ void __launch_bounds__(kWalkThreads)
   const auto& [mean, scale, shift, slope] = constants;
   while (walk.more()) {
     Inputs<T, N, kUnroll> in;
-    in.load_next(walk, grad, x, with_relu ? out : nullptr);
+    in.load_next(walk, from, x);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       if (!in.live[u]) continue;
@@ -123,7 +134,7 @@ __global__ void __launch_bounds__(kWalkThreads)
 #pragma unroll
       for (int e = 0; e < N; ++e) {
         const int c = e % W::kChannels;
-        const float g = in.masked(u, e, with_relu);
+        const float g = in.masked(u, e, from);
         to_residual.v[e] = ptx::from_float<T>(g);
         float centred = g;
         if (x != nullptr) {

@@ -1,6 +1,7 @@
-// Launches of bn_stats: per-chunk moments, then their merge in a fixed order.
+// Launches of bn_stats: per-chunk moments, then their merge in a fixed order; and the merge over processes.
 #include "../launch.h"
 #include "bn_stats.cuh"
+#include "bn_stats_merge.cuh"
 
 namespace resnet_fused::cuda {
 
@@ -28,6 +29,13 @@ void bn_stats(Layout layout, const void* x, float* mean, float* invstd, MutableC
              merge_bytes<Moments<1>>(kMergeThreads), stream, s, static_cast<const T*>(x), partial, layout.count(), to);
     });
   });
+}
+
+void bn_stats_merge(int64_t world, int64_t channels, const float* parts, double count, double eps, float* mean,
+                    float* invstd, float* var, float* share, void* stream) {
+  launch("bn_stats_merge", bn_stats_over_processes_kernel, {ceil_divide(channels, kMergeWide)}, kMergeThreads,
+         merge_bytes<Moments<1>>(kMergeThreads), stream, world, channels, parts, static_cast<float>(count),
+         static_cast<float>(eps), mean, invstd, var, share);
 }
 
 }  // namespace resnet_fused::cuda

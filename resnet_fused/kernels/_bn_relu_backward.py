@@ -1,4 +1,4 @@
-"""Gradient of bn_relu: g = out <= 0 ? 0 : grad, its per-channel sums, and grad_x.
+"""Gradient of bn_relu: g = out <= 0 ? 0 : grad [+ grad2], its per-channel sums, and grad_x.
 
 training: grad_x = weight * invstd * (g - sum_g / count - xhat * sum_gx / count); frozen: grad_x = weight * invstd * g.
 """
@@ -22,9 +22,12 @@ from ._common import (
 
 
 @triton.jit
-def _masked_grad(grad_ptr, out_ptr, offsets, mask):
+def _masked_grad(grad_ptr, grad2_ptr, out_ptr, offsets, mask):
     """g; out_ptr None: there was no ReLU. The mask is `out <= 0`, so a NaN lets the gradient pass as in torch."""
     g = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    if grad2_ptr is not None:
+        g += tl.load(grad2_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        g = g.to(grad_ptr.dtype.element_ty).to(tl.float32)  # rounded, as it is stored and as the next pass reads it
     if out_ptr is not None:
         g = tl.where(tl.load(out_ptr + offsets, mask=mask, other=0.0).to(tl.float32) <= 0.0, 0.0, g)
     return g
@@ -32,11 +35,11 @@ def _masked_grad(grad_ptr, out_ptr, offsets, mask):
 
 @triton.jit
 def _bn_relu_backward_reduce_kernel(
-    grad_ptr, x_ptr, out_ptr, mean_ptr, spread_ptr, partial_ptr, eps,
+    grad_ptr, grad2_ptr, x_ptr, out_ptr, mean_ptr, spread_ptr, masked_ptr, partial_ptr, eps,
     outer, channels, inner, position_tiles, steps, slices,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Sums over one slice of the positions -> partial [2, slices, channels]; x None: only sum_g."""
+    """Sums over one slice of the positions -> partial [2, slices, channels]; x None: only sum_g. masked = g, if wanted."""
     part, channel, channel_mask = program_channels(channels, BLOCK_C)
     if x_ptr is not None:
         mean = load_channels(mean_ptr, channel, channel_mask, 0.0)
@@ -46,7 +49,9 @@ def _bn_relu_backward_reduce_kernel(
     for tile in range(first, tl.minimum(first + steps, position_tiles)):
         offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
         offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
-        g = _masked_grad(grad_ptr, out_ptr, offsets, mask)
+        g = _masked_grad(grad_ptr, grad2_ptr, out_ptr, offsets, mask)
+        if masked_ptr is not None:
+            tl.store(masked_ptr + offsets, g, mask=mask)
         sum_g += g
         if x_ptr is not None:
             x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -73,14 +78,14 @@ def _sum_slices_kernel(partial_ptr, sum_ptr, channels, slices, BLOCK_S: tl.const
 
 @triton.jit
 def _bn_relu_backward_apply_kernel(
-    grad_ptr, x_ptr, out_ptr, mean_ptr, spread_ptr, weight_ptr, sum_g_ptr, sum_gx_ptr, grad_x_ptr, grad_residual_ptr,
-    eps, count, outer, channels, inner,
+    grad_ptr, grad2_ptr, x_ptr, out_ptr, mean_ptr, spread_ptr, weight_ptr, sum_g_ptr, sum_gx_ptr, grad_x_ptr,
+    grad_residual_ptr, eps, count, outer, channels, inner,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     tile, channel, channel_mask = program_channels(channels, BLOCK_C)
     offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
     offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
-    g = _masked_grad(grad_ptr, out_ptr, offsets, mask)
+    g = _masked_grad(grad_ptr, grad2_ptr, out_ptr, offsets, mask)
     if grad_residual_ptr is not None:
         tl.store(grad_residual_ptr + offsets, g, mask=mask)
     if grad_x_ptr is not None:
@@ -97,7 +102,7 @@ def _bn_relu_backward_apply_kernel(
         tl.store(grad_x_ptr + offsets, g * over_positions(scale, CHANNELS_LAST), mask=mask)
 
 
-def bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu):
+def bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu, grad2=None, masked=None):
     tiles = launch.reduction(*outer_channels_inner(grad))
     channels, slices = tiles.channels, tiles.slices
     merge = launch.merge(slices, channels)
@@ -105,7 +110,7 @@ def bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu
     partial = torch.empty((len(sums), slices, channels), dtype=torch.float32, device=grad.device)
     with torch.cuda.device_of(grad):
         _bn_relu_backward_reduce_kernel[tiles.grid](
-            grad, x, out if relu else None, mean, spread, partial, eps,
+            grad, grad2, x, out if relu else None, mean, spread, masked, partial, eps,
             tiles.outer, channels, tiles.inner, tiles.position_tiles, tiles.steps, slices, **blocks(tiles),
         )  # fmt: skip
         for part, total in zip(partial, sums, strict=True):
@@ -115,13 +120,13 @@ def bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu
 
 
 def bn_relu_backward_apply(
-    grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu
+    grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu, grad2=None
 ):  # fmt: skip
     tiles = launch.elementwise(*outer_channels_inner(grad))
     training = eps is None
     with torch.cuda.device_of(grad):
         _bn_relu_backward_apply_kernel[tiles.grid](
-            grad, x if training else None, out if relu else None, mean if training else None, spread, weight,
+            grad, grad2, x if training else None, out if relu else None, mean if training else None, spread, weight,
             sum_g if training else None, sum_gx if training else None, grad_x, grad_residual,
             eps, grad.numel() // tiles.channels, tiles.outer, tiles.channels, tiles.inner, **blocks(tiles),
         )  # fmt: skip

@@ -104,6 +104,64 @@ def _bn_finalise_kernel(
         tl.store(running_var_ptr + channel, (1.0 - factor) * running_var + factor * unbiased, mask=channel_mask)
 
 
+@triton.jit
+def _over_processes_kernel(
+    parts_ptr, mean_ptr, invstd_ptr, var_ptr, share_ptr, own_count, eps, channels, world,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """parts [world, 2 * channels + 1]: means, unbiased variances, number of values per channel, which may be 0."""
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel_mask = channel < channels
+    row = tl.cast(channels, tl.int64) * 2 + 1
+    # Only differences of means enter, from the first there is, and they are taken before anything is rounded.
+    first = tl.full([BLOCK_S], 0, tl.int64) + world
+    for start in range(0, world, BLOCK_S):
+        rank = (start + tl.arange(0, BLOCK_S)).to(tl.int64)
+        n = tl.load(parts_ptr + rank * row + 2 * channels, mask=rank < world, other=0.0)
+        first = tl.where((n > 0.0) & (rank < first), rank, first)
+    pivot = tl.load(
+        parts_ptr + tl.minimum(tl.min(first, axis=0), world - 1) * row + channel, mask=channel_mask, other=0.0
+    )
+    count = tl.zeros([BLOCK_S], tl.float32)
+    weighted = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    for start in range(0, world, BLOCK_S):
+        rank = start + tl.arange(0, BLOCK_S)
+        at = parts_ptr + rank.to(tl.int64) * row
+        n = tl.load(at + 2 * channels, mask=rank < world, other=0.0)
+        mask = (n > 0.0)[:, None] & channel_mask[None, :]
+        d = tl.load(at[:, None] + channel[None, :], mask=mask, other=0.0) - pivot[None, :]
+        count += n
+        weighted += tl.where(mask, n[:, None] * d, 0.0)
+    total = tl.sum(count, axis=0)
+    shift = tl.sum(weighted, axis=0) / total
+    squares = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    for start in range(0, world, BLOCK_S):
+        rank = start + tl.arange(0, BLOCK_S)
+        at = parts_ptr + rank.to(tl.int64) * row
+        n = tl.load(at + 2 * channels, mask=rank < world, other=0.0)
+        mask = (n > 0.0)[:, None] & channel_mask[None, :]
+        d = tl.load(at[:, None] + channel[None, :], mask=mask, other=0.0) - pivot[None, :] - shift[None, :]
+        # The variance of one value is NaN: 0 / 0.
+        several = (n > 1.0)[:, None] & channel_mask[None, :]
+        unbiased = tl.load(at[:, None] + channels + channel[None, :], mask=several, other=0.0)
+        squares += tl.where(mask, unbiased * (n - 1.0)[:, None] + n[:, None] * d * d, 0.0)
+    m2 = tl.sum(squares, axis=0)
+    tl.store(mean_ptr + channel, pivot + shift, mask=channel_mask)
+    tl.store(invstd_ptr + channel, inverse_std(m2 / total, eps), mask=channel_mask)
+    tl.store(var_ptr + channel, m2 / (total - 1.0), mask=channel_mask)
+    tl.store(share_ptr + channel, tl.zeros([BLOCK_C], tl.float32) + own_count / total, mask=channel_mask)
+
+
+def bn_stats_merge(parts, mean, invstd, var, share, count, eps):
+    world, channels = parts.shape[0], parts.shape[1] // 2
+    merge = launch.merge(world, channels)
+    with torch.cuda.device_of(parts):
+        _over_processes_kernel[merge.grid](
+            parts, mean, invstd, var, share, float(count), eps, channels, world,
+            BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, **merge.options,
+        )  # fmt: skip
+
+
 def bn_stats(x, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps):
     tiles = launch.reduction(*outer_channels_inner(x))
     channels, slices = tiles.channels, tiles.slices

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .. import launch
 from ._bn_relu_backward import bn_relu_backward_apply, bn_relu_backward_reduce
-from ._bn_stats import bn_stats
+from ._bn_stats import bn_stats, bn_stats_merge
 from ._common import (
     blocks,
     inverse_std,
@@ -22,7 +22,14 @@ from ._common import (
 )
 from ._common import relu as _relu
 
-__all__ = ["bn_add_bn_relu", "bn_relu", "bn_relu_backward_apply", "bn_relu_backward_reduce", "bn_stats"]
+__all__ = [
+    "bn_add_bn_relu",
+    "bn_relu",
+    "bn_relu_backward_apply",
+    "bn_relu_backward_reduce",
+    "bn_stats",
+    "bn_stats_merge",
+]
 
 
 @triton.jit

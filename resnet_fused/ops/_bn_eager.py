@@ -22,7 +22,9 @@ def _invstd(spread, eps):
     return _wide(spread) if eps is None else torch.rsqrt(_wide(spread) + eps)
 
 
-def _masked(grad, out):
+def _masked(grad, out, grad2=None):
+    if grad2 is not None:
+        grad = grad + grad2  # torch adds half types in float32 and rounds once
     return grad if out is None else torch.ops.aten.threshold_backward(grad, out, 0)
 
 
@@ -35,6 +37,21 @@ def stats(x, mean, invstd, running_mean, running_var, num_batches_tracked, momen
     for running, batch in ((running_mean, batch_mean), (running_var, var * (count / max(count - 1, 1)))):
         if running is not None:
             running.copy_(_wide(running) * (1 - factor) + batch * factor)
+
+
+def merge_stats(parts, mean, invstd, var, share, count, eps):
+    parts, channels = parts.double(), mean.shape[0]
+    counts = parts[:, -1:]
+    # An empty process has no mean, and the variance of one value is NaN: 0 / 0.
+    means = torch.where(counts > 0, parts[:, :channels], 0.0)
+    m2 = torch.where(counts > 1, parts[:, channels:-1] * (counts - 1), 0.0)
+    total = counts.sum(0)
+    merged = (counts * means).sum(0) / total
+    m2 = (m2 + counts * (means - merged).square()).sum(0)
+    mean.copy_(merged)
+    invstd.copy_((m2 / total + eps).rsqrt())
+    var.copy_(m2 / (total - 1))
+    share.copy_(count / total)
 
 
 def apply(x, mean, spread, weight, bias, residual, out, eps, relu):
@@ -54,16 +71,19 @@ def apply_two(x, mean, spread, weight, bias, eps, z, mean_z, spread_z, weight_z,
     apply(x, mean, spread, weight, bias, shortcut, out, eps, True)
 
 
-def backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu):
-    g = _masked(grad, out if relu else None).float()
+def backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu, grad2=None, masked=None):
+    g = _masked(grad, out if relu else None, grad2)
+    if masked is not None:
+        masked.copy_(g)
+    g = g.float()
     sum_g.copy_(g.sum(_others(g)))
     if sum_gx is not None:
         xhat = (_wide(x) - _channel(mean, x)) * _channel(_invstd(spread, eps), x)
         sum_gx.copy_((g * xhat).sum(_others(g)))
 
 
-def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu):
-    g = _masked(grad, out if relu else None)
+def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu, grad2=None):
+    g = _masked(grad, out if relu else None, grad2)
     if grad_residual is not None:
         grad_residual.copy_(g)
     if grad_x is None:

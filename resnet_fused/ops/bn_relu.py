@@ -92,22 +92,22 @@ def _empty(like, wanted):
     return torch.empty_like(like) if wanted else like.new_empty(0)
 
 
-def sums(grad, x, out, mean, spread, eps, relu, with_gx):
-    """(sum g, sum g * xhat or None) per channel in float32."""
+def sums(grad, x, out, mean, spread, eps, relu, with_gx, grad2=None, masked=None):
+    """(sum g, sum g * xhat or None) per channel in float32; grad2: a second summand of grad; masked: receives g."""
     sum_g = torch.empty(grad.shape[1], dtype=torch.float32, device=grad.device)
     sum_gx = torch.empty_like(sum_g) if with_gx else None
     choice = dispatch.choose("bn_relu_backward_reduce", grad, x, out)
     name = "bn_relu_backward_reduce"
     run = eager.backward_reduce if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", name)
-    run(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu)
+    run(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu, grad2, masked)
     return sum_g, sum_gx
 
 
-def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu):
+def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu, grad2=None):
     choice = dispatch.choose("bn_relu_backward_apply", grad, x, out)
     name = "bn_relu_backward_apply"
     run = eager.backward_apply if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", name)
-    run(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu)
+    run(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu, grad2)
 
 
 def _run_backward(grad, x, out, mean, spread, weight, eps, relu, want_x, want_affine, want_residual):

@@ -2,9 +2,12 @@
 
     y = relu(bn_n(conv_n(... relu(bn_1(conv_1(x))) ...)) + shortcut(x))             block after block
 
-Kept for the backward: x, the outputs of the convolutions z, and y of a single block, which is its own ReLU mask and the next
-block's x. `recompute` (memory_efficient) keeps neither the y between the blocks of a run nor the outputs of projections: the
-backward computes them again, in the order of the forward.
+Kept for the backward: x, the outputs of the convolutions z, and of every block y, which is its own ReLU mask and the next
+block's x. `recompute` (memory_efficient) keeps neither the y of a run nor the outputs of projections: the backward computes
+them again, in the order of the forward.
+
+The gradient of a block's input has two summands, one from its first convolution and one from its shortcut. Inside a run they
+stay apart: the block below adds them in float32 in the first pass that reads them.
 """
 
 from typing import NamedTuple
@@ -31,8 +34,13 @@ def _forward(x, block):
             h = normalise(z, unit, stats)
     if block.projection is None:
         return end_of_block(z, unit, stats, x), saved
-    saved.append(convolve(x, block.projection))
+    saved.append(convolve(_beside(z, x), block.projection))
     return end_of_block(z, unit, stats, saved[-1][0], block.projection, saved[-1][1]), saved
+
+
+def _beside(z, x):
+    """x in a layout from which a projection comes out as z does: of 1x1 weights none can be told, unlike of 3x3 ones."""
+    return layout.in_format(x, layout.CHANNELS_LAST) if layout.nearest_format(z) is layout.CHANNELS_LAST else x
 
 
 def _again(x, block, saved):
@@ -44,25 +52,27 @@ def _again(x, block, saved):
 
 
 def _run(x, tensors, numbers, eps, groups, recompute):
-    blocks, saved, h = plan.decode(tensors, numbers, eps, groups), [], _dense(x)
+    blocks, saved, between, h = plan.decode(tensors, numbers, eps, groups), [], [], _dense(x)
     for block in blocks:
         h, of_block = _forward(h, block)
         for u, (z, stats) in enumerate(of_block):
             saved += [z.new_empty(0) if recompute and u >= len(block.units) else z, stats]
-    return [h, *saved]
+        between.append(h)
+    return [h, *saved, *([] if recompute else between[:-1])]
 
 
 def _fake(x, tensors, numbers, eps, groups, recompute):
-    blocks, saved, h = plan.decode(tensors, numbers, eps, groups), [], x
+    blocks, saved, between, h = plan.decode(tensors, numbers, eps, groups), [], [], x
     for block in blocks:
         first = h
         for unit in block.units:
             h = empty_output(h, unit)
             saved += [h, empty_stats(h, unit)]
         if block.projection is not None:
-            z = empty_output(first, block.projection)
+            z = empty_output(_beside(h, first), block.projection)
             saved += [z.new_empty(0) if recompute else z, empty_stats(z, block.projection)]
-    return [torch.empty_like(h), *saved]
+        between.append(torch.empty_like(h))
+    return [between[-1], *saved, *([] if recompute else between[:-1])]
 
 
 define(
@@ -80,21 +90,32 @@ def _pairs(blocks, saved):
 def _run_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, want_x, wanted):
     blocks, grads = plan.decode(tensors, numbers, eps, groups), {}
     flags = plan.decode(wanted, numbers, eps, groups)
-    saved = _pairs(blocks, saved)
-    inputs, h = [], _dense(x)
-    for b, block in enumerate(blocks):
-        inputs.append(h)
-        if recompute and block.projection is not None:
-            saved[b][-1] = (_convolved_again(h, block.projection), saved[b][-1][1])
-        h = y if y is not None else _again(h, block, saved[b])
-    outs = [*inputs[1:], h]
-    grad = layout.in_format(grad, layout.nearest_format(h))  # autograd may hand over any layout
+    pairs = _pairs(blocks, saved)
+    inputs = [_dense(x)]
+    if y is not None:
+        outs = [*saved[2 * len(eps) :], y]
+        inputs += outs[:-1]
+    else:
+        for block, of_block in zip(blocks, pairs, strict=True):
+            if block.projection is not None:
+                x_beside = _beside(of_block[len(block.units) - 1][0], inputs[-1])
+                of_block[-1] = (_convolved_again(x_beside, block.projection), of_block[-1][1])
+            inputs.append(_again(inputs[-1], block, of_block))
+        outs = inputs[1:]
+        inputs.pop()
+    grad2 = None
     for b in reversed(range(len(blocks))):
         # Popped, so that a map is freed as soon as nothing needs it any more.
         want = want_x or any(_wants(unit) for flag in flags[:b] for unit in flag.all_units())
-        found, grad = _backward(grad, inputs.pop(), outs.pop(), blocks[b], saved.pop(), flags[b], want)
+        out = outs.pop()
+        # Autograd may hand over any layout, and a convolution's gradient may come in the other one.
+        grad, grad2 = (layout.in_format(g, layout.nearest_format(out)) for g in (grad, grad2))
+        found, grad, grad2 = _backward(grad, grad2, inputs.pop(), out, blocks[b], pairs.pop(), flags[b], want)
         grads |= {(b, *key): g for key, g in found.items()}
-    grad_x = x.new_empty(0) if not want_x else layout.as_result_of(grad, x)
+        if not want:
+            break
+    # Nothing reads the two summands of grad_x after this: torch adds them in float32 and rounds once.
+    grad_x = layout.as_result_of(grad.add_(grad2), x) if want_x else x.new_empty(0)
     return [grad_x, *plan.gradients(blocks, grads, flags)]
 
 
@@ -108,16 +129,16 @@ def _wants(flag):
     return bool(flag.weight or flag.bn_weight or flag.bn_bias)
 
 
-def _backward(grad, x, y, block, saved, flags, want_x):
-    """({(unit, name): gradient}, gradient of x)"""
+def _backward(grad, grad2, x, y, block, saved, flags, want_x):
+    """({(unit, name): gradient}, the two summands of the gradient of x); grad2: None, or a summand of y's, which is lost."""
     grads, units = {}, block.units
     last = len(units) - 1
 
-    def norm(u, unit, flag, grad, out, want_z, want_masked=False):
+    def norm(u, unit, flag, grad, out, want_z, want_masked=False, grad2=None):
         affine = flag.bn_weight or flag.bn_bias
         z, stats = saved[u]
         grad_z, grads[u, "bn_weight"], grads[u, "bn_bias"], masked = norm_backward(
-            grad, None if z.dim() == 1 else z, out, unit, stats, want_z, affine, want_masked
+            grad, None if z.dim() == 1 else z, out, unit, stats, want_z, affine, want_masked, grad2
         )
         return grad_z, masked
 
@@ -126,12 +147,12 @@ def _backward(grad, x, y, block, saved, flags, want_x):
     for flag in flags.units:
         before.append(before[-1] or _wants(flag))
     want_z = [before[u] or bool(flags.units[u].weight) for u in range(last + 1)]
-    identity = block.projection is None
-    grad_z, masked = norm(last, units[last], flags.units[last], grad, y, want_z[last], want_x and identity)
-    shortcut = masked
-    if not identity:
+    projects = block.projection is not None and (want_x or _wants(flags.projection))
+    want_masked = projects if block.projection is not None else want_x
+    grad_z, shortcut = norm(last, units[last], flags.units[last], grad, y, want_z[last], want_masked, grad2)
+    if projects:
         flag = flags.projection
-        grad_p, _ = norm(last + 1, block.projection, flag, grad, y, want_x or flag.weight)
+        grad_p, _ = norm(last + 1, block.projection, flag, shortcut, None, want_x or flag.weight)
         shortcut, grads[last + 1, "weight"] = conv_backward(grad_p, x, block.projection, want_x, flag.weight)
     for u in range(last, -1, -1):
         flag = flags.units[u]
@@ -142,13 +163,11 @@ def _backward(grad, x, y, block, saved, flags, want_x):
             break
         grad_h, grads[u, "weight"] = conv_backward(grad_z, h, units[u], before[u], flag.weight)
         if u and before[u]:
+            grad_h = layout.in_format(grad_h, layout.nearest_format(h))  # 1x1 weights after 3x3 ones, in another layout
             grad_z, _ = norm(u - 1, units[u - 1], flags.units[u - 1], grad_h, h, want_z[u - 1])
         elif u:
             break
-    if not want_x:
-        return grads, None
-    # Both summands are rounded already; torch adds them in float32 and rounds once.
-    return grads, grad_h.add_(shortcut)
+    return grads, grad_h if want_x else None, shortcut if want_x else None
 
 
 def _fake_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, want_x, wanted):
@@ -178,7 +197,7 @@ class _Call(NamedTuple):
         return call(torch.ops.resnet_fused.residual_blocks, _run, x, tensors, *self)
 
     def statistics(self, output):
-        return output[2::2]
+        return output[2 : 2 * len(self.eps) + 1 : 2]
 
     def blocks(self, tensors):
         return plan.decode(tensors, self.numbers, self.eps, self.groups)
@@ -196,7 +215,7 @@ class _Call(NamedTuple):
             for u, (unit, want, (z, stats)) in enumerate(zip(block.all_units(), flag.all_units(), pairs, strict=True)):
                 unread = u >= ends and unit.mean is not None and not want.bn_weight
                 kept += [z.new_empty(0) if unread else z, stats]
-        return kept
+        return kept + saved[2 * len(self.eps) :]
 
     def backward(self, grad, x, tensors, kept, want_x, wanted):
         y, *saved = kept
@@ -234,6 +253,7 @@ def relu_outputs(output, x, tensors, numbers, eps, groups, recompute):
         for unit, (z, stats) in zip(block.units[:-1], pairs, strict=False):
             yield normalise(z, unit, stats)
         if block.projection is not None and recompute:
-            pairs[-1] = (_convolved_again(x, block.projection), pairs[-1][1])
+            x_beside = _beside(pairs[len(block.units) - 1][0], x)
+            pairs[-1] = (_convolved_again(x_beside, block.projection), pairs[-1][1])
         x = _again(_dense(x), block, pairs)
         yield x

@@ -14,8 +14,8 @@ from ..bn_relu import apply, backward_apply, sums
 from . import sync
 
 # Rows of the statistics [4, C] of a unit, float32. VAR is unbiased, for the running statistics; SCRATCH is what the
-# kernels see as running mean.
-MEAN, INVSTD, VAR, SCRATCH = range(4)
+# kernels see as running mean. SHARE, over processes only: this process's number of values / that of all.
+MEAN, INVSTD, VAR, SCRATCH, SHARE = range(5)
 
 
 class Unit(NamedTuple):
@@ -61,7 +61,7 @@ def empty_output(x, unit):
 
 
 def empty_stats(x, unit):
-    """Float32 [4, C] of zeros (the kernels blend them in with weight 0), [5, C] with a count over processes, or [0]."""
+    """Float32 [4, C] of zeros (the kernels blend them in with weight 0), [5, C] over processes, or [0]."""
     rows = 0 if unit.mean is not None else 5 if unit.group else 4
     return torch.zeros((rows, unit.weight.shape[0]) if rows else (0,), dtype=torch.float32, device=x.device)
 
@@ -72,27 +72,37 @@ def convolve(x, unit):
     memory_format = out_format(x, unit.weight)
     x = layout.in_format(x, memory_format)
     if unit.mean is None:
+        part = sync.empty_part(stats) if unit.group else None
+        mean, var = (stats[MEAN], stats[VAR]) if part is None else sync.moments(part)
         z = empty_output(x, unit)
         choice = dispatch.choose_conv_stats(x, unit.weight, z, *map(tuple, unit.convolution), unit.groups)
-        if choice.backend not in ("torch", "eager"):
+        # Not a larger map from one pixel: the pixel is channels_last whatever the network is, the map is not.
+        if choice.backend not in ("torch", "eager") and layout.is_channels_last(z):
             dispatch.kernel(choice, "conv_bn_relu", "conv_stats")(
-                x, layout.in_format(unit.weight, memory_format), z, stats[MEAN], stats[INVSTD], stats[SCRATCH], stats[VAR],
+                x, layout.in_format(unit.weight, layout.CHANNELS_LAST), z, mean, stats[INVSTD], stats[SCRATCH], var,
                 None, *unit.convolution, unit.groups, 1.0, unit.eps,
             )  # fmt: skip
-            return z, _over_processes(z, unit, stats)
+            return z, _over_processes(z, unit, stats, part)
     z = torch.ops.aten.convolution(x, unit.weight, None, *unit.convolution, False, [0, 0], unit.groups)
     z = layout.in_format(z, memory_format)
     if unit.mean is None:
         if z.numel() > 0:
             choice = dispatch.choose("bn_stats", z)
             run = eager.stats if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_stats")
-            run(z, stats[MEAN], stats[INVSTD], stats[SCRATCH], stats[VAR], None, 1.0, unit.eps)
-        stats = _over_processes(z, unit, stats)
+            run(z, mean, stats[INVSTD], stats[SCRATCH], var, None, 1.0, unit.eps)
+        stats = _over_processes(z, unit, stats, part)
     return z, stats
 
 
-def _over_processes(z, unit, stats):
-    return sync.merge(stats, z.numel() // z.shape[1], unit.eps, unit.group) if unit.group else stats
+def _over_processes(z, unit, stats, part):
+    if part is None:
+        return stats
+    count = z.numel() // z.shape[1]
+    parts = sync.gather(part, count, unit.group)
+    choice = dispatch.choose("bn_stats_merge", parts)
+    run = eager.merge_stats if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_stats_merge")
+    run(parts, stats[MEAN], stats[INVSTD], stats[VAR], stats[SHARE], float(count), unit.eps)
+    return stats
 
 
 def normalise(z, unit, stats):
@@ -119,25 +129,31 @@ def add_two(z, norm, shortcut, norm_shortcut, out):
     return out
 
 
-def norm_backward(grad, z, out, unit, stats, want_z, want_affine, want_masked=False):
-    """(grad_z, grad_bn_weight, grad_bn_bias, masked gradient) of relu(bn(z) + ...), None where not wanted.
+def norm_backward(grad, z, out, unit, stats, want_z, want_affine, want_masked=False, grad2=None):
+    """(grad_z, grad_bn_weight, grad_bn_bias, masked gradient g) of relu(bn(z) + ...), None where not wanted.
 
     out: the output of the ReLU, whose sign is the mask; None: no ReLU. z: None where a frozen weight wants no gradient.
-    One pass for the sums, one for the rest.
+    grad2: a second summand of grad, which is lost. One pass for the sums, one for the rest; where g is wanted, or is the sum
+    of two, the first pass writes it, so that whoever reads it again reads one map and not two or three.
     """
     mean, spread, weight, _, eps = unit.norm(stats)
     batch_stats = eps is None
     grad_weight = grad_bias = sum_g = sum_gx = None
+    masked = torch.empty_like(grad) if want_masked and grad2 is None else grad2
+    to_write = masked if want_masked else None
     if want_affine or (batch_stats and want_z):
-        sum_g, sum_gx = sums(grad, z, out, mean, spread, eps, out is not None, with_gx=z is not None)
+        sum_g, sum_gx = sums(
+            grad, z, out, mean, spread, eps, out is not None, with_gx=z is not None, grad2=grad2, masked=masked
+        )
         grad_weight, grad_bias = sum_gx, sum_g
         if batch_stats and unit.group:
-            sum_g, sum_gx = sync.sums(sum_g, sum_gx, stats, grad.numel() // grad.shape[1], unit.group)
+            sum_g, sum_gx = sync.sums(sum_g, sum_gx, stats[SHARE], unit.group)
+        if masked is not None:
+            grad, grad2, out, to_write = masked, None, None, None
     grad_z = torch.empty_like(grad) if want_z else None
-    masked = torch.empty_like(grad) if want_masked else None
-    if want_z or want_masked:
-        backward_apply(grad, z, out, mean, spread, weight, sum_g, sum_gx, grad_z, masked, eps, out is not None)
-    return grad_z, grad_weight, grad_bias, masked
+    if want_z or to_write is not None:
+        backward_apply(grad, z, out, mean, spread, weight, sum_g, sum_gx, grad_z, to_write, eps, out is not None, grad2)
+    return grad_z, grad_weight, grad_bias, masked if want_masked else None
 
 
 def conv_backward(grad_z, x, unit, want_x, want_weight):
