@@ -91,8 +91,9 @@ def _checks(device, box, smoke):
                 tests += ("-n", "4")  # it compiles in every test
             made.append(Part(f"tests-{op}-{backend}", 2, box, tests))
     if device == "cuda":
-        tests = _python("-m", "pytest", "-q", "-rf", "tests/test_frozen_static.py", "--device=cuda")
-        made.append(Part("tests-static-engine", 2, box, tests))
+        for name, file in (("static-engine", "frozen_static"), ("conv-plane", "conv_plane")):
+            tests = _python("-m", "pytest", "-q", "-rf", f"tests/test_{file}.py", "--device=cuda")
+            made.append(Part(f"tests-{name}", 2, box, tests))
     calls = _python("-m", "benchmarks.sanitized", "--device", device, "--size", 48, "--model", "resnet18")
     if device == "cpu":
         return [*made, Part("sanitized-calls", 2, box, calls)]

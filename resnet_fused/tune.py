@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from . import dispatch, launch, table, timing, tuning, workload
+from . import dispatch, launch, plane, table, timing, tuning, workload
 from .accuracy import budget_used, channel_dim_of, exact
 
 COLUMNS = {"op": "op", "shape": "shape", "count": "calls", "choice": "fastest", "time": "time", "runner_up": "runner-up",
@@ -87,13 +87,25 @@ def options(call, device):
     found = {}
     for name, backend in dispatch.BACKENDS.items():
         able = backend.takes(device.type) and backend.why_not() is None
-        interpreted = name == "triton" and device.type == "cpu"
+        interpreted = name.startswith("triton") and device.type == "cpu"
+        if name in dispatch.PLANE and not _suits_plane(call):
+            continue
         if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
     if call.op == "conv_bn_relu" and "triton" in found:
         for config in _configurations(call):
             found[f"triton {' '.join(f'{k}={v}' for k, v in config.items())}"] = ("triton", config)
+    if "triton_plane" in found:
+        for config in plane.alternatives(call["weight"].shape[0]):
+            found[f"triton_plane {' '.join(f'{k}={v}' for k, v in config.items())}"] = ("triton_plane", config)
     return found
+
+
+def _suits_plane(call):
+    if call.op != "conv_bn_relu":
+        return False
+    x, weight = call["x"], call["weight"]
+    return plane.refusal(x.shape, weight.shape, x.dtype, call["groups"]) is None and plane.suits(x.shape, weight.shape)
 
 
 def _configurations(call):
