@@ -94,8 +94,12 @@ def _checks(device, box, smoke):
                 tests += ("-n", "4")  # it compiles in every test
             made.append(Part(f"tests-{op}-{backend}", 2, box, tests))
     if device == "cuda":
-        for name, files in (("static-engine", ["frozen_static"]), ("private-ops", ["conv_choice", "pool_linear"])):
-            tests = _python("-m", "pytest", "-q", "-rf", *(f"tests/test_{f}.py" for f in files), "--device=cuda")
+        files = {
+            "static-engine": ["frozen_static"], "private-ops": ["conv_choice", "pool_linear"],
+            "conv-plane": ["conv_plane"],
+        }  # fmt: skip
+        for name, names in files.items():
+            tests = _python("-m", "pytest", "-q", "-rf", *(f"tests/test_{f}.py" for f in names), "--device=cuda")
             made.append(Part(f"tests-{name}", 2, box, tests))
     calls = _python("-m", "benchmarks.sanitized", "--device", device, "--size", 48, "--model", "resnet18")
     if device == "cpu":

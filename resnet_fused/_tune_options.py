@@ -2,7 +2,7 @@
 
 import torch
 
-from . import dispatch, launch, workload
+from . import dispatch, launch, plane, workload
 
 # The forward ops of a convolution: torch's own, followed by a pass, is a way to run them.
 CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
@@ -28,12 +28,16 @@ def options(call, device):
     found = {}
     for name, backend in dispatch.BACKENDS.items():
         able = backend.takes(device.type) and backend.why_not() is None
-        interpreted = name == "triton" and device.type == "cpu"
+        interpreted = name.startswith("triton") and device.type == "cpu"
+        if name in dispatch.PLANE and not _suits_plane(call):
+            continue
         if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
     # What needs no compiler first: there may be no time for the rest.
     configurations = [(name, c) for name in dispatch.TILED if name in found for c in _tiles(call, name, device)]
     configurations += [("triton", c) for c in _configurations(call)] if "triton" in found else []
+    if "triton_plane" in found:
+        configurations += [("triton_plane", c) for c in plane.alternatives(call["weight"].shape[0])]
     for name, config in configurations:
         found[f"{name} {' '.join(f'{k}={v}' for k, v in config.items())}"] = (name, config)
     return found
@@ -54,6 +58,13 @@ def _tiles(call, backend, device):
     if call.op == "conv_stats":
         return [{"tile": choice["tile"]} for choice in choices]
     return choices + [{"tile": "apart"}] * (call.op == "conv_bn_relu_pair")
+
+
+def _suits_plane(call):
+    if call.op != "conv_bn_relu":
+        return False
+    x, weight = call["x"], call["weight"]
+    return plane.refusal(x.shape, weight.shape, x.dtype, call["groups"]) is None and plane.suits(x.shape, weight.shape)
 
 
 def _configurations(call):

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import dispatch, ops
+from . import dispatch, ops, plane
 from .accuracy import budget_used, exact
 from .ops.add_relu import reference as add_relu
 from .ops.bn_relu import reference as bn_relu
@@ -32,13 +32,16 @@ def check_ops(device, dtype, quick):
         simulated = device == "cpu" and backend not in ("native", "eager")
         if simulated and dtype == torch.bfloat16:
             continue
-        for what, shape, build in _cases(small=quick or simulated):
+        planes = dtype if backend in dispatch.PLANE else None
+        for what, shape, build in _cases(quick or simulated, planes):
             label = {"what": what, "shape": "x".join(map(str, shape)), "dtype": str(dtype)[6:], "backend": backend}
             yield label, lambda build=build: _compare(*build(device, dtype))
 
 
-def _cases(small):
-    for layer in LAYERS[2:] if small else LAYERS:
+def _cases(small, planes):
+    """`planes`: the dtype of a backend that has nothing but the convolutions of plane.py, else None."""
+    layers = LAYERS[2:] if small else LAYERS
+    for layer in layers if planes is None else ():
         shape = (2, layer[1] // 8, *layer[2:]) if small else layer
         for format_name, memory_format in (("", torch.channels_last), (" nchw", torch.contiguous_format)):
             if format_name and layer is not LAYERS[-1]:
@@ -49,6 +52,8 @@ def _cases(small):
     for name, layer, channels, kernel, stride in CONVOLUTIONS:
         shape = (1, max(3, layer[1] // 8), max(7, layer[2] // 4), max(7, layer[3] // 4)) if small else layer
         case = (shape, channels // 8 if small else channels, kernel, stride)
+        if planes is not None and plane.refusal(shape, (case[1], shape[1], kernel, kernel), planes, 1) is not None:
+            continue
         for mode in ("eval", "frozen"):
             yield f"conv_bn_relu {name} {mode}", shape, _conv_bn_relu(*case, name, mode)
 

@@ -2,6 +2,7 @@
 
 `cuda`: compiled CUDA kernels. `triton`: Triton kernels. `native`: compiled CPU kernels. `torch`: for convolutions, torch's
 own convolution followed by one fused pass of another backend. `eager`: torch's own operators, unfused: the fallback.
+`triton_plane`: convolutions of large batches on Hopper (plane.py); what those refuse, `triton` runs.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, cpu_conv, launch, layout, native, tuning
+from . import _env, cpu_conv, launch, layout, native, plane, tuning
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -63,15 +64,26 @@ def _compiled_kernel(stem, op):
     return functools.partial(kernel, allow_tf32=tf32_allowed()) if op.startswith("conv") else kernel
 
 
+def _takes_triton(device):
+    return device == "cuda" or (device == "cpu" and _env.TRITON_INTERPRET)
+
+
 def _triton_kernel(stem, op):
     return getattr(importlib.import_module(f"{__package__}.kernels.{stem}"), op)
+
+
+def _triton_plane_kernel(stem, op):
+    return getattr(importlib.import_module(f"{__package__}.kernels._conv_plane"), op)
 
 
 # A backend proven elsewhere (the emulator of the tests) is added here by its owner.
 BACKENDS = {
     "cuda": Backend(_without_cuda, lambda device: device == "cuda", _compiled_kernel),
-    "triton": Backend(
-        _without_triton, lambda device: device == "cuda" or (device == "cpu" and _env.TRITON_INTERPRET), _triton_kernel
+    "triton": Backend(_without_triton, _takes_triton, _triton_kernel),
+    "triton_plane": Backend(
+        lambda: _without_triton() or plane.without_hopper(),
+        _takes_triton,
+        _triton_plane_kernel,
     ),
     "native": Backend(native.why_absent, lambda device: device == "cpu", _compiled_kernel),
     "torch": Backend(lambda: None, lambda device: True, None),
@@ -80,6 +92,8 @@ BACKENDS = {
 
 # Backends whose convolutions take a tile and a number of slices by name (csrc/cuda/conv_choice.h).
 TILED = ("cuda", "emulator")
+# {a backend that has only plane convolutions: the one that runs everything else}
+PLANE = {"triton_plane": "triton"}
 
 # Process-wide, not a ContextVar: autograd runs the backward of CUDA tensors in threads of its own, which must see it.
 _state = {"backend": _env.BACKEND, "strict": _env.STRICT, "rows": None, "keys": None, "config": None}
@@ -231,6 +245,8 @@ def pick(op, x, *others, detail=()):
         choice, asked = automatic(op, x), False
     else:
         choice = Choice(name, f"backend {name!r} was asked for", _state["config"])
+    if choice.backend in PLANE and (why := plane.refused(op, x, detail)) is not None:
+        choice = Choice(PLANE[choice.backend], why)
     if conv and choice.backend not in ("torch", "eager") and not layout.is_channels_last(x):
         choice = Choice("torch", "contiguous NCHW: torch's convolution, then one fused pass")
     return choice, asked

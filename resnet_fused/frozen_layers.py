@@ -10,7 +10,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from . import dispatch, layout
+from . import dispatch, layout, plane
 from .fold import fold
 
 CHOICES = 3  # measured besides the tile that is predicted to be fastest; `tune` measures all
@@ -153,13 +153,22 @@ def named(backend, config):
     return f"{backend} {config['tile']} splits={config['splits']}"
 
 
+def _suits_plane(site, dtype):
+    x, weight = site.shape, site.conv.weight.shape
+    return plane.refusal(x, weight, dtype, site.conv.groups) is None and plane.suits(x, weight)
+
+
 def options(site, dtype, device):
     """{name: maker(site, dtype)} of the layers that may run `site` there, a maker of "torch" always among them."""
     found = {}
     for name, backend in dispatch.BACKENDS.items():
         if name in ("torch", "eager", "native") or not backend.takes(device.type) or backend.why_not() is not None:
             continue
-        if name == "triton" and device.type == "cpu":  # the interpreter: numbers, no speed
+        if name.startswith("triton") and device.type == "cpu":  # the interpreter: numbers, no speed
+            continue
+        if name in dispatch.PLANE:
+            if not site.pool and _suits_plane(site, dtype):
+                found[name] = lambda s, d, name=name: Epilogue(s, d, name)
             continue
         found[name] = _plain(lambda s, d, name=name: Epilogue(s, d, name), site)
         for config in choices(site, dtype, device, name)[1 : 1 + CHOICES]:

@@ -1,5 +1,6 @@
 """Ahead-of-time compilation of every kernel: no spills, stack frames or warnings, tensor cores where they belong."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,22 @@ def test_the_cache_follows_included_files(tmp_path, monkeypatch):
 def test_the_joint_command():
     done = subprocess.run([sys.executable, TOOLS / "aot.py", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--arch" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_the_plane_convolution_in_triton(dtype):
+    """HGMMA fed by UTMALDG, nothing read back among the products, no spill, within Hopper's shared memory."""
+    code = (
+        "import sys; sys.path.insert(0, 'tools'); import aot_triton as aot\n"
+        f"index = [i for i, (case, _) in enumerate(aot.cases({dtype!r})) if case == 'conv_plane layer3']\n"
+        f"rows = aot.compile_case(90, {dtype!r}, index[0])\n"
+        "assert len(rows) == 1 and rows[0]['registers'] <= 255, rows\n"
+        "print(rows, [list(aot.faults(row)) for row in rows])"
+    )
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=TOOLS.parent, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[[]]") and "'copies': 0" not in done.stdout

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from resnet_fused import dispatch, tuning
+from resnet_fused import dispatch, frozen_layers, plane, tune, tuning, workload
+from resnet_fused.frozen_site import Site
 
 PASSES = (
     "add_relu", "add_relu_backward", "bn_stats", "bn_relu", "bn_relu_backward_reduce", "bn_relu_backward_apply",
@@ -33,6 +34,8 @@ def gpu(monkeypatch, tmp_path):
         monkeypatch.setattr(dispatch, f"_without_{name}", lambda name=name: present[name])
         backend = dispatch.BACKENDS[name]._replace(why_not=lambda name=name: present[name])
         monkeypatch.setitem(dispatch.BACKENDS, name, backend)
+    planes = dispatch.BACKENDS["triton_plane"]._replace(why_not=lambda: None, takes=lambda device: device == "cuda")
+    monkeypatch.setitem(dispatch.BACKENDS, "triton_plane", planes)
     monkeypatch.setattr(tuning, "table", lambda device: tuning.Table({"device": "none", "arch": "none"}, tmp_path))
     return present
 
@@ -57,6 +60,73 @@ def test_compiled_kernels_by_default_and_triton_without_them(gpu, op, dtype):
 def test_what_was_asked_for(gpu, op, name):
     with dispatch.backend(name):
         assert chosen(op, OnGpu()) == dispatch.Choice(name, f"backend {name!r} was asked for")
+
+
+@pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
+def test_a_plane_backend_has_one_op_and_hands_on_the_others(gpu, op):
+    with dispatch.backend("triton_plane"):
+        choice = chosen(op, OnGpu())
+        if op == "conv_bn_relu":
+            assert choice == dispatch.Choice("triton_plane", "backend 'triton_plane' was asked for")
+        else:
+            assert choice == dispatch.Choice("triton", f"there is no plane kernel for {op}")
+
+
+def test_a_plane_kernel_hands_on_what_it_refuses(gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with dispatch.backend("triton_plane"):
+        assert chosen("conv_bn_relu", OnGpu(torch.float32)).backend == "triton"
+        assert chosen("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format)).backend == "torch"
+        narrow = (torch.Size((40, 64, 3, 3)), *DETAIL[1:])
+        choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=narrow)[0]
+    assert choice.backend == "triton" and "not 40" in choice.reason
+
+
+def test_a_plane_kernel_runs_by_default_only_where_it_was_measured(gpu, monkeypatch):
+    x = OnGpu()
+    assert chosen("conv_bn_relu", x).backend == "cuda"
+    table = tuning.table(None)
+    seconds = {"triton_plane": 1e-5, "cuda": 2e-5}
+    with dispatch.record_keys() as keys:
+        chosen("conv_bn_relu", x)
+    table.entries = {keys[0]: tuning.entry(seconds, {"triton_plane": {"num_stages": 4}})}
+    monkeypatch.setattr(tuning, "table", lambda device: table)
+    assert chosen("conv_bn_relu", x)[:1] == ("triton_plane",) and chosen("conv_bn_relu", x).config == {"num_stages": 4}
+    assert chosen("conv_bn_relu", x).reason == "measured: 10.0 us; cuda: 20.0 us"
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "kernel", "dtype", "candidate"),
+    [
+        pytest.param(64, 128, 3, torch.bfloat16, True, id="large-batch"),
+        pytest.param(8, 128, 3, torch.bfloat16, False, id="small-batch"),
+        pytest.param(64, 128, 1, torch.bfloat16, False, id="1x1"),
+        pytest.param(64, 100, 3, torch.bfloat16, False, id="ragged-channels"),
+        pytest.param(64, 128, 3, torch.float32, False, id="float32"),
+    ],
+)
+def test_where_a_plane_kernel_is_measured(gpu, n, k, kernel, dtype, candidate):
+    """By `tune`, which tries its launches too, and by freeze()."""
+    conv = torch.nn.Conv2d(64, k, kernel, bias=False, padding=kernel // 2)
+    x, weight = (workload.Spec(tuple(s), dtype, torch.channels_last) for s in ((n, 64, 8, 8), conv.weight.shape))
+    norm = dict.fromkeys(
+        ("mean", "var", "bn_weight", "bn_bias"), workload.Spec((k,), torch.float32, torch.contiguous_format)
+    )
+    rest = {"residual": None, "stride": (1, 1), "padding": (kernel // 2,) * 2, "dilation": (1, 1), "groups": 1}
+    values = {"x": x, "weight": weight, **norm, **rest, "eps": 1e-5, "relu": True}
+    call = workload.Call("conv_bn_relu", tuple(values.items()))
+    names = [name for name in tune.options(call, torch.device("cuda")) if name.startswith("triton_plane")]
+    assert names[:1] == ["triton_plane"] * candidate and (len(names) > 1) is candidate
+    site = Site("conv", conv, torch.nn.BatchNorm2d(k), True, False, False, shape=x.shape)
+    assert ("triton_plane" in frozen_layers.options(site, dtype, torch.device("cuda"))) is candidate
+
+
+@pytest.mark.parametrize(("major", "runs"), [(8, False), (9, True), (10, False)])
+def test_plane_kernels_are_for_hopper(monkeypatch, major, runs):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+    why = plane.without_hopper.__wrapped__()
+    assert (why is None) is runs and (runs or f"this is {major}.0" in why)
 
 
 @pytest.mark.parametrize("op", CONVOLUTIONS)

@@ -5,7 +5,8 @@
 The real launch functions run on meta tensors with the shapes of ResNets, under a driver that names a target but owns
 no device: what is compiled is what a launch on such a GPU would compile, same specialisation, same launch.py.
 Registers and instructions are read from the cubin. Exit status 1 on spills, on shared memory over the limit of the
-architecture, or when a convolution that should use tensor cores does not.
+architecture, or when a convolution that should use tensor cores does not. The plane convolution (Hopper only) must go
+from the copy engine to the tensor cores without a detour through registers.
 """
 
 import argparse
@@ -27,7 +28,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from resnet_fused.kernels import add_relu, bn_relu, conv_bn_relu
+from resnet_fused import plane
+from resnet_fused.kernels import _conv_plane, add_relu, bn_relu, conv_bn_relu
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Bytes of shared memory a block may have (CUDA programming guide, "maximum amount per thread block").
@@ -94,6 +96,29 @@ def conv_cases(dtype):
         yield f"conv_stats {name}", lambda arguments=arguments: conv_bn_relu.conv_stats(*arguments)
 
 
+PLANES = {  # as CONVS
+    "layer2": (256, 128, 28, 128, 3, 1, 1, True),
+    "layer3": (256, 256, 14, 256, 3, 1, 1, True),
+    "layer4": (64, 512, 7, 512, 3, 1, 1, True),
+    "layer3 first": (256, 128, 28, 256, 3, 2, 1, False),
+    "layer1": (256, 64, 56, 64, 3, 1, 1, True),
+}
+
+
+def plane_cases(dtype):
+    for name, (n, c, h, k, r, stride, padding, has_residual) in PLANES.items():
+        x, weight = tensor((n, c, h, h), dtype), tensor((k, c, r, r), dtype)
+        p = (h + 2 * padding - r) // stride + 1
+        out, f = tensor((n, k, p, p), dtype), tensor((k,), torch.float32)
+        residual = out if has_residual else None
+        arguments = (x, weight, f, f, f, f, residual, out, [stride] * 2, [padding] * 2, [1, 1], 1, 1e-5, True)
+        for config in ({}, *plane.alternatives(k)):
+            yield (
+                f"conv_plane {name}",
+                lambda arguments=arguments, config=config: _conv_plane.conv_bn_relu(*arguments, config=config),
+            )
+
+
 class TargetDriver:
     """As much of a Triton driver as compiling needs."""
 
@@ -153,7 +178,16 @@ def describe(kernel, case, arch, dtype):
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         "shared": kernel.metadata.shared,
         "tensor_core": " ".join(cores),
+        "copies": len(re.findall(r"\bUTMALDG\b", sass)),
+        "detours": detours(sass),
     }
+
+
+def detours(sass):
+    """Reads of shared memory into registers between the first and the last product: operands that go a long way round."""
+    code = sass.splitlines()
+    products = [i for i, line in enumerate(code) if re.search(r"\bHGMMA\b", line)]
+    return sum(bool(re.search(r"\bLDSM?\b", line)) for line in code[products[0] : products[-1]]) if products else 0
 
 
 def faults(row):
@@ -164,6 +198,13 @@ def faults(row):
         yield f"shared memory {row['shared']} > {SHARED_LIMIT[arch]}"
     if row["kernel"] == "_conv_kernel" and row["dtype"] != "fp32" and not row["tensor_core"]:
         yield "no tensor-core instruction"
+    if row["kernel"] == "_conv_plane_kernel":
+        if "HGMMA" not in row["tensor_core"]:
+            yield "no HGMMA"
+        if not row["copies"]:
+            yield "no UTMALDG"
+        if row["detours"]:
+            yield f"{row['detours']} reads of shared memory among the products"
 
 
 def compile_case(arch, dtype, index):
@@ -176,7 +217,9 @@ def compile_case(arch, dtype, index):
 
 
 def cases(dtype):
-    return [*([] if dtype == "tf32" else elementwise_cases(DTYPES[dtype])), *conv_cases(DTYPES[dtype])]
+    own = DTYPES[dtype]
+    elementwise = [] if dtype == "tf32" else elementwise_cases(own)
+    return [*elementwise, *conv_cases(own), *(plane_cases(own) if own.itemsize == 2 else ())]
 
 
 def rows(archs, only=""):
@@ -186,7 +229,7 @@ def rows(archs, only=""):
         for arch in archs
         for dtype in DTYPES
         for i, (case, _) in enumerate(cases(dtype))
-        if only in case
+        if only in case and (arch == 90 or not case.startswith("conv_plane"))
     ]
     found = {}
     with concurrent.futures.ProcessPoolExecutor(2) as pool:
