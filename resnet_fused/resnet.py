@@ -253,8 +253,7 @@ class ResNet(nn.Module):
         x = self._fused_stem(x, self.maxpool)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = self._fused_layer(layer, x)
-        x = self.avgpool(x)
-        x = torch.flatten(x, 1)
+        x = torch.flatten(self.avgpool(x), 1)
         return self.fc(x)
 
 
