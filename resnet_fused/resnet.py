@@ -244,10 +244,8 @@ class ResNet(nn.Module):
         return conv_bn_relu_pool(x, *parts)
 
     def _fused_layer(self, layer, x):
-        """A layer in training is one op, so that gradients of blocks are added where they are read: docs/training.md."""
-        if (chains := train_path.chains_of(x, layer, _Residual.forward)) is not None:
-            return train_path.residual(x, chains, recompute=self.memory_efficient)
-        return layer(x)
+        chains = train_path.chains_of(x, layer, _Residual.forward)
+        return layer(x) if chains is None else train_path.residual(x, chains, recompute=self.memory_efficient)
 
     def forward(self, x):
         x = self._fused_stem(x, self.maxpool)
