@@ -211,8 +211,8 @@ def test_the_dispatcher_takes_the_kernel_where_there_are_enough_tiles(monkeypatc
     monkeypatch.setitem(
         dispatch.BACKENDS, "triton", dispatch.BACKENDS["triton"]._replace(why_not=lambda: None, takes=lambda _: True)
     )
-    monkeypatch.setattr(dispatch, "_without_triton", lambda: None)
-    monkeypatch.setattr(dispatch, "_without_cuda", lambda: "no compiled part")
+    without = dispatch.BACKENDS["cuda"]._replace(why_not=lambda: "no compiled part")
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", without)
     monkeypatch.setattr(dispatch, "tf32_allowed", lambda: True)
     monkeypatch.setattr(dispatch, "_measured", lambda *_: None)
 
