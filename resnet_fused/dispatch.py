@@ -72,10 +72,6 @@ def _triton_kernel(stem, op):
     return getattr(importlib.import_module(f"{__package__}.kernels.{stem}"), op)
 
 
-def _triton_plane_kernel(stem, op):
-    return getattr(importlib.import_module(f"{__package__}.kernels._conv_plane"), op)
-
-
 # A backend proven elsewhere (the emulator of the tests) is added here by its owner.
 BACKENDS = {
     "cuda": Backend(_without_cuda, lambda device: device == "cuda", _compiled_kernel),
@@ -83,7 +79,7 @@ BACKENDS = {
     "triton_plane": Backend(
         lambda: _without_triton() or plane.without_hopper(),
         _takes_triton,
-        _triton_plane_kernel,
+        lambda stem, op: _triton_kernel("_conv_plane", op),
     ),
     "native": Backend(native.why_absent, lambda device: device == "cpu", _compiled_kernel),
     "torch": Backend(lambda: None, lambda device: True, None),
@@ -273,19 +269,8 @@ def choose_conv_stats(x, weight, out, *detail):
 
 
 def prefers_channels_last(x, weight, evaluation):
-    """Whether a network runs faster on `x` in channels_last, where its weights are as `weight` and may not change.
-
-    CUDA: the layout of every fast kernel. CPU, in evaluation: that of Winograd, and in half types of oneDNN's fast kernels
-    (ResNet-34 in bfloat16 with contiguous weights 20.0 -> 15.8 ms at batch 1, 100 -> 53 at batch 8). Else that of the
-    weights, since torch's convolution of a channels_last input reorders contiguous weights on every call by a slow path:
-    3.4 ms instead of 1.2 for 512 channels at 7x7, batch 1 (measured: 2-core Intel Xeon, 2 threads, 2026-11-24).
-    """
-    if x.device.type != "cpu" or layout.format_of(weight) == layout.CHANNELS_LAST:
-        return True
-    if torch.compiler.is_compiling():  # would trace the loading of the library
-        return False
-    ours_run = _state["backend"] in ("auto", "native") and native.why_absent() is None
-    return evaluation and ours_run and x.dtype == weight.dtype
+    """Whether a network runs faster on `x` in channels_last, where its weights are as `weight` and may not change."""
+    return cpu_conv.prefers_channels_last(x, weight, evaluation and _state["backend"] in ("auto", "native"))
 
 
 def note(op, x, choice, asked=False):
@@ -303,7 +288,7 @@ def kernel(choice, stem, op):
     if not choice.config:
         return function
     # Triton's launchers take one dictionary, the ops of the library an argument for each entry.
-    given = {"config": choice.config} if choice.backend == "triton" else choice.config
+    given = {"config": choice.config} if choice.backend.startswith("triton") else choice.config
     return functools.partial(function, **given)
 
 

@@ -21,7 +21,7 @@ FLOORS = {
     "native": {"_env", "__version__"},
     "machine": {"native"},
     "tuning": {"machine", "_env"},
-    "cpu_conv": {"native"},
+    "cpu_conv": {"native", "layout"},
     "dispatch": {"tuning", "cpu_conv", "kernels", "native", "launch", "layout", "plane", "_env"},
     "ops": {"dispatch", "kernels", "native", "launch", "layout", "_env"},
     "norms": set(),
