@@ -9,7 +9,7 @@ import functools
 
 import torch
 
-from . import layout, native
+from . import native
 
 
 @functools.lru_cache(maxsize=4096)
@@ -61,18 +61,3 @@ def _why_slower(x, weight, padding):
     if min(weight[:2]) < 32:
         return f"only {min(weight[:2])} channels share the transformed tiles"
     return None
-
-
-def prefers_channels_last(x, weight, ours_may_run):
-    """See dispatch.prefers_channels_last; `ours_may_run`: in an evaluation, where the library's kernels were not excluded.
-
-    CUDA: the layout of every fast kernel. CPU, in evaluation: that of Winograd, and in half types of oneDNN's fast kernels
-    (ResNet-34 in bfloat16 with contiguous weights 20.0 -> 15.8 ms at batch 1, 100 -> 53 at batch 8). Else that of the
-    weights, since torch's convolution of a channels_last input reorders contiguous weights on every call by a slow path:
-    3.4 ms instead of 1.2 for 512 channels at 7x7, batch 1 (measured: 2-core Intel Xeon, 2 threads, 2026-11-24).
-    """
-    if x.device.type != "cpu" or layout.format_of(weight) == layout.CHANNELS_LAST:
-        return True
-    if torch.compiler.is_compiling():  # would trace the loading of the library
-        return False
-    return ours_may_run and native.why_absent() is None and x.dtype == weight.dtype

@@ -244,17 +244,14 @@ class ResNet(nn.Module):
         return conv_bn_relu_pool(x, *parts)
 
     def _fused_layer(self, layer, x):
-        """A layer in training is one op, so that gradients of blocks are added where they are read: docs/training.md."""
-        if (chains := train_path.chains_of(x, layer, _Residual.forward)) is not None:
-            return train_path.residual(x, chains, recompute=self.memory_efficient)
-        return layer(x)
+        chains = train_path.chains_of(x, layer, _Residual.forward)
+        return layer(x) if chains is None else train_path.residual(x, chains, recompute=self.memory_efficient)
 
     def forward(self, x):
         x = self._fused_stem(x, self.maxpool)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = self._fused_layer(layer, x)
-        x = self.avgpool(x)
-        x = torch.flatten(x, 1)
+        x = torch.flatten(self.avgpool(x), 1)
         return self.fc(x)
 
 

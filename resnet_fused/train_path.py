@@ -19,7 +19,8 @@ from .ops.training.unit import MEAN, VAR
 
 
 def _uses_batch(bn):
-    return (bn.training or (bn.running_mean is None and bn.running_var is None)) and not is_frozen(bn)
+    batch = bn.training or (bn.running_mean is None and bn.running_var is None)
+    return batch and (type(bn) is nn.BatchNorm2d or not is_frozen(bn))
 
 
 def syncs(pairs):
@@ -65,7 +66,8 @@ def route(x, chains):
     if not wanted(x, pairs):
         return None
     ordinary = all(projection is None or type(projection) is tuple for _, projection in chains)
-    if ordinary and not any(is_frozen(bn) for _, bn in pairs) and why_not(x, chains) is None:
+    frozen = any(type(bn) is not nn.BatchNorm2d and is_frozen(bn) for _, bn in pairs)
+    if ordinary and not frozen and why_not(x, chains) is None:
         return "training"
     return "modules" if syncs(pairs) else None
 
@@ -110,17 +112,17 @@ def _low(device):
 
 
 def _unit_fits(conv, bn, x, dtype, low, channels):
-    weight = conv.weight
-    if weight.dim() != 4 or weight.device != x.device or (weight.dtype if low is None else low) != dtype:
+    weight, mean, var, groups, device = conv.weight, bn.running_mean, bn.running_var, conv.groups, x.device
+    shape = weight.shape  # each of these is a call: this runs for every convolution on every step
+    if len(shape) != 4 or weight.device != device or (weight.dtype if low is None else low) != dtype:
         return False
-    if weight.shape[1] * conv.groups != channels or weight.shape[0] % conv.groups or bn.eps <= 0.0:
+    if shape[1] * groups != channels or shape[0] % groups or bn.eps <= 0.0 or (mean is None) != (var is None):
         return False
-    if (bn.running_mean is None) != (bn.running_var is None):
-        return False
-    return all(
-        p is None or (p.shape == weight.shape[:1] and p.device == x.device and p.dtype in (dtype, torch.float32))
-        for p in (bn.weight, bn.bias, bn.running_mean, bn.running_var)
-    )
+    count = shape[:1]
+    for p in (bn.weight, bn.bias, mean, var):
+        if p is not None and (p.shape != count or p.device != device or p.dtype not in (dtype, torch.float32)):
+            return False
+    return True
 
 
 def _shape_after(conv, shape):

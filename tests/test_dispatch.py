@@ -31,7 +31,6 @@ def gpu(monkeypatch, tmp_path):
     """A machine where both backends run and nothing was tuned; yields what to change."""
     present = {"cuda": None, "triton": None}
     for name in present:
-        monkeypatch.setattr(dispatch, f"_without_{name}", lambda name=name: present[name])
         backend = dispatch.BACKENDS[name]._replace(why_not=lambda name=name: present[name])
         monkeypatch.setitem(dispatch.BACKENDS, name, backend)
     planes = dispatch.BACKENDS["triton_plane"]._replace(why_not=lambda: None, takes=lambda device: device == "cuda")

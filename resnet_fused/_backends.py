@@ -1,0 +1,86 @@
+"""The backends: why one cannot run here, which devices it takes, and how its kernels are found."""
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from . import _env, native, plane
+
+
+class Backend(NamedTuple):
+    """How a backend is asked: `why_not()` says why it cannot run here (None: it can), `takes(device_type)`, and
+    `kernel(stem, op)` is the function that launches `op`."""
+
+    why_not: Callable[[], str | None]
+    takes: Callable[[str], bool]
+    kernel: Callable | None
+
+
+@functools.cache
+def _without_triton():
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.cuda.is_available() and not _env.TRITON_INTERPRET:
+        return "no CUDA device (TRITON_INTERPRET=1 runs its kernels on CPU tensors, slowly)"
+    return None
+
+
+@functools.cache
+def _without_cuda():
+    if (why := native.why_absent()) is not None:
+        return why
+    if not native.has_cuda():
+        return "the compiled library has no CUDA part (nvcc was not found when it was built)"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
+
+
+def _compiled_kernel(stem, op):
+    kernel = getattr(native.namespace(), op)
+    # The stable ABI cannot read torch's flags, so the library is told.
+    return functools.partial(kernel, allow_tf32=tf32_allowed()) if op.startswith("conv") else kernel
+
+
+def _takes_triton(device):
+    return device == "cuda" or (device == "cpu" and _env.TRITON_INTERPRET)
+
+
+def _triton_kernel(stem, op):
+    return getattr(importlib.import_module(f"{__package__}.kernels.{stem}"), op)
+
+
+def _triton_plane_kernel(stem, op):
+    return getattr(importlib.import_module(f"{__package__}.kernels._conv_plane"), op)
+
+
+# A backend proven elsewhere (the emulator of the tests) is added here by its owner.
+BACKENDS = {
+    "cuda": Backend(_without_cuda, lambda device: device == "cuda", _compiled_kernel),
+    "triton": Backend(_without_triton, _takes_triton, _triton_kernel),
+    "triton_plane": Backend(
+        lambda: _without_triton() or plane.without_hopper(),
+        _takes_triton,
+        _triton_plane_kernel,
+    ),
+    "native": Backend(native.why_absent, lambda device: device == "cpu", _compiled_kernel),
+    "torch": Backend(lambda: None, lambda device: True, None),
+    "eager": Backend(lambda: None, lambda device: True, None),
+}
+
+# Backends whose convolutions take a tile and a number of slices by name (csrc/cuda/conv_choice.h).
+TILED = ("cuda", "emulator")
+# {a backend that has only plane convolutions: the one that runs everything else}
+PLANE = {"triton_plane": "triton"}
+
+
+def tf32_allowed():
+    """Whether torch would let a float32 convolution use TF32, by its flags at this moment."""
+    precision = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+    if precision in ("tf32", "ieee"):
+        return precision == "tf32"
+    return torch.backends.cudnn.allow_tf32
