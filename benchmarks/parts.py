@@ -86,6 +86,8 @@ def _checks(device, box, smoke):
     if device == "cuda":
         flags = "-x cu -std=c++17 -arch=native -Icsrc -Itests/emulator"
         made.append(_compiled("instructions", 2, box, f"{flags} tests/emulator/micro.cpp"))
+        hopper = flags.replace("-arch=native", "-gencode=arch=compute_90a,code=sm_90a")
+        made.append(_compiled("instructions-hopper", 2, box, f"{hopper} tests/emulator/hopper_checks.cpp"))
     for backend in BACKENDS if device == "cuda" else ("native",):
         # Eager's own tensors beyond 2^31 elements are torch's business, and would not fit beside the others'.
         for op in OP_TESTS[:1] if smoke else (*OP_TESTS, *(["large"] if backend != "eager" else [])):

@@ -237,5 +237,5 @@ def kernel(choice, stem, op):
     if not choice.config:
         return function
     # Triton's launchers take one dictionary, the ops of the library an argument for each entry.
-    given = {"config": choice.config} if choice.backend == "triton" else choice.config
+    given = {"config": choice.config} if choice.backend.startswith("triton") else choice.config
     return functools.partial(function, **given)

@@ -104,8 +104,9 @@ def test_a_plane_kernel_runs_by_default_only_where_it_was_measured(gpu, monkeypa
         pytest.param(64, 128, 3, torch.float32, False, id="float32"),
     ],
 )
-def test_where_a_plane_kernel_is_measured(gpu, n, k, kernel, dtype, candidate):
+def test_where_a_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype, candidate):
     """By `tune`, which tries its launches too, and by freeze()."""
+    monkeypatch.setattr(dispatch, "TILED", ())  # their tiles are asked for with tensors on the device
     conv = torch.nn.Conv2d(64, k, kernel, bias=False, padding=kernel // 2)
     x, weight = (workload.Spec(tuple(s), dtype, torch.channels_last) for s in ((n, 64, 8, 8), conv.weight.shape))
     norm = dict.fromkeys(
@@ -146,3 +147,11 @@ def test_a_measured_kernel_with_statistics_runs_however_few_its_tiles(gpu):
     assert (choice.backend, choice.config) == ("cuda", {"tile": "64x64"}) and choice.reason.startswith(
         "measured: 1.0 us"
     )
+
+
+@pytest.mark.parametrize("name", ["triton", "triton_plane"])
+def test_tritons_launchers_take_their_configuration_as_one_dictionary(monkeypatch, name):
+    """As keywords it would be refused by the launcher; the ops of the library take it so."""
+    monkeypatch.setitem(dispatch.BACKENDS, name, dispatch.BACKENDS[name]._replace(kernel=lambda stem, op: dict))
+    kernel = dispatch.kernel(dispatch.Choice(name, "measured", {"num_stages": 4}), "conv_bn_relu", "conv_bn_relu")
+    assert kernel() == {"config": {"num_stages": 4}}

@@ -37,12 +37,17 @@ def test_wrong_uses_are_reported():
     assert len(run(build.executable("faults"))) >= 35
 
 
+def test_hoppers_instructions():
+    """Copies by tensor maps, mbarriers, asynchronous products: right under every schedule, and ten mistakes reported."""
+    assert len(run(build.executable("hopper_checks"))) == 17
+
+
 def test_fibers_without_assembly():
     """The ucontext fallback that other processors use."""
     run(build.executable("micro", extra=("-DEMU_UCONTEXT",)))
 
 
-@pytest.mark.parametrize("name", ["micro", "faults"])
+@pytest.mark.parametrize("name", ["micro", "faults", "hopper_checks"])
 def test_under_sanitizers(name):
     run(build.executable(name, sanitize=True))
 

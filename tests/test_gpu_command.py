@@ -89,6 +89,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
     assert {f"tests-{op}-{b}" for op in parts.OP_TESTS for b in parts.BACKENDS} <= set(names)
     assert {
         "instructions",
+        "instructions-hopper",
         "tests-conv-plane",
         "probes",
         "memcheck",

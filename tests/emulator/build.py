@@ -35,10 +35,11 @@ FLAGS = [
     "-Wextra",
     "-Wno-unknown-pragmas",
     "-Wno-maybe-uninitialized",
+    "-Wno-psabi",  # a note about the ABI of GCC before 4.6
 ]
 PLAIN = ["-O2"]
 SANITIZED = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-MACHINE = ("machine.cpp", "shadow.cpp")
+MACHINE = ("machine.cpp", "shadow.cpp", "hopper.cpp")
 REGISTERED = ("check.cpp", "register.cpp", "register_conv.cpp", "register_head.cpp")
 # Set by mutate.py: objects that take the place of a source's own, {"name.cu": path}, and the folder for what has them.
 REPLACED = json.loads(os.environ.get("EMU_OBJECTS", "{}"))

@@ -79,6 +79,8 @@ void Machine::run(const std::string& op, Dim dims, int block, size_t shared_byte
 void Machine::run_block(int block) {
   for (Barrier& b : barriers_) b = Barrier{};
   ready_warps_ = 0;
+  sleepers_ = 0;
+  hopper.reset();
   faulted_ = false;
   running_ = block;
   for (int w = 0; w < block / 32; ++w) {
@@ -94,6 +96,9 @@ void Machine::run_block(int block) {
     lanes_[t].fiber.start(&Machine::entry);
   }
   while (running_ > 0 && !faulted_) {
+    // A bulk copy lands when it pleases, at the latest when nothing else can happen.
+    if (hopper.copies_in_flight() && random_.below(16) == 0) hopper.land_one();
+    while (hopper.copies_in_flight() && ready_warps_ == 0) hopper.land_one();
     if (ready_warps_ == 0) {
       fault_ = standstill();
       faulted_ = true;
@@ -101,6 +106,10 @@ void Machine::run_block(int block) {
     }
     current_ = &next();
     current_->fiber.resume();
+  }
+  if (!faulted_ && hopper.copies_in_flight()) {
+    fault_ = "the block ends while a bulk copy is in flight";
+    faulted_ = true;
   }
 }
 
@@ -138,6 +147,18 @@ void Machine::wake(int warp) {
 }
 
 void Machine::pause() { Fiber::pause(); }
+
+void Machine::sleep(const char* what) {
+  ++sleepers_;
+  sleep_in_ = what;
+  Fiber::pause();
+}
+
+void Machine::wake_lane(Who who) {
+  --sleepers_;
+  warps_[who.warp].ready |= 1u << who.lane;
+  ready_warps_ |= 1u << who.warp;
+}
 
 bool Machine::meet(const char* name, void* operand) {
   Warp& warp = this->warp();
@@ -191,6 +212,7 @@ void Machine::thread_ends() {
   bool in_flight = !lane.open.empty();
   for (const auto& group : lane.groups) in_flight |= !group.empty();  // a pipeline's last groups are empty
   if (in_flight) fail("the thread ends with a cp.async it has not waited for");
+  hopper.thread_ends();
   if (warp.met != 0) fail(std::string("the thread ends while other lanes of its warp wait in ") + warp.meeting);
   warp.alive &= ~(1u << lane.who.lane);
   --running_;
@@ -203,6 +225,7 @@ std::string Machine::standstill() const {
     if (met > 0) count[std::string("wait in ") + warps_[w].meeting] += met;
     if (alive < 32) count["have ended"] += 32 - alive;
   }
+  if (sleepers_ > 0) count[std::string("wait in ") + sleep_in_] += sleepers_;
   std::string text = "deadlock:";
   for (const auto& [state, n] : count) text += " " + std::to_string(n) + " threads " + state + ";";
   text.pop_back();

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "hopper.h"
 #include "shadow.h"
 
 namespace emu {
@@ -85,6 +86,11 @@ class Machine {
   // The whole warp arrives at a barrier of `expected` threads (after meet()).
   void arrive(int id, int expected, bool wait);
   void pause();
+  // One lane alone waits for something that `wake_lane` reports; `what`: the instruction.
+  void sleep(const char* what);
+  void wake_lane(Who who);
+  Random& random() { return random_; }
+  Hopper hopper;  // barriers in memory, bulk copies, asynchronous products
 
   [[noreturn]] void fail(const std::string& why);
 
@@ -105,6 +111,8 @@ class Machine {
   Barrier barriers_[16];
   uint32_t ready_warps_ = 0;
   Lane* current_ = nullptr;
+  int sleepers_ = 0;
+  const char* sleep_in_ = nullptr;
   int running_ = 0;
   std::string fault_;
   bool faulted_ = false;

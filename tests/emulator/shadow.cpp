@@ -13,7 +13,7 @@ void Shadow::reset(uint32_t base, size_t bytes, int warps) {
   const size_t cells = (bytes + kGrain - 1) / kGrain;
   cells_.assign(cells, Cell{});
   reads_.resize(cells * warps);  // stale entries are masked by Cell::readers
-  for (int w = 0; w < kMaxWarps; ++w) {
+  for (int w = 0; w < kActors; ++w) {
     known_[w] = Clocks{};
     known_[w].at[w] = 1;
   }
@@ -24,7 +24,9 @@ void Shadow::fail(const char* what, const std::string& why, uint32_t addr, Who w
                      std::to_string(static_cast<int64_t>(addr) - static_cast<int64_t>(base_)) + " by warp " +
                      std::to_string(who.warp) + " lane " + std::to_string(who.lane) + ": " + why;
   if (cell != nullptr && (cell->write_clock != 0 || cell->in_flight)) {
-    text += " (last written by warp " + std::to_string(cell->warp) + " lane " + std::to_string(cell->lane) + ")";
+    text += cell->warp >= kMaxWarps ? std::string(" (last written by a bulk copy)")
+                                    : " (last written by warp " + std::to_string(cell->warp) + " lane " +
+                                          std::to_string(cell->lane) + ")";
   }
   throw Fault(text);
 }
@@ -64,6 +66,7 @@ void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
   for (size_t i = first; i < last; ++i) {
     Cell& cell = cells_[i];
     if (cell.in_flight) fail(what, "writes where a cp.async is still in flight", addr, who, &cell);
+    if (cell.products) fail(what, "writes what a product is still reading", addr, who, &cell);
     if (cell.write_clock != 0) {
       const bool ordered = cell.warp == who.warp ? cell.lane == who.lane || cell.write_clock < now
                                                  : cell.write_clock <= known.at[cell.warp];
@@ -98,6 +101,33 @@ void Shadow::copy_issued(const char* what, uint32_t addr, int bytes, Who who) {
 void Shadow::copy_landed(const char* what, uint32_t addr, int bytes, Who who) {
   for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) cells_[i].in_flight = 0;
   write(what, addr, bytes, who);  // visible to the issuing thread from here, to others after a barrier
+}
+
+void Shadow::bulk_issued(const char* what, uint32_t addr, int bytes, Who who) {
+  copy_issued(what, addr, bytes, who);
+}
+
+void Shadow::bulk_landed(uint32_t addr, const unsigned char* data, int bytes, int source) {
+  const int actor = kMaxWarps + source;
+  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) {
+    Cell& cell = cells_[i];
+    cell.in_flight = 0;
+    cell.readers = 0;
+    cell.write_clock = known_[actor].at[actor];
+    cell.warp = static_cast<uint8_t>(actor);
+    cell.lane = 0;
+  }
+  std::memcpy(memory_.data() + (addr - base_), data, bytes);
+}
+
+void Shadow::product_issued(const char* what, uint32_t addr, int bytes, Who who) {
+  read(what, addr, bytes, who);
+  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) ++cells_[i].products;
+}
+
+void Shadow::product_done(const char* what, uint32_t addr, int bytes, Who who) {
+  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) --cells_[i].products;
+  read(what, addr, bytes, who);
 }
 
 }  // namespace emu

@@ -15,6 +15,10 @@ namespace emu {
 
 constexpr int kMaxWarps = 32;
 constexpr int kGrain = 2;  // bytes per cell: the smallest access
+// Who else has a clock: the copies that arrive at one mbarrier. Each barrier has its own, so that waiting for one copy is
+// no excuse for reading another.
+constexpr int kBulkSources = 32;
+constexpr int kActors = kMaxWarps + kBulkSources;
 
 // Something the kernel must not do; the message names the place and the cause.
 struct Fault : std::runtime_error {
@@ -26,9 +30,9 @@ struct Who {
 };
 
 struct Clocks {
-  uint32_t at[kMaxWarps] = {};
+  uint32_t at[kActors] = {};
   void join(const Clocks& other) {
-    for (int w = 0; w < kMaxWarps; ++w) at[w] = at[w] < other.at[w] ? other.at[w] : at[w];
+    for (int w = 0; w < kActors; ++w) at[w] = at[w] < other.at[w] ? other.at[w] : at[w];
   }
 };
 
@@ -47,6 +51,15 @@ class Shadow {
   void copy_issued(const char* what, uint32_t addr, int bytes, Who who);
   void copy_landed(const char* what, uint32_t addr, int bytes, Who who);
 
+  // A bulk copy: no one may touch its destination from issue until it has landed, then only who has waited at its barrier.
+  void bulk_issued(const char* what, uint32_t addr, int bytes, Who who);
+  void bulk_landed(uint32_t addr, const unsigned char* data, int bytes, int source);
+  Clocks bulk_clock(int source) { return publish(kMaxWarps + source); }  // what a barrier passes on to its waiters
+
+  // An asynchronous product reads its operands at any time between issue and wait: no one may write there meanwhile.
+  void product_issued(const char* what, uint32_t addr, int bytes, Who who);
+  void product_done(const char* what, uint32_t addr, int bytes, Who who);
+
   uint32_t base() const { return base_; }
 
   // A release advances the clock, so that what the warp does next is not covered by what it published.
@@ -62,7 +75,8 @@ class Shadow {
     uint32_t write_clock;  // 0: never written
     uint32_t readers;      // warps that have read since that write
     uint8_t warp, lane;    // last writer
-    uint8_t in_flight;     // a cp.async is on its way
+    uint8_t in_flight;     // a cp.async or bulk copy is on its way
+    uint16_t products;     // that are reading it
   };
   struct Read {
     uint32_t clock;
@@ -80,7 +94,7 @@ class Shadow {
   std::vector<unsigned char> memory_;
   std::vector<Cell> cells_;
   std::vector<Read> reads_;
-  Clocks known_[kMaxWarps];
+  Clocks known_[kActors];
 };
 
 }  // namespace emu

@@ -1,0 +1,86 @@
+// What Hopper adds to a block: mbarriers, bulk copies by tensor maps, asynchronous products of a warpgroup.
+//
+// Everything is modelled at its weakest. A copy lands at a random moment, and only who waited at its own barrier may read
+// it. A product reads its operands at any moment between issue and wait, and its accumulators are NaN until then. Each warp of a
+// warpgroup computes its 16 rows without waiting for the others.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "shadow.h"
+
+namespace emu {
+
+// What tests/emulator/tensor_map_emulated.h puts into the 128 bytes of a ptx::TensorMap.
+struct MatrixMap {
+  const unsigned char* data;
+  int64_t rows, columns, row_bytes;
+  int64_t box_rows, box_columns;
+  int64_t element;  // bytes
+};
+
+struct Product {
+  float* d[32];          // accumulators of the lanes
+  int count;             // of one lane
+  uint64_t a, b;         // descriptors
+  bool add[32], bf16;
+};
+
+class Hopper {
+ public:
+  void reset();
+
+  void init(uint32_t addr, int arrivals);
+  void init_fence();
+  void arrive(const char* what, uint32_t addr, int64_t expect);
+  void wait(uint32_t addr, int parity);
+
+  void copy(uint32_t dst, const MatrixMap& map, int column, int row, uint32_t mbar);
+  bool copies_in_flight() const { return !copies_.empty(); }
+  void land_one();
+
+  // Of the current warp, called once for all of its lanes.
+  void fence();
+  void issue(const Product& product);
+  void commit();
+  void finish(int pending);
+
+  void thread_ends();
+
+ private:
+  struct Mbarrier {
+    int arrivals, pending;
+    int64_t bytes;  // still expected
+    uint32_t phase;
+    bool fenced;
+    int source;  // its clock in the shadow
+    Clocks gathering, passed;
+    std::vector<Who> waiting;
+  };
+  struct Copy {
+    uint32_t dst, mbar;
+    std::vector<unsigned char> data;
+  };
+  // Of a warp: groups in flight, oldest first, and the true values of accumulators that show NaN.
+  struct Products {
+    bool fenced = false;
+    std::vector<Product> open;
+    std::vector<std::vector<Product>> groups;
+    std::map<float*, std::vector<float>> values;
+  };
+
+  Mbarrier& at(const char* what, uint32_t addr);
+  void advance(Mbarrier& barrier);
+  void operands(const Product& product, bool done);
+  void compute(const Product& product);
+
+  std::map<uint32_t, Mbarrier> mbarriers_;
+  std::vector<Copy> copies_;
+  Products products_[kMaxWarps];
+  std::vector<std::pair<uint64_t, uint64_t>> issued_[kMaxWarps / 4];  // by the warpgroup's first warp to come
+  size_t issues_[kMaxWarps] = {};
+};
+
+}  // namespace emu

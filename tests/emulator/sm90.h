@@ -1,0 +1,78 @@
+// The instructions of csrc/ptx/hopper.cuh on the emulated machine; see hopper.h for what is modelled.
+#pragma once
+
+#include "machine.h"
+
+#define __grid_constant__
+
+namespace resnet_fused::ptx {
+
+inline void mbar_init(uint32_t addr, int arrivals) { machine.hopper.init(addr, arrivals); }
+inline void mbar_init_fence() { machine.hopper.init_fence(); }
+inline void mbar_arrive(uint32_t addr) { machine.hopper.arrive("mbarrier.arrive", addr, 0); }
+inline void mbar_arrive_expect(uint32_t addr, int bytes) {
+  machine.hopper.arrive("mbarrier.arrive.expect_tx", addr, bytes);
+}
+inline void mbar_wait(uint32_t addr, int parity) { machine.hopper.wait(addr, parity); }
+
+inline void copy_2d(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar) {
+  emu::MatrixMap known;
+  static_assert(sizeof known <= sizeof map, "the emulator's map fits");
+  std::memcpy(&known, &map, sizeof known);
+  machine.hopper.copy(dst, known, column, row, mbar);
+}
+
+template <int Registers>
+void registers_down() {
+  static_assert(Registers % 8 == 0 && Registers >= 24 && Registers <= 256, "setmaxnreg: 24 to 256, in steps of 8");
+  int nothing = 0;
+  emu::collective("setmaxnreg", nothing, [](int* const(&)[32]) {});
+}
+template <int Registers>
+void registers_up() {
+  registers_down<Registers>();
+}
+
+inline void wgmma_fence() {
+  int nothing = 0;
+  emu::collective("wgmma.fence", nothing, [](int* const(&)[32]) { machine.hopper.fence(); });
+}
+inline void wgmma_commit() {
+  int nothing = 0;
+  emu::collective("wgmma.commit_group", nothing, [](int* const(&)[32]) { machine.hopper.commit(); });
+}
+template <int Pending>
+void wgmma_wait() {
+  static_assert(Pending > 0, "wgmma_finish waits for all");
+  int nothing = 0;
+  emu::collective("wgmma.wait_group", nothing, [](int* const(&)[32]) { machine.hopper.finish(Pending); });
+}
+template <int Count>
+void wgmma_finish(float (&)[Count]) {
+  int nothing = 0;
+  emu::collective("wgmma.wait_group 0", nothing, [](int* const(&)[32]) { machine.hopper.finish(0); });
+}
+
+struct WgmmaOperands {
+  float* d;
+  uint64_t a, b;
+  bool add;
+};
+template <class T, int N>
+void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {
+  static_assert(N % 8 == 0 && N >= 8 && N <= 256, "wgmma: 8 to 256 columns, in steps of 8");
+  WgmmaOperands mine{d, a, b, add};
+  emu::collective("wgmma", mine, [](WgmmaOperands* const(&all)[32]) {
+    emu::Product product{{}, N / 2, all[0]->a, all[0]->b, {}, !is_f16<T>};
+    for (int l = 0; l < 32; ++l) {
+      if (all[l]->a != product.a || all[l]->b != product.b || all[l]->add != all[0]->add) {
+        machine.fail("wgmma: the lanes of the warp name different operands");
+      }
+      product.d[l] = all[l]->d;
+      product.add[l] = all[l]->add;
+    }
+    machine.hopper.issue(product);
+  });
+}
+
+}  // namespace resnet_fused::ptx
