@@ -52,7 +52,7 @@ def _pairs(engine):
 def _head(engine):
     model, shape = engine._model, frozen_layers.out_shape(engine._blocks[-1].sites[-1])
     able = _ways(frozen_head.options(model, engine.device))
-    key = _key(engine, "static_head", shape, *(getattr(model.fc, "weight", torch.empty(0)).shape))
+    key = _key(engine, "static_head", shape, tuple(model.fc.weight.shape))
     return _fastest(engine, key, able, functools.partial(frozen_measure.heads, model, shape, able, *_where(engine)))
 
 

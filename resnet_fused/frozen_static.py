@@ -36,7 +36,7 @@ class StaticEngine(Engine):
         self.batch, self.shape = batch, tuple(example.shape)
         self.device, self.graphed = example.device, graph
         self._lock, self._graph, self._program = threading.Lock(), None, None
-        self._logits = self._live = None
+        self._x = self._logits = self._live = None
         super().__init__(model, example, dtype, False)
         self.options = {"graph": graph, "batch": batch}
         self._program, plan = frozen_program.arrange(self._stem, self._pool, self._blocks)
@@ -80,14 +80,18 @@ class StaticEngine(Engine):
         self.seconds = {name: t.median for name, t in frozen.items()}
         if self.device.type not in FALLS_BACK or frozen["engine"].p20 <= frozen["live"].p80:
             return
-        before = self._graph, self._logits
-        self._live = LiveCopy(self._model, self.dtype)
-        if self.graphed:
-            self._capture()
-        live = frozen_check.compare(self, example)
-        gained = frozen["engine"].median / frozen["live"].median > live["engine"].median / live["live"].median
-        if not gained or frozen_check.share(self, example) > 1:
-            self._live, (self._graph, self._logits) = None, before
+        before = self._x, self._graph, self._logits
+        try:
+            self._live = LiveCopy(self._model, self.dtype)
+            if self.graphed:
+                self._capture()
+            live = frozen_check.compare(self, example)
+            gained = frozen["engine"].median / frozen["live"].median > live["engine"].median / live["live"].median
+            taken = gained and frozen_check.share(self, example) <= 1
+        except RuntimeError:  # a model with an operator that no graph captures, or no memory for a second one
+            taken = False
+        if not taken:
+            self._live, (self._x, self._graph, self._logits) = None, before
             frozen_check.warn_of_slowness(self.seconds)
             return
         slow, fast = (tuning.duration(t["engine"].median) for t in (frozen, live))

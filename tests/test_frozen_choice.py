@@ -134,9 +134,14 @@ def test_what_is_slower_and_has_nothing_faster_is_said(monkeypatch):
         torch.testing.assert_close(engine(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_live_model_outside_of_the_error_budget_is_not_taken(monkeypatch):
+def cannot(self, x):
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("call", [lambda self, x: self.copy(x) + 1, cannot], ids=["wrong", "not-captured"])
+def test_a_live_model_outside_of_its_budget_or_of_a_graph_is_not_taken(monkeypatch, call):
     slow_layers(monkeypatch, 0.01)
-    monkeypatch.setattr(LiveCopy, "__call__", lambda self, x: self.copy(x) + 1)
+    monkeypatch.setattr(LiveCopy, "__call__", call)
     with pytest.warns(UserWarning, match="freeze: the engine takes"):
         engine = freeze_static(narrow().eval(), torch.randn(2, 3, 32, 32), graph=False)
     assert {row["backend"] for row in engine.rows} == {"slow", "torch"}
