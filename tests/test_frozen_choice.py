@@ -28,6 +28,7 @@ def emulated(monkeypatch):
     from emulator import as_backend
 
     as_backend.register()
+    monkeypatch.setitem(dispatch.BACKENDS, "emulator", dispatch.BACKENDS.pop("emulator"))  # gone after the test
     if (why := dispatch.BACKENDS["emulator"].why_not()) is not None:
         pytest.skip(why)
     options, fits, tried = frozen_layers.options, frozen_pair.fits, []
