@@ -39,6 +39,23 @@ class OneDNN:
         return None if torch.backends.mkldnn.is_available() else "this torch has no oneDNN"
 
 
+class OneDNNThenReLU(OneDNN):
+    """oneDNN's convolution with its sum, then torch's ReLU: oneDNN's own makes a NaN 0."""
+
+    name = "onednn, then relu"
+
+    def __init__(self, site, dtype):
+        super().__init__(site, dtype)
+        self.relu = "none"
+
+    def __call__(self, x, residual=None):
+        return super().__call__(x, residual).relu_()
+
+    @staticmethod
+    def why_not(site, dtype):
+        return OneDNN.why_not(site, dtype) if site.relu else "there is no ReLU"
+
+
 class Torch:
     """torch's own convolution and what follows it: where there is no oneDNN."""
 
@@ -157,12 +174,17 @@ class StemWithPool:
 DIRECT = (OneDNN, Torch)
 WINOGRAD = (WinogradF4, WinogradF4Taps, WinogradF2, WinogradF2Taps)
 STEM = (StemWithPool, ThenPool(OneDNN), ThenPool(Torch))
+# A NaN or an infinity comes out of the pixels that read it, and of no others.
+EXACT, EXACT_STEM = (OneDNNThenReLU, Torch), (StemWithPool, ThenPool(OneDNNThenReLU), ThenPool(Torch))
 
 
 def ways(site, dtype, exact):
-    """The classes that can run `site`; `exact`: only direct sums, which keep a NaN in the pixels that read it."""
+    """The classes that can run `site`; `exact`: only those that keep a NaN where it belongs."""
     if site.pool:
-        able = [way for way in STEM if way.why_not(site, dtype) is None]
+        kinds = EXACT_STEM if exact else STEM
+    elif exact:
+        kinds = EXACT if site.relu else DIRECT
     else:
-        able = [way for way in (() if exact else WINOGRAD) + DIRECT if way.why_not(site, dtype) is None]
+        kinds = WINOGRAD + DIRECT
+    able = [way for way in kinds if way.why_not(site, dtype) is None]
     return [way for way in able if way.name.partition(",")[0] != "torch"] or able

@@ -18,7 +18,7 @@ from resnet_fused.reference import with_lively_norms
 from resnet_fused.resnet import BasicBlock, ResNet
 
 freeze_module = importlib.import_module("resnet_fused.freeze")  # resnet_fused.freeze is the function
-ALL = {way.name: way for way in (*frozen_conv.WINOGRAD, *frozen_conv.DIRECT)}
+ALL = {way.name: way for way in (*frozen_conv.WINOGRAD, *frozen_conv.DIRECT, *frozen_conv.EXACT)}
 
 
 @pytest.fixture(autouse=True)
@@ -141,9 +141,11 @@ def test_a_training_model_is_frozen_in_evaluation_and_left_in_training():
         torch.testing.assert_close(engine(x), copy.deepcopy(model).eval()(x), rtol=1e-4, atol=1e-5)
 
 
-def test_exact_keeps_a_nan_where_eager_has_it():
-    model, x = narrow().eval(), torch.randn(1, 3, 256, 256)
-    engine = resnet_fused.freeze(model, x, exact=True)
+@pytest.mark.parametrize("dtype", freeze_module.DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("size", [256, 225])
+def test_exact_keeps_a_nan_where_eager_has_it(dtype, size):
+    model, x = narrow().eval(), torch.randn(1, 3, size, size)
+    engine = resnet_fused.freeze(model, x, dtype=dtype, exact=True)
     assert not any("winograd" in row["backend"] for row in engine.rows)
     x[0, 1, 2, 3] = float("nan")
     seen = []
@@ -174,7 +176,8 @@ def test_two_threads_at_once():
 
 
 def test_two_engines_in_two_threads():
-    engines = [resnet_fused.freeze(narrow().eval(), torch.randn(4, 3, 48, 48)) for _ in range(2)]
+    nets = narrow(), narrow("zero_pad")
+    engines = [resnet_fused.freeze(net.eval(), torch.randn(4, 3, 48, 48)) for net in nets]
     x = torch.randn(4, 3, 48, 48)
     expected, wrong = [engine(x) for engine in engines], []
     assert not torch.allclose(*expected)
