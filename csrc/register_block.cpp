@@ -73,7 +73,7 @@ Tensor run(const Tensor& x, const Unit& unit, const OptionalTensor& residual, bo
 }
 
 OptionalTensor residual_block(Tensor x, std::vector<Tensor> tensors, std::vector<int64_t> numbers,
-                              std::vector<double> eps, bool projection) {
+                              std::vector<double> eps, bool projection, OptionalTensor shortcut) {
   const size_t count = eps.size();
   STD_TORCH_CHECK(count > size_t{projection} && tensors.size() == kTensors * count &&
                       numbers.size() == kNumbers * count,
@@ -86,7 +86,7 @@ OptionalTensor residual_block(Tensor x, std::vector<Tensor> tensors, std::vector
     if (!fits(units.back(), x.scalar_type())) return std::nullopt;
   }
   const size_t last = count - 1 - size_t{projection};
-  const Tensor identity = projection ? run(x, units.back(), std::nullopt, false) : x;
+  const Tensor identity = projection ? run(x, units.back(), std::nullopt, false) : shortcut.value_or(x);
   Tensor out = x;
   for (size_t i = 0; i < last; ++i) out = run(out, units[i], std::nullopt, true);
   return run(out, units[last], identity, true);
@@ -97,8 +97,11 @@ OptionalTensor residual_block(Tensor x, std::vector<Tensor> tensors, std::vector
 
 STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
   // tensors: weight, mean, var, bn_weight, bn_bias of each convolution, the projection's last; numbers: stride, padding,
-  // dilation (two each), groups, whether Winograd's kernel runs it. None: tensors that the passes do not take.
-  library.def("residual_block(Tensor x, Tensor[] tensors, int[] numbers, float[] eps, bool projection) -> Tensor?");
+  // dilation (two each), groups, whether Winograd's kernel runs it; shortcut: of x, if neither x itself nor a projection.
+  // None: tensors that the passes do not take.
+  library.def(
+      "residual_block(Tensor x, Tensor[] tensors, int[] numbers, float[] eps, bool projection, Tensor? shortcut) -> "
+      "Tensor?");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused_native, CPU, library) {

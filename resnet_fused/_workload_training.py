@@ -1,7 +1,8 @@
 """The passes that exist only inside the ops of whole blocks in training, as calls that can be made, and tuned, alone.
 
-A convolution with the statistics of its output (its kernel, or torch's convolution and a pass), and the end of a block whose
-shortcut is a projection. Every other pass of a block is one that `train_path.one_op_at_a_time` calls as well.
+A convolution with the statistics of its output (its kernel, or torch's convolution and a pass), the end of a block whose
+shortcut is a projection, and the backward of a batch norm whose gradient has been masked already. Every other pass of a block
+is one that `train_path.one_op_at_a_time` calls as well.
 """
 
 import torch
@@ -55,7 +56,16 @@ class Recorder(TorchDispatchMode):
             if last.mean is None and block.projection.mean is None:
                 norms = (_norm(z, last, ""), _norm(z, block.projection, "_z"))
                 self.calls.append(("bn_add_bn_relu", [("x", z), *norms[0], ("z", shortcut), *norms[1]]))
+            self._backward(shortcut, block.projection)
+        self._backward(z, block.units[-1])
         return z
+
+    def _backward(self, z, unit):
+        if unit.mean is None:
+            mean, spread, weight, _ = _norm(z, unit, "")
+            flags = [("eps", None), ("relu", False), ("want_x", True), ("want_affine", True), ("want_residual", False)]
+            tensors = [("grad", z), ("x", z), ("out", None), mean, spread, weight]
+            self.calls.append(("bn_relu_backward", [*tensors, *flags]))
 
     def _convolution(self, x, unit):
         if unit.mean is None:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from . import dispatch, layout, native
-from .blocks import is_projection
+from .blocks import is_projection, watched
 from .ops.conv_bn_relu import geometry
+from .zero_pad import ZeroPadShortcut
 
 _LIBRARY = dispatch.BACKENDS["native"]
 _MOST = 4096  # kinds of calls that are remembered
@@ -23,9 +24,12 @@ _setting = None
 def evaluate(x, main, downsample):
     """relu(bn(conv(... x)) + shortcut) of modules `main` [(conv, bn), ...] and `downsample`, which `why_not_fused` has
     passed; None where the block has to be run op by op."""
-    if not _only_values(x) or not (downsample is None or is_projection(downsample)):
+    if not _only_values(x):
         return None
-    projection = downsample
+    padded = type(downsample) is ZeroPadShortcut and not watched(downsample)
+    if not (downsample is None or padded or is_projection(downsample)):
+        return None
+    projection = None if padded else downsample
     tensors, eps, convs = [], [], []
     for conv, bn in main if projection is None else (*main, projection):
         c, b = conv.__dict__, bn.__dict__  # attributes of modules ask the class first: 0.5 us each
@@ -44,14 +48,20 @@ def evaluate(x, main, downsample):
         tensors += ours
         eps.append(b["eps"])
         convs.append((weight.shape, layout.format_of(weight), stride, padding, dilation, c["groups"]))
-    kind = (x.shape, x.dtype, layout.format_of(x), projection is None, *eps, *convs)
+    memory_format = layout.format_of(x)
+    pad = (downsample.in_planes, downsample.out_planes, downsample.stride) if padded else None
+    kind = (x.shape, x.dtype, memory_format, projection is None, pad, *eps, *convs)
     try:
         numbers = _remembered(x)[kind]
     except KeyError:
-        numbers = _known[kind] = _numbers(x, tensors[::5], convs, projection is not None, eps)
+        numbers = _known[kind] = _numbers(
+            x, tensors[::5], convs, projection is not None, downsample if padded else None, eps
+        )
     if numbers is None:
         return None
-    return torch.ops.resnet_fused_native.residual_block(x, tensors, numbers, eps, projection is not None)
+    shortcut = layout.in_format(downsample(x), memory_format) if padded else None
+    run = torch.ops.resnet_fused_native.residual_block
+    return run(x, tensors, numbers, eps, projection is not None, shortcut)
 
 
 _PLAIN = (torch.Tensor, nn.Parameter)
@@ -80,7 +90,7 @@ def _remembered(x):
     return _known
 
 
-def _numbers(x, weights, convs, projects, eps):
+def _numbers(x, weights, convs, projects, pad, eps):
     """[stride, padding, dilation, groups, whether Winograd's kernel runs it] of every convolution, flat; None where one of
     them, or a pass, is run by anything else, or where it is left to the ops what the tensors are."""
     memory_format = layout.format_of(x)
@@ -89,6 +99,7 @@ def _numbers(x, weights, convs, projects, eps):
     if memory_format is None or x.numel() == 0 or min(eps) <= 0.0:
         return None
     numbers, shape, last = [], x.shape, len(convs) - 1 - projects
+    identity = x.shape if pad is None else pad.forward(torch.empty(x.shape, device="meta")).shape
     for i, (weight, (weight_shape, weight_format, *conv, groups)) in enumerate(zip(weights, convs, strict=True)):
         before = x.shape if i > last else shape
         after = geometry(before, weight_shape, *conv, groups)
@@ -100,12 +111,10 @@ def _numbers(x, weights, convs, projects, eps):
         if any((memory_format == layout.CHANNELS_LAST) != layout.is_channels_last(t) for t in (source, result)):
             return None  # dense in both formats: the ops decide
         residual = result if i == last else None
-        of_conv = dispatch.pick("conv_bn_relu", source, weight, residual, detail=(weight_shape, *conv, groups))[
-            0
-        ].backend
-        of_pass = dispatch.pick("bn_relu", result, residual)[0].backend
-        if of_conv not in ("native", "torch") or of_pass != "native":
+        of_conv, _ = dispatch.pick("conv_bn_relu", source, weight, residual, detail=(weight_shape, *conv, groups))
+        of_pass, _ = dispatch.pick("bn_relu", result, residual)
+        if of_conv.backend not in ("native", "torch") or of_pass.backend != "native":
             return None
-        numbers += (*sum(conv, ()), groups, of_conv == "native")
-        identity, shape = (after, shape) if i > last else (x.shape, after)
+        numbers += (*sum(conv, ()), groups, of_conv.backend == "native")
+        identity, shape = (after, shape) if i > last else (identity, after)
     return numbers if shape == tuple(identity) else None

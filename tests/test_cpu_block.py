@@ -7,16 +7,19 @@ from torch import nn
 import resnet_fused
 from resnet_fused import cpu_block, dispatch, native, tuning
 from resnet_fused.resnet import BasicBlock, Bottleneck, conv1x1
+from resnet_fused.zero_pad import ZeroPadShortcut
 
 CL, NCHW = torch.channels_last, torch.contiguous_format
 pytestmark = pytest.mark.skipif(native.why_absent() is not None, reason=f"{native.why_absent()}")
 
 
-def make(cls=BasicBlock, inplanes=64, planes=64, stride=1, dtype=torch.float32, weights=CL, **kwargs):
+def make(cls=BasicBlock, inplanes=64, planes=64, stride=1, dtype=torch.float32, weights=CL, pad=False, **kwargs):
     torch.manual_seed(0)
     out = planes * cls.expansion
     down = None
-    if stride != 1 or inplanes != out:
+    if pad:
+        down = ZeroPadShortcut(inplanes, out, stride)
+    elif stride != 1 or inplanes != out:
         down = nn.Sequential(conv1x1(inplanes, out, stride), nn.BatchNorm2d(out))
     block = cls(inplanes, planes, stride, down, **kwargs)
     for bn in block.modules():
@@ -56,6 +59,11 @@ CASES = {
     "winograd refused, one tile": ({}, {"size": 4, "batch": 1}),
     "ragged": ({}, {"size": 9}),
     "projection, stride 2": ({"planes": 128, "stride": 2}, {}),
+    "zero-padded shortcut": ({"planes": 96, "stride": 2, "pad": True}, {"size": 13}),
+    "zero-padded shortcut, contiguous": (
+        {"planes": 96, "stride": 2, "pad": True, "weights": NCHW},
+        {"size": 13, "memory_format": NCHW},
+    ),
     "contiguous weights": ({"weights": NCHW}, {}),
     "contiguous weights that outweigh the input": (
         {"inplanes": 256, "planes": 256, "weights": NCHW},
@@ -132,11 +140,18 @@ REFUSED = {
     "eager was asked for": lambda block, x: _inside(dispatch.backend("eager"), block, x),
     "a mode sees torch's functions": lambda block, x: _inside(Counting(), block, x),
     "a hook": lambda block, x: (block.conv1.register_forward_hook(lambda *a: None), block(x)),
+    "a zero-padded shortcut with a hook": lambda block, x: _hooked(make(planes=96, pad=True))(x),
+    "another shortcut": lambda block, x: (setattr(block, "downsample", nn.Identity()), block(x)),
     "sliced input": lambda block, x: block(torch.cat([x, x], 1)[:, 64:]),
     "an empty batch": lambda block, x: block(x[:0]),
     "one channel": lambda block, x: make(inplanes=1, planes=1)(image(channels=1)),
     "one pixel": lambda block, x: block(image(size=1)),
 }  # fmt: skip
+
+
+def _hooked(block):
+    block.downsample.register_forward_hook(lambda *args: None)
+    return block
 
 
 def _inside(context, block, x):

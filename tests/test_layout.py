@@ -28,7 +28,7 @@ FLOORS = {
     "norms": set(),
     "blocks": {"norms", "ops", "dispatch", "layout"},
     "train_path": {"norms", "blocks", "ops", "dispatch", "layout"},
-    "cpu_block": {"blocks", "ops", "dispatch", "layout", "native"},
+    "cpu_block": {"blocks", "ops", "dispatch", "layout", "native", "zero_pad"},
     "weights": set(),
     "zero_pad": set(),
     "resnet": {"blocks", "cpu_block", "train_path", "weights", "zero_pad"},
