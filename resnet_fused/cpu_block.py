@@ -41,7 +41,8 @@ def evaluate(x, main, downsample):
             or not (type(stride) is type(padding) is type(dilation) is tuple)
         ):
             return None
-        ours = weight, buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"]
+        mean, var = buffers.get("running_mean"), buffers.get("running_var")  # an attribute may have taken their place
+        ours = weight, mean, var, parameters["weight"], parameters["bias"]
         for t in ours:
             if type(t) not in _PLAIN:
                 return None
