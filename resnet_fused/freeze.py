@@ -205,7 +205,8 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
 
     Raises:
         TypeError: not a ResNet, or a part that cannot be folded (named).
-        ValueError: a dtype, a batch policy or an example that does not fit; a layer outside of the error budget (named).
+        ValueError: a dtype, a batch policy or an example that does not fit; a layer outside of the error budget (named); a
+            forward that is not that of a ResNet.
     """
     device = next(model.parameters()).device
     if device.type != "cpu":
