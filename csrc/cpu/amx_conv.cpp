@@ -81,19 +81,12 @@ class Run {
     gemm.tap_count = shape_.taps();
     gemm.blocks = plan_.blocks;
     gemm.c = sums;
-    int64_t calls = 0;
-    for (int64_t i = 0; i < count; ++i) calls += tiles(segments[i]);
-    // The next panel is requested in equal pieces while this one is multiplied.
-    const int64_t steps = calls * plan_.blocks * shape_.taps();
-    gemm.ahead_step = (panel_weights * 2 / 64 + steps - 1) / steps * 64;
     for (int64_t panel = begin; panel < end; ++panel) {
       gemm.b = packed_ + panel * panel_weights;
-      gemm.ahead = reinterpret_cast<const char*>(gemm.b + panel_weights);
       for (int64_t i = 0; i < count; ++i) {
         for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
           gemm.a = memory + i * plan_.segment + tile * kAmxPixels * kAmxChannels;
           (shape_.parts == 1 ? kernels_.gemm1 : kernels_.gemm3)(gemm);
-          gemm.ahead += gemm.ahead_step * plan_.blocks * shape_.taps();
           output(segments[i], tile * kAmxPixels, panel, sums);
         }
       }

@@ -88,28 +88,25 @@ void gemm(const AmxGemm& g) {
   tiles.zero<2>();
   tiles.zero<3>();
   const uint16_t* b = g.b;
-  const char* ahead = g.ahead;
   for (int64_t block = 0; block < g.blocks; ++block) {
     const uint16_t* pixels = g.a + block * g.block_stride;
     for (int64_t tap = 0; tap < g.tap_count; ++tap, b += kParts * 2 * kTile) {
       const uint16_t* a = pixels + g.taps[tap];
-      for (int64_t line = 0; line < g.ahead_step; line += 64) __builtin_prefetch(ahead + line, 0, 2);
-      ahead += g.ahead_step;
       if constexpr (kParts == 1) {
         load_a(tiles, a);
         load_b(tiles, b);
         multiply(tiles);
       } else {
         // (0, 2) (0, 1) (1, 1) (1, 0) (2, 0) (0, 0): one of the two stays from each to the next.
-        const uint16_t *a1 = a + g.part_stride, *a2 = a1 + g.part_stride, *b1 = b + 2 * kTile, *b2 = b1 + 2 * kTile;
+        const uint16_t *a1 = a + g.part_stride, *a2 = a1 + g.part_stride, *b1 = b + 2 * kTile, *b0 = b1 + 2 * kTile;
         load_a(tiles, a);
-        load_b(tiles, b2);
+        load_b(tiles, b);
         multiply(tiles);
         load_b(tiles, b1);
         multiply(tiles);
         load_a(tiles, a1);
         multiply(tiles);
-        load_b(tiles, b);
+        load_b(tiles, b0);
         multiply(tiles);
         load_a(tiles, a2);
         multiply(tiles);

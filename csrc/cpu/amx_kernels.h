@@ -10,10 +10,8 @@ struct AmxGemm {
   int64_t block_stride, part_stride;  // values from a block of channels, a part, to the next
   const int64_t* taps;           // values from the first pixel
   int64_t tap_count, blocks;
-  const uint16_t* b;             // packed weights of the panel: [block][tap][part][2][16][16][2]
+  const uint16_t* b;             // packed weights of the panel: [block][tap][part, last first][2][16][16][2]
   float* c;                      // sums [32 pixels][32 channels]
-  const char* ahead;             // weights to be read next; ahead_step bytes of them are requested for every tap
-  int64_t ahead_step;
 };
 
 struct AmxOutput {

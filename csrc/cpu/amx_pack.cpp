@@ -1,4 +1,4 @@
-// Weights in the order in which the kernel reads them: [panel][block][tap][part][2 tiles][16 pairs][16 filters][2].
+// Weights in the order in which the kernel reads them: [panel][block][tap][part, last first][2 tiles][16 pairs][16 filters][2].
 #include <cstring>
 
 #include "amx.h"
@@ -53,7 +53,7 @@ void amx_pack(const AmxShape& shape, const void* weight, uint16_t* packed) {
             float left = static_cast<const float*>(weight)[from + tap];
             for (int part = 0; part < shape.parts; ++part) {
               const uint16_t half = rounded(left);
-              to[(tap * shape.parts + part) * 2 * kTile] = half;
+              to[((tap + 1) * shape.parts - 1 - part) * 2 * kTile] = half;
               left -= float_of(static_cast<uint32_t>(half) << 16);
             }
           }
