@@ -40,6 +40,8 @@ struct AmxPlan {
   int64_t plane;                    // pixels of a plane
   int64_t segment;                  // values of the packed input of `rows` output rows of one image
   int64_t segments;                 // packed at a time, so that weights are read once for all of them
+  int64_t chunk;                    // blocks of channels whose weights are used for all of these before the next ones
+  int64_t sums;                     // floats: the sums of a panel for all of these
 };
 
 AmxPlan amx_plan(const AmxShape& shape, int threads);

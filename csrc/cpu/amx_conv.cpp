@@ -70,25 +70,37 @@ class Run {
     }
   }
 
-  // Output panels [begin, end) of segments that lie in `memory` one after another.
-  void multiply(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory) const {
-    alignas(64) float sums[kAmxPixels * kAmxPanel];
-    const int64_t panel_weights = kAmxPanel * kAmxChannels * plan_.blocks * shape_.taps() * shape_.parts;
+  // Output panels [begin, end) of segments that lie in `memory` one after another; sums: plan.sums floats.
+  void multiply(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
+                float* sums) const {
+    const int64_t block_weights = kAmxPanel * kAmxChannels * shape_.taps() * shape_.parts;
     AmxGemm gemm{};
     gemm.block_stride = block_stride_;
     gemm.part_stride = part_stride_;
     gemm.taps = taps_.data();
     gemm.tap_count = shape_.taps();
-    gemm.blocks = plan_.blocks;
-    gemm.c = sums;
+    gemm.b = packed_ + begin * plan_.blocks * block_weights;
+    int64_t calls = 0;
+    for (int64_t i = 0; i < count; ++i) calls += tiles(segments[i]);
     for (int64_t panel = begin; panel < end; ++panel) {
-      gemm.b = packed_ + panel * panel_weights;
-      for (int64_t i = 0; i < count; ++i) {
-        for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
-          gemm.a = memory + i * plan_.segment + tile * kAmxPixels * kAmxChannels;
-          (shape_.parts == 1 ? kernels_.gemm1 : kernels_.gemm3)(gemm);
-          output(segments[i], tile * kAmxPixels, panel, sums);
+      for (int64_t block = 0; block < plan_.blocks; block += plan_.chunk) {
+        gemm.blocks = std::min(plan_.chunk, plan_.blocks - block);
+        gemm.add = block > 0;
+        gemm.c = sums;
+        // The next chunk is requested while this one is used (three parts; it gained nothing for one).
+        const int64_t weights = gemm.blocks * block_weights, products = 6 * shape_.taps() * gemm.blocks;
+        gemm.ahead_lines = (weights / 32 + calls * products - 1) / (calls * products);
+        gemm.ahead = reinterpret_cast<const char*>(gemm.b + weights);
+        for (int64_t i = 0; i < count; ++i) {
+          for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
+            gemm.a = memory + i * plan_.segment + block * block_stride_ + tile * kAmxPixels * kAmxChannels;
+            (shape_.parts == 1 ? kernels_.gemm1 : kernels_.gemm3)(gemm);
+            if (block + gemm.blocks == plan_.blocks) output(segments[i], tile * kAmxPixels, panel, gemm.c);
+            if (plan_.chunk < plan_.blocks) gemm.c += kAmxPixels * kAmxPanel;
+            gemm.ahead += gemm.ahead_lines * products * 64;
+          }
         }
+        gemm.b += weights;
       }
     }
   }
@@ -190,6 +202,8 @@ class Configured {
 void amx_run(const AmxPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
              void* out, bool relu, uint16_t* workspace) {
   const Run run(plan, x, packed, shift, residual, out, relu);
+  uint16_t* packed_end = workspace + plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks);
+  const auto sums_of = [&](int64_t task) { return reinterpret_cast<float*>(packed_end) + task * plan.sums; };
   if (!plan.split_panels) {
     const int64_t rows = plan.shape.n * plan.shape.out_h();
     parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
@@ -201,7 +215,7 @@ void amx_run(const AmxPlan& plan, const void* x, const uint16_t* packed, const f
         for (int64_t first = 0; first < count; first += plan.segments) {
           const int64_t here = std::min(plan.segments, count - first);
           for (int64_t i = 0; i < here; ++i) run.pack(segments[first + i], memory + i * plan.segment);
-          run.multiply(segments.data() + first, here, 0, plan.panels, memory);
+          run.multiply(segments.data() + first, here, 0, plan.panels, memory, sums_of(task));
         }
       }
     });
@@ -221,7 +235,7 @@ void amx_run(const AmxPlan& plan, const void* x, const uint16_t* packed, const f
     const Configured tiles;
     for (int64_t task = begin; task < end; ++task) {
       run.multiply(segments.data(), plan.shape.n, part_begin(plan.panels, plan.tasks, task),
-                   part_begin(plan.panels, plan.tasks, task + 1), workspace);
+                   part_begin(plan.panels, plan.tasks, task + 1), workspace, sums_of(task));
     }
   });
 }

@@ -73,7 +73,7 @@ inline void load_b(Tiles& tiles, const uint16_t* b) {
   tiles.load<6>(b);
   tiles.load<7>(b + kTile);
 }
-inline void multiply(Tiles& tiles) {
+inline void multiply_tiles(Tiles& tiles) {
   tiles.multiply<0, 4, 6>();
   tiles.multiply<1, 4, 7>();
   tiles.multiply<2, 5, 6>();
@@ -83,11 +83,25 @@ inline void multiply(Tiles& tiles) {
 template <int kParts>
 void gemm(const AmxGemm& g) {
   Tiles tiles;
-  tiles.zero<0>();
-  tiles.zero<1>();
-  tiles.zero<2>();
-  tiles.zero<3>();
+  float *c1 = g.c + 16, *c2 = g.c + 16 * kAmxPanel, *c3 = c2 + 16;
+  if (g.add) {
+    tiles.load<0>(g.c, kAmxPanel);
+    tiles.load<1>(c1, kAmxPanel);
+    tiles.load<2>(c2, kAmxPanel);
+    tiles.load<3>(c3, kAmxPanel);
+  } else {
+    tiles.zero<0>();
+    tiles.zero<1>();
+    tiles.zero<2>();
+    tiles.zero<3>();
+  }
   const uint16_t* b = g.b;
+  const char* ahead = g.ahead;
+  // A few at a time: 96 lines in one go cost a fifth of the speed of the products, and so spread nothing.
+  const auto multiply = [&] {
+    for (const char* end = ahead + g.ahead_lines * 64; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
+    multiply_tiles(tiles);
+  };
   for (int64_t block = 0; block < g.blocks; ++block) {
     const uint16_t* pixels = g.a + block * g.block_stride;
     for (int64_t tap = 0; tap < g.tap_count; ++tap, b += kParts * 2 * kTile) {
@@ -95,30 +109,30 @@ void gemm(const AmxGemm& g) {
       if constexpr (kParts == 1) {
         load_a(tiles, a);
         load_b(tiles, b);
-        multiply(tiles);
+        multiply_tiles(tiles);
       } else {
         // (0, 2) (0, 1) (1, 1) (1, 0) (2, 0) (0, 0): one of the two stays from each to the next.
         const uint16_t *a1 = a + g.part_stride, *a2 = a1 + g.part_stride, *b1 = b + 2 * kTile, *b0 = b1 + 2 * kTile;
         load_a(tiles, a);
         load_b(tiles, b);
-        multiply(tiles);
+        multiply();
         load_b(tiles, b1);
-        multiply(tiles);
+        multiply();
         load_a(tiles, a1);
-        multiply(tiles);
+        multiply();
         load_b(tiles, b0);
-        multiply(tiles);
+        multiply();
         load_a(tiles, a2);
-        multiply(tiles);
+        multiply();
         load_a(tiles, a);
-        multiply(tiles);
+        multiply();
       }
     }
   }
   tiles.store<0>(g.c, kAmxPanel);
-  tiles.store<1>(g.c + 16, kAmxPanel);
-  tiles.store<2>(g.c + 16 * kAmxPanel, kAmxPanel);
-  tiles.store<3>(g.c + 16 * kAmxPanel + 16, kAmxPanel);
+  tiles.store<1>(c1, kAmxPanel);
+  tiles.store<2>(c2, kAmxPanel);
+  tiles.store<3>(c3, kAmxPanel);
 }
 
 template <class T>

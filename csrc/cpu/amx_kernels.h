@@ -12,6 +12,9 @@ struct AmxGemm {
   int64_t tap_count, blocks;
   const uint16_t* b;             // packed weights of the panel: [block][tap][part, last first][2][16][16][2]
   float* c;                      // sums [32 pixels][32 channels]
+  bool add;                      // to what is in c
+  const char* ahead;             // weights to be read later; so many lines of 64 bytes of them are requested for each product
+  int64_t ahead_lines;
 };
 
 struct AmxOutput {

@@ -56,9 +56,13 @@ AmxPlan amx_plan(const AmxShape& shape, int threads) {
   plan.pitch = width - plan.shared;
   for (size_t tap = 0; tap < rows.size(); ++tap) plan.tap_offset.push_back(rows[tap] * plan.pitch + columns[tap]);
 
-  // Packed pixels that are multiplied before the next ones are packed: they and a panel of weights (up to 0.9 MB) stay
-  // in 2 MB of L2.
-  constexpr int64_t kBudget = 640 * 1024 / sizeof(uint16_t);
+  // Weights that are used for all packed pixels before the next ones: what no L2 of 2 MB would keep beside them is cut.
+  constexpr int64_t kChunk = 256 * 1024 / sizeof(uint16_t);
+  const int64_t block = shape.taps() * shape.parts * kAmxPanel * kAmxChannels;
+  const int64_t chunks = divide_up(plan.blocks, std::max<int64_t>(1, kChunk / block));
+  plan.chunk = divide_up(plan.blocks, chunks);
+  // Packed pixels: few, where the weights of a panel are read from L2 anyway; many, where they come from L3 for each.
+  const int64_t budget = (chunks > 1 ? 1400 : 640) * 1024 / sizeof(uint16_t);
   const auto plane_of = [&](int64_t out_rows) {
     return (out_rows + plan.extra_rows) * plan.pitch + plan.shared + kAmxPixels;
   };
@@ -66,22 +70,25 @@ AmxPlan amx_plan(const AmxShape& shape, int threads) {
   const auto segment_of = [&](int64_t out_rows) { return lines * plane_of(out_rows) * kAmxChannels; };
   const int64_t image = segment_of(shape.out_h());
   // Weights are much larger than the input: each thread reads half of them, and all pixels.
-  plan.split_panels = threads > 1 && plan.panels >= threads && shape.n * image <= kBudget &&
+  plan.split_panels = threads > 1 && plan.panels >= threads && shape.n * image <= budget &&
                       amx_packed_size(shape) > 2 * shape.n * image;
   plan.rows = shape.out_h();
   if (!plan.split_panels) {
     const int64_t share = divide_up(shape.n * shape.out_h(), threads);
     plan.rows = std::max<int64_t>(1, std::min(plan.rows, share));
-    while (plan.rows > 1 && segment_of(plan.rows) > kBudget) plan.rows = divide_up(plan.rows, 2);
+    while (plan.rows > 1 && segment_of(plan.rows) > budget) plan.rows = divide_up(plan.rows, 2);
   }
   plan.plane = plane_of(plan.rows);
   plan.segment = segment_of(plan.rows);
-  plan.segments = plan.split_panels ? shape.n : std::max<int64_t>(1, kBudget / plan.segment);
+  plan.segments = plan.split_panels ? shape.n : std::max<int64_t>(1, budget / plan.segment);
+  const int64_t tiles = divide_up((plan.rows - 1) * plan.pitch + shape.out_w(), kAmxPixels);
+  plan.sums = (chunks > 1 ? tiles * plan.segments : 1) * kAmxPixels * kAmxPanel;
   return plan;
 }
 
 int64_t amx_workspace_size(const AmxPlan& plan) {
-  return plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks);
+  const int64_t sums = plan.sums * static_cast<int64_t>(sizeof(float) / sizeof(uint16_t));
+  return plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks) + sums * plan.tasks;
 }
 
 }  // namespace resnet_fused::cpu

@@ -26,6 +26,10 @@ class Tiles {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t{64}), "i"(I) : "memory");
   }
   template <int I>
+  void load(const float* p, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride * 4), "i"(I) : "memory");
+  }
+  template <int I>
   void store(float* p, int64_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride * 4), "i"(I) : "memory");
   }
@@ -64,6 +68,10 @@ class Tiles {
   void zero() { std::memset(&tiles_[I], 0, sizeof(Tile)); }
   template <int I>
   void load(const uint16_t* p) { std::memcpy(&tiles_[I], p, sizeof(Tile)); }
+  template <int I>
+  void load(const float* p, int64_t stride) {
+    for (int row = 0; row < 16; ++row) std::memcpy(&tiles_[I].values[row], p + row * stride, 64);
+  }
   template <int I>
   void store(float* p, int64_t stride) {
     for (int row = 0; row < 16; ++row) std::memcpy(p + row * stride, &tiles_[I].values[row], 64);
