@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "amx.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace resnet_fused::cpu {
@@ -36,6 +37,7 @@ void amx_pack(const AmxShape& shape, const void* weight, uint16_t* packed) {
   const int64_t panels = (shape.k + kAmxPanel - 1) / kAmxPanel, blocks = (shape.c + kAmxChannels - 1) / kAmxChannels;
   const int64_t taps = shape.taps();
   constexpr int64_t kTile = 16 * 32;
+  prefer_large_pages(packed, amx_packed_size(shape) * static_cast<int64_t>(sizeof(uint16_t)));
   std::memset(packed, 0, sizeof(uint16_t) * amx_packed_size(shape));
   parallel_for(panels * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
