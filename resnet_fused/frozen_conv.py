@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from . import layout, native
 from .fold import fold
+from .frozen_amx import Amx, AmxStem
 
 _onednn = torch.ops.mkldnn
 
@@ -125,46 +126,6 @@ class WinogradF2Taps(_Winograd):
     name, m, taps = "winograd F(2x2,3x3), weights transformed on the fly", 2, True
 
 
-class Amx:
-    """A direct convolution on the CPU's matrix unit; float32 as three bfloat16 parts, bfloat16. docs/amx.md."""
-
-    name = "amx"
-
-    def __init__(self, site, dtype):
-        weight, self.bias = fold(site.conv, site.bn)
-        self.ops = native.namespace()
-        self.weight = self.ops.amx_pack(weight.to(dtype).contiguous())
-        conv = site.conv
-        self.channels, self.relu = weight.shape[0], site.relu
-        self.arguments = (*conv.kernel_size, conv.stride[0], conv.padding[0], conv.dilation[0])
-
-    def __call__(self, x, residual=None):
-        out = residual
-        if out is None:
-            kernel_h, kernel_w, stride, padding, dilation = self.arguments
-            shape = (
-                (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
-                for size, kernel in zip(x.shape[2:], (kernel_h, kernel_w))
-            )
-            out = torch.empty(
-                (x.shape[0], self.channels, *shape), dtype=x.dtype, memory_format=layout.CHANNELS_LAST
-            )
-        self.ops.amx_conv(x, self.weight, self.bias, residual, out, *self.arguments, self.relu)
-        return out
-
-    @staticmethod
-    def why_not(site, dtype):
-        conv = site.conv
-        if native.why_absent() is not None:
-            return native.why_absent()
-        if native.cpu_isa() != "amx":
-            return "this CPU has no matrix unit, or it is not used"
-        if conv.groups != 1:
-            return "the matrix unit is for convolutions of one group"
-        square = all(a == b for a, b in (conv.stride, conv.padding, conv.dilation))
-        return None if square and not isinstance(conv.padding, str) else "stride, padding and dilation must be square"
-
-
 class ThenPool:
     """A convolution by `Way`, then torch's max-pool: the stem in two steps."""
 
@@ -182,7 +143,7 @@ class ThenPool:
 class StemWithPool:
     """Convolution and 3x3/2 max-pool in one pass over the image: the map between them is never written; float32."""
 
-    name = "stem"
+    name, any_layout = "stem", True
 
     def __init__(self, site, dtype):
         weight, self.bias = fold(site.conv, site.bn)
@@ -213,7 +174,7 @@ class StemWithPool:
 
 DIRECT = (OneDNN, Torch)
 WINOGRAD = (WinogradF4, WinogradF4Taps, WinogradF2, WinogradF2Taps)
-STEM = (StemWithPool, ThenPool(Amx), ThenPool(OneDNN), ThenPool(Torch))
+STEM = (StemWithPool, AmxStem, ThenPool(OneDNN), ThenPool(Torch))
 # A NaN or an infinity comes out of the pixels that read it, and of no others.
 EXACT, EXACT_STEM = (OneDNNThenReLU, Torch), (StemWithPool, ThenPool(OneDNNThenReLU), ThenPool(Torch))
 

@@ -212,8 +212,9 @@ void amx_run(const AmxPlan& plan, const void* x, const uint16_t* packed, const f
         uint16_t* memory = workspace + task * plan.segment * plan.segments;
         const auto segments = run.segments(part_begin(rows, plan.tasks, task), part_begin(rows, plan.tasks, task + 1));
         const int64_t count = static_cast<int64_t>(segments.size());
-        for (int64_t first = 0; first < count; first += plan.segments) {
-          const int64_t here = std::min(plan.segments, count - first);
+        const int64_t groups = (count + plan.segments - 1) / plan.segments;
+        for (int64_t group = 0; group < groups; ++group) {
+          const int64_t first = part_begin(count, groups, group), here = part_begin(count, groups, group + 1) - first;
           for (int64_t i = 0; i < here; ++i) run.pack(segments[first + i], memory + i * plan.segment);
           run.multiply(segments.data() + first, here, 0, plan.panels, memory, sums_of(task));
         }

@@ -2,38 +2,11 @@
 #include "amx_kernels.h"
 
 #include "amx.h"
+#include "amx_split.h"
 #include "amx_tiles.h"
-#include "vec.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
-
-// 32 floats as three bfloat16 each: what a part leaves is exact, so the parts add up to the float.
-inline void split(const float* from, uint16_t* to, int64_t part_stride) {
-#ifdef __AVX512BF16__
-  __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
-  for (int part = 0; part < 3; ++part) {
-    const __m512bh parts = _mm512_cvtne2ps_pbh(high, low);
-    __m512i bits;
-    std::memcpy(&bits, &parts, sizeof(bits));
-    _mm512_storeu_si512(to + part * part_stride, bits);
-    const auto widened = [&](__m256i half) {
-      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    };
-    low = _mm512_sub_ps(low, widened(_mm512_castsi512_si256(bits)));
-    high = _mm512_sub_ps(high, widened(_mm512_extracti64x4_epi64(bits, 1)));
-  }
-#else
-  for (int i = 0; i < kAmxChannels; i += kWidth) {
-    Vec left = load(from + i);
-    for (int part = 0; part < 3; ++part) {
-      const HalfVec rounded = from_float(left, bf16{});
-      std::memcpy(to + part * part_stride + i, &rounded, sizeof(rounded));
-      left -= to_float(rounded, bf16{});
-    }
-  }
-#endif
-}
 
 void pack3(const void* from, int64_t from_stride, int64_t pixels, int64_t channels, uint16_t* to, int64_t block_stride,
            int64_t part_stride) {
@@ -41,11 +14,11 @@ void pack3(const void* from, int64_t from_stride, int64_t pixels, int64_t channe
     const float* values = static_cast<const float*>(from) + pixel * from_stride;
     int64_t c = 0;
     uint16_t* block = to;
-    for (; c + kAmxChannels <= channels; c += kAmxChannels, block += block_stride) split(values + c, block, part_stride);
+    for (; c + kAmxChannels <= channels; c += kAmxChannels, block += block_stride) split<3>(values + c, block, part_stride);
     if (c == channels) continue;
     float last[kAmxChannels] = {};
     std::memcpy(last, values + c, (channels - c) * sizeof(float));
-    split(last, block, part_stride);
+    split<3>(last, block, part_stride);
   }
 }
 

@@ -2,32 +2,11 @@
 #include <cstring>
 
 #include "amx.h"
+#include "amx_words.h"
 #include "pages.h"
 #include "parallel.h"
 
 namespace resnet_fused::cpu {
-namespace {
-
-uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// To nearest, ties to even; a NaN stays one.
-uint16_t rounded(float value) {
-  const uint32_t bits = bits_of(value);
-  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-}  // namespace
-
 int64_t amx_packed_size(const AmxShape& shape) {
   const int64_t panels = (shape.k + kAmxPanel - 1) / kAmxPanel, blocks = (shape.c + kAmxChannels - 1) / kAmxChannels;
   return panels * blocks * shape.taps() * shape.parts * kAmxPanel * kAmxChannels;
@@ -56,7 +35,7 @@ void amx_pack(const AmxShape& shape, const void* weight, uint16_t* packed) {
             for (int part = 0; part < shape.parts; ++part) {
               const uint16_t half = rounded(left);
               to[((tap + 1) * shape.parts - 1 - part) * 2 * kTile] = half;
-              left -= float_of(static_cast<uint32_t>(half) << 16);
+              left -= float_of(half);
             }
           }
         }

@@ -25,9 +25,9 @@ class Tiles {
   void load(const uint16_t* p) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t{64}), "i"(I) : "memory");
   }
-  template <int I>
-  void load(const float* p, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride * 4), "i"(I) : "memory");
+  template <int I, class T>
+  void load(const T* p, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride * static_cast<int64_t>(sizeof(T))), "i"(I) : "memory");
   }
   template <int I>
   void store(float* p, int64_t stride) {
@@ -68,8 +68,8 @@ class Tiles {
   void zero() { std::memset(&tiles_[I], 0, sizeof(Tile)); }
   template <int I>
   void load(const uint16_t* p) { std::memcpy(&tiles_[I], p, sizeof(Tile)); }
-  template <int I>
-  void load(const float* p, int64_t stride) {
+  template <int I, class T>
+  void load(const T* p, int64_t stride) {
     for (int row = 0; row < 16; ++row) std::memcpy(&tiles_[I].values[row], p + row * stride, 64);
   }
   template <int I>
