@@ -18,9 +18,7 @@ def why_no_unit():
 
 
 def is_square(conv):
-    return not isinstance(conv.padding, str) and all(
-        a == b for a, b in (conv.stride, conv.padding, conv.dilation)
-    )
+    return not isinstance(conv.padding, str) and all(a == b for a, b in (conv.stride, conv.padding, conv.dilation))
 
 
 class Amx:

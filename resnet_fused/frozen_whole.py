@@ -81,6 +81,8 @@ class Whole:
         self.prepared = {}
 
     def __call__(self, x):
+        if x.shape[0] == 0:
+            return torch.empty((0, self.engine._model.fc.out_features), dtype=self.dtype)
         key = (x.shape, torch.get_num_threads())
         prepared = self.prepared.get(key)
         if prepared is None:
@@ -131,7 +133,7 @@ class _Prepared:
 
         def simple(kind, x, k, stride=1):
             place, c, h, w = x
-            height, width = ((1, 1) if kind == MEAN else (-(-h // stride), -(-w // stride)))
+            height, width = (1, 1) if kind == MEAN else (-(-h // stride), -(-w // stride))
             to = take(k, height, width)
             rows.append([kind, place, NONE, to, 0, 0, n, h, w, c, k, 1, 1, stride, 0, 1, 0, 0, 0])
             return to, k, height, width
@@ -159,7 +161,26 @@ class _Prepared:
         pooled = simple(MEAN, x, x[1])
         fc = engine._model.fc
         rows.append(
-            [AMX, pooled[0], NONE, OUTPUT, *whole.head, n, 1, 1, fc.in_features, fc.out_features, 1, 1, 1, 0, 1, 0, 0, 0]
+            [
+                AMX,
+                pooled[0],
+                NONE,
+                OUTPUT,
+                *whole.head,
+                n,
+                1,
+                1,
+                fc.in_features,
+                fc.out_features,
+                1,
+                1,
+                1,
+                0,
+                1,
+                0,
+                0,
+                0,
+            ]
         )
 
         starts, size = [], 0

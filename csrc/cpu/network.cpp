@@ -62,8 +62,8 @@ int64_t weights_size(const Step& s, bool half) {
 }
 int64_t shift_size(const Step& s) { return s.kind == StepKind::amx_stem ? (s.k + 31) / 32 * 32 : s.k; }
 
-void check(const Network& network, const NetworkInput& x, int64_t activations, int64_t out_size) {
-  const int64_t item = network.half ? 2 : 4;
+// That every number may be divided by and every kernel can do what it is asked.
+void check_sizes(const Network& network) {
   for (int64_t i = 0; i < network.count; ++i) {
     const Step& s = network.steps[i];
     if (s.kind < StepKind::copy || s.kind >= StepKind::count) refuse(i, "is of no known kind");
@@ -79,6 +79,13 @@ void check(const Network& network, const NetworkInput& x, int64_t activations, i
                                          s.kernel_h != s.kernel_w || s.padding >= s.kernel_h || s.dilation != 1)) {
       refuse(i, "is no stem for the matrix unit");
     }
+  }
+}
+
+void check_places(const Network& network, const NetworkInput& x, int64_t activations, int64_t out_size) {
+  const int64_t item = network.half ? 2 : 4;
+  for (int64_t i = 0; i < network.count; ++i) {
+    const Step& s = network.steps[i];
     const auto inside = [](int64_t place, int64_t bytes, int64_t size) { return place >= 0 && place <= size - bytes; };
     const bool reads_x = s.kind == StepKind::copy || s.kind == StepKind::amx_stem;
     if (reads_x) {
@@ -206,6 +213,7 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
 }  // namespace
 
 int64_t network_workspace(const Network& network) {
+  check_sizes(network);
   int64_t most = 0;
   for (int64_t i = 0; i < network.count; ++i) most = std::max(most, workspace_of(network.steps[i], network.half));
   return most;
@@ -213,7 +221,8 @@ int64_t network_workspace(const Network& network) {
 
 void network_run(const Network& network, const NetworkInput& x, char* arena, int64_t activations, char* workspace,
                  void* out, int64_t out_size) {
-  check(network, x, activations, out_size);
+  check_sizes(network);
+  check_places(network, x, activations, out_size);
   for (int64_t i = 0; i < network.count; ++i) {
     if (network.half) {
       run_step<uint16_t>(network.steps[i], network, x, arena, workspace, out);

@@ -42,7 +42,8 @@ struct Network {
   int64_t constants_size;
 };
 
-// Bytes that the steps need beside the activations, with as many threads as there are now.
+// Bytes that the steps need beside the activations, with as many threads as there are now. Throws std::runtime_error where
+// a step's sizes make no sense.
 int64_t network_workspace(const Network& network);
 
 // Throws std::runtime_error where a step's numbers do not fit: kinds, places, sizes. `activations`: bytes of the arena

@@ -1,0 +1,264 @@
+"""A frozen network in one call of the library: the numbers of eager, the memory it keeps, what it refuses.
+
+Where there is no matrix unit its kernels run emulated, which is slow: the networks are small.
+"""
+
+import copy
+import importlib
+import re
+import threading
+
+import pytest
+import torch
+
+import resnet_fused
+from resnet_fused import frozen_amx, frozen_conv, frozen_whole, native
+from resnet_fused.accuracy import assert_within_budget
+from resnet_fused.reference import with_lively_norms
+from resnet_fused.resnet import BasicBlock, Bottleneck, ResNet
+
+pytestmark = pytest.mark.skipif(native.why_absent() is not None, reason=str(native.why_absent()))
+freeze_module = importlib.import_module("resnet_fused.freeze")
+ops = torch.ops.resnet_fused_native
+
+
+@pytest.fixture(autouse=True)
+def _the_unit_or_its_emulation(monkeypatch):
+    monkeypatch.setattr(frozen_amx, "why_no_unit", lambda: None)
+    _measured(monkeypatch, frozen_whole.NATIVE, whole=1.0, layers=2.0)
+
+
+def _measured(monkeypatch, best, whole, layers):
+    """As if so many seconds had been measured, and `best` were the fastest ways of every layer."""
+
+    def best_of_calls(engine, x):
+        engine(x)
+        return layers if engine._whole is None else whole
+
+    def measure(sites, able, dtype, budget):
+        # Turn about, so that every kernel is in the network.
+        first = [way for way in able if way in best]
+        first = first[len(sites[0].name) % len(first) :] if first else able
+        return {way: float(way is not first[0]) for way in able}
+
+    monkeypatch.setattr(freeze_module, "best_of_calls", best_of_calls)
+    monkeypatch.setattr(freeze_module, "measure", measure)
+    monkeypatch.setattr(freeze_module.Engine, "_known", lambda self, key, able, measure: measure())
+
+
+def network(block=BasicBlock):
+    torch.manual_seed(0)
+    model = ResNet(block, [1, 1, 1, 1], num_classes=7)
+    return with_lively_norms(model).eval()
+
+
+def cifar(**options):
+    torch.manual_seed(0)
+    return with_lively_norms(resnet_fused.resnet20(**options)).eval()
+
+
+CASES = {
+    "basic": (network, (2, 3, 64, 64)),
+    "bottleneck": (lambda: network(Bottleneck), (1, 3, 64, 64)),
+    "ragged": (network, (3, 3, 49, 37)),
+    "one-pixel-maps": (network, (1, 3, 17, 9)),
+    "cifar-zero-padded": (cifar, (2, 3, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_numbers_of_eager(case, dtype):
+    make, shape = CASES[case]
+    model, x = make(), torch.randn(shape)
+    before = x.clone()
+    engine = resnet_fused.freeze(model, x, dtype=dtype)
+    assert engine._whole is not None
+    with torch.no_grad():
+        oracle = copy.deepcopy(model).double()(x.double())
+        eager = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    logits = engine(x)
+    assert_within_budget(logits, eager, oracle, f"whole, {dtype}", channel_dim=None)
+    assert torch.equal(x, before) and logits.dtype == dtype and logits.is_contiguous()
+    assert torch.equal(engine(x), logits)
+
+
+@pytest.fixture
+def engine():
+    return resnet_fused.freeze(network(), torch.randn(2, 3, 48, 48))
+
+
+def test_inputs_of_any_strides_and_sizes(engine):
+    x = torch.randn(2, 3, 48, 48)
+    logits = engine(x)
+    assert torch.equal(engine(x.contiguous(memory_format=torch.channels_last)), logits)
+    assert torch.equal(engine(torch.randn(2, 3, 50, 50)[:, :, 1:49, 1:49].copy_(x)), logits)
+    assert torch.equal(engine(x.flip(3).flip(3)), logits)
+    grey = torch.randn(2, 1, 48, 48).expand(2, 3, 48, 48)
+    assert torch.equal(engine(grey), engine(grey.contiguous()))
+    assert torch.equal(engine(x[:1]), logits[:1])  # the bits do not depend on the batch
+    assert engine(torch.randn(3, 3, 40, 56)).shape == (3, 7)
+    assert engine(x[:0]).shape == (0, 7)
+
+
+def test_bfloat16_takes_both_dtypes():
+    x = torch.randn(1, 3, 40, 40)
+    engine = resnet_fused.freeze(network(), x, dtype=torch.bfloat16)
+    assert torch.equal(engine(x), engine(x.bfloat16()))
+
+
+def test_the_bits_do_not_depend_on_threads(engine):
+    x, threads = torch.randn(2, 3, 48, 48), torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(engine(x))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_arenas_are_kept_one_for_each_call_at_a_time(engine):
+    x = torch.randn(2, 3, 48, 48)
+    expected = engine(x)
+    prepared = engine._whole.prepared[x.shape, torch.get_num_threads()]
+    (arena,) = prepared.arenas
+    for _ in range(20):
+        engine(x)
+    assert [a.data_ptr() for a in prepared.arenas] == [arena.data_ptr()]
+    results, wrong = [], []
+
+    def call():
+        for _ in range(20):
+            if not torch.equal(engine(x), expected):
+                wrong.append(1)
+        results.append(1)
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 3 and not wrong
+    assert all(1 <= len(p.arenas) <= 3 for p in engine._whole.prepared.values())
+
+
+def test_poisoned_arenas_change_nothing(engine):
+    x = torch.randn(2, 3, 48, 48)
+    expected = engine(x)
+    (arena,) = engine._whole.prepared[x.shape, torch.get_num_threads()].arenas
+    arena.fill_(0xFF)  # NaN in both dtypes
+    assert torch.equal(engine(x), expected)
+
+
+def test_shapes_are_not_remembered_for_ever(engine):
+    for size in range(40, 40 + 2 * frozen_whole.SHAPES):
+        engine(torch.randn(1, 3, size, 40))
+    assert len(engine._whole.prepared) <= frozen_whole.SHAPES
+
+
+def test_refresh_reads_the_weights_again():
+    model, x = network(), torch.randn(2, 3, 48, 48)
+    engine = resnet_fused.freeze(model, x)
+    before = engine(x)
+    with torch.no_grad():
+        model.fc.bias += 1
+        model.layer1[0].conv1.weight *= 1.5
+    assert torch.equal(engine(x), before)
+    engine.refresh()
+    assert not torch.equal(engine(x), before)
+    assert torch.equal(engine(x), resnet_fused.freeze(model, x)(x))
+
+
+@pytest.mark.parametrize("faster", ["whole", "layers"])
+def test_what_is_faster_is_used(monkeypatch, faster):
+    onednn = (frozen_conv.OneDNN, *(way for way in frozen_conv.STEM if "onednn" in way.name))
+    _measured(monkeypatch, onednn, whole=1.0 if faster == "whole" else 3.0, layers=2.0)
+    engine = resnet_fused.freeze(network(), torch.randn(2, 3, 48, 48))
+    assert (engine._whole is not None) == (faster == "whole")
+    backends = {row["backend"] for row in engine.rows}
+    if faster == "whole":
+        assert not any("onednn" in backend for backend in backends)
+        assert all("in one call with all layers" in row["reason"] for row in engine.rows)
+    else:
+        assert all("onednn" in backend for backend in backends)
+
+
+def test_exact_does_not_use_it():
+    engine = resnet_fused.freeze(network(), torch.randn(1, 3, 48, 48), exact=True)
+    assert engine._whole is None
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        pytest.param(lambda m: setattr(m, "avgpool", torch.nn.AvgPool2d(2)), "avgpool", id="avgpool"),
+        pytest.param(lambda m: setattr(m, "maxpool", torch.nn.MaxPool2d(2)), "conv1|maxpool", id="maxpool"),
+    ],
+)
+def test_other_parts_run_layer_by_layer(edit, why):
+    model = network()
+    edit(model)
+    engine = resnet_fused.freeze(model, torch.randn(1, 3, 64, 64))
+    assert engine._whole is None
+    assert re.search(why, frozen_whole.why_not(engine))
+
+
+def call(engine, *, steps=None, arena=None, activations=None, constants=None, classes=7):
+    x = torch.randn(2, 3, 48, 48)
+    engine(x)
+    whole = engine._whole
+    prepared = whole.prepared[x.shape, torch.get_num_threads()]
+    ops.frozen_network(
+        x,
+        whole.constants if constants is None else constants,
+        prepared.steps if steps is None else steps,
+        prepared.arenas[0] if arena is None else arena,
+        prepared.activations if activations is None else activations,
+        torch.empty(2, classes),
+    )
+
+
+def _edited(engine, row, column, value):
+    engine(torch.randn(2, 3, 48, 48))
+    steps = engine._whole.prepared[torch.Size((2, 3, 48, 48)), torch.get_num_threads()].steps.clone()
+    steps[row, column] = value
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        pytest.param(3, 0, 99, "no known kind", id="kind"),
+        pytest.param(0, 9, 1, "another shape", id="input"),
+        pytest.param(2, 1, 1 << 40, "reads outside", id="from"),
+        pytest.param(2, 3, 1 << 40, "writes outside", id="to"),
+        pytest.param(2, 2, 1 << 40, "adds what is outside", id="residual"),
+        pytest.param(2, 4, 1 << 40, "outside of the constants", id="weight"),
+        pytest.param(2, 4, 4, "outside of the constants", id="weight-alignment"),
+        pytest.param(2, 6, 0, "not positive", id="batch"),
+        pytest.param(2, 13, 0, "not positive", id="stride"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(engine, row, column, value, message):
+    with pytest.raises(RuntimeError, match=message):
+        call(engine, steps=_edited(engine, row, column, value))
+
+
+def test_memory_that_does_not_fit_is_refused(engine):
+    call(engine)
+    with pytest.raises(RuntimeError, match="arena is too small"):
+        call(engine, arena=torch.empty(1000, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="outside of the arena"):
+        call(engine, activations=64)
+    with pytest.raises(RuntimeError, match="outside of the constants"):
+        call(engine, constants=frozen_whole._aligned(64))
+    with pytest.raises(RuntimeError, match="outside of the arena or the output"):
+        call(engine, classes=8)
+    with pytest.raises(RuntimeError, match="contiguous uint8"):
+        call(engine, arena=torch.empty(1000))
+    with pytest.raises(RuntimeError, match="int64"):
+        call(engine, steps=torch.zeros(18, dtype=torch.int64))
+    with pytest.raises(ValueError, match="no output pixel"):
+        frozen_whole._Prepared(engine._whole, torch.Size((1, 3, 0, 5)))
