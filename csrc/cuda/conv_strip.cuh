@@ -152,7 +152,7 @@ __device__ __forceinline__ void strip_consume(const StripArgs& args, const Strip
     ptx::bar_sync(1 + consumer, 128);  // the residual is there, and the line before has been stored
 #pragma unroll
     for (int j = 0; j < kStripColumns; j += 2) {
-      uint32_t words[4] = {};
+      uint32_t words[4] = {};  // the result goes where the residual was: each value depends on the one it replaces
       if (residual != nullptr) ptx::ldmatrix_x4_trans(words, fragment + j * kStripPixelBytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -166,7 +166,6 @@ __device__ __forceinline__ void strip_consume(const StripArgs& args, const Strip
         if (args.relu) lo = relu(lo), hi = relu(hi);
         words[i] = ptx::pack<Element>(lo, hi);
       }
-      ptx::sync_warp();  // the residual's place becomes the result's
       ptx::stmatrix_x4_trans(fragment + j * kStripPixelBytes, words);
     }
     ptx::bar_sync(1 + consumer, 128);

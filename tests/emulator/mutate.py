@@ -1,4 +1,5 @@
-"""Removes each synchronisation statement of the CUDA kernels in turn and demands that a test notices.
+"""Removes each synchronisation statement of the CUDA kernels in turn, makes each mistake of EDITS, and demands that a test
+notices.
 
     python tests/emulator/mutate.py [--only TEXT] [--list]
 
@@ -21,13 +22,30 @@ if __name__ == "__main__":
 from emulator import build
 
 STATEMENT = re.compile(
-    r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit)\([^;]*\);"
+    r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit"
+    r"|mbar_(?:init_fence|wait|arrive|arrive_expect)|wgmma_(?:fence|commit|finish|wait<[^>]*>))\([^;]*\);"
 )
 # (file, number of the statement in it): why it stays although no test can notice its removal.
 REDUNDANT = {}
+# (file, what stands there once, a mistake instead)
+EDITS = (
+    ("conv_strip.cuh", "memory.line(i), x,", "memory.line(i + 1), x,"),
+    ("conv_strip.cuh", "memory.line(row + r)", "memory.line(row + r + 1)"),
+    ("conv_strip.cuh", "place.column - 1,", "place.column,"),
+    ("conv_strip.cuh", "s * kStripPixelBytes", "(s + 1) * kStripPixelBytes"),
+    ("conv_strip.cuh", "memory.tap(i), weight", "memory.tap(kStripTaps - 1 - i), weight"),
+    ("conv_strip.cuh", "4 * kStripConsumers);", "4 * kStripConsumers - 1);"),
+    ("conv_strip.cuh", "4 * kStripConsumers);", "4 * kStripConsumers + 1);"),
+    ("conv_strip.cuh", "released < row + kStripConsumers", "released < row + kStripConsumers + 1"),
+    ("conv_strip.cuh", "released < row + kStripConsumers", "released < row + kStripConsumers - 1"),
+    ("conv_strip.cuh", "strip_parity(i - kStripSlots)", "strip_parity(i)"),
+    ("conv_strip.cuh", "base + kStripStaging + consumer", "base + kStripStaging - kStripLineBytes + consumer"),
+    ("conv_strip.cuh", "lane / 8 % 2) ^ lane % 8", "lane / 8 % 2) ^ lane / 8"),
+)
 # A header is mutated in one source only: the one named after it, else the first of these that includes it.
 SOURCES = (
     "bn_relu", "bn_stats", "bn_relu_backward", "conv_bn_relu_f16", "conv_stats_f16", "conv_bn_relu_pool", "pool_linear",
+    "conv_strip_sm90a",
 )  # fmt: skip
 TESTS = {
     "bn_relu": "test_cuda_emulated.py",
@@ -37,18 +55,22 @@ TESTS = {
     "conv_stats_f16": "test_conv_stats_emulated.py",
     "conv_bn_relu_pool": "test_conv_pool_emulated.py",
     "pool_linear": "test_pool_linear.py",
+    "conv_strip_sm90a": "test_conv_strip_emulated.py",
 }
 
 
 class Mutant(NamedTuple):
     file: str  # in csrc/cuda
-    number: int  # of the statement in the file
-    line: int
+    number: int  # of the statement in the file; of an edit, before 0
+    start: int
     statement: str
+    instead: str
     source: str  # that is compiled with it
+    line: int
 
     def __str__(self):
-        return f"{self.file}:{self.line} {self.statement} in {self.source}"
+        instead = "" if self.instead == ";" else f" -> {self.instead}"
+        return f"{self.file}:{self.line} {self.statement}{instead} in {self.source}"
 
 
 def mutants():
@@ -63,11 +85,19 @@ def mutants():
     found = []
     for path in sorted(build.CSRC.glob("cuda/*.cuh")):
         text = path.read_text()
-        for number, match in enumerate(STATEMENT.finditer(text)):
-            line = text.count("\n", 0, match.start()) + 1
-            if path not in included:
-                raise RuntimeError(f"{path.name} synchronises, but none of {', '.join(SOURCES)} includes it")
-            found.append(Mutant(path.name, number, line, match.group(0), included[path]))
+        changes = [(n, m.start(), m.group(0), ";") for n, m in enumerate(STATEMENT.finditer(text))]
+        for number, (file, before, after) in enumerate(EDITS):
+            if file != path.name:
+                continue
+            if text.count(before) != 1:
+                raise RuntimeError(f"{file}: {before!r} of EDITS stands there {text.count(before)} times, not once")
+            changes.append((number - len(EDITS), text.index(before), before, after))
+        if changes and path not in included:
+            raise RuntimeError(f"{path.name} synchronises, but none of {', '.join(SOURCES)} includes it")
+        found += [
+            Mutant(path.name, number, start, before, after, included[path], text.count("\n", 0, start) + 1)
+            for number, start, before, after in changes
+        ]
     return found
 
 
@@ -76,8 +106,7 @@ def mutated_object(mutant, folder):
         shutil.copytree(build.ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / "csrc" / "cuda" / mutant.file
     text = path.read_text()
-    match = list(STATEMENT.finditer(text))[mutant.number]
-    path.write_text(text[: match.start()] + ";" + text[match.end() :])
+    path.write_text(text[: mutant.start] + mutant.instead + text[mutant.start + len(mutant.statement) :])
     flags = build.kernel_flags(root=folder)
     return build.compile_object(folder / "csrc" / "cuda" / f"{mutant.source}.cu", flags, folder / "objects")
 
