@@ -1,7 +1,7 @@
 // For the launchers of sources named *_sm90a.cu: whether the current device can run what is in them.
 //
-// The instructions of ptx/hopper.cuh exist in compute capability 9.0 and nowhere else, so those sources are compiled for
-// sm_90a alone (tools/native_build.py). Anywhere else a launch would fail with "no kernel image is available".
+// The instructions of ptx/hopper.cuh exist in compute capability 9.0 and nowhere else, so those sources are compiled
+// for sm_90a alone (tools/native_build.py). Anywhere else a launch would fail with "no kernel image is available".
 #pragma once
 
 #include <stdexcept>
@@ -24,10 +24,8 @@ inline Capability capability(const char* op) {
   int device = 0;
   Capability found{};
   check(op, "cudaGetDevice", cudaGetDevice(&device));
-  check(op, "cudaDeviceGetAttribute",
-        cudaDeviceGetAttribute(&found.major, cudaDevAttrComputeCapabilityMajor, device));
-  check(op, "cudaDeviceGetAttribute",
-        cudaDeviceGetAttribute(&found.minor, cudaDevAttrComputeCapabilityMinor, device));
+  check(op, "cudaDeviceGetAttribute", cudaDeviceGetAttribute(&found.major, cudaDevAttrComputeCapabilityMajor, device));
+  check(op, "cudaDeviceGetAttribute", cudaDeviceGetAttribute(&found.minor, cudaDevAttrComputeCapabilityMinor, device));
   return found;
 }
 #endif
