@@ -25,8 +25,7 @@ RESNET34 = [  # c, k, r, stride, input size
 @functools.cache
 def library():
     lib = ctypes.CDLL(str(build.c_library("conv_api", "conv_*.cu")))
-    for name in ("conv_plan", "conv_pair_plan", "conv_bn_relu", "conv_bn_relu_pool", "conv_stats", "conv_strip_plan",
-                 "conv_strip"):  # fmt: skip
+    for name in ("conv_plan", "conv_pair_plan", "conv_bn_relu", "conv_bn_relu_pool", "conv_stats"):
         getattr(lib, name).restype = ctypes.c_char_p
     return lib
 

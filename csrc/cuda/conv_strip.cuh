@@ -4,6 +4,8 @@
 // the line of the tap in the ring, from its pixel `s` on: pixels lie 1024 bytes apart (eight images, innermost), so a tap
 // is an address and every line serves nine products. Pixels outside of the image and images outside of the batch are the
 // copy engine's zeros.
+//
+// The gradient of the input is the same convolution with the taps in the opposite order.
 #pragma once
 
 #include "../ptx/hopper.cuh"
@@ -17,6 +19,7 @@ struct StripArgs {
   const void* residual;  // or nullptr
   void* out;
   Norm norm;
+  bool gradient;  // of the input: a tap reads on its other side
   bool relu;
 };
 
@@ -36,11 +39,12 @@ struct StripMemory {
 };
 
 // One thread: the weights, then the lines from the one above the first output to the one below the last.
-__device__ __forceinline__ void strip_load(const StripMemory& memory, const StripPlace& place, const ptx::TensorMap& x,
-                                           const ptx::TensorMap& weight) {
+__device__ __forceinline__ void strip_load(const StripMemory& memory, const StripPlace& place, bool gradient,
+                                           const ptx::TensorMap& x, const ptx::TensorMap& weight) {
   ptx::mbar_arrive_expect(memory.weights_full(), kStripTaps * kStripTapBytes);
   for (int i = 0; i < kStripTaps; ++i) {
-    ptx::copy_2d(memory.tap(i), weight, i * kStripChannels, 0, memory.weights_full());
+    const int tap = gradient ? kStripTaps - 1 - i : i;
+    ptx::copy_2d(memory.tap(i), weight, tap * kStripChannels, 0, memory.weights_full());
   }
   for (int i = 0; i < place.rows + 2; ++i) {
     if (i >= kStripSlots) ptx::mbar_wait(memory.empty(i), strip_parity(i - kStripSlots));
@@ -195,7 +199,7 @@ __global__ void __launch_bounds__(kStripThreads, 1)
   ptx::sync_threads();
   const int group = ptx::shfl_idx(ptx::warp() / 4, 0);  // the same in all lanes, as descriptors have to be
   if (group == kStripConsumers) {
-    if (ptx::lane() == 0) strip_load(memory, place, x, weight);
+    if (ptx::lane() == 0) strip_load(memory, place, args.gradient, x, weight);
   } else {
     strip_consume<Element>(args, memory, place, group);
   }

@@ -6,8 +6,11 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
-#include "../ops.h"
+#include "../hopper.h"
+#include "../ptx/ptx.cuh"  // __host__, __device__ of either world
+#include "../strip_op.h"
 
 namespace resnet_fused::cuda {
 
@@ -31,6 +34,7 @@ constexpr int kStripLines = kStripTaps * kStripTapBytes;
 constexpr int kStripStaging = kStripLines + kStripSlots * kStripLineBytes;
 constexpr int kStripBarriers = kStripStaging + kStripConsumers * kStripStagingBytes;
 constexpr int kStripShared = kStripBarriers + 8 * (1 + 2 * kStripSlots) + 1024;  // what aligning its begin may cost
+static_assert(kStripShared <= kMostShared, "more shared memory than a block may have");
 
 struct StripPlan {
   int n, h, w;
@@ -57,20 +61,25 @@ __host__ __device__ __forceinline__ StripPlace strip_place(const StripPlan& plan
 __host__ __device__ __forceinline__ int strip_slot(int line) { return line % kStripSlots; }
 __host__ __device__ __forceinline__ int strip_parity(int line) { return line / kStripSlots % 2; }
 
-// Why the kernel does not take a convolution, or nullptr.
-inline const char* strip_refusal(DType dtype, const Conv& conv) {
-  if (dtype == DType::f32) return "the strip kernel takes float16 and bfloat16, not float32";
-  if (conv.groups != 1) return "the strip kernel takes one group";
-  if (conv.c != kStripChannels || conv.k != kStripChannels) return "the strip kernel takes 64 channels in and out";
-  if (conv.r != 3 || conv.s != 3) return "the strip kernel takes 3x3";
-  if (conv.stride_h != 1 || conv.stride_w != 1) return "the strip kernel takes stride 1";
-  if (conv.dilation_h != 1 || conv.dilation_w != 1) return "the strip kernel takes dilation 1";
-  if (conv.pad_h != 1 || conv.pad_w != 1) return "the strip kernel takes padding 1";
-  constexpr int64_t kMost = int64_t{1} << 28;
-  if (conv.n > kMost || conv.h > kMost || conv.w > kMost || conv.h * conv.w > kMost) {
-    return "the strip kernel takes at most 2^28 images and pixels of an image";
+// Why the kernel cannot run a convolution, or the gradient of its input, on a device, or "".
+inline std::string strip_refusal(Capability device, DType dtype, const Conv& conv) {
+  if (const std::string why = hopper_refusal(device); !why.empty()) return why;
+  if (dtype == DType::f32) return "the kernel multiplies float16 and bfloat16, not float32";
+  const auto unless = [](const char* what, int64_t only, int64_t first, int64_t second) {
+    if (first == only && second == only) return std::string();
+    return "the kernel takes " + std::string(what) + " " + std::to_string(only) + ", not " +
+           std::to_string(first != only ? first : second);
+  };
+  for (const std::string& why :
+       {unless("groups", 1, conv.groups, 1), unless("input and output channels", kStripChannels, conv.c, conv.k),
+        unless("a filter of size", 3, conv.r, conv.s), unless("stride", 1, conv.stride_h, conv.stride_w),
+        unless("padding", 1, conv.pad_h, conv.pad_w), unless("dilation", 1, conv.dilation_h, conv.dilation_w)}) {
+    if (!why.empty()) return why;
   }
-  return nullptr;
+  constexpr int64_t kMost = int64_t{1} << 28;  // lines and columns beyond an edge and blocks are counted in 32 bits
+  if (conv.n * conv.h * (conv.w / kStripColumns + 1) < kMost && conv.w < kMost) return "";
+  return "the kernel counts in 32 bits, too few for " + std::to_string(conv.n) + " images of " +
+         std::to_string(conv.h) + " x " + std::to_string(conv.w);
 }
 
 // Predicted clocks of a wave: first loads and last line, then 36 products of 56 clocks for each line.

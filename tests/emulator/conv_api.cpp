@@ -11,7 +11,6 @@
 #include "cuda/conv_pair_plan.h"
 #include "cuda/conv_plan.h"
 #include "cuda/conv_pool_plan.h"
-#include "cuda/conv_strip_plan.h"
 #include "machine.h"
 
 namespace resnet_fused::cuda {
@@ -19,7 +18,6 @@ void conv_bn_relu_planned(const ConvPlan&, DType, const ConvTensors&, Norm, Conv
 void conv_stats_planned(const ConvPlan&, DType, const ConvTensors&, Conv, float*, float*, MutableChannels,
                         MutableChannels, const int64_t*, double, double, bool, void*, void*);
 void conv_bn_relu_pool_planned(const PoolPlan&, DType, const void*, const void*, Norm, void*, Conv, bool, void*);
-void conv_strip_planned(const StripPlan&, DType, const void*, const void*, Norm, const void*, void*, Conv, bool, void*);
 }  // namespace resnet_fused::cuda
 
 struct ConvPlanned {
@@ -119,37 +117,5 @@ EXPORTED const char* conv_bn_relu_pool(const ConvCall* a) {
     emu::machine.configure(a->seed, int(a->policy));
     cuda::conv_bn_relu_pool_planned(plan, dtype, a->x, a->weight, norm_of(*a), a->out, conv_of(*a), a->allow_tf32,
                                     nullptr);
-  });
-}
-
-struct StripPlanned {
-  int64_t strips_w, segments, rows, blocks, shared;
-};
-static cuda::StripPlan strip_plan_of(const ConvCall& a) {  // splits: lines of a segment
-  cuda::StripPlan plan = cuda::strip_plan(conv_of(a));
-  if (a.splits > 0) {
-    plan.blocks /= plan.segments;
-    plan.rows = int(a.splits), plan.segments = int((a.h + a.splits - 1) / a.splits);
-    plan.blocks *= plan.segments;
-  }
-  return plan;
-}
-// places: of each block image, column, row, rows; room for as many as the plan has blocks, or nullptr.
-EXPORTED const char* conv_strip_plan(const ConvCall* a, StripPlanned* to, int64_t* places) {
-  return guarded([&] {
-    if (const char* why = cuda::strip_refusal(static_cast<DType>(a->dtype), conv_of(*a))) throw std::runtime_error(why);
-    const cuda::StripPlan p = strip_plan_of(*a);
-    *to = {p.strips_w, p.segments, p.rows, p.blocks, cuda::kStripShared};
-    for (int block = 0; places != nullptr && block < p.blocks; ++block) {
-      const cuda::StripPlace at = cuda::strip_place(p, block);
-      for (int value : {at.image, at.column, at.row, at.rows}) *places++ = value;
-    }
-  });
-}
-EXPORTED const char* conv_strip(const ConvCall* a) {
-  return guarded([&] {
-    emu::machine.configure(a->seed, int(a->policy));
-    cuda::conv_strip_planned(strip_plan_of(*a), static_cast<DType>(a->dtype), a->x, a->weight, norm_of(*a), a->residual,
-                             a->out, conv_of(*a), a->relu, nullptr);
   });
 }

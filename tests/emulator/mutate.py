@@ -55,7 +55,7 @@ TESTS = {
     "conv_stats_f16": "test_conv_stats_emulated.py",
     "conv_bn_relu_pool": "test_conv_pool_emulated.py",
     "pool_linear": "test_pool_linear.py",
-    "conv_strip_sm90a": "test_conv_strip_emulated.py",
+    "conv_strip_sm90a": "test_strip_emulated.py",
 }
 
 
