@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, native, plane
+from . import _env, cuda_plane, native, plane
 
 
 class Backend(NamedTuple):
@@ -58,6 +58,10 @@ def _triton_plane_kernel(stem, op):
     return getattr(importlib.import_module(f"{__package__}.kernels._conv_plane"), op)
 
 
+def _cuda_plane_kernel(stem, op):
+    return functools.partial(getattr(cuda_plane, op), native.namespace())
+
+
 # A backend proven elsewhere (the emulator of the tests) is added here by its owner.
 BACKENDS = {
     "cuda": Backend(_without_cuda, lambda device: device == "cuda", _compiled_kernel),
@@ -67,6 +71,11 @@ BACKENDS = {
         _takes_triton,
         _triton_plane_kernel,
     ),
+    "cuda_plane": Backend(
+        lambda: _without_cuda() or plane.without_hopper(),
+        lambda device: device == "cuda",
+        _cuda_plane_kernel,
+    ),
     "native": Backend(native.why_absent, lambda device: device == "cpu", _compiled_kernel),
     "torch": Backend(lambda: None, lambda device: True, None),
     "eager": Backend(lambda: None, lambda device: True, None),
@@ -74,8 +83,8 @@ BACKENDS = {
 
 # Backends whose convolutions take a tile and a number of slices by name (csrc/cuda/conv_choice.h).
 TILED = ("cuda", "emulator")
-# {a backend that has only plane convolutions: the one that runs everything else}
-PLANE = {"triton_plane": "triton"}
+# {a backend that has only plane convolutions: (the one that runs everything else, the fewest output channels it takes)}
+PLANE = {"triton_plane": ("triton", plane.DEPTH), "cuda_plane": ("cuda", cuda_plane.LEAST)}
 
 
 def tf32_allowed():

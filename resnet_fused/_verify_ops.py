@@ -32,14 +32,15 @@ def check_ops(device, dtype, quick):
         simulated = device == "cpu" and backend not in ("native", "eager")
         if simulated and dtype == torch.bfloat16:
             continue
-        planes = dtype if backend in dispatch.PLANE else None
+        planes = (dtype, dispatch.PLANE[backend][1]) if backend in dispatch.PLANE else None
         for what, shape, build in _cases(quick or simulated, planes):
             label = {"what": what, "shape": "x".join(map(str, shape)), "dtype": str(dtype)[6:], "backend": backend}
             yield label, lambda build=build: _compare(*build(device, dtype))
 
 
 def _cases(small, planes):
-    """`planes`: the dtype of a backend that has nothing but the convolutions of plane.py, else None."""
+    """`planes`: the dtype, and the fewest output channels, of a backend that has nothing but the convolutions of plane.py,
+    else None."""
     layers = LAYERS[2:] if small else LAYERS
     for layer in layers if planes is None else ():
         shape = (2, layer[1] // 8, *layer[2:]) if small else layer
@@ -52,8 +53,10 @@ def _cases(small, planes):
     for name, layer, channels, kernel, stride in CONVOLUTIONS:
         shape = (1, max(3, layer[1] // 8), max(7, layer[2] // 4), max(7, layer[3] // 4)) if small else layer
         case = (shape, channels // 8 if small else channels, kernel, stride)
-        if planes is not None and plane.refusal(shape, (case[1], shape[1], kernel, kernel), planes, 1) is not None:
-            continue
+        if planes is not None:
+            dtype, least = planes
+            if plane.refusal(shape, (case[1], shape[1], kernel, kernel), dtype, 1, least) is not None:
+                continue
         for mode in ("eval", "frozen"):
             yield f"conv_bn_relu {name} {mode}", shape, _conv_bn_relu(*case, name, mode)
 

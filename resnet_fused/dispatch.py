@@ -2,7 +2,7 @@
 
 `cuda`: compiled CUDA kernels. `triton`: Triton kernels. `native`: compiled CPU kernels. `torch`: for convolutions, torch's
 own convolution followed by one fused pass of another backend. `eager`: torch's own operators, unfused: the fallback.
-`triton_plane`: convolutions of large batches on Hopper (plane.py); what those refuse, `triton` runs.
+`triton_plane`, `cuda_plane`: convolutions of large batches on Hopper (plane.py); what those refuse, `triton` and `cuda` run.
 """
 
 import contextlib
@@ -179,8 +179,10 @@ def pick(op, x, *others, detail=()):
         choice, asked = automatic(op, x), False
     else:
         choice = Choice(name, f"backend {name!r} was asked for", _state["config"])
-    if choice.backend in PLANE and (why := plane.refused(op, x, detail)) is not None:
-        choice = Choice(PLANE[choice.backend], why)
+    if choice.backend in PLANE:
+        others, least = PLANE[choice.backend]
+        if (why := plane.refused(op, x, detail, least)) is not None:
+            choice = Choice(others, why)
     if conv and choice.backend not in ("torch", "eager") and not layout.is_channels_last(x):
         choice = Choice("torch", "contiguous NCHW: torch's convolution, then one fused pass")
     return choice, asked

@@ -153,9 +153,9 @@ def named(backend, config):
     return f"{backend} {config['tile']} splits={config['splits']}"
 
 
-def _suits_plane(site, dtype):
-    x, weight = site.shape, site.conv.weight.shape
-    return plane.refusal(x, weight, dtype, site.conv.groups) is None and plane.suits(x, weight)
+def _suits_plane(site, dtype, name):
+    x, weight, least = site.shape, site.conv.weight.shape, dispatch.PLANE[name][1]
+    return plane.refusal(x, weight, dtype, site.conv.groups, least) is None and plane.suits(x, weight)
 
 
 def options(site, dtype, device):
@@ -167,7 +167,7 @@ def options(site, dtype, device):
         if name.startswith("triton") and device.type == "cpu":  # the interpreter: numbers, no speed
             continue
         if name in dispatch.PLANE:
-            if not site.pool and _suits_plane(site, dtype):
+            if not site.pool and _suits_plane(site, dtype, name):
                 found[name] = lambda s, d, name=name: Epilogue(s, d, name)
             continue
         found[name] = _plain(lambda s, d, name=name: Epilogue(s, d, name), site)
