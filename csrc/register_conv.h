@@ -70,6 +70,11 @@ inline void check_output(const Arguments& x_args, const Arguments& args, const T
                ", but must be channels_last");
 }
 
+// For what the copy engine reads, and what is written 16 bytes at a time.
+inline void require_aligned(const Arguments& args, const char* name, const void* data) {
+  args.require(reinterpret_cast<uintptr_t>(data) % 16 == 0, name, " does not begin at a multiple of 16 bytes");
+}
+
 inline Norm norm_of(const Arguments& args, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
                     const OptionalTensor& bias, double eps) {
   return {args.channels("mean", mean),        args.channels("var", var),     true, eps,

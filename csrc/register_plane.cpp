@@ -17,10 +17,6 @@ cuda::PlaneTable table_of(const Arguments& args, const Tensor& table, const Conv
   return {static_cast<const int*>(table.data_ptr()), static_cast<int>(places)};
 }
 
-void require_aligned(const Arguments& args, const char* name, const void* data) {
-  args.require(reinterpret_cast<uintptr_t>(data) % 16 == 0, name, " does not begin at a multiple of 16 bytes");
-}
-
 void require_runs(const Arguments& args, const Conv& conv, bool gradient) {
   const std::string why = cuda::conv_plane_refusal(args.dtype(), conv, gradient);
   args.require(why.empty(), why);

@@ -29,7 +29,7 @@ def options(call, device):
     for name, backend in dispatch.BACKENDS.items():
         able = backend.takes(device.type) and backend.why_not() is None
         interpreted = name.startswith("triton") and device.type == "cpu"
-        if name in dispatch.PLANE and not _suits_plane(call, name):
+        if name in dispatch.NARROW and not _suits(call, name):
             continue
         if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
@@ -61,11 +61,12 @@ def _tiles(call, backend, device):
     return choices + [{"tile": "apart"}] * (call.op == "conv_bn_relu_pair")
 
 
-def _suits_plane(call, name):
+def _suits(call, name):
+    """Whether a backend of dispatch.NARROW is worth a measurement."""
     if call.op != "conv_bn_relu":
         return False
-    x, weight, least = call["x"], call["weight"].shape, dispatch.PLANE[name][1]
-    return plane.refusal(x.shape, weight, x.dtype, call["groups"], least) is None and plane.suits(x.shape, weight)
+    x, (weight, *geometry), narrow = call["x"], detail(call), dispatch.NARROW[name]
+    return narrow.refusal(x.shape, weight, x.dtype, *geometry) is None and narrow.suits(x.shape, weight)
 
 
 def _configurations(call):

@@ -30,8 +30,8 @@ def refusal(x, weight, dtype, stride, padding, dilation, groups):
     return None
 
 
-def suits(x):
-    """Whether the kernel is worth measuring on x [N, C, H, W] (a shape)."""
+def suits(x, weight):
+    """Whether the kernel is worth measuring on x [N, C, H, W] and a weight (shapes)."""
     return x[0] >= SUITS
 
 
@@ -42,7 +42,7 @@ def _refuse(x, weight, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
 
 def conv_bn_relu(
     library, x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu
-):  # fmt: skip
+):
     """As kernels/conv_bn_relu.py, by the ops of `library`, for what `refusal` does not refuse (else a ValueError)."""
     _refuse(x, weight, stride, padding, dilation, groups)
     x, weight, residual = map(plane.dense, (x, weight, residual))

@@ -52,17 +52,8 @@ class Pixel(NamedTuple):
 def without_hopper():
     """Why the GPU that is there is none for these kernels, or None."""
     if torch.cuda.is_available() and (found := torch.cuda.get_device_capability())[0] != 9:
-        return f"the plane kernels are for compute capability 9.0, this is {found[0]}.{found[1]}"
+        return f"the Hopper kernels need compute capability 9.0, this is {found[0]}.{found[1]}"
     return None
-
-
-def refused(op, x, detail, least=DEPTH):
-    """Why no plane kernel runs `op` on the tensor x, or None; `detail`: of a convolution, as for dispatch.pick. `least`: the
-    fewest output channels that the kernel takes."""
-    if op != "conv_bn_relu":
-        return f"there is no plane kernel for {op}"
-    weight, *_, groups = detail
-    return refusal(x.shape, weight, x.dtype, groups, least)
 
 
 def refusal(x, weight, dtype, groups, least=DEPTH):

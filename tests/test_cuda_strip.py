@@ -44,9 +44,7 @@ def make(device, dtype, shape):
 def run(library, x, weight, params, residual, relu=True, out=None):
     bn_weight, bn_bias, mean, var = params
     out = torch.full_like(x, torch.nan) if out is None else out
-    cuda_strip.conv_bn_relu(
-        library, x, weight, mean, var, bn_weight, bn_bias, residual, out, *GEOMETRY, EPS, relu
-    )
+    cuda_strip.conv_bn_relu(library, x, weight, mean, var, bn_weight, bn_bias, residual, out, *GEOMETRY, EPS, relu)
     return out
 
 

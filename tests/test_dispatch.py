@@ -34,9 +34,9 @@ def gpu(monkeypatch, tmp_path):
     for name in present:
         backend = dispatch.BACKENDS[name]._replace(why_not=lambda name=name: present[name])
         monkeypatch.setitem(dispatch.BACKENDS, name, backend)
-    for name in dispatch.PLANE:
-        planes = dispatch.BACKENDS[name]._replace(why_not=lambda: None, takes=lambda device: device == "cuda")
-        monkeypatch.setitem(dispatch.BACKENDS, name, planes)
+    for name in dispatch.NARROW:
+        narrow = dispatch.BACKENDS[name]._replace(why_not=lambda: None, takes=lambda device: device == "cuda")
+        monkeypatch.setitem(dispatch.BACKENDS, name, narrow)
     monkeypatch.setattr(tuning, "table", lambda device: tuning.Table({"device": "none", "arch": "none"}, tmp_path))
     return present
 
@@ -71,7 +71,7 @@ def test_a_plane_backend_has_one_op_and_hands_on_the_others(gpu, op, name):
         if op == "conv_bn_relu":
             assert choice == dispatch.Choice(name, f"backend {name!r} was asked for")
         else:
-            assert choice == dispatch.Choice(name.removesuffix("_plane"), f"there is no plane kernel for {op}")
+            assert choice == dispatch.Choice(name.removesuffix("_plane"), f"{name} has no kernel for {op}")
 
 
 @pytest.mark.parametrize("name", PLANES)
@@ -105,6 +105,17 @@ def test_a_plane_kernel_runs_by_default_only_where_it_was_measured(gpu, monkeypa
     assert chosen("conv_bn_relu", x).reason == "measured: 10.0 us; cuda: 20.0 us"
 
 
+def convolution_call(shape, conv, dtype=torch.bfloat16):
+    x, weight = (workload.Spec(tuple(s), dtype, torch.channels_last) for s in (shape, conv.weight.shape))
+    norm = dict.fromkeys(
+        ("mean", "var", "bn_weight", "bn_bias"),
+        workload.Spec((conv.out_channels,), torch.float32, torch.contiguous_format),
+    )
+    rest = {"residual": None, "stride": conv.stride, "padding": conv.padding, "dilation": (1, 1), "groups": 1}
+    values = {"x": x, "weight": weight, **norm, **rest, "eps": 1e-5, "relu": True}
+    return workload.Call("conv_bn_relu", tuple(values.items()))
+
+
 @pytest.mark.parametrize("name", PLANES)
 @pytest.mark.parametrize(
     ("n", "k", "kernel", "dtype", "candidate"),
@@ -120,17 +131,55 @@ def test_where_a_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype,
     """By `tune`, which tries its launches too, and by freeze()."""
     monkeypatch.setattr(dispatch, "TILED", ())  # their tiles are asked for with tensors on the device
     conv = torch.nn.Conv2d(64, k, kernel, bias=False, padding=kernel // 2)
-    x, weight = (workload.Spec(tuple(s), dtype, torch.channels_last) for s in ((n, 64, 8, 8), conv.weight.shape))
-    norm = dict.fromkeys(
-        ("mean", "var", "bn_weight", "bn_bias"), workload.Spec((k,), torch.float32, torch.contiguous_format)
-    )
-    rest = {"residual": None, "stride": (1, 1), "padding": (kernel // 2,) * 2, "dilation": (1, 1), "groups": 1}
-    values = {"x": x, "weight": weight, **norm, **rest, "eps": 1e-5, "relu": True}
-    call = workload.Call("conv_bn_relu", tuple(values.items()))
+    call = convolution_call((n, 64, 8, 8), conv, dtype)
     names = [found for found in tune.options(call, torch.device("cuda")) if found.startswith(name)]
     assert names[:1] == [name] * candidate and (len(names) > 1) is candidate
-    site = Site("conv", conv, torch.nn.BatchNorm2d(k), True, False, False, shape=x.shape)
+    site = Site("conv", conv, torch.nn.BatchNorm2d(k), True, False, False, shape=call["x"].shape)
     assert (name in frozen_layers.options(site, dtype, torch.device("cuda"))) is candidate
+
+
+STRIP = (torch.Size((64, 64, 3, 3)), *DETAIL[1:])
+
+
+@pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
+def test_the_strip_backend_has_one_op_and_hands_on_the_others(gpu, op):
+    with dispatch.backend("cuda_strip"):
+        choice = dispatch.pick(op, OnGpu(), detail=STRIP if op in CONVOLUTIONS else ())[0]
+        if op == "conv_bn_relu":
+            assert choice == dispatch.Choice("cuda_strip", "backend 'cuda_strip' was asked for")
+        else:
+            assert choice == dispatch.Choice("cuda", f"cuda_strip has no kernel for {op}")
+
+
+def test_the_strip_kernel_hands_on_what_it_refuses(gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with dispatch.backend("cuda_strip"):
+        assert chosen("conv_bn_relu", OnGpu()) == dispatch.Choice(
+            "cuda", "the strip kernel takes input and output channels 64, not 128"
+        )
+        strided = dispatch.pick("conv_bn_relu", OnGpu(), detail=(STRIP[0], (2, 2), *STRIP[2:]))[0]
+        assert strided == dispatch.Choice("cuda", "the strip kernel takes stride 1, not 2")
+        wide = dispatch.pick("conv_bn_relu", OnGpu(torch.float32), detail=STRIP)[0]
+        assert wide == dispatch.Choice("cuda", "the strip kernel multiplies float16 and bfloat16, not float32")
+        nchw = dispatch.pick("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format), detail=STRIP)[0]
+        assert nchw.backend == "torch"
+
+
+@pytest.mark.parametrize(("n", "stride", "candidate"), [(8, 1, True), (7, 1, False), (8, 2, False)])
+def test_where_the_strip_kernel_is_measured(gpu, monkeypatch, n, stride, candidate):
+    """And it runs there by default when it was the fastest."""
+    monkeypatch.setattr(dispatch, "TILED", ())
+    conv = torch.nn.Conv2d(64, 64, 3, stride, padding=1, bias=False)
+    call = convolution_call((n, 64, 8, 8), conv)
+    assert ("cuda_strip" in tune.options(call, torch.device("cuda"))) is candidate
+    site = Site("conv", conv, torch.nn.BatchNorm2d(64), True, False, False, shape=(n, 64, 8, 8))
+    assert ("cuda_strip" in frozen_layers.options(site, torch.bfloat16, torch.device("cuda"))) is candidate
+    table = tuning.table(None)
+    with dispatch.record_keys() as keys:
+        assert dispatch.pick("conv_bn_relu", OnGpu(), detail=STRIP)[0].backend == "cuda"
+    table.entries = {keys[0]: tuning.entry({"cuda_strip": 1e-5, "cuda": 2e-5}, {})}
+    monkeypatch.setattr(tuning, "table", lambda device: table)
+    assert dispatch.pick("conv_bn_relu", OnGpu(), detail=STRIP)[0].backend == "cuda_strip"
 
 
 @pytest.mark.parametrize(("major", "runs"), [(8, False), (9, True), (10, False)])

@@ -19,7 +19,8 @@ CSRC = ROOT / "csrc"
 TORCH_TARGET = "2.11"  # oldest torch whose stable ABI the library may use
 # PTX of the newest plain architecture is added for devices that come later.
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0a")
-CUDA_ONLY = ("register_conv.cpp", "register_head.cpp", "register_plane.cpp")  # ops without a CPU kernel
+# Ops without a CPU kernel.
+CUDA_ONLY = ("register_conv.cpp", "register_head.cpp", "register_plane.cpp", "register_strip.cpp")
 # Sources with Hopper's own instructions (csrc/ptx/hopper.cuh), which no other architecture, and no PTX, can hold.
 HOPPER_SOURCE, HOPPER = "_sm90a.cu", "9.0a"
 INSTRUCTION_SETS = {
