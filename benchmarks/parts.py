@@ -102,7 +102,7 @@ def _checks(device, box, smoke):
     if device == "cuda":
         files = {
             "static-engine": ["frozen_static"], "private-ops": ["conv_choice", "pool_linear"],
-            "conv-plane": ["conv_plane"], "conv-strip": ["cuda_strip"],
+            "conv-plane": ["conv_plane", "cuda_plane"], "conv-strip": ["cuda_strip"],
         }  # fmt: skip
         for name, names in files.items():
             tests = _python("-m", "pytest", "-q", "-rf", *(f"tests/test_{f}.py" for f in names), "--device=cuda")

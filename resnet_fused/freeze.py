@@ -178,7 +178,9 @@ class Engine:
             raise ValueError(f"engine: x is on {x.device}, the engine was frozen on cpu")
         if x.dtype not in (torch.float32, self.dtype):
             raise TypeError(f"engine: x is {x.dtype}, the engine takes torch.float32 or {self.dtype}")
-        x = self._stem.run(x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST))
+        if not getattr(self._stem.run, "any_layout", False):
+            x = x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST)
+        x = self._stem.run(x)
         if self._pool is not None:
             x = self._pool(x)
         for block in self._blocks:

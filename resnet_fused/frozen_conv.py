@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from . import layout, native
 from .fold import fold
+from .frozen_amx import Amx, AmxStem
 
 _onednn = torch.ops.mkldnn
 
@@ -142,7 +143,7 @@ class ThenPool:
 class StemWithPool:
     """Convolution and 3x3/2 max-pool in one pass over the image: the map between them is never written; float32."""
 
-    name = "stem"
+    name, any_layout = "stem", True
 
     def __init__(self, site, dtype):
         weight, self.bias = fold(site.conv, site.bn)
@@ -173,7 +174,7 @@ class StemWithPool:
 
 DIRECT = (OneDNN, Torch)
 WINOGRAD = (WinogradF4, WinogradF4Taps, WinogradF2, WinogradF2Taps)
-STEM = (StemWithPool, ThenPool(OneDNN), ThenPool(Torch))
+STEM = (StemWithPool, AmxStem, ThenPool(OneDNN), ThenPool(Torch))
 # A NaN or an infinity comes out of the pixels that read it, and of no others.
 EXACT, EXACT_STEM = (OneDNNThenReLU, Torch), (StemWithPool, ThenPool(OneDNNThenReLU), ThenPool(Torch))
 
@@ -185,6 +186,6 @@ def ways(site, dtype, exact):
     elif exact:
         kinds = EXACT if site.relu else DIRECT
     else:
-        kinds = WINOGRAD + DIRECT
+        kinds = (*WINOGRAD, Amx, *DIRECT)
     able = [way for way in kinds if way.why_not(site, dtype) is None]
     return [way for way in able if way.name.partition(",")[0] != "torch"] or able

@@ -126,7 +126,7 @@ def test_sources_for_hopper_are_compiled_for_sm_90a_alone(tmp_path, monkeypatch)
     file = native_build.NinjaFile(Path("build"))
     hopper = native_build.gencode([native_build.HOPPER])
     native_build._add_rules(file, tmp_path, "g++", "nvcc", native_build.gencode(["8.0", "9.0+PTX"]), hopper)
-    native_build._add_sources(file, "nvcc")
+    native_build._add_sources(file, "nvcc", False)
     assert "build build/cuda/plain.cu.o: nvcc csrc/cuda/plain.cu" in file.lines
     assert "build build/cuda/strip_sm90a.cu.o: nvcc_sm90a csrc/cuda/strip_sm90a.cu" in file.lines
     command = file.lines[file.lines.index("rule nvcc_sm90a") + 1]

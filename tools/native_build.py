@@ -28,6 +28,8 @@ INSTRUCTION_SETS = {
     "avx2": "-mavx2 -mfma -mf16c",
     "portable": "",
 }
+# Files with tiles (csrc/cpu/amx_tiles.h) are compiled with the matrix unit, if the compiler knows it, and without.
+AMX_FLAGS = INSTRUCTION_SETS["avx512"] + " -mavx512bf16 -mamx-tile -mamx-bf16"
 # -fno-math-errno lets sqrt be a vector instruction; contraction makes FMAs. NaN keeps its meaning: no -ffast-math.
 CXX_FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra "
@@ -59,6 +61,14 @@ def find_compiler():
         if path := shutil.which(name):
             return path, output_of(path, "--version").splitlines()[0]
     raise CannotBuild("no C++ compiler found ($CXX, c++, g++, clang++)")
+
+
+def knows_amx(compiler):
+    """g++ 11, clang 12 and later do."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    command = [compiler, *AMX_FLAGS.split(), "-x", "c++", "-fsyntax-only", "/dev/null"]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def find_ninja():
@@ -209,7 +219,7 @@ def _build(folder, cuda, say):
     file = NinjaFile(folder)
     hopper = f"{gencode([HOPPER])} {compression(nvcc_version)}" if nvcc else None
     _add_rules(file, torch, compiler, nvcc, gencodes, hopper)
-    _add_sources(file, nvcc)
+    _add_sources(file, nvcc, knows_amx(compiler))
     target = folder / "_native.so"
     file.write(target, "link")
     say(f"building with {jobs()} jobs (MAX_JOBS)")
@@ -237,10 +247,17 @@ def _add_rules(file, torch, compiler, nvcc, gencodes, hopper):
     file.rule("link", f"{command} $in -o $out {libraries}")
 
 
-def _add_sources(file, nvcc):
+def _add_sources(file, nvcc, amx):
     x86 = platform.machine() in ("x86_64", "AMD64")
     for source in sorted([*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")]):
-        if "namespace resnet_fused::cpu::RESNET_FUSED_ISA" in source.read_text():
+        text = source.read_text()
+        if '#include "amx_tiles.h"' in text:
+            file.compile("cxx", source, ".portable", "-DRESNET_FUSED_ISA=portable")
+            if amx:
+                file.compile("cxx", source, ".amx", f"-DRESNET_FUSED_ISA=amx {AMX_FLAGS}")
+        elif "RESNET_FUSED_WITH_AMX" in text:
+            file.compile("cxx", source, flags="-DRESNET_FUSED_WITH_AMX" if amx else "")
+        elif "namespace resnet_fused::cpu::RESNET_FUSED_ISA" in text:
             for isa, flags in INSTRUCTION_SETS.items():
                 if x86 or isa == "portable":
                     file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")

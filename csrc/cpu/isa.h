@@ -3,9 +3,10 @@
 
 namespace resnet_fused::cpu {
 
-enum class Isa : int { portable, avx2, avx512 };
+// In order: each has what the ones before it have. amx: AVX-512 with bfloat16, and the matrix unit.
+enum class Isa : int { portable, avx2, avx512, amx };
 
-// The best one this CPU has, or RESNET_FUSED_CPU_ISA=portable|avx2|avx512 if that is lower.
+// The best one this CPU has, or RESNET_FUSED_CPU_ISA=portable|avx2|avx512|amx if that is lower.
 Isa isa();
 const char* isa_name(Isa isa);
 

@@ -11,7 +11,7 @@ RESNET_FUSED_LAUNCHERS
 namespace avx2 {
 RESNET_FUSED_LAUNCHERS
 }
-#define RESNET_FUSED_BEST(op) (isa() == Isa::avx512 ? avx512::op : isa() == Isa::avx2 ? avx2::op : portable::op)
+#define RESNET_FUSED_BEST(op) (isa() >= Isa::avx512 ? avx512::op : isa() >= Isa::avx2 ? avx2::op : portable::op)
 #else
 #define RESNET_FUSED_BEST(op) portable::op
 #endif

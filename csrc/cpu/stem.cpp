@@ -23,8 +23,8 @@ namespace {
 
 const StemKernels& kernels() {
 #if defined(__x86_64__)
-  if (isa() == Isa::avx512) return avx512::stem_kernels;
-  if (isa() == Isa::avx2) return avx2::stem_kernels;
+  if (isa() >= Isa::avx512) return avx512::stem_kernels;
+  if (isa() >= Isa::avx2) return avx2::stem_kernels;
 #endif
   return portable::stem_kernels;
 }

@@ -22,8 +22,8 @@ extern const WinogradKernels winograd_kernels;
 
 const WinogradKernels& winograd_kernels() {
 #if defined(__x86_64__)
-  if (isa() == Isa::avx512) return avx512::winograd_kernels;
-  if (isa() == Isa::avx2) return avx2::winograd_kernels;
+  if (isa() >= Isa::avx512) return avx512::winograd_kernels;
+  if (isa() >= Isa::avx2) return avx2::winograd_kernels;
 #endif
   return portable::winograd_kernels;
 }

@@ -1,6 +1,6 @@
 // The instructions that Hopper (sm_90a) adds to ptx.cuh, and the two worlds that implement them: sm90.cuh for nvcc,
 // tests/emulator/sm90.h for g++. Proven by
-// tests/emulator/hopper_checks.cpp and hopper_boxes.cpp.
+// tests/emulator/hopper_checks.cpp and hopper_boxes.cpp. Sources that use it are named *_sm90a.cu (csrc/hopper.h).
 //
 //   mbarrier    mbar_init(addr, arrivals)          8 bytes of shared memory; one thread, then mbar_init_fence()
 //               mbar_arrive(addr)                  one arrival: what this thread did before is seen by who waits

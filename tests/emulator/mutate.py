@@ -1,5 +1,5 @@
-"""Removes each synchronisation statement of the CUDA kernels in turn, makes each mistake of EDITS, and demands that a test
-notices.
+"""Removes each synchronisation statement of the CUDA kernels in turn, makes a few that are wrong instead of absent, and
+demands that a test notices.
 
     python tests/emulator/mutate.py [--only TEXT] [--list]
 
@@ -23,17 +23,24 @@ from emulator import build
 
 STATEMENT = re.compile(
     r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit"
-    r"|mbar_(?:init_fence|wait|arrive|arrive_expect)|wgmma_(?:fence|commit|finish|wait<[^>]*>))\([^;]*\);"
+    r"|mbar_wait|mbar_arrive|mbar_arrive_expect|mbar_init_fence|wgmma_fence|wgmma_commit|wgmma_wait<[^>]*>|wgmma_finish"
+    r")\([^;]*\);"
 )
-# (file, number of the statement in it): why it stays although no test can notice its removal.
-REDUNDANT = {}
-# (file, what stands there once, a mistake instead)
-EDITS = (
+# (file, what stands there once, what takes its place)
+WRONG = (
+    ("conv_plane.cuh", "shared.plane_empty(turn.slot), turn.parity ^ 1", "shared.plane_empty(turn.slot), turn.parity"),
+    ("conv_plane.cuh", "shared.tap_empty(turn.slot), turn.parity ^ 1", "shared.tap_empty(turn.slot), 1"),
+    ("conv_plane.cuh", "shared.plane_full(plane.slot), plane.parity", "shared.plane_full(plane.slot), 0"),
+    ("conv_plane.cuh", "shared.tap_full(tap.slot), tap.parity", "shared.tap_full(tap.slot), tap.parity ^ 1"),
+    ("conv_plane.cuh", "shared.plane_full(turn.slot), kPlaneBytes", "shared.plane_full(turn.slot), kPlaneBytes / 2"),
+    ("conv_plane.cuh", "before.give_back(shared);\n        before = now", "now.give_back(shared)"),
+    ("conv_plane.cuh", "wgmma_wait<kPixels>", "wgmma_wait<kPixels + 1>"),
+    ("conv_plane.cuh", "kPlaneConsumers = 8", "kPlaneConsumers = 7"),
     ("conv_strip.cuh", "memory.line(i), x,", "memory.line(i + 1), x,"),
     ("conv_strip.cuh", "memory.line(row + r)", "memory.line(row + r + 1)"),
     ("conv_strip.cuh", "place.column - 1,", "place.column,"),
     ("conv_strip.cuh", "s * kStripPixelBytes", "(s + 1) * kStripPixelBytes"),
-    ("conv_strip.cuh", "memory.tap(i), weight", "memory.tap(kStripTaps - 1 - i), weight"),
+    ("conv_strip.cuh", "gradient ? kStripTaps - 1 - i : i", "gradient ? i : kStripTaps - 1 - i"),
     ("conv_strip.cuh", "4 * kStripConsumers);", "4 * kStripConsumers - 1);"),
     ("conv_strip.cuh", "4 * kStripConsumers);", "4 * kStripConsumers + 1);"),
     ("conv_strip.cuh", "released < row + kStripConsumers", "released < row + kStripConsumers + 1"),
@@ -42,10 +49,14 @@ EDITS = (
     ("conv_strip.cuh", "base + kStripStaging + consumer", "base + kStripStaging - kStripLineBytes + consumer"),
     ("conv_strip.cuh", "lane / 8 % 2) ^ lane % 8", "lane / 8 % 2) ^ lane / 8"),
 )
+# (file, number of the statement in it): why it stays although no test can notice its removal.
+REDUNDANT = {
+    ("conv_plane.cuh", 11): "ptxas wants a fence on the way without products too (C7519); there is nothing to order",
+}
 # A header is mutated in one source only: the one named after it, else the first of these that includes it.
 SOURCES = (
     "bn_relu", "bn_stats", "bn_relu_backward", "conv_bn_relu_f16", "conv_stats_f16", "conv_bn_relu_pool", "pool_linear",
-    "conv_strip_sm90a",
+    "conv_plane_sm90a", "conv_strip_sm90a",
 )  # fmt: skip
 TESTS = {
     "bn_relu": "test_cuda_emulated.py",
@@ -55,18 +66,18 @@ TESTS = {
     "conv_stats_f16": "test_conv_stats_emulated.py",
     "conv_bn_relu_pool": "test_conv_pool_emulated.py",
     "pool_linear": "test_pool_linear.py",
+    "conv_plane_sm90a": "test_plane_emulated.py",
     "conv_strip_sm90a": "test_strip_emulated.py",
 }
 
 
 class Mutant(NamedTuple):
     file: str  # in csrc/cuda
-    number: int  # of the statement in the file; of an edit, before 0
-    start: int
-    statement: str
-    instead: str
-    source: str  # that is compiled with it
+    number: int  # of the statement in the file
     line: int
+    statement: str
+    source: str  # that is compiled with it
+    instead: str = ";"
 
     def __str__(self):
         instead = "" if self.instead == ";" else f" -> {self.instead}"
@@ -74,7 +85,7 @@ class Mutant(NamedTuple):
 
 
 def mutants():
-    """Every synchronisation statement. Builds the library first, for its record of which source has which header."""
+    """Every synchronisation statement, and WRONG. Builds the library first, for its record of which source has which header."""
     build.library()
     included = {}
     for stem in SOURCES:
@@ -85,19 +96,17 @@ def mutants():
     found = []
     for path in sorted(build.CSRC.glob("cuda/*.cuh")):
         text = path.read_text()
-        changes = [(n, m.start(), m.group(0), ";") for n, m in enumerate(STATEMENT.finditer(text))]
-        for number, (file, before, after) in enumerate(EDITS):
-            if file != path.name:
-                continue
-            if text.count(before) != 1:
-                raise RuntimeError(f"{file}: {before!r} of EDITS stands there {text.count(before)} times, not once")
-            changes.append((number - len(EDITS), text.index(before), before, after))
-        if changes and path not in included:
-            raise RuntimeError(f"{path.name} synchronises, but none of {', '.join(SOURCES)} includes it")
-        found += [
-            Mutant(path.name, number, start, before, after, included[path], text.count("\n", 0, start) + 1)
-            for number, start, before, after in changes
-        ]
+        for number, match in enumerate(STATEMENT.finditer(text)):
+            line = text.count("\n", 0, match.start()) + 1
+            if path not in included:
+                raise RuntimeError(f"{path.name} synchronises, but none of {', '.join(SOURCES)} includes it")
+            found.append(Mutant(path.name, number, line, match.group(0), included[path]))
+    for number, (file, old, new) in enumerate(WRONG):
+        path = build.CSRC / "cuda" / file
+        text = path.read_text()
+        if text.count(old) != 1:
+            raise RuntimeError(f"{file} has {old!r} {text.count(old)} times: update WRONG")
+        found.append(Mutant(file, -1 - number, text.count("\n", 0, text.index(old)) + 1, old, included[path], new))
     return found
 
 
@@ -106,7 +115,9 @@ def mutated_object(mutant, folder):
         shutil.copytree(build.ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / "csrc" / "cuda" / mutant.file
     text = path.read_text()
-    path.write_text(text[: mutant.start] + mutant.instead + text[mutant.start + len(mutant.statement) :])
+    found = [match.start() for match in STATEMENT.finditer(text)]
+    start = text.index(mutant.statement) if mutant.number < 0 else found[mutant.number]
+    path.write_text(text[:start] + mutant.instead + text[start + len(mutant.statement) :])
     flags = build.kernel_flags(root=folder)
     return build.compile_object(folder / "csrc" / "cuda" / f"{mutant.source}.cu", flags, folder / "objects")
 

@@ -1,0 +1,244 @@
+// The loops around the kernels: which pixels are packed when, and who multiplies them with which weights.
+#include <algorithm>
+#include <cstring>
+
+#include "amx.h"
+#include "amx_kernels.h"
+#include "isa.h"
+#include "parallel.h"
+
+namespace resnet_fused::cpu {
+namespace portable {
+extern const AmxKernels amx_kernels;
+}
+#ifdef RESNET_FUSED_WITH_AMX
+namespace amx {
+extern const AmxKernels amx_kernels;
+}
+#endif
+
+namespace {
+
+const AmxKernels& chosen_kernels() {
+#ifdef RESNET_FUSED_WITH_AMX
+  if (isa() == Isa::amx) return amx::amx_kernels;
+#endif
+  return portable::amx_kernels;
+}
+
+// Part i of `count` things cut into `parts` that differ by one at most.
+int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
+
+struct Segment {
+  int64_t image, row, rows;  // of the output
+};
+
+class Run {
+ public:
+  Run(const AmxPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual, void* out,
+      bool relu)
+      : plan_(plan),
+        shape_(plan.shape),
+        kernels_(chosen_kernels()),
+        bytes_(plan.shape.parts == 1 ? 2 : 4),
+        part_stride_(static_cast<int64_t>(plan.phase_y.size()) * plan.plane * kAmxChannels),
+        block_stride_(part_stride_ * plan.shape.parts),
+        x_(static_cast<const char*>(x)),
+        packed_(packed),
+        shift_(shift),
+        residual_(static_cast<const char*>(residual)),
+        out_(static_cast<char*>(out)),
+        relu_(relu) {
+    for (size_t tap = 0; tap < plan.tap_plane.size(); ++tap) {
+      taps_.push_back((plan.tap_plane[tap] * plan.plane + plan.tap_offset[tap]) * kAmxChannels);
+    }
+  }
+
+  // Rows [begin, end) of plane `phase` of a segment into its memory; row 0 is the first that its output reads.
+  void pack(const Segment& segment, int64_t phase, int64_t begin, int64_t end, uint16_t* memory) const {
+    uint16_t* plane = memory + phase * plan_.plane * kAmxChannels;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t y = (segment.row + row) * shape_.stride + plan_.phase_y[phase] - shape_.padding;
+      pack_row(segment.image, y, plan_.phase_x[phase], plane + row * plan_.pitch * kAmxChannels);
+    }
+    if (end == plane_rows(segment)) zero(plane + end * plan_.pitch * kAmxChannels, plan_.shared);
+  }
+  int64_t plane_rows(const Segment& segment) const { return segment.rows + plan_.extra_rows; }
+  void pack(const Segment& segment, uint16_t* memory) const {
+    for (size_t phase = 0; phase < plan_.phase_y.size(); ++phase) {
+      pack(segment, static_cast<int64_t>(phase), 0, plane_rows(segment), memory);
+    }
+  }
+
+  // Output panels [begin, end) of segments that lie in `memory` one after another; sums: plan.sums floats.
+  void multiply(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
+                float* sums) const {
+    const int64_t block_weights = kAmxPanel * kAmxChannels * shape_.taps() * shape_.parts;
+    AmxGemm gemm{};
+    gemm.block_stride = block_stride_;
+    gemm.part_stride = part_stride_;
+    gemm.taps = taps_.data();
+    gemm.tap_count = shape_.taps();
+    gemm.b = packed_ + begin * plan_.blocks * block_weights;
+    int64_t calls = 0;
+    for (int64_t i = 0; i < count; ++i) calls += tiles(segments[i]);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t block = 0; block < plan_.blocks; block += plan_.chunk) {
+        gemm.blocks = std::min(plan_.chunk, plan_.blocks - block);
+        gemm.add = block > 0;
+        gemm.c = sums;
+        // The next chunk is requested while this one is used (three parts; it gained nothing for one).
+        const int64_t weights = gemm.blocks * block_weights, products = 6 * shape_.taps() * gemm.blocks;
+        gemm.ahead_lines = (weights / 32 + calls * products - 1) / (calls * products);
+        gemm.ahead = reinterpret_cast<const char*>(gemm.b + weights);
+        for (int64_t i = 0; i < count; ++i) {
+          for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
+            gemm.a = memory + i * plan_.segment + block * block_stride_ + tile * kAmxPixels * kAmxChannels;
+            (shape_.parts == 1 ? kernels_.gemm1 : kernels_.gemm3)(gemm);
+            if (block + gemm.blocks == plan_.blocks) output(segments[i], tile * kAmxPixels, panel, gemm.c);
+            if (plan_.chunk < plan_.blocks) gemm.c += kAmxPixels * kAmxPanel;
+            gemm.ahead += gemm.ahead_lines * products * 64;
+          }
+        }
+        gemm.b += weights;
+      }
+    }
+  }
+
+  // Row range [begin, end) of all output rows of the batch, cut at images and at plan.rows.
+  std::vector<Segment> segments(int64_t begin, int64_t end) const {
+    std::vector<Segment> result;
+    const int64_t height = shape_.out_h();
+    while (begin < end) {
+      const int64_t left = std::min(end - begin, height - begin % height);
+      const int64_t rows = (left + (left + plan_.rows - 1) / plan_.rows - 1) / ((left + plan_.rows - 1) / plan_.rows);
+      result.push_back({begin / height, begin % height, rows});
+      begin += rows;
+    }
+    return result;
+  }
+
+ private:
+  int64_t tiles(const Segment& segment) const {
+    return ((segment.rows - 1) * plan_.pitch + shape_.out_w() + kAmxPixels - 1) / kAmxPixels;
+  }
+
+  void zero(uint16_t* to, int64_t pixels) const {
+    for (int64_t block = 0; block < plan_.blocks; ++block) {
+      for (int64_t part = 0; part < shape_.parts; ++part) {
+        std::memset(to + block * block_stride_ + part * part_stride_, 0, pixels * kAmxChannels * 2);
+      }
+    }
+  }
+
+  void pack_row(int64_t image, int64_t y, int64_t phase, uint16_t* to) const {
+    if (y < 0 || y >= shape_.h) return zero(to, plan_.pitch);
+    // Column j is pixel j * stride + phase - padding.
+    const int64_t offset = phase - shape_.padding, stride = shape_.stride;
+    const int64_t first = std::min(plan_.pitch, offset < 0 ? (-offset + stride - 1) / stride : 0);
+    const int64_t past = shape_.w <= offset ? first : (shape_.w - offset + stride - 1) / stride;
+    const int64_t last = std::max(first, std::min(plan_.pitch, past));
+    if (first > 0) zero(to, first);
+    if (last < plan_.pitch) zero(to + last * kAmxChannels, plan_.pitch - last);
+    if (last == first) return;
+    const char* from = x_ + ((image * shape_.h + y) * shape_.w + first * stride + offset) * shape_.c * bytes_;
+    (shape_.parts == 1 ? kernels_.pack1 : kernels_.pack3)(from, stride * shape_.c, last - first, shape_.c,
+                                                          to + first * kAmxChannels, block_stride_, part_stride_);
+  }
+
+  // The sums of 32 pixels from `first` on: those between the rows belong to no output.
+  void output(const Segment& segment, int64_t first, int64_t panel, const float* sums) const {
+    const int64_t width = shape_.out_w(), k = panel * kAmxPanel;
+    AmxOutput to{};
+    to.shift = shift_ + k;
+    to.pixel_stride = shape_.k;
+    to.channels = static_cast<int>(std::min(kAmxPanel, shape_.k - k));
+    to.relu = relu_;
+    int64_t y = first / plan_.pitch, x = first % plan_.pitch;
+    for (int64_t pixel = 0; pixel < kAmxPixels && y < segment.rows;) {
+      const int64_t run = std::min(kAmxPixels - pixel, width - x);
+      if (run > 0) {
+        const int64_t at = (((segment.image * shape_.out_h() + segment.row + y) * width + x) * shape_.k + k) * bytes_;
+        to.c = sums + pixel * kAmxPanel;
+        to.pixels = run;
+        to.out = out_ + at;
+        to.residual = residual_ ? residual_ + at : nullptr;
+        (shape_.parts == 1 ? kernels_.output1 : kernels_.output3)(to);
+      }
+      pixel += plan_.pitch - x;
+      x = 0;
+      ++y;
+    }
+  }
+
+  const AmxPlan& plan_;
+  const AmxShape& shape_;
+  const AmxKernels& kernels_;
+  const int64_t bytes_, part_stride_, block_stride_;
+  std::vector<int64_t> taps_;
+  const char* x_;
+  const uint16_t* packed_;
+  const float* shift_;
+  const char* residual_;
+  char* out_;
+  const bool relu_;
+};
+
+// The tile registers of one task.
+class Configured {
+ public:
+  Configured() : kernels_(chosen_kernels()) { kernels_.begin(saved_); }
+  ~Configured() { kernels_.end(saved_); }
+  Configured(const Configured&) = delete;
+  Configured& operator=(const Configured&) = delete;
+
+ private:
+  const AmxKernels& kernels_;
+  alignas(64) char saved_[64];
+};
+
+}  // namespace
+
+void amx_run(const AmxPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
+             void* out, bool relu, uint16_t* workspace) {
+  const Run run(plan, x, packed, shift, residual, out, relu);
+  uint16_t* packed_end = workspace + plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks);
+  const auto sums_of = [&](int64_t task) { return reinterpret_cast<float*>(packed_end) + task * plan.sums; };
+  if (!plan.split_panels) {
+    const int64_t rows = plan.shape.n * plan.shape.out_h();
+    parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
+      const Configured tiles;
+      for (int64_t task = begin; task < end; ++task) {
+        uint16_t* memory = workspace + task * plan.segment * plan.segments;
+        const auto segments = run.segments(part_begin(rows, plan.tasks, task), part_begin(rows, plan.tasks, task + 1));
+        const int64_t count = static_cast<int64_t>(segments.size());
+        const int64_t groups = (count + plan.segments - 1) / plan.segments;
+        for (int64_t group = 0; group < groups; ++group) {
+          const int64_t first = part_begin(count, groups, group), here = part_begin(count, groups, group + 1) - first;
+          for (int64_t i = 0; i < here; ++i) run.pack(segments[first + i], memory + i * plan.segment);
+          run.multiply(segments.data() + first, here, 0, plan.panels, memory, sums_of(task));
+        }
+      }
+    });
+    return;
+  }
+  std::vector<Segment> segments;
+  for (int64_t image = 0; image < plan.shape.n; ++image) segments.push_back({image, 0, plan.shape.out_h()});
+  const int64_t phases = static_cast<int64_t>(plan.phase_y.size()), rows = run.plane_rows(segments[0]);
+  const int64_t pieces = plan.shape.n * phases * rows;
+  parallel_for(pieces, (pieces + plan.tasks - 1) / plan.tasks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i % rows, image = i / rows / phases;
+      run.pack(segments[image], i / rows % phases, row, row + 1, workspace + image * plan.segment);
+    }
+  });
+  parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
+    const Configured tiles;
+    for (int64_t task = begin; task < end; ++task) {
+      run.multiply(segments.data(), plan.shape.n, part_begin(plan.panels, plan.tasks, task),
+                   part_begin(plan.panels, plan.tasks, task + 1), workspace, sums_of(task));
+    }
+  });
+}
+
+}  // namespace resnet_fused::cpu
