@@ -55,13 +55,13 @@ def conv_bn_relu(
     )  # fmt: skip
 
 
-def conv_gradient(library, grad, weight, out, stride, padding, dilation, places=4):
+def conv_input_grad(library, grad, weight, out, stride, padding, dilation, groups, places=4):
     """out [N, C, H, W] = the gradient of a convolution's input; grad [N, K, P, Q], weight [K, C, R, S], all channels_last.
 
     The weight is brought to [C, R, S, K] on every call: a copy of its size. Raises ValueError for what the kernel cannot
     take, RuntimeError as table_on does.
     """
-    if (why := refusal(grad.shape, weight.transpose(0, 1).shape, grad.dtype, 1)) is not None:
+    if (why := refusal(grad.shape, weight.transpose(0, 1).shape, grad.dtype, groups)) is not None:
         raise ValueError(why)
     sides = (out.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation)
     products = table_on(library, plane.Geometry(*map(tuple, sides)), True, places, grad.device)

@@ -35,7 +35,7 @@ def suits(x, weight):
     return x[0] >= SUITS
 
 
-def _refuse(x, weight, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1):
+def _refuse(x, weight, stride, padding, dilation, groups):
     if (why := refusal(x.shape, weight.shape, x.dtype, stride, padding, dilation, groups)) is not None:
         raise ValueError(why)
 
@@ -51,12 +51,12 @@ def conv_bn_relu(
     )
 
 
-def conv_gradient(library, grad, weight, out):
+def conv_input_grad(library, grad, weight, out, stride, padding, dilation, groups):
     """out [N, 64, H, W] = the gradient of a convolution's input; grad [N, 64, H, W], weight [64, 64, 3, 3], all
     channels_last.
 
     The weight is brought to [C, R, S, K] on every call: a copy of 74 kB. Raises ValueError for what the kernel cannot take.
     """
     turned = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-    _refuse(grad, turned)
+    _refuse(grad, turned, stride, padding, dilation, groups)
     library.conv_strip_gradient(plane.dense(grad), turned, out)

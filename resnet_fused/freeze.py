@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import layout, tuning
+from . import frozen_whole, layout, tuning
 from .accuracy import budget_used, exact
 from .frozen_conv import WinogradF4, WinogradF4Taps, ways
 from .frozen_site import Block, Site, check_model, check_site, measure, pool_of, stages
@@ -141,6 +141,7 @@ class Engine:
         fc = self._model.fc
         bias = None if fc.bias is None else fc.bias.detach().to(self.dtype, copy=True)
         self._fc = fc.weight.detach().to(self.dtype, copy=True), bias
+        self._whole = None if frozen_whole.why_not(self) else frozen_whole.Whole(self)
 
     def save(self, path):
         """Writes the engine to a file that `resnet_fused.load_engine` reads; see frozen_file.py."""
@@ -178,6 +179,8 @@ class Engine:
             raise ValueError(f"engine: x is on {x.device}, the engine was frozen on cpu")
         if x.dtype not in (torch.float32, self.dtype):
             raise TypeError(f"engine: x is {x.dtype}, the engine takes torch.float32 or {self.dtype}")
+        if self._whole is not None:
+            return self._whole(x)
         if not getattr(self._stem.run, "any_layout", False):
             x = x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST)
         x = self._stem.run(x)

@@ -10,7 +10,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from . import dispatch, layout
+from . import cuda_plane, dispatch, layout
 from .fold import fold
 
 CHOICES = 3  # measured besides the tile that is predicted to be fastest; `tune` measures all
@@ -172,6 +172,10 @@ def options(site, dtype, device):
         if name in dispatch.NARROW:
             if _suits(site, dtype, name):
                 found[name] = lambda s, d, name=name: Epilogue(s, d, name)
+                for config in cuda_plane.alternatives() if name == "cuda_plane" else ():
+                    found[f"{name} places={config['places']}"] = functools.partial(
+                        Epilogue, backend=name, config=config
+                    )
             continue
         found[name] = _plain(lambda s, d, name=name: Epilogue(s, d, name), site)
         for config in choices(site, dtype, device, name)[1 : 1 + CHOICES]:

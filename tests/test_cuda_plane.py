@@ -190,14 +190,14 @@ def test_gradient_of_the_input(library, device, dtype, shape, weight_shape, stri
     grad = activation(like.shape, dtype, device=device)
     out = torch.empty(shape, dtype=dtype, device=device).contiguous(memory_format=LAST).fill_(torch.nan)
     where = [stride, stride], [padding, padding], [1, 1]
-    cuda_plane.conv_gradient(library, grad, weight, out, *where, places=places)
+    cuda_plane.conv_input_grad(library, grad, weight, out, *where, 1, places=places)
     eager, oracle = (
         torch.nn.grad.conv2d_input(shape, convert(weight), convert(grad), stride, padding)
         for convert in (lambda t: t, exact)
     )
     assert_within_budget(out, eager, oracle, "the gradient of the input")
     with pytest.raises(ValueError, match="from 128 on, not 64"):
-        cuda_plane.conv_gradient(library, grad, weight[:, :64], out, *where)
+        cuda_plane.conv_input_grad(library, grad, weight[:, :64], out, *where, 1)
 
 
 def test_a_table_is_made_once_and_not_inside_of_a_capture(library, device, monkeypatch):

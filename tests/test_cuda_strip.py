@@ -136,11 +136,11 @@ def test_the_public_op_runs_it(library, device, monkeypatch):
 def test_gradient_of_the_input(library, device, dtype):
     grad, weight, *_ = make(device, dtype, (9, 64, 3, 15))
     out = torch.full_like(grad, torch.nan)
-    cuda_strip.conv_gradient(library, grad, weight, out)
+    cuda_strip.conv_input_grad(library, grad, weight, out, *GEOMETRY)
     eager, oracle = (
         torch.nn.grad.conv2d_input(grad.shape, convert(weight), convert(grad), padding=1)
         for convert in (lambda t: t, exact)
     )
     assert_within_budget(out, eager, oracle, "the gradient of the input")
     with pytest.raises(ValueError, match="channels 64, not 32"):
-        cuda_strip.conv_gradient(library, grad, weight[:, :32], out)
+        cuda_strip.conv_input_grad(library, grad, weight[:, :32], out, *GEOMETRY)

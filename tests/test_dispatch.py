@@ -135,7 +135,9 @@ def test_where_a_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype,
     names = [found for found in tune.options(call, torch.device("cuda")) if found.startswith(name)]
     assert names[:1] == [name] * candidate and (len(names) > 1) is candidate
     site = Site("conv", conv, torch.nn.BatchNorm2d(k), True, False, False, shape=call["x"].shape)
-    assert (name in frozen_layers.options(site, dtype, torch.device("cuda"))) is candidate
+    found = frozen_layers.options(site, dtype, torch.device("cuda"))
+    assert (name in found) is candidate
+    assert ("cuda_plane places=2" in found) is candidate
 
 
 STRIP = (torch.Size((64, 64, 3, 3)), *DETAIL[1:])
