@@ -91,6 +91,7 @@ def _checks(device, box, smoke):
         made.append(_compiled("instructions", 2, box, f"{flags} tests/emulator/micro.cpp"))
         hopper = flags.replace("-arch=native", "-gencode=arch=compute_90a,code=sm_90a")
         made.append(_compiled("instructions-hopper", 2, box, f"{hopper} tests/emulator/hopper_checks.cpp"))
+        made.append(_compiled("instructions-boxes", 2, box, f"{hopper} tests/emulator/hopper_boxes.cpp"))
     for backend in BACKENDS if device == "cuda" else ("native",):
         # Eager's own tensors beyond 2^31 elements are torch's business, and would not fit beside the others'.
         for op in OP_TESTS[:1] if smoke else (*OP_TESTS, *(["large"] if backend != "eager" else [])):
@@ -101,7 +102,7 @@ def _checks(device, box, smoke):
     if device == "cuda":
         files = {
             "static-engine": ["frozen_static"], "private-ops": ["conv_choice", "pool_linear"],
-            "conv-plane": ["conv_plane"],
+            "conv-plane": ["conv_plane", "cuda_plane"], "conv-strip": ["cuda_strip"],
         }  # fmt: skip
         for name, names in files.items():
             tests = _python("-m", "pytest", "-q", "-rf", *(f"tests/test_{f}.py" for f in names), "--device=cuda")

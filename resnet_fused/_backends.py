@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, native, plane
+from . import _env, cuda_plane, cuda_strip, native, plane
 
 
 class Backend(NamedTuple):
@@ -58,6 +58,14 @@ def _triton_plane_kernel(stem, op):
     return getattr(importlib.import_module(f"{__package__}.kernels._conv_plane"), op)
 
 
+def _cuda_plane_kernel(stem, op):
+    return functools.partial(getattr(cuda_plane, op), native.namespace())
+
+
+def _cuda_strip_kernel(stem, op):
+    return functools.partial(getattr(cuda_strip, op), native.namespace())
+
+
 # A backend proven elsewhere (the emulator of the tests) is added here by its owner.
 BACKENDS = {
     "cuda": Backend(_without_cuda, lambda device: device == "cuda", _compiled_kernel),
@@ -67,6 +75,16 @@ BACKENDS = {
         _takes_triton,
         _triton_plane_kernel,
     ),
+    "cuda_plane": Backend(
+        lambda: _without_cuda() or plane.without_hopper(),
+        lambda device: device == "cuda",
+        _cuda_plane_kernel,
+    ),
+    "cuda_strip": Backend(
+        lambda: _without_cuda() or plane.without_hopper(),
+        lambda device: device == "cuda",
+        _cuda_strip_kernel,
+    ),
     "native": Backend(native.why_absent, lambda device: device == "cpu", _compiled_kernel),
     "torch": Backend(lambda: None, lambda device: True, None),
     "eager": Backend(lambda: None, lambda device: True, None),
@@ -74,8 +92,25 @@ BACKENDS = {
 
 # Backends whose convolutions take a tile and a number of slices by name (csrc/cuda/conv_choice.h).
 TILED = ("cuda", "emulator")
-# {a backend that has only plane convolutions: the one that runs everything else}
-PLANE = {"triton_plane": "triton"}
+
+
+class Narrow(NamedTuple):
+    """A backend with kernels for some convolutions, in conv_bn_relu alone. Convolutions are shapes of x and weight."""
+
+    others: str  # the backend that runs everything else
+    refusal: Callable  # (x, weight, dtype, stride, padding, dilation, groups): why no kernel takes it, or None
+    suits: Callable  # (x, weight): whether it is worth a measurement
+
+
+def _for_any_geometry(refusal):
+    return lambda x, weight, dtype, stride, padding, dilation, groups: refusal(x, weight, dtype, groups)
+
+
+NARROW = {
+    "triton_plane": Narrow("triton", _for_any_geometry(plane.refusal), plane.suits),
+    "cuda_plane": Narrow("cuda", _for_any_geometry(cuda_plane.refusal), plane.suits),
+    "cuda_strip": Narrow("cuda", cuda_strip.refusal, cuda_strip.suits),
+}
 
 
 def tf32_allowed():

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import dispatch, launch, plane, workload
+from . import cuda_plane, dispatch, launch, plane, workload
 
 # The forward ops of a convolution: torch's own, followed by a pass, is a way to run them.
 CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
@@ -29,7 +29,7 @@ def options(call, device):
     for name, backend in dispatch.BACKENDS.items():
         able = backend.takes(device.type) and backend.why_not() is None
         interpreted = name.startswith("triton") and device.type == "cpu"
-        if name in dispatch.PLANE and not _suits_plane(call):
+        if name in dispatch.NARROW and not _suits(call, name):
             continue
         if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
@@ -38,6 +38,7 @@ def options(call, device):
     configurations += [("triton", c) for c in _configurations(call)] if "triton" in found else []
     if "triton_plane" in found:
         configurations += [("triton_plane", c) for c in plane.alternatives(call["weight"].shape[0])]
+    configurations += [("cuda_plane", c) for c in cuda_plane.alternatives() if "cuda_plane" in found]
     for name, config in configurations:
         found[f"{name} {' '.join(f'{k}={v}' for k, v in config.items())}"] = (name, config)
     return found
@@ -60,11 +61,12 @@ def _tiles(call, backend, device):
     return choices + [{"tile": "apart"}] * (call.op == "conv_bn_relu_pair")
 
 
-def _suits_plane(call):
+def _suits(call, name):
+    """Whether a backend of dispatch.NARROW is worth a measurement."""
     if call.op != "conv_bn_relu":
         return False
-    x, weight = call["x"], call["weight"]
-    return plane.refusal(x.shape, weight.shape, x.dtype, call["groups"]) is None and plane.suits(x.shape, weight.shape)
+    x, (weight, *geometry), narrow = call["x"], detail(call), dispatch.NARROW[name]
+    return narrow.refusal(x.shape, weight, x.dtype, *geometry) is None and narrow.suits(x.shape, weight)
 
 
 def _configurations(call):

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import dispatch, ops, plane
+from . import dispatch, ops
 from .accuracy import budget_used, exact
 from .ops.add_relu import reference as add_relu
 from .ops.bn_relu import reference as bn_relu
@@ -32,16 +32,15 @@ def check_ops(device, dtype, quick):
         simulated = device == "cpu" and backend not in ("native", "eager")
         if simulated and dtype == torch.bfloat16:
             continue
-        planes = dtype if backend in dispatch.PLANE else None
-        for what, shape, build in _cases(quick or simulated, planes):
+        for what, shape, build in _cases(quick or simulated, dtype, dispatch.NARROW.get(backend)):
             label = {"what": what, "shape": "x".join(map(str, shape)), "dtype": str(dtype)[6:], "backend": backend}
             yield label, lambda build=build: _compare(*build(device, dtype))
 
 
-def _cases(small, planes):
-    """`planes`: the dtype of a backend that has nothing but the convolutions of plane.py, else None."""
+def _cases(small, dtype, narrow):
+    """`narrow`: of a backend that takes only some convolutions, else None."""
     layers = LAYERS[2:] if small else LAYERS
-    for layer in layers if planes is None else ():
+    for layer in layers if narrow is None else ():
         shape = (2, layer[1] // 8, *layer[2:]) if small else layer
         for format_name, memory_format in (("", torch.channels_last), (" nchw", torch.contiguous_format)):
             if format_name and layer is not LAYERS[-1]:
@@ -52,8 +51,10 @@ def _cases(small, planes):
     for name, layer, channels, kernel, stride in CONVOLUTIONS:
         shape = (1, max(3, layer[1] // 8), max(7, layer[2] // 4), max(7, layer[3] // 4)) if small else layer
         case = (shape, channels // 8 if small else channels, kernel, stride)
-        if planes is not None and plane.refusal(shape, (case[1], shape[1], kernel, kernel), planes, 1) is not None:
-            continue
+        if narrow is not None:
+            geometry = (stride, stride), (kernel // 2, kernel // 2), (1, 1), 1
+            if narrow.refusal(shape, (case[1], shape[1], kernel, kernel), dtype, *geometry) is not None:
+                continue
         for mode in ("eval", "frozen"):
             yield f"conv_bn_relu {name} {mode}", shape, _conv_bn_relu(*case, name, mode)
 

@@ -2,7 +2,8 @@
 
 `cuda`: compiled CUDA kernels. `triton`: Triton kernels. `native`: compiled CPU kernels. `torch`: for convolutions, torch's
 own convolution followed by one fused pass of another backend. `eager`: torch's own operators, unfused: the fallback.
-`triton_plane`: convolutions of large batches on Hopper (plane.py); what those refuse, `triton` runs.
+`triton_plane`, `cuda_plane`: convolutions of large batches on Hopper (plane.py); what those refuse, `triton` and `cuda` run.
+`cuda_strip`: 3x3 convolutions of 64 channels on Hopper (cuda_strip.py); what it refuses, `cuda` runs.
 """
 
 import contextlib
@@ -11,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, cpu_conv, launch, layout, native, plane, tuning
-from ._backends import BACKENDS, PLANE, tf32_allowed
+from . import _env, cpu_conv, launch, layout, native, tuning
+from ._backends import BACKENDS, NARROW, tf32_allowed
 from ._backends import TILED as TILED
 from ._backends import Backend as Backend
 
@@ -155,6 +156,14 @@ def _measured(op, x, others, detail):
     return Choice(entry.choice, entry.reason(), entry.config.get(entry.choice))
 
 
+def _refused(name, op, x, detail):
+    """Why a backend of NARROW does not run `op` on x, or None."""
+    if op != "conv_bn_relu":
+        return f"{name} has no kernel for {op}"
+    weight, *geometry = detail
+    return NARROW[name].refusal(x.shape, weight, x.dtype, *geometry)
+
+
 def pick(op, x, *others, detail=()):
     """(the backend for `op` on `x` and the tensors that must match it, whether it was asked for or measured).
 
@@ -179,8 +188,8 @@ def pick(op, x, *others, detail=()):
         choice, asked = automatic(op, x), False
     else:
         choice = Choice(name, f"backend {name!r} was asked for", _state["config"])
-    if choice.backend in PLANE and (why := plane.refused(op, x, detail)) is not None:
-        choice = Choice(PLANE[choice.backend], why)
+    if choice.backend in NARROW and (why := _refused(choice.backend, op, x, detail)) is not None:
+        choice = Choice(NARROW[choice.backend].others, why)
     if conv and choice.backend not in ("torch", "eager") and not layout.is_channels_last(x):
         choice = Choice("torch", "contiguous NCHW: torch's convolution, then one fused pass")
     return choice, asked

@@ -10,7 +10,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from . import dispatch, layout, plane
+from . import cuda_plane, dispatch, layout
 from .fold import fold
 
 CHOICES = 3  # measured besides the tile that is predicted to be fastest; `tune` measures all
@@ -153,9 +153,12 @@ def named(backend, config):
     return f"{backend} {config['tile']} splits={config['splits']}"
 
 
-def _suits_plane(site, dtype):
-    x, weight = site.shape, site.conv.weight.shape
-    return plane.refusal(x, weight, dtype, site.conv.groups) is None and plane.suits(x, weight)
+def _suits(site, dtype, name):
+    """Whether a backend of dispatch.NARROW is worth a measurement."""
+    x, conv, narrow = site.shape, site.conv, dispatch.NARROW[name]
+    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+    weight = conv.weight.shape
+    return not site.pool and narrow.refusal(x, weight, dtype, *geometry) is None and narrow.suits(x, weight)
 
 
 def options(site, dtype, device):
@@ -166,9 +169,13 @@ def options(site, dtype, device):
             continue
         if name.startswith("triton") and device.type == "cpu":  # the interpreter: numbers, no speed
             continue
-        if name in dispatch.PLANE:
-            if not site.pool and _suits_plane(site, dtype):
+        if name in dispatch.NARROW:
+            if _suits(site, dtype, name):
                 found[name] = lambda s, d, name=name: Epilogue(s, d, name)
+                for config in cuda_plane.alternatives() if name == "cuda_plane" else ():
+                    found[f"{name} places={config['places']}"] = functools.partial(
+                        Epilogue, backend=name, config=config
+                    )
             continue
         found[name] = _plain(lambda s, d, name=name: Epilogue(s, d, name), site)
         for config in choices(site, dtype, device, name)[1 : 1 + CHOICES]:

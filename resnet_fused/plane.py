@@ -52,19 +52,11 @@ class Pixel(NamedTuple):
 def without_hopper():
     """Why the GPU that is there is none for these kernels, or None."""
     if torch.cuda.is_available() and (found := torch.cuda.get_device_capability())[0] != 9:
-        return f"the plane kernels are for compute capability 9.0, this is {found[0]}.{found[1]}"
+        return f"the Hopper kernels need compute capability 9.0, this is {found[0]}.{found[1]}"
     return None
 
 
-def refused(op, x, detail):
-    """Why no plane kernel runs `op` on the tensor x, or None; `detail`: of a convolution, as for dispatch.pick."""
-    if op != "conv_bn_relu":
-        return f"there is no plane kernel for {op}"
-    weight, *_, groups = detail
-    return refusal(x.shape, weight, x.dtype, groups)
-
-
-def refusal(x, weight, dtype, groups):
+def refusal(x, weight, dtype, groups, least=DEPTH):
     """Why a plane kernel cannot take x [N, C, H, W] and weight [K, C, R, S] (shapes) in `dtype`, or None."""
     if dtype not in (torch.float16, torch.bfloat16):
         return f"the plane kernel multiplies float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
@@ -73,6 +65,8 @@ def refusal(x, weight, dtype, groups):
     for name, channels in (("input", x[1]), ("output", weight[0])):
         if channels % DEPTH:
             return f"the plane kernel takes {name} channels in multiples of {DEPTH}, not {channels}"
+    if weight[0] < least:
+        return f"the plane kernel takes output channels from {least} on, not {weight[0]}"
     if max(x[1] * x[2] * x[3], weight[0] * x[2] * x[3], weight[1] * weight[2] * weight[3]) >= 2**31:
         return f"the plane kernel counts the elements of an image in 32 bits, too few for {tuple(x)}"
     return None
@@ -116,13 +110,23 @@ def table(geometry):
     return torch.tensor(rows, dtype=torch.int32)
 
 
-@functools.cache  # never given up: a CUDA graph may still read it
-def table_on(geometry, device):
-    """`table` on a device. Raises RuntimeError inside of a CUDA graph's capture, which cannot hold the copy."""
+def refuse_capture(device):
+    """Raises RuntimeError inside of a CUDA graph's capture: a graph cannot hold the copy of a table."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "the plane kernel meets this shape for the first time: run it once before the graph's capture"
         )
+
+
+def dense(t):
+    """`t` where the hardware can copy from it (a multiple of 16 bytes, or nothing), else a copy that is."""
+    return t if t is None or t.device.type == "meta" or t.data_ptr() % 16 == 0 else t.clone()
+
+
+@functools.cache  # never given up: a CUDA graph may still read it
+def table_on(geometry, device):
+    """`table` on a device. Raises RuntimeError inside of a CUDA graph's capture, which cannot hold the copy."""
+    refuse_capture(device)
     return table(geometry).to(device)
 
 

@@ -60,6 +60,34 @@ def test_a_missing_tensor_core_instruction_is_seen(tmp_path, monkeypatch):
 
 
 @needs_nvcc
+def test_sources_for_hopper_are_compiled_for_hopper_only(tmp_path, monkeypatch):
+    """And what they must hold: products fed by the copy engine."""
+    source = tmp_path / "csrc" / "cuda" / "example_sm90a.cu"
+    source.parent.mkdir(parents=True)
+    wgmma = 'asm volatile("wgmma.fence.sync.aligned;" ::: "memory");'
+    source.write_text(
+        f"__global__ void conv_kernel(float* p) {{ {wgmma} p[0] *= 2; }}\n"
+        "__global__ void conv_reduce_kernel(float* p) { p[0] *= 2; }\n"
+    )
+    monkeypatch.setattr(aot_cuda, "CSRC", tmp_path / "csrc")
+    monkeypatch.setattr(aot_cuda, "CACHE", tmp_path / "cache")
+    assert aot_cuda.rows([80, 100]) == []
+    found = {row["kernel"]: list(aot_cuda.faults(row)) for row in aot_cuda.rows([80, 90])}
+    assert found == {"conv_kernel": ["no HGMMA", "no UTMALDG"], "conv_reduce_kernel": []}
+
+
+def test_faults_of_a_kernel_for_hopper():
+    row = {
+        "case": "conv_sm90a.cu", "kernel": "conv_kernel<MathF16>", "warnings": [], "spills": 0, "stack": 0, "local": 0,
+        "shared": 0, "tensor_core": "HGMMA.64x128x16.F32", "hopper": ["HGMMA", "UTMALDG"],
+    }  # fmt: skip
+    assert not list(aot_cuda.faults(row))
+    assert list(aot_cuda.faults(row | {"shared": 232449})) == ["232449 bytes of shared memory, more than 232448"]
+    assert list(aot_cuda.faults(row | {"local": 3})) == ["3 accesses of local memory"]
+    assert list(aot_cuda.faults(row | {"warnings": ["C7510: serialized"]})) == ["C7510: serialized"]
+
+
+@needs_nvcc
 def test_a_warning_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(aot_cuda.CannotCompile, match="unused"):
         kernel(tmp_path, monkeypatch, "__global__ void k(float* p) { int unused; p[0] = 1; }\n")

@@ -116,6 +116,30 @@ def test_architecture_list_is_respected(nvcc, monkeypatch):
         native_build.architectures(nvcc)
 
 
+def test_sources_for_hopper_are_compiled_for_sm_90a_alone(tmp_path, monkeypatch):
+    """Whatever architectures are asked for: nothing else has their instructions, and PTX of compute_90 has none either."""
+    monkeypatch.setattr(native_build, "ROOT", tmp_path)
+    monkeypatch.setattr(native_build, "CSRC", tmp_path / "csrc")
+    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
+    for name in ("plain.cu", "strip_sm90a.cu"):
+        (tmp_path / "csrc" / "cuda" / name).touch()
+    file = native_build.NinjaFile(Path("build"))
+    hopper = native_build.gencode([native_build.HOPPER])
+    native_build._add_rules(file, tmp_path, "g++", "nvcc", native_build.gencode(["8.0", "9.0+PTX"]), hopper)
+    native_build._add_sources(file, "nvcc", False)
+    assert "build build/cuda/plain.cu.o: nvcc csrc/cuda/plain.cu" in file.lines
+    assert "build build/cuda/strip_sm90a.cu.o: nvcc_sm90a csrc/cuda/strip_sm90a.cu" in file.lines
+    command = file.lines[file.lines.index("rule nvcc_sm90a") + 1]
+    assert [word for word in command.split() if "gencode" in word] == ["-gencode=arch=compute_90a,code=sm_90a"]
+
+
+def test_an_nvcc_before_hopper_builds_no_cuda_part(monkeypatch):
+    monkeypatch.setattr(native_build.shutil, "which", lambda name: name)
+    monkeypatch.setattr(native_build, "output_of", lambda *command: "release 11.8, V11.8.89")
+    path, why = native_build.find_nvcc()
+    assert path is None and why == "nvcc 11.8.89 does not know sm_90a: CUDA 12 or later is needed"
+
+
 def test_compression_is_what_the_driver_of_that_compiler_reads():
     assert native_build.compression("13.0.88") == "--compress-mode=size"
     assert native_build.compression("12.8.93") == native_build.compression("12.0.1") == "-Xfatbin=-compress-all"

@@ -11,7 +11,8 @@ PASSES = (
     "bn_add_bn_relu",
 )  # fmt: skip
 CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
-DETAIL = (torch.Size((64, 64, 3, 3)), (1, 1), (1, 1), (1, 1), 1)
+DETAIL = (torch.Size((128, 64, 3, 3)), (1, 1), (1, 1), (1, 1), 1)
+PLANES = {"triton_plane": {"num_stages": 4}, "cuda_plane": {"places": 2}}  # a launch of each
 
 
 class OnGpu(torch.Tensor):
@@ -33,8 +34,9 @@ def gpu(monkeypatch, tmp_path):
     for name in present:
         backend = dispatch.BACKENDS[name]._replace(why_not=lambda name=name: present[name])
         monkeypatch.setitem(dispatch.BACKENDS, name, backend)
-    planes = dispatch.BACKENDS["triton_plane"]._replace(why_not=lambda: None, takes=lambda device: device == "cuda")
-    monkeypatch.setitem(dispatch.BACKENDS, "triton_plane", planes)
+    for name in dispatch.NARROW:
+        narrow = dispatch.BACKENDS[name]._replace(why_not=lambda: None, takes=lambda device: device == "cuda")
+        monkeypatch.setitem(dispatch.BACKENDS, name, narrow)
     monkeypatch.setattr(tuning, "table", lambda device: tuning.Table({"device": "none", "arch": "none"}, tmp_path))
     return present
 
@@ -61,39 +63,60 @@ def test_what_was_asked_for(gpu, op, name):
         assert chosen(op, OnGpu()) == dispatch.Choice(name, f"backend {name!r} was asked for")
 
 
+@pytest.mark.parametrize("name", PLANES)
 @pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
-def test_a_plane_backend_has_one_op_and_hands_on_the_others(gpu, op):
-    with dispatch.backend("triton_plane"):
+def test_a_plane_backend_has_one_op_and_hands_on_the_others(gpu, op, name):
+    with dispatch.backend(name):
         choice = chosen(op, OnGpu())
         if op == "conv_bn_relu":
-            assert choice == dispatch.Choice("triton_plane", "backend 'triton_plane' was asked for")
+            assert choice == dispatch.Choice(name, f"backend {name!r} was asked for")
         else:
-            assert choice == dispatch.Choice("triton", f"there is no plane kernel for {op}")
+            assert choice == dispatch.Choice(name.removesuffix("_plane"), f"{name} has no kernel for {op}")
 
 
-def test_a_plane_kernel_hands_on_what_it_refuses(gpu, monkeypatch):
+@pytest.mark.parametrize("name", PLANES)
+def test_a_plane_kernel_hands_on_what_it_refuses(gpu, monkeypatch, name):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    with dispatch.backend("triton_plane"):
-        assert chosen("conv_bn_relu", OnGpu(torch.float32)).backend == "triton"
+    others = name.removesuffix("_plane")
+    with dispatch.backend(name):
+        assert chosen("conv_bn_relu", OnGpu(torch.float32)).backend == others
         assert chosen("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format)).backend == "torch"
-        narrow = (torch.Size((40, 64, 3, 3)), *DETAIL[1:])
+        ragged, narrow = ((torch.Size((k, 64, 3, 3)), *DETAIL[1:]) for k in (40, 64))
+        choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=ragged)[0]
+        assert choice.backend == others and "not 40" in choice.reason
         choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=narrow)[0]
-    assert choice.backend == "triton" and "not 40" in choice.reason
+    if name == "cuda_plane":
+        assert choice == dispatch.Choice("cuda", "the plane kernel takes output channels from 128 on, not 64")
+    else:
+        assert choice.backend == name
 
 
-def test_a_plane_kernel_runs_by_default_only_where_it_was_measured(gpu, monkeypatch):
+@pytest.mark.parametrize("name", PLANES)
+def test_a_plane_kernel_runs_by_default_only_where_it_was_measured(gpu, monkeypatch, name):
     x = OnGpu()
     assert chosen("conv_bn_relu", x).backend == "cuda"
     table = tuning.table(None)
-    seconds = {"triton_plane": 1e-5, "cuda": 2e-5}
+    seconds = {name: 1e-5, "cuda": 2e-5}
     with dispatch.record_keys() as keys:
         chosen("conv_bn_relu", x)
-    table.entries = {keys[0]: tuning.entry(seconds, {"triton_plane": {"num_stages": 4}})}
+    table.entries = {keys[0]: tuning.entry(seconds, {name: PLANES[name]})}
     monkeypatch.setattr(tuning, "table", lambda device: table)
-    assert chosen("conv_bn_relu", x)[:1] == ("triton_plane",) and chosen("conv_bn_relu", x).config == {"num_stages": 4}
+    assert chosen("conv_bn_relu", x)[:1] == (name,) and chosen("conv_bn_relu", x).config == PLANES[name]
     assert chosen("conv_bn_relu", x).reason == "measured: 10.0 us; cuda: 20.0 us"
 
 
+def convolution_call(shape, conv, dtype=torch.bfloat16):
+    x, weight = (workload.Spec(tuple(s), dtype, torch.channels_last) for s in (shape, conv.weight.shape))
+    norm = dict.fromkeys(
+        ("mean", "var", "bn_weight", "bn_bias"),
+        workload.Spec((conv.out_channels,), torch.float32, torch.contiguous_format),
+    )
+    rest = {"residual": None, "stride": conv.stride, "padding": conv.padding, "dilation": (1, 1), "groups": 1}
+    values = {"x": x, "weight": weight, **norm, **rest, "eps": 1e-5, "relu": True}
+    return workload.Call("conv_bn_relu", tuple(values.items()))
+
+
+@pytest.mark.parametrize("name", PLANES)
 @pytest.mark.parametrize(
     ("n", "k", "kernel", "dtype", "candidate"),
     [
@@ -104,21 +127,61 @@ def test_a_plane_kernel_runs_by_default_only_where_it_was_measured(gpu, monkeypa
         pytest.param(64, 128, 3, torch.float32, False, id="float32"),
     ],
 )
-def test_where_a_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype, candidate):
+def test_where_a_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype, candidate, name):
     """By `tune`, which tries its launches too, and by freeze()."""
     monkeypatch.setattr(dispatch, "TILED", ())  # their tiles are asked for with tensors on the device
     conv = torch.nn.Conv2d(64, k, kernel, bias=False, padding=kernel // 2)
-    x, weight = (workload.Spec(tuple(s), dtype, torch.channels_last) for s in ((n, 64, 8, 8), conv.weight.shape))
-    norm = dict.fromkeys(
-        ("mean", "var", "bn_weight", "bn_bias"), workload.Spec((k,), torch.float32, torch.contiguous_format)
-    )
-    rest = {"residual": None, "stride": (1, 1), "padding": (kernel // 2,) * 2, "dilation": (1, 1), "groups": 1}
-    values = {"x": x, "weight": weight, **norm, **rest, "eps": 1e-5, "relu": True}
-    call = workload.Call("conv_bn_relu", tuple(values.items()))
-    names = [name for name in tune.options(call, torch.device("cuda")) if name.startswith("triton_plane")]
-    assert names[:1] == ["triton_plane"] * candidate and (len(names) > 1) is candidate
-    site = Site("conv", conv, torch.nn.BatchNorm2d(k), True, False, False, shape=x.shape)
-    assert ("triton_plane" in frozen_layers.options(site, dtype, torch.device("cuda"))) is candidate
+    call = convolution_call((n, 64, 8, 8), conv, dtype)
+    names = [found for found in tune.options(call, torch.device("cuda")) if found.startswith(name)]
+    assert names[:1] == [name] * candidate and (len(names) > 1) is candidate
+    site = Site("conv", conv, torch.nn.BatchNorm2d(k), True, False, False, shape=call["x"].shape)
+    found = frozen_layers.options(site, dtype, torch.device("cuda"))
+    assert (name in found) is candidate
+    assert ("cuda_plane places=2" in found) is candidate
+
+
+STRIP = (torch.Size((64, 64, 3, 3)), *DETAIL[1:])
+
+
+@pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
+def test_the_strip_backend_has_one_op_and_hands_on_the_others(gpu, op):
+    with dispatch.backend("cuda_strip"):
+        choice = dispatch.pick(op, OnGpu(), detail=STRIP if op in CONVOLUTIONS else ())[0]
+        if op == "conv_bn_relu":
+            assert choice == dispatch.Choice("cuda_strip", "backend 'cuda_strip' was asked for")
+        else:
+            assert choice == dispatch.Choice("cuda", f"cuda_strip has no kernel for {op}")
+
+
+def test_the_strip_kernel_hands_on_what_it_refuses(gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with dispatch.backend("cuda_strip"):
+        assert chosen("conv_bn_relu", OnGpu()) == dispatch.Choice(
+            "cuda", "the strip kernel takes input and output channels 64, not 128"
+        )
+        strided = dispatch.pick("conv_bn_relu", OnGpu(), detail=(STRIP[0], (2, 2), *STRIP[2:]))[0]
+        assert strided == dispatch.Choice("cuda", "the strip kernel takes stride 1, not 2")
+        wide = dispatch.pick("conv_bn_relu", OnGpu(torch.float32), detail=STRIP)[0]
+        assert wide == dispatch.Choice("cuda", "the strip kernel multiplies float16 and bfloat16, not float32")
+        nchw = dispatch.pick("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format), detail=STRIP)[0]
+        assert nchw.backend == "torch"
+
+
+@pytest.mark.parametrize(("n", "stride", "candidate"), [(8, 1, True), (7, 1, False), (8, 2, False)])
+def test_where_the_strip_kernel_is_measured(gpu, monkeypatch, n, stride, candidate):
+    """And it runs there by default when it was the fastest."""
+    monkeypatch.setattr(dispatch, "TILED", ())
+    conv = torch.nn.Conv2d(64, 64, 3, stride, padding=1, bias=False)
+    call = convolution_call((n, 64, 8, 8), conv)
+    assert ("cuda_strip" in tune.options(call, torch.device("cuda"))) is candidate
+    site = Site("conv", conv, torch.nn.BatchNorm2d(64), True, False, False, shape=(n, 64, 8, 8))
+    assert ("cuda_strip" in frozen_layers.options(site, torch.bfloat16, torch.device("cuda"))) is candidate
+    table = tuning.table(None)
+    with dispatch.record_keys() as keys:
+        assert dispatch.pick("conv_bn_relu", OnGpu(), detail=STRIP)[0].backend == "cuda"
+    table.entries = {keys[0]: tuning.entry({"cuda_strip": 1e-5, "cuda": 2e-5}, {})}
+    monkeypatch.setattr(tuning, "table", lambda device: table)
+    assert dispatch.pick("conv_bn_relu", OnGpu(), detail=STRIP)[0].backend == "cuda_strip"
 
 
 @pytest.mark.parametrize(("major", "runs"), [(8, False), (9, True), (10, False)])

@@ -42,12 +42,17 @@ def test_hoppers_instructions():
     assert len(run(build.executable("hopper_checks"))) == 17
 
 
+def test_hoppers_boxes_of_images():
+    """Copies of four dimensions over every edge, products from any pixel of such a box, stmatrix; two mistakes reported."""
+    assert len(run(build.executable("hopper_boxes"))) == 5
+
+
 def test_fibers_without_assembly():
     """The ucontext fallback that other processors use."""
     run(build.executable("micro", extra=("-DEMU_UCONTEXT",)))
 
 
-@pytest.mark.parametrize("name", ["micro", "faults", "hopper_checks"])
+@pytest.mark.parametrize("name", ["micro", "faults", "hopper_checks", "hopper_boxes"])
 def test_under_sanitizers(name):
     run(build.executable(name, sanitize=True))
 

@@ -93,7 +93,9 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
     assert {
         "instructions",
         "instructions-hopper",
+        "instructions-boxes",
         "tests-conv-plane",
+        "tests-conv-strip",
         "probes",
         "memcheck",
         "racecheck",

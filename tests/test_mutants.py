@@ -13,7 +13,15 @@ def mutants():
 
 def test_all_kernels_are_mutated(mutants):
     files = {m.file for m in mutants}
-    assert files >= {"walk.cuh", "partial.cuh", "bn_stats.cuh", "conv_mainloop.cuh", "conv_bn_relu_pool.cuh"}
+    assert files >= {
+        "walk.cuh",
+        "partial.cuh",
+        "bn_stats.cuh",
+        "conv_mainloop.cuh",
+        "conv_bn_relu_pool.cuh",
+        "conv_plane.cuh",
+        "conv_strip.cuh",
+    }
     assert any("cp_async_wait" in m.statement for m in mutants)
     assert set(mutate.REDUNDANT) <= {(m.file, m.number) for m in mutants}
 
@@ -22,7 +30,13 @@ def test_all_kernels_are_mutated(mutants):
     ("file", "statement", "reason"),
     [
         pytest.param("walk.cuh", "sync_threads", "race: reads|never written", id="constants-before-use"),
+        pytest.param(
+            "conv_plane.cuh", "wgmma_wait<kPixels>", "a product is still reading", id="products-before-give-back"
+        ),
         pytest.param("conv_mainloop.cuh", "cp_async_wait", "has not been waited for", id="copy-before-use"),
+        pytest.param("conv_strip.cuh", "mbar_wait(memory.weights_full", "race: reads", id="weights-before-use"),
+        pytest.param("conv_strip.cuh", "place.column - 1", "of one rounding", id="a-column-off"),
+        pytest.param("conv_strip.cuh", "memory.line(i), x", "never written|race: reads", id="another-slot"),
     ],
 )
 def test_a_removed_statement_is_noticed(mutants, file, statement, reason):

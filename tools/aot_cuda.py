@@ -3,8 +3,9 @@
     python tools/aot_cuda.py [--arch 80 90 100] [--only NAME]
 
 Needs nvcc, and cuobjdump from the toolkit or from Triton's wheel. Exit status 1 on a compiler warning, on spills or a
-stack frame, or when a kernel for tensor cores has no tensor-core instruction. Results are kept under .cache/aot_cuda by
-the content of everything a source includes.
+stack frame, or when a kernel for tensor cores has no tensor-core instruction. A source named *_sm90a.cu is compiled for
+sm_90a only; its kernels must multiply with HGMMA what UTMALDG brings, without local memory. Results are kept under
+.cache/aot_cuda by the content of everything a source includes.
 """
 
 import argparse
@@ -30,6 +31,11 @@ FLAGS = ["-std=c++17", "-O3", "-cubin", "-Werror", "all-warnings", "-Xptxas", "-
 TENSOR_CORE = re.compile(r"\b(?:HGMMA|HMMA|UTC\w*MMA)\.[\w.]+")
 # Template arguments of kernels whose inner loop must run on tensor cores. MathF32 is IEEE float32: plain FMA.
 WANTS_TENSOR_CORE = re.compile(r"conv_\w*kernel<.*Math(F16|BF16|TF32)")
+
+HOPPER_SOURCE, HOPPER = "_sm90a.cu", 90
+HOPPER_INSTRUCTIONS = ("HGMMA", "UTMALDG")
+WITHOUT_PRODUCTS = re.compile(r"_(reduce|pack)_kernel")  # in such a source: second kernels, which multiply nothing
+MOST_SHARED = 227 * 1024  # of a block, as declared; what a launch asks for besides is asserted beside the kernel
 
 
 class CannotCompile(Exception):
@@ -121,6 +127,8 @@ def read(log, sass, source, target):
         rows.append({
             "kernel": name, "case": source, "arch": target, "registers": registers, "spills": stores + loads,
             "stack": stack, "shared": int(shared.group(1)) if shared else 0, "tensor_core": " ".join(cores),
+            "local": len(re.findall(r"\b(?:LDL|STL)\b", code[name])),
+            "hopper": [i for i in HOPPER_INSTRUCTIONS if re.search(rf"\b{i}\b", code[name])],
             "warnings": [line for line in warnings if name in line or "'" not in line],
         })  # fmt: skip
     if set(code) != {row["kernel"] for row in rows}:
@@ -152,13 +160,21 @@ def faults(row):
         yield f"stack frame of {row['stack']} bytes"
     if WANTS_TENSOR_CORE.search(row["kernel"]) and not row["tensor_core"]:
         yield "no tensor-core instruction"
+    if row["local"]:
+        yield f"{row['local']} accesses of local memory"
+    if row["shared"] > MOST_SHARED:
+        yield f"{row['shared']} bytes of shared memory, more than {MOST_SHARED}"
+    if row["case"].endswith(HOPPER_SOURCE) and not WITHOUT_PRODUCTS.search(row["kernel"]):
+        for missing in sorted(set(HOPPER_INSTRUCTIONS) - set(row["hopper"])):
+            yield f"no {missing}"
 
 
 def rows(archs=ARCHITECTURES, only=""):
     """One dict per kernel and architecture. Raises CannotCompile."""
     if (why := why_not()) is not None:
         raise CannotCompile(why)
-    jobs = [(s, arch) for arch in archs for s in sorted(CSRC.glob("cuda/*.cu")) if only in s.stem]
+    sources = [s for s in sorted(CSRC.glob("cuda/*.cu")) if only in s.stem]
+    jobs = [(s, arch) for arch in archs for s in sources if arch == HOPPER or not s.name.endswith(HOPPER_SOURCE)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return [row for found in pool.map(lambda job: compile_source(*job), jobs) for row in found]
 
@@ -172,7 +188,9 @@ def main():
         table = rows(options.arch, options.only)
     except CannotCompile as why:
         sys.exit(f"aot_cuda: {why}")
-    columns = [c for c in table[0] if c != "warnings"]
+    if not table:
+        sys.exit(f"aot_cuda: no source with {options.only!r} in its name is compiled for {options.arch}")
+    columns = [c for c in table[0] if c not in ("warnings", "local", "hopper")]
     widths = {c: max(len(c), *(len(str(row[c])) for row in table)) for c in columns}
     print("  ".join(c.ljust(width) for c, width in widths.items()))
     failed = 0

@@ -19,7 +19,10 @@ CSRC = ROOT / "csrc"
 TORCH_TARGET = "2.11"  # oldest torch whose stable ABI the library may use
 # PTX of the newest plain architecture is added for devices that come later.
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0a")
-CUDA_ONLY = ("register_conv.cpp", "register_head.cpp")  # ops without a CPU kernel
+# Ops without a CPU kernel.
+CUDA_ONLY = ("register_conv.cpp", "register_head.cpp", "register_plane.cpp", "register_strip.cpp")
+# Sources with Hopper's own instructions (csrc/ptx/hopper.cuh), which no other architecture, and no PTX, can hold.
+HOPPER_SOURCE, HOPPER = "_sm90a.cu", "9.0a"
 INSTRUCTION_SETS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
     "avx2": "-mavx2 -mfma -mf16c",
@@ -83,7 +86,10 @@ def find_nvcc():
     home = os.environ.get("CUDA_HOME")
     for name in filter(None, (home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc")):
         if path := shutil.which(name):
-            return path, re.search(r"V(\d+\.\d+\.\d+)", output_of(path, "--version")).group(1)
+            version = re.search(r"V(\d+\.\d+\.\d+)", output_of(path, "--version")).group(1)
+            if int(version.split(".")[0]) < 12:
+                return None, f"nvcc {version} does not know sm_90a: CUDA 12 or later is needed"
+            return path, version
     return None, "nvcc not found ($CUDA_HOME, PATH, /usr/local/cuda)"
 
 
@@ -211,7 +217,8 @@ def _build(folder, cuda, say):
     write_if_changed(ROOT / folder / "build_info.h", f'inline constexpr char kBuildInfo[] = R"({json.dumps(info)})";\n')
 
     file = NinjaFile(folder)
-    _add_rules(file, torch, compiler, nvcc, gencodes)
+    hopper = f"{gencode([HOPPER])} {compression(nvcc_version)}" if nvcc else None
+    _add_rules(file, torch, compiler, nvcc, gencodes, hopper)
     _add_sources(file, nvcc, knows_amx(compiler))
     target = folder / "_native.so"
     file.write(target, "link")
@@ -222,7 +229,7 @@ def _build(folder, cuda, say):
     return ROOT / target, info
 
 
-def _add_rules(file, torch, compiler, nvcc, gencodes):
+def _add_rules(file, torch, compiler, nvcc, gencodes, hopper):
     major, minor = map(int, TORCH_TARGET.split("."))
     depends = {"depfile": "$out.d", "deps": "gcc"}
     compile_one = "$flags -MMD -MF $out.d -c $in -o $out"
@@ -232,6 +239,7 @@ def _add_rules(file, torch, compiler, nvcc, gencodes):
     linker, libraries = "--no-as-needed,-z,defs", f"-L{quoted(torch / 'lib')} -ltorch -ltorch_cpu"
     if nvcc:
         file.rule("nvcc", f"{quoted(nvcc)} {NVCC_FLAGS} {gencodes} {compile_one}", **depends)
+        file.rule("nvcc_sm90a", f"{quoted(nvcc)} {NVCC_FLAGS} {hopper} {compile_one}", **depends)
         # cudart is static and knows the driver only through dlopen: the library loads where there is no driver.
         command = f"{quoted(nvcc)} -shared -cudart static -Xlinker {linker},--exclude-libs,ALL"
     else:
@@ -258,4 +266,4 @@ def _add_sources(file, nvcc, amx):
         elif source.name not in CUDA_ONLY or nvcc:
             file.compile("cxx", source)
     for source in sorted((CSRC / "cuda").glob("*.cu")) if nvcc else ():
-        file.compile("nvcc", source)
+        file.compile("nvcc_sm90a" if source.name.endswith(HOPPER_SOURCE) else "nvcc", source)

@@ -1,6 +1,6 @@
 // The instructions that Hopper (sm_90a) adds to ptx.cuh, and the two worlds that implement them: sm90.cuh for nvcc,
 // tests/emulator/sm90.h for g++. Proven by
-// tests/emulator/hopper_checks.cpp; no kernel of the library uses it yet.
+// tests/emulator/hopper_checks.cpp and hopper_boxes.cpp. Sources that use it are named *_sm90a.cu (csrc/hopper.h).
 //
 //   mbarrier    mbar_init(addr, arrivals)          8 bytes of shared memory; one thread, then mbar_init_fence()
 //               mbar_arrive(addr)                  one arrival: what this thread did before is seen by who waits
@@ -8,11 +8,13 @@
 //               mbar_wait(addr, parity)            until the phase of this parity has completed (the first has parity 0)
 //   copies      copy_2d(dst, map, column, row, mbar)    a box of a matrix into shared memory, one thread; outside of the
 //                                                       matrix zeros; the bytes of the whole box arrive at mbar
+//               copy_4d(dst, map, i0, i1, i2, i3, mbar)     the same of four dimensions, the innermost first
 //   products    wgmma_fence()                      before the first product, and after registers were touched
 //               wgmma<T, N>(d, a, b, add)          d (+)= A B^T of a warpgroup: A 64 x 16, B N x 16, both k-major; d, a, b are
 //                                                  the warpgroup's alone until its wait
 //               wgmma_commit()  wgmma_wait<P>()    all but the newest P > 0 groups are done with shared memory
 //               wgmma_finish(d)                    all groups are done; d may be read
+//   fragments   stmatrix_x4_trans(addr, r)         the inverse of ldmatrix_x4_trans: matrix i from r[i]; addr: lane l's row
 //   registers   registers_down<R>()  registers_up<R>()    of every thread of a warpgroup
 #pragma once
 
@@ -20,7 +22,7 @@
 
 namespace resnet_fused::ptx {
 
-// A matrix in global memory as the copy engine knows it: made on the host by tensor_map.h, 128 bytes that no kernel
+// A matrix or a block of images in global memory as the copy engine knows it: made on the host by tensor_map.h, 128 bytes that no kernel
 // reads.
 struct alignas(64) TensorMap {
   uint64_t opaque[16];

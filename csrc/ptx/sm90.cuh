@@ -33,6 +33,22 @@ PTX_FN void copy_2d(uint32_t dst, const TensorMap& map, int column, int row, uin
       : "memory");
 }
 
+PTX_FN void copy_4d(uint32_t dst, const TensorMap& map, int i0, int i1, int i2, int i3, uint32_t mbar) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::
+          "r"(dst),
+      "l"(&map), "r"(i0), "r"(i1), "r"(i2), "r"(i3), "r"(mbar)
+      : "memory");
+}
+
+// Lane l names row l % 8 of matrix l / 8; register i holds the fragment of the transpose of matrix i, as after
+// ldmatrix_x4_trans.
+PTX_FN void stmatrix_x4_trans(uint32_t addr, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
 template <int Registers>
 PTX_FN void registers_down() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
@@ -64,7 +80,9 @@ PTX_FN void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool add);
 
 #define PTX_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define PTX_D16(i) PTX_D4(i), PTX_D4(i + 4), PTX_D4(i + 8), PTX_D4(i + 12)
+#define PTX_D24(i) PTX_D16(i), PTX_D4(i + 16), PTX_D4(i + 20)
 #define PTX_D32(i) PTX_D16(i), PTX_D16(i + 16)
+#define PTX_D56(i) PTX_D32(i), PTX_D24(i + 32)
 #define PTX_D64(i) PTX_D32(i), PTX_D32(i + 32)
 #define PTX_D128(i) PTX_D64(i), PTX_D64(i + 64)
 // The last four numbers: neither operand negated (1, 1), both k-major (0, 0).
@@ -79,6 +97,11 @@ PTX_FN void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool add);
 #define PTX_NAMES32 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PTX_NAMES56 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55"
 #define PTX_NAMES64 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
@@ -95,16 +118,21 @@ PTX_FN void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool add);
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 PTX_WGMMA(f16, "f16", 64, PTX_NAMES32, "32", "33", "34", PTX_D32(0))
 PTX_WGMMA(bf16, "bf16", 64, PTX_NAMES32, "32", "33", "34", PTX_D32(0))
+PTX_WGMMA(f16, "f16", 112, PTX_NAMES56, "56", "57", "58", PTX_D56(0))
+PTX_WGMMA(bf16, "bf16", 112, PTX_NAMES56, "56", "57", "58", PTX_D56(0))
 PTX_WGMMA(f16, "f16", 128, PTX_NAMES64, "64", "65", "66", PTX_D64(0))
 PTX_WGMMA(bf16, "bf16", 128, PTX_NAMES64, "64", "65", "66", PTX_D64(0))
 PTX_WGMMA(f16, "f16", 256, PTX_NAMES128, "128", "129", "130", PTX_D128(0))
 PTX_WGMMA(bf16, "bf16", 256, PTX_NAMES128, "128", "129", "130", PTX_D128(0))
 #undef PTX_D4
 #undef PTX_D16
+#undef PTX_D24
 #undef PTX_D32
+#undef PTX_D56
 #undef PTX_D64
 #undef PTX_D128
 #undef PTX_NAMES32
+#undef PTX_NAMES56
 #undef PTX_NAMES64
 #undef PTX_NAMES128
 #undef PTX_WGMMA

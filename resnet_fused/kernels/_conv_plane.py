@@ -81,11 +81,6 @@ def _conv_plane_kernel(
         )  # fmt: skip
 
 
-def _dense(t):
-    """`t` where the hardware can copy from it (a multiple of 16 bytes), else a copy that is."""
-    return t if t.device.type == "meta" or t.data_ptr() % 16 == 0 else t.clone()
-
-
 def _matrix(t, block):
     """A descriptor of t [N, C, H, W], whose channels are dense, as a matrix [N, everything else]."""
     n, c, h, w = t.shape
@@ -104,7 +99,7 @@ def conv_bn_relu(
     sides = ((h, w), tuple(out.shape[2:]), (r, s), tuple(stride), tuple(padding), tuple(dilation))
     pixels = plane.table_on(plane.Geometry(*sides), x.device)
     made = plane.launch(n, k, len(pixels), **(config or {}))
-    x, weight = _dense(x), _dense(weight)
+    x, weight = plane.dense(x), plane.dense(weight)
     operands = [_matrix(x, [made.block_n, plane.DEPTH]), _matrix(weight, [made.block_k, plane.DEPTH])]
     results = [None if t is None else _matrix(t, [made.block_n, 32]) for t in (residual, out)]
     with torch.cuda.device_of(x):

@@ -6,6 +6,7 @@
 #include <new>
 #include <string>
 
+#include "conv_call.h"
 #include "cuda/conv_args.cuh"
 #include "cuda/conv_pair_plan.h"
 #include "cuda/conv_plan.h"
@@ -19,42 +20,9 @@ void conv_stats_planned(const ConvPlan&, DType, const ConvTensors&, Conv, float*
 void conv_bn_relu_pool_planned(const PoolPlan&, DType, const void*, const void*, Norm, void*, Conv, bool, void*);
 }  // namespace resnet_fused::cuda
 
-using namespace resnet_fused;
-
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-
-struct ConvCall {
-  const void *x, *weight, *mean, *var, *bn_weight, *bn_bias, *residual;
-  void* out;
-  int64_t dtype, param_dtype;
-  int64_t n, h, w, c, k, r, s, p, q, groups, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t relu, allow_tf32, aligned;
-  int64_t tile, splits, images;  // -1, 0, 0: the plan's own choice; images: per launch
-  int64_t seed, policy;
-  double eps;
-};
 struct ConvPlanned {
   int64_t tile, vector, images, tiles_m, tiles_n, steps, splits, steps_per_split, scratch, clocks;
 };
-
-static Conv conv_of(const ConvCall& a) {
-  return {a.n,
-          a.h,
-          a.w,
-          a.c,
-          a.k,
-          a.r,
-          a.s,
-          a.p,
-          a.q,
-          a.groups,
-          int(a.stride_h),
-          int(a.stride_w),
-          int(a.pad_h),
-          int(a.pad_w),
-          int(a.dilation_h),
-          int(a.dilation_w)};
-}
 
 static cuda::ConvPlan plan_of(const ConvCall& a) {
   const DType dtype = static_cast<DType>(a.dtype);
@@ -67,11 +35,6 @@ static cuda::ConvPlan plan_of(const ConvCall& a) {
   return plan;
 }
 
-static Norm norm_of(const ConvCall& a) {
-  const DType p = static_cast<DType>(a.param_dtype);
-  return {{a.mean, p}, {a.var, p}, true, a.eps, {a.bn_weight, p}, {a.bn_bias, p}};
-}
-
 // Exactly as large as promised, so that AddressSanitizer sees one byte more; NaN, so that unwritten sums show.
 using Scratch = std::unique_ptr<void, void (*)(void*)>;
 static Scratch poisoned(size_t bytes) {
@@ -80,19 +43,6 @@ static Scratch poisoned(size_t bytes) {
   Scratch scratch(memory, std::free);
   std::memset(scratch.get(), 0xff, bytes);
   return scratch;
-}
-
-// Runs `body`; nullptr, or what went wrong (valid until the next call).
-template <class Body>
-static const char* guarded(Body body) {
-  static std::string why;
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception& error) {
-    why = error.what();
-    return why.c_str();
-  }
 }
 
 EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {

@@ -80,24 +80,33 @@ void Hopper::wait(uint32_t addr, int parity) {
 
 // Copies.
 
-void Hopper::copy(uint32_t dst, const MatrixMap& map, int column, int row, uint32_t mbar) {
-  Mbarrier& barrier = at("bulk copy", mbar);
+void Hopper::copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], uint32_t mbar) {
+  Mbarrier& barrier = this->at("bulk copy", mbar);
   if (!barrier.fenced) machine.fail("bulk copy to an mbarrier whose initialisation was not fenced");
   if (dst % kRow != 0) machine.fail("bulk copy to an address that is no multiple of 128");
-  Copy made{dst, mbar, std::vector<unsigned char>(map.box_rows * kRow, 0)};
-  for (int64_t i = 0; i < map.box_rows; ++i) {
-    for (int64_t j = 0; j < map.box_columns; ++j) {
-      const int64_t r = row + i, c = column + j;
-      if (r < 0 || r >= map.rows || c < 0 || c >= map.columns) continue;  // outside: zeros
-      // The swizzle is one of address bits: 16-byte chunk (bits 4 to 6) xor row of eight (bits 7 to 9).
-      const uint32_t plain = dst + static_cast<uint32_t>(i * kRow + j * map.element);
-      const uint32_t to = (plain ^ (plain >> 7 & 7) << 4) - dst;
-      std::memcpy(&made.data[to], map.data + r * map.row_bytes + c * map.element, map.element);
-    }
-    machine.shadow.at("bulk copy", dst + i * kRow, kRow, machine.lane().who);
-  }
+  const int rows = map.box[1] * map.box[2] * map.box[3];
   const Who who = machine.lane().who;
-  for (int64_t i = 0; i < map.box_rows; ++i) machine.shadow.bulk_issued("bulk copy", dst + i * kRow, kRow, who);
+  Copy made{dst, mbar, std::vector<unsigned char>(rows * kRow, 0)};
+  for (int row = 0; row < rows; ++row) {  // the second dimension is the fastest
+    const int64_t index[kBoxRank] = {0, at[1] + row % map.box[1], at[2] + row / map.box[1] % map.box[2],
+                                     at[3] + row / map.box[1] / map.box[2]};
+    bool inside = true;
+    const unsigned char* line = static_cast<const unsigned char*>(map.data);
+    for (int i = 1; i < kBoxRank; ++i) {
+      inside &= index[i] >= 0 && index[i] < map.size[i];
+      line += index[i] * map.stride[i];
+    }
+    for (int j = 0; inside && j < map.box[0]; ++j) {
+      const int64_t column = int64_t{at[0]} + j;
+      if (column < 0 || column >= map.size[0]) continue;  // outside: zeros
+      // The swizzle is one of address bits: 16-byte chunk (bits 4 to 6) xor row of eight (bits 7 to 9).
+      const uint32_t plain = dst + static_cast<uint32_t>(row * kRow + j * map.stride[0]);
+      const uint32_t to = (plain ^ (plain >> 7 & 7) << 4) - dst;
+      std::memcpy(&made.data[to], line + column * map.stride[0], map.stride[0]);
+    }
+    machine.shadow.at("bulk copy", dst + row * kRow, kRow, who);
+  }
+  for (int row = 0; row < rows; ++row) machine.shadow.bulk_issued("bulk copy", dst + row * kRow, kRow, who);
   copies_.push_back(std::move(made));
 }
 

@@ -14,11 +14,12 @@
 namespace emu {
 
 // What tests/emulator/tensor_map_emulated.h puts into the 128 bytes of a ptx::TensorMap.
-struct MatrixMap {
-  const unsigned char* data;
-  int64_t rows, columns, row_bytes;
-  int64_t box_rows, box_columns;
-  int64_t element;  // bytes
+// Dimensions innermost first, those beyond the rank of size 1.
+constexpr int kBoxRank = 4;
+struct BoxMap {
+  const void* data;
+  int64_t size[kBoxRank], stride[kBoxRank];  // bytes; the first is that of an element
+  int box[kBoxRank], rank;
 };
 
 struct Product {
@@ -37,7 +38,7 @@ class Hopper {
   void arrive(const char* what, uint32_t addr, int64_t expect);
   void wait(uint32_t addr, int parity);
 
-  void copy(uint32_t dst, const MatrixMap& map, int column, int row, uint32_t mbar);
+  void copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], uint32_t mbar);
   bool copies_in_flight() const { return !copies_.empty(); }
   void land_one();
 

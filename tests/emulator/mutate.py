@@ -1,4 +1,5 @@
-"""Removes each synchronisation statement of the CUDA kernels in turn and demands that a test notices.
+"""Removes each synchronisation statement of the CUDA kernels in turn, makes a few that are wrong instead of absent, and
+demands that a test notices.
 
     python tests/emulator/mutate.py [--only TEXT] [--list]
 
@@ -21,13 +22,40 @@ if __name__ == "__main__":
 from emulator import build
 
 STATEMENT = re.compile(
-    r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit)\([^;]*\);"
+    r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit"
+    r"|mbar_wait|mbar_arrive|mbar_arrive_expect|mbar_init_fence|wgmma_fence|wgmma_commit|wgmma_wait<[^>]*>|wgmma_finish"
+    r")\([^;]*\);"
+)
+# (file, what stands there once, what takes its place)
+WRONG = (
+    ("conv_plane.cuh", "shared.plane_empty(turn.slot), turn.parity ^ 1", "shared.plane_empty(turn.slot), turn.parity"),
+    ("conv_plane.cuh", "shared.tap_empty(turn.slot), turn.parity ^ 1", "shared.tap_empty(turn.slot), 1"),
+    ("conv_plane.cuh", "shared.plane_full(plane.slot), plane.parity", "shared.plane_full(plane.slot), 0"),
+    ("conv_plane.cuh", "shared.tap_full(tap.slot), tap.parity", "shared.tap_full(tap.slot), tap.parity ^ 1"),
+    ("conv_plane.cuh", "shared.plane_full(turn.slot), kPlaneBytes", "shared.plane_full(turn.slot), kPlaneBytes / 2"),
+    ("conv_plane.cuh", "before.give_back(shared);\n        before = now", "now.give_back(shared)"),
+    ("conv_plane.cuh", "wgmma_wait<kPixels>", "wgmma_wait<kPixels + 1>"),
+    ("conv_plane.cuh", "kPlaneConsumers = 8", "kPlaneConsumers = 7"),
+    ("conv_strip.cuh", "memory.line(i), x,", "memory.line(i + 1), x,"),
+    ("conv_strip.cuh", "memory.line(row + r)", "memory.line(row + r + 1)"),
+    ("conv_strip.cuh", "place.column - 1,", "place.column,"),
+    ("conv_strip.cuh", "s * kStripPixelBytes", "(s + 1) * kStripPixelBytes"),
+    ("conv_strip.cuh", "gradient ? kStripTaps - 1 - i : i", "gradient ? i : kStripTaps - 1 - i"),
+    ("conv_strip.cuh", "4 * kStripConsumers);", "4 * kStripConsumers - 1);"),
+    ("conv_strip.cuh", "4 * kStripConsumers);", "4 * kStripConsumers + 1);"),
+    ("conv_strip.cuh", "released < row + kStripConsumers", "released < row + kStripConsumers + 1"),
+    ("conv_strip.cuh", "strip_parity(i - kStripSlots)", "strip_parity(i)"),
+    ("conv_strip.cuh", "base + kStripStaging + consumer", "base + kStripStaging - kStripLineBytes + consumer"),
+    ("conv_strip.cuh", "lane / 8 % 2) ^ lane % 8", "lane / 8 % 2) ^ lane / 8"),
 )
 # (file, number of the statement in it): why it stays although no test can notice its removal.
-REDUNDANT = {}
+REDUNDANT = {
+    ("conv_plane.cuh", 11): "ptxas wants a fence on the way without products too (C7519); there is nothing to order",
+}
 # A header is mutated in one source only: the one named after it, else the first of these that includes it.
 SOURCES = (
     "bn_relu", "bn_stats", "bn_relu_backward", "conv_bn_relu_f16", "conv_stats_f16", "conv_bn_relu_pool", "pool_linear",
+    "conv_plane_sm90a", "conv_strip_sm90a",
 )  # fmt: skip
 TESTS = {
     "bn_relu": "test_cuda_emulated.py",
@@ -37,6 +65,8 @@ TESTS = {
     "conv_stats_f16": "test_conv_stats_emulated.py",
     "conv_bn_relu_pool": "test_conv_pool_emulated.py",
     "pool_linear": "test_pool_linear.py",
+    "conv_plane_sm90a": "test_plane_emulated.py",
+    "conv_strip_sm90a": "test_strip_emulated.py",
 }
 
 
@@ -46,13 +76,15 @@ class Mutant(NamedTuple):
     line: int
     statement: str
     source: str  # that is compiled with it
+    instead: str = ";"
 
     def __str__(self):
-        return f"{self.file}:{self.line} {self.statement} in {self.source}"
+        instead = "" if self.instead == ";" else f" -> {self.instead}"
+        return f"{self.file}:{self.line} {self.statement}{instead} in {self.source}"
 
 
 def mutants():
-    """Every synchronisation statement. Builds the library first, for its record of which source has which header."""
+    """Every synchronisation statement, and WRONG. Builds the library first, for its record of which source has which header."""
     build.library()
     included = {}
     for stem in SOURCES:
@@ -68,6 +100,12 @@ def mutants():
             if path not in included:
                 raise RuntimeError(f"{path.name} synchronises, but none of {', '.join(SOURCES)} includes it")
             found.append(Mutant(path.name, number, line, match.group(0), included[path]))
+    for number, (file, old, new) in enumerate(WRONG):
+        path = build.CSRC / "cuda" / file
+        text = path.read_text()
+        if text.count(old) != 1:
+            raise RuntimeError(f"{file} has {old!r} {text.count(old)} times: update WRONG")
+        found.append(Mutant(file, -1 - number, text.count("\n", 0, text.index(old)) + 1, old, included[path], new))
     return found
 
 
@@ -76,8 +114,9 @@ def mutated_object(mutant, folder):
         shutil.copytree(build.ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / "csrc" / "cuda" / mutant.file
     text = path.read_text()
-    match = list(STATEMENT.finditer(text))[mutant.number]
-    path.write_text(text[: match.start()] + ";" + text[match.end() :])
+    found = [match.start() for match in STATEMENT.finditer(text)]
+    start = text.index(mutant.statement) if mutant.number < 0 else found[mutant.number]
+    path.write_text(text[:start] + mutant.instead + text[start + len(mutant.statement) :])
     flags = build.kernel_flags(root=folder)
     return build.compile_object(folder / "csrc" / "cuda" / f"{mutant.source}.cu", flags, folder / "objects")
 

@@ -17,7 +17,7 @@ constexpr int kMaxWarps = 32;
 constexpr int kGrain = 2;  // bytes per cell: the smallest access
 // Who else has a clock: the copies that arrive at one mbarrier. Each barrier has its own, so that waiting for one copy is
 // no excuse for reading another.
-constexpr int kBulkSources = 32;
+constexpr int kBulkSources = 40;
 constexpr int kActors = kMaxWarps + kBulkSources;
 
 // Something the kernel must not do; the message names the place and the cause.

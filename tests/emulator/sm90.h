@@ -15,11 +15,36 @@ inline void mbar_arrive_expect(uint32_t addr, int bytes) {
 }
 inline void mbar_wait(uint32_t addr, int parity) { machine.hopper.wait(addr, parity); }
 
-inline void copy_2d(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar) {
-  emu::MatrixMap known;
-  static_assert(sizeof known <= sizeof map, "the emulator's map fits");
+inline void copy_box(int rank, uint32_t dst, const TensorMap& map, const int (&at)[emu::kBoxRank], uint32_t mbar) {
+  emu::BoxMap known;
   std::memcpy(&known, &map, sizeof known);
-  machine.hopper.copy(dst, known, column, row, mbar);
+  if (known.rank != rank) machine.fail("bulk copy of " + std::to_string(rank) + " dimensions by a map of another number");
+  machine.hopper.copy(dst, known, at, mbar);
+}
+inline void copy_2d(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar) {
+  copy_box(2, dst, map, {column, row, 0, 0}, mbar);
+}
+inline void copy_4d(uint32_t dst, const TensorMap& map, int i0, int i1, int i2, int i3, uint32_t mbar) {
+  copy_box(4, dst, map, {i0, i1, i2, i3}, mbar);
+}
+
+// The lane that gives the address of a row writes it.
+inline void stmatrix_x4_trans(uint32_t addr, const uint32_t (&r)[4]) {
+  struct Operands {
+    uint32_t addr;
+    const uint32_t* r;
+  } mine{addr, r};
+  emu::collective("stmatrix", mine, [](Operands* const(&all)[32]) {
+    for (int l = 0; l < 32; ++l) {
+      uint16_t row[8];  // column l % 8 of the fragment's matrix
+      for (int i = 0; i < 8; ++i) {
+        row[i] = static_cast<uint16_t>(all[4 * i + l % 8 / 2]->r[l / 8] >> 16 * (l % 2));
+      }
+      const emu::Who who{machine.lane().who.warp, l};
+      machine.shadow.write("stmatrix", all[l]->addr, 16, who);
+      std::memcpy(machine.shadow.at("stmatrix", all[l]->addr, 16, who), row, 16);
+    }
+  });
 }
 
 template <int Registers>

@@ -1,0 +1,185 @@
+// The plane convolution for Hopper: implicit GEMM whose rows are images. See conv_plane_plan.h for tiles and lists.
+//
+// x is a matrix [n, h * w * c]: the box of 64 images x 64 channels at column pixel * c + channel is one instruction of
+// the copy engine, whatever stride and padding are. One warp copies; two warpgroups multiply, each for half of the
+// tile's pixels, and write what they have multiplied.
+#pragma once
+
+#include "../ptx/hopper.cuh"
+#include "conv_plane_store.cuh"
+
+namespace resnet_fused::cuda {
+
+constexpr int kPlaneThreads = 3 * 128;  // the first warpgroup copies
+constexpr int kPlaneConsumers = 8;      // warps, each of which gives a slot back
+
+// Slots of shared memory and their barriers.
+struct PlaneShared {
+  uint32_t planes, taps, norms, barriers;
+
+  static __device__ __forceinline__ PlaneShared at(uint32_t base) {
+    const uint32_t planes = (base + 1023) / 1024 * 1024, taps = planes + kPlaneSlots * kPlaneBytes;
+    const uint32_t norms = taps + kTapSlots * kTapBytes;
+    return {planes, taps, norms, norms + 2 * kPlaneNormBytes};
+  }
+  __device__ __forceinline__ uint32_t plane(uint32_t slot) const { return planes + slot * kPlaneBytes; }
+  __device__ __forceinline__ uint32_t tap(uint32_t slot) const { return taps + slot * kTapBytes; }
+  __device__ __forceinline__ uint32_t plane_full(uint32_t slot) const { return barriers + 8 * slot; }
+  __device__ __forceinline__ uint32_t plane_empty(uint32_t slot) const { return barriers + 8 * (kPlaneSlots + slot); }
+  __device__ __forceinline__ uint32_t tap_full(uint32_t slot) const { return barriers + 8 * (2 * kPlaneSlots + slot); }
+  __device__ __forceinline__ uint32_t tap_empty(uint32_t slot) const {
+    return barriers + 8 * (2 * kPlaneSlots + kTapSlots + slot);
+  }
+};
+
+// The n-th use of a ring of kSlots: where, and in which phase of its barriers.
+template <int kSlots>
+struct Turn {
+  uint32_t slot;
+  int parity;
+  __device__ __forceinline__ explicit Turn(uint32_t n) : slot(n % kSlots), parity(n / kSlots & 1) {}
+};
+using PlaneTurn = Turn<kPlaneSlots>;
+using TapTurn = Turn<kTapSlots>;
+
+// Planes come before the tap that needs them: who has waited for a tap's own barrier knows that the slots of its planes
+// have passed into the phase it will wait for. Without that a warpgroup which skipped a plane (its pixels did not read
+// it) could take an old phase for the new one.
+__device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::TensorMap& weight, const PlaneArgs& a,
+                                           const PlaneShared& shared) {
+  uint32_t planes = 0, taps = 0;
+  for (int tile = ptx::bid_x(); tile < a.tiles; tile += ptx::grid_x()) {
+    const PlaneTile at(a, tile);
+    const ptx::Words4 header = ptx::ld_global_nc<ptx::Words4>(at.header);
+    const int* records = at.records + static_cast<int>(header.w[0]) * kRecordInts;
+    for (int channel = 0; channel < a.c; channel += kPlaneChannels) {
+      for (uint32_t r = 0; r < header.w[1]; ++r) {
+        const ptx::Words4 head = ptx::ld_global_nc<ptx::Words4>(records + r * kRecordInts);
+        const ptx::Words4 pixels = ptx::ld_global_nc<ptx::Words4>(records + r * kRecordInts + 4);
+#pragma unroll
+        for (uint32_t i = 0; i < kPlanePlaces; ++i) {
+          if (i >= head.w[1]) break;
+          const PlaneTurn turn(planes++);
+          ptx::mbar_wait(shared.plane_empty(turn.slot), turn.parity ^ 1);
+          ptx::mbar_arrive_expect(shared.plane_full(turn.slot), kPlaneBytes);
+          ptx::copy_2d(shared.plane(turn.slot), x, static_cast<int>(pixels.w[i]) * a.c + channel, at.image,
+                       shared.plane_full(turn.slot));
+        }
+        const TapTurn turn(taps++);
+        ptx::mbar_wait(shared.tap_empty(turn.slot), turn.parity ^ 1);
+        ptx::mbar_arrive_expect(shared.tap_full(turn.slot), kTapBytes);
+        ptx::copy_2d(shared.tap(turn.slot), weight, static_cast<int>(head.w[0]) * a.c + channel, at.first,
+                     shared.tap_full(turn.slot));
+      }
+    }
+  }
+}
+
+// Slots whose products are in flight, to be given back once they are done.
+struct PlaneUsed {
+  bool any = false;
+  uint32_t tap = 0, planes = 0, count = 0;
+  ptx::Words4 freed{};
+
+  __device__ __forceinline__ void give_back(const PlaneShared& shared) const {
+    if (!any || ptx::lane() != 0) return;
+    ptx::mbar_arrive(shared.tap_empty(tap));
+#pragma unroll
+    for (uint32_t i = 0; i < kPlanePlaces; ++i) {
+      if (i < count) ptx::mbar_arrive(shared.plane_empty(PlaneTurn(planes + freed.w[i]).slot));
+    }
+  }
+};
+
+// A warpgroup's kPixels of every tile.
+template <class T, int kPixels>
+__device__ __forceinline__ void plane_multiply(const PlaneArgs& a, const PlaneShared& shared) {
+  const int group = ptx::shfl_idx(ptx::warp() / 4, 0) - 1, place = group * kPixels;  // shfl: see below
+  const uint32_t norm = shared.norms + group * kPlaneNormBytes;
+  float sums[kPixels][kPlaneColumns / 2];
+  uint32_t planes = 0, taps = 0;
+  for (int tile = ptx::bid_x(); tile < a.tiles; tile += ptx::grid_x()) {
+    const PlaneTile at(a, tile);
+    ptx::bar_sync(1 + group, 128);  // the tile before has been written: its norms are not read any more
+    plane_norm(a, norm, at.first);
+    const ptx::Words4 header = ptx::ld_global_nc<ptx::Words4>(at.header);
+    const int* records = at.records + static_cast<int>(header.w[0]) * kRecordInts;
+    const int loaded = ptx::ld_global_nc<int>(at.header + 6);
+    bool multiplied[kPixels] = {};
+    PlaneUsed before;
+    for (int channel = 0; channel < a.c; channel += kPlaneChannels, planes += loaded) {
+      for (uint32_t r = 0; r < header.w[1]; ++r) {
+        const int* record = records + r * kRecordInts;
+        PlaneUsed now;
+        const TapTurn tap(taps++);
+        now.any = true, now.tap = tap.slot, now.planes = planes;
+        now.count = static_cast<uint32_t>(ptx::ld_global_nc<int>(record + 2));
+        now.freed = ptx::ld_global_nc<ptx::Words4>(record + 12);
+        ptx::mbar_wait(shared.tap_full(tap.slot), tap.parity);
+#pragma unroll
+        for (int i = 0; i < kPixels; ++i) {
+          // shfl: ptxas has to see that a warp is of one mind, else it serialises the products (C7520). Each way has
+          // its own fence and group for the same reason; with both, two groups per tap are counted whatever was left
+          // out.
+          const int read = ptx::shfl_idx(ptx::ld_global_nc<int>(record + 8 + place + i), 0);
+          if (read >= 0) {
+            const PlaneTurn plane(planes + static_cast<uint32_t>(read));
+            ptx::mbar_wait(shared.plane_full(plane.slot), plane.parity);
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int step = 0; step < kPlaneChannels / 16; ++step) {
+              ptx::wgmma<T, kPlaneColumns>(sums[i], ptx::wgmma_descriptor(shared.plane(plane.slot) + 32 * step),
+                                           ptx::wgmma_descriptor(shared.tap(tap.slot) + 32 * step),
+                                           step > 0 || multiplied[i]);
+            }
+            multiplied[i] = true;
+            ptx::wgmma_commit();
+          } else {
+            ptx::wgmma_fence();
+            ptx::wgmma_commit();
+          }
+        }
+        ptx::wgmma_wait<kPixels>();  // all but the products of this tap
+        before.give_back(shared);
+        before = now;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) ptx::wgmma_finish(sums[i]);
+    before.give_back(shared);
+    ptx::bar_sync(1 + group, 128);  // the norms of this tile are there
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      const int pixel = ptx::ld_global_nc<int>(at.header + 2 + place + i);
+      if (pixel >= 0) plane_store<T>(a, norm, at, pixel, multiplied[i], sums[i]);
+    }
+  }
+}
+
+template <class T, int kPixels>
+__global__ void __launch_bounds__(kPlaneThreads, 1)
+    conv_plane_kernel(const __grid_constant__ ptx::TensorMap x, const __grid_constant__ ptx::TensorMap weight,
+                      const PlaneArgs a) {
+  const PlaneShared shared = PlaneShared::at(ptx::smem_base());
+  if (ptx::tid() == 0) {
+    for (uint32_t i = 0; i < kPlaneSlots; ++i) {
+      ptx::mbar_init(shared.plane_full(i), 1);
+      ptx::mbar_init(shared.plane_empty(i), kPlaneConsumers);
+    }
+    for (uint32_t i = 0; i < kTapSlots; ++i) {
+      ptx::mbar_init(shared.tap_full(i), 1);
+      ptx::mbar_init(shared.tap_empty(i), kPlaneConsumers);
+    }
+    ptx::mbar_init_fence();
+  }
+  ptx::sync_threads();
+  if (ptx::warp() < 4) {
+    ptx::registers_down<40>();
+    if (ptx::tid() == 0) plane_copy(x, weight, a, shared);
+  } else {
+    ptx::registers_up<232>();  // 128 * 40 + 256 * 232 of 65536
+    plane_multiply<T, kPixels>(a, shared);
+  }
+}
+
+}  // namespace resnet_fused::cuda

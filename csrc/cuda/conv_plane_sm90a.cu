@@ -1,0 +1,49 @@
+// Host side of conv_plane. The table (conv_plane_plan.h) lies in device memory, made and kept by the caller.
+#include "../launch.h"
+#include "../tensor_map.h"
+#include "conv_plane.cuh"
+
+namespace resnet_fused::cuda {
+
+template <class T, int kPixels>
+static void launch_plane(const PlaneArgs& args, const ptx::TensorMap& x, const ptx::TensorMap& weight, void* stream) {
+  const int64_t blocks = std::min<int64_t>(multiprocessors("conv_plane"), args.tiles);
+  launch("conv_plane", conv_plane_kernel<T, kPixels>, {blocks}, kPlaneThreads, kPlaneShared, stream, x, weight, args);
+}
+
+std::vector<int> conv_plane_table(Conv conv, bool gradient, int places) {
+  return plane_table(plane_groups({conv, gradient}, places));
+}
+
+int64_t conv_plane_groups(Conv conv, bool gradient, int places) { return plane_group_count({conv, gradient}, places); }
+
+std::string conv_plane_refusal(DType dtype, Conv conv, bool gradient) {
+  return plane_refusal(capability("conv_plane"), dtype, conv, gradient);
+}
+
+void conv_plane(DType dtype, const void* x, const void* weight, Norm norm, const void* residual, void* out, Conv conv,
+                bool gradient, bool relu, PlaneTable table, void* stream) {
+  require_hopper("conv_plane");
+  // What is read, of which channels; what is written. The gradient reads what the convolution writes.
+  const PlaneShape shape{conv, gradient};
+  const int64_t c = gradient ? conv.k : conv.c, k = gradient ? conv.c : conv.k;
+  const int64_t width = shape.read_rows() * shape.read_columns() * c, filter = conv.r * conv.s * c;
+  PlaneArgs args{};
+  args.table = table.data, args.groups = static_cast<int>(plane_group_count(shape, table.places));
+  args.image_blocks = static_cast<int>(ceil_divide(conv.n, kPlaneImages));
+  args.channel_blocks = static_cast<int>(ceil_divide(k, kPlaneColumns));
+  args.tiles = args.groups * args.image_blocks * args.channel_blocks;
+  args.n = static_cast<int>(conv.n), args.c = static_cast<int>(c), args.k = static_cast<int>(k);
+  args.pixels = static_cast<int>(shape.rows() * shape.columns());
+  args.residual = residual, args.out = out, args.norm = norm, args.relu = relu;
+  const auto x_map = matrix_map("conv_plane", {x, dtype, conv.n, width, 2 * width, kPlaneImages});
+  const auto weight_map = matrix_map("conv_plane", {weight, dtype, k, filter, 2 * filter, kPlaneColumns});
+  const bool f16 = dtype == DType::f16;
+  if (table.places == 4) {
+    (f16 ? launch_plane<ptx::f16, 2> : launch_plane<ptx::bf16, 2>)(args, x_map, weight_map, stream);
+  } else {
+    (f16 ? launch_plane<ptx::f16, 1> : launch_plane<ptx::bf16, 1>)(args, x_map, weight_map, stream);
+  }
+}
+
+}  // namespace resnet_fused::cuda

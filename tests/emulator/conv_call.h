@@ -1,0 +1,59 @@
+// A convolution as Python hands it over through ctypes (tests/conv_emulated.py).
+#pragma once
+
+#include <exception>
+#include <string>
+
+#include "ops.h"
+
+using namespace resnet_fused;
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+struct ConvCall {
+  const void *x, *weight, *mean, *var, *bn_weight, *bn_bias, *residual;
+  void* out;
+  int64_t dtype, param_dtype;
+  int64_t n, h, w, c, k, r, s, p, q, groups, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t relu, allow_tf32, aligned;
+  int64_t tile, splits, images;  // -1, 0, 0: the plan's own choice; images: per launch
+  int64_t seed, policy;
+  double eps;
+};
+
+inline Conv conv_of(const ConvCall& a) {
+  return {a.n,
+          a.h,
+          a.w,
+          a.c,
+          a.k,
+          a.r,
+          a.s,
+          a.p,
+          a.q,
+          a.groups,
+          int(a.stride_h),
+          int(a.stride_w),
+          int(a.pad_h),
+          int(a.pad_w),
+          int(a.dilation_h),
+          int(a.dilation_w)};
+}
+
+inline Norm norm_of(const ConvCall& a) {
+  const DType p = static_cast<DType>(a.param_dtype);
+  return {{a.mean, p}, {a.var, p}, true, a.eps, {a.bn_weight, p}, {a.bn_bias, p}};
+}
+
+// Runs `body`; nullptr, or what went wrong (valid until the next call).
+template <class Body>
+const char* guarded(Body body) {
+  static std::string why;
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    why = error.what();
+    return why.c_str();
+  }
+}

@@ -1,0 +1,38 @@
+// What tests/test_plane_emulated.py calls through ctypes: the plane convolution on the emulator, its lists and
+// refusals.
+#include "conv_call.h"
+#include "cuda/conv_plane_plan.h"
+#include "machine.h"
+
+// Fills `to`, which has room for `room` integers, with the table; `size`: its integers.
+EXPORTED const char* plane_table(const ConvCall* a, int gradient, int places, int* to, int64_t room, int64_t* size) {
+  return guarded([&] {
+    const std::vector<int> table = cuda::conv_plane_table(conv_of(*a), gradient, places);
+    *size = static_cast<int64_t>(table.size());
+    if (*size <= room) std::copy(table.begin(), table.end(), to);
+  });
+}
+
+EXPORTED int64_t plane_groups(const ConvCall* a, int gradient, int places) {
+  return cuda::conv_plane_groups(conv_of(*a), gradient, places);
+}
+
+EXPORTED const char* plane_refusal(const ConvCall* a, int gradient, int major, int minor) {
+  static std::string why;
+  why = cuda::plane_refusal({major, minor}, static_cast<DType>(a->dtype), conv_of(*a), gradient);
+  return why.c_str();
+}
+
+EXPORTED int plane_shared() { return cuda::kPlaneShared; }
+
+EXPORTED const char* conv_plane(const ConvCall* a, int gradient, int places, int multiprocessors) {
+  return guarded([&] {
+    const Conv conv = conv_of(*a);
+    const std::vector<int> table = cuda::conv_plane_table(conv, gradient, places);
+    emu::machine.configure(a->seed, int(a->policy));
+    emu::machine.multiprocessors = multiprocessors;
+    const Norm norm = a->var ? norm_of(*a) : Norm{};
+    cuda::conv_plane(static_cast<DType>(a->dtype), a->x, a->weight, norm, a->residual, a->out, conv, gradient, a->relu,
+                     {table.data(), places}, nullptr);
+  });
+}

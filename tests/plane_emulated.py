@@ -1,0 +1,113 @@
+"""The CUDA plane convolution on the emulator, and its lists of products: built by g++, called by ctypes."""
+
+import ctypes
+import functools
+from typing import NamedTuple
+
+import torch
+from conv_emulated import DTYPES, POINTERS, RESNET34, Call, sizes
+from emulator import build
+
+HEADER, RECORD, PLACES = 8, 16, 4  # integers of conv_plane_plan.h
+SLOTS = 12  # of the ring of planes
+
+
+@functools.cache
+def library():
+    lib = ctypes.CDLL(str(build.c_library("plane_api", "conv_plane_sm90a.cu")))
+    for name in ("plane_table", "plane_refusal", "conv_plane"):
+        getattr(lib, name).restype = ctypes.c_char_p
+    lib.plane_groups.restype = ctypes.c_int64
+    return lib
+
+
+class Record(NamedTuple):
+    tap: int
+    loaded: list  # input pixels
+    read: list  # of each place the plane, or -1
+    freed: list  # planes
+
+
+class Group(NamedTuple):
+    pixels: list  # of each place the output pixel, or -1
+    records: list
+    planes: int
+
+
+def groups(conv, gradient=False, places=4):
+    """The table of a convolution (conv_emulated.sizes), read back."""
+    size, call = ctypes.c_int64(), Call(**conv)
+    assert library().plane_table(ctypes.byref(call), gradient, places, None, 0, ctypes.byref(size)) is None
+    table = (ctypes.c_int * size.value)()
+    library().plane_table(ctypes.byref(call), gradient, places, table, size, ctypes.byref(size))
+    count = library().plane_groups(ctypes.byref(call), gradient, places)
+    records = [list(table[i : i + RECORD]) for i in range(count * HEADER, len(table), RECORD)]
+    records = [Record(r[0], r[4 : 4 + r[1]], r[8:12], r[12 : 12 + r[2]]) for r in records]
+    headers = [table[i * HEADER : (i + 1) * HEADER] for i in range(count)]
+    assert sum(h[1] for h in headers) == len(records) and all(h[7] == 0 for h in headers)
+    return [Group(list(h[2:6]), records[h[0] : h[0] + h[1]], h[6]) for h in headers]
+
+
+def refusal(dtype, conv, gradient=False, capability=(9, 0)):
+    return library().plane_refusal(ctypes.byref(Call(dtype=DTYPES[dtype], **conv)), gradient, *capability).decode()
+
+
+def convolve(x, weight, norm, residual, out, conv, eps=0.0, *, gradient=False, places=4, relu=True, seed=0, policy=-1,
+             multiprocessors=3):  # fmt: skip
+    """norm: mean, var, weight, bias of one dtype, or four times None: none."""
+    tensors = [x, weight, *norm, residual, out]
+    pointers = {name: None if t is None else t.data_ptr() for name, t in zip(POINTERS, tensors, strict=True)}
+    params = next((t.dtype for t in norm if t is not None), torch.float32)
+    call = Call(dtype=DTYPES[x.dtype], param_dtype=DTYPES[params], eps=eps, relu=relu, seed=seed, policy=policy,
+                **pointers, **conv)  # fmt: skip
+    if (why := library().conv_plane(ctypes.byref(call), gradient, places, multiprocessors)) is not None:
+        raise RuntimeError(why.decode())
+
+
+# What the prediction assumes of an H100 or H200: multiprocessors, clocks a second, bytes a clock that one of them gets from
+# L2, multiplications a clock at 788 TFLOP/s, clocks in which a tile fills its rings and waits for its residual.
+PROCESSORS, CLOCK, L2, MACS, LATENCY = 132, 1.76e9, 28, 1696, 2500
+
+
+def predicted(conv, gradient=False, places=4, residual=True):
+    """(TFLOP/s of the nominal work, tiles, share of the nominal products that are multiplied) by a model: every tile takes
+    the longer of its products and its copies, a block its tiles one after the other."""
+    read, written = (conv["k"], conv["c"]) if gradient else (conv["c"], conv["k"])
+    rows = groups(conv, gradient, places)
+    images, blocks = -(-conv["n"] // 64), -(-written // 128)
+    clocks, products = [], 0
+    for group in rows:
+        count = sum(plane >= 0 for record in group.records for plane in record.read)
+        steps = read // 64
+        multiply = steps * count * 64 * 128 * 64 / MACS
+        copy = steps * (group.planes * 8192 + len(group.records) * 16384) / L2
+        pixels = sum(pixel >= 0 for pixel in group.pixels)
+        clocks += [max(multiply, copy) + pixels * 16384 * (1 + residual) / L2 + LATENCY] * (images * blocks)
+        products += count
+    longest = max(sum(clocks[i::PROCESSORS]) for i in range(min(PROCESSORS, len(clocks))))
+    nominal = conv["p"] * conv["q"] * conv["r"] * conv["s"]
+    flop = 2 * conv["n"] * nominal * conv["c"] * conv["k"]
+    return flop / (longest / CLOCK) / 1e12, len(clocks), products / nominal
+
+
+def table(batches=(64, 256)):
+    """Predictions for ResNet-34 as docs/conv.md shows them: python tests/plane_emulated.py"""
+    columns = [f"{what}, {n}" for n in batches for what in ("four pixels", "two", "gradient")]
+    print("| c, k, kernel, stride, size | products | " + " | ".join(columns) + " |")
+    print("|---" * (2 + len(columns)) + "|")
+    for c, k, r, stride, size in RESNET34:
+        if k < 128:
+            continue
+        cells = []
+        for n in batches:
+            conv = sizes((n, c, size, size), (k, c, r, r), stride, r // 2)
+            residual = stride == 1
+            made = [predicted(conv, residual=residual), predicted(conv, places=2, residual=residual)]
+            made += [predicted(conv, gradient=True, residual=False)] if c >= 128 else []
+            cells += [f"{tflops / 788:.0%}" for tflops, _, _ in made] + ["-"] * (c < 128)
+        share = predicted(conv)[2]
+        print(f"| {c}, {k}, {r}x{r}, {stride}, {size} | {share:.0%} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    table()
