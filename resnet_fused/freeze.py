@@ -14,7 +14,7 @@ from torch import nn
 from . import frozen_whole, layout, tuning
 from .accuracy import budget_used, exact
 from .frozen_conv import WinogradF4, WinogradF4Taps, ways
-from .frozen_site import Block, Site, check_model, check_site, measure, pool_of, stages
+from .frozen_site import Block, Site, best_of_calls, check_model, check_site, measure, pool_of, stages
 from .reference import by_modules, in_float64
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -50,7 +50,7 @@ class Engine:
             check_site(site)
         self._find_shapes(example)
         self._tune(without=())
-        self.refresh()
+        self._settle(example)
         self._check(example[:1])
 
     def _check(self, example):
@@ -63,7 +63,7 @@ class Engine:
         uses_f4 = any(issubclass(s.way, (WinogradF4, WinogradF4Taps)) for s in self._sites if isinstance(s.way, type))
         if uses_f4 and share > 1:
             self._tune(without=(WinogradF4, WinogradF4Taps))
-            self.refresh()
+            self._settle(torch.randn(self.example_shape).to(example.dtype))
             share = self._budget_used(example)
         if share > ANOTHER_NETWORK:
             raise ValueError(
@@ -104,13 +104,47 @@ class Engine:
         for sites in groups.values():
             able = [way for way in ways(sites[0], self.dtype, self.exact) if way not in without]
             if len(able) == 1:
-                choice, reason = able[0], "the only way for this layer"
+                seconds, reason = {able[0]: 0.0}, "the only way for this layer"
             else:
                 seconds = self._seconds(sites, able, TUNING_SECONDS / len(groups))
-                choice, *others = sorted(seconds, key=seconds.get)
-                reason = f"{1e3 * seconds[choice]:.2f} ms; {others[0].name}: {1e3 * seconds[others[0]]:.2f} ms"
+                best, second, *_ = sorted(seconds, key=seconds.get)
+                reason = f"{1e3 * seconds[best]:.2f} ms; {second.name}: {1e3 * seconds[second]:.2f} ms"
             for site in sites:
-                site.way, site.reason = choice, reason
+                site.ranking = sorted(seconds, key=seconds.get)
+                site.way, site.reason = site.ranking[0], reason
+
+    def _settle(self, example):
+        """Reads the weights into the ways that were chosen; where only some of them are the library's own, and it has one for
+        every layer, the network in one call of the library is measured beside them."""
+        self.refresh()
+        fastest = {site: site.way for site in self._sites}
+        own = {site: frozen_whole.own_way(site) for site in self._sites}
+        if None in own.values() or own == fastest:
+            return
+
+        def use(ways):
+            for site in self._sites:
+                site.way = ways[site]
+            self.refresh()
+
+        use(own)
+        if self._whole is not None:
+            key = tuning.key("frozen network", self.dtype, *(site.key for site in self._sites))
+            able = (frozen_whole.Whole, frozen_whole.ByLayers)
+
+            def measure():
+                seconds = {frozen_whole.Whole: best_of_calls(self, example)}
+                use(fastest)
+                return {**seconds, frozen_whole.ByLayers: best_of_calls(self, example)}
+
+            seconds = self._known(key, able, measure)
+            if seconds[frozen_whole.Whole] <= seconds[frozen_whole.ByLayers]:
+                use(own)
+                for site in self._sites:
+                    if own[site] is not fastest[site]:
+                        site.reason = f"in one call with all layers; alone: {site.reason}"
+                return
+        use(fastest)
 
     def _seconds(self, sites, able, budget):
         """{way: seconds per call}: known from this machine's tuning table, else measured and kept there."""

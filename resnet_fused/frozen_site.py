@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from .blocks import why_not_convolution
 from .norms import why_not_norm
 
 
-@dataclass
+@dataclass(eq=False)
 class Site:
     """One convolution of the network with what follows it, and the shape of its input."""
 
@@ -25,6 +25,7 @@ class Site:
     shape: tuple = ()
     run: object = None
     way: object = None
+    ranking: list = field(default_factory=list)  # of the ways, the fastest first
     reason: str = ""
 
     @property
@@ -122,3 +123,14 @@ def measure(sites, able, dtype, seconds):
                 run(x) if residual is None else run(x, residual)
             samples[way].append((time.perf_counter() - before) / len(sites))
     return {way: min(s) for way, s in samples.items()}
+
+
+def best_of_calls(run, x, calls=7):
+    """Seconds of the fastest of some calls, after one that allocates."""
+    run(x)
+    samples = []
+    for _ in range(calls):
+        before = time.perf_counter()
+        run(x)
+        samples.append(time.perf_counter() - before)
+    return min(samples)

@@ -98,6 +98,7 @@ class Run {
             if (block + gemm.blocks == plan_.blocks) output(segments[i], tile * kAmxPixels, panel, gemm.c);
             if (plan_.chunk < plan_.blocks) gemm.c += kAmxPixels * kAmxPanel;
             gemm.ahead += gemm.ahead_lines * products * 64;
+            if (gemm.ahead >= reinterpret_cast<const char*>(gemm.b + 2 * weights)) gemm.ahead_lines = 0;
           }
         }
         gemm.b += weights;

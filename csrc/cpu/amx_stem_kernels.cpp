@@ -40,22 +40,24 @@ void gemm(const AmxStemGemm& g) {
       tiles.multiply<2, 5, 6>();
       tiles.multiply<3, 5, 7>();
     };
-    load_a(0);
     if constexpr (kParts == 1) {
+      load_a(0);
       load_b(0);
       multiply();
     } else {
-      load_b(2);
-      multiply();
-      load_b(1);
+      // Each part of the pixels once: three of four of their rows lie in two cache lines, and take two loads.
+      load_a(2);
+      load_b(0);
       multiply();
       load_a(1);
       multiply();
-      load_b(0);
-      multiply();
-      load_a(2);
+      load_b(1);
       multiply();
       load_a(0);
+      multiply();
+      load_b(0);
+      multiply();
+      load_b(2);
       multiply();
     }
   }
