@@ -23,13 +23,15 @@ DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0a")
 CUDA_ONLY = ("register_conv.cpp", "register_head.cpp", "register_plane.cpp", "register_strip.cpp")
 # Sources with Hopper's own instructions (csrc/ptx/hopper.cuh), which no other architecture, and no PTX, can hold.
 HOPPER_SOURCE, HOPPER = "_sm90a.cu", "9.0a"
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512"
 INSTRUCTION_SETS = {
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
+    "avx512_bf16": f"{AVX512} -mavx512bf16",  # for the files that use it
+    "avx512": AVX512,
     "avx2": "-mavx2 -mfma -mf16c",
     "portable": "",
 }
 # Files with tiles (csrc/cpu/amx_tiles.h) are compiled with the matrix unit, if the compiler knows it, and without.
-AMX_FLAGS = INSTRUCTION_SETS["avx512"] + " -mavx512bf16 -mamx-tile -mamx-bf16"
+AMX_FLAGS = f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16"
 # -fno-math-errno lets sqrt be a vector instruction; contraction makes FMAs. NaN keeps its meaning: no -ffast-math.
 CXX_FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra "
@@ -259,7 +261,8 @@ def _add_sources(file, nvcc, amx):
             file.compile("cxx", source, flags="-DRESNET_FUSED_WITH_AMX" if amx else "")
         elif "namespace resnet_fused::cpu::RESNET_FUSED_ISA" in text:
             for isa, flags in INSTRUCTION_SETS.items():
-                if x86 or isa == "portable":
+                used = isa != "avx512_bf16" or "__AVX512BF16__" in text
+                if used and (x86 or isa == "portable"):
                     file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
         elif source.name == "register.cpp":
             file.compile("cxx", source, flags="-DRESNET_FUSED_WITH_CUDA" if nvcc else "")

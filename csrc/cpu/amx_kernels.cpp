@@ -1,37 +1,25 @@
 // Compiled with the matrix unit (amx) and without (portable): tools/native_build.py.
-#include "amx_kernels.h"
+#include "direct_kernels.h"
 
-#include "amx.h"
+#include "direct.h"
 #include "amx_split.h"
 #include "amx_tiles.h"
+#include "direct_lines.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
 void pack3(const void* from, int64_t from_stride, int64_t pixels, int64_t channels, uint16_t* to, int64_t block_stride,
            int64_t part_stride) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel, to += kAmxChannels) {
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, to += kDirectLine) {
     const float* values = static_cast<const float*>(from) + pixel * from_stride;
     int64_t c = 0;
     uint16_t* block = to;
-    for (; c + kAmxChannels <= channels; c += kAmxChannels, block += block_stride) split<3>(values + c, block, part_stride);
+    for (; c + kDirectLine <= channels; c += kDirectLine, block += block_stride) split<3>(values + c, block, part_stride);
     if (c == channels) continue;
-    float last[kAmxChannels] = {};
+    float last[kDirectLine] = {};
     std::memcpy(last, values + c, (channels - c) * sizeof(float));
     split<3>(last, block, part_stride);
-  }
-}
-
-void pack1(const void* from, int64_t from_stride, int64_t pixels, int64_t channels, uint16_t* to, int64_t block_stride,
-           int64_t) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel, to += kAmxChannels) {
-    const uint16_t* values = static_cast<const uint16_t*>(from) + pixel * from_stride;
-    int64_t c = 0;
-    uint16_t* block = to;
-    for (; c + kAmxChannels <= channels; c += kAmxChannels, block += block_stride) std::memcpy(block, values + c, 64);
-    if (c == channels) continue;
-    std::memset(block, 0, 64);
-    std::memcpy(block, values + c, (channels - c) * sizeof(uint16_t));
   }
 }
 
@@ -54,14 +42,14 @@ inline void multiply_tiles(Tiles& tiles) {
 }
 
 template <int kParts>
-void gemm(const AmxGemm& g) {
+void gemm(const DirectGemm& g) {
   Tiles tiles;
-  float *c1 = g.c + 16, *c2 = g.c + 16 * kAmxPanel, *c3 = c2 + 16;
+  float *c1 = g.c + 16, *c2 = g.c + 16 * kDirectPanel, *c3 = c2 + 16;
   if (g.add) {
-    tiles.load<0>(g.c, kAmxPanel);
-    tiles.load<1>(c1, kAmxPanel);
-    tiles.load<2>(c2, kAmxPanel);
-    tiles.load<3>(c3, kAmxPanel);
+    tiles.load<0>(g.c, kDirectPanel);
+    tiles.load<1>(c1, kDirectPanel);
+    tiles.load<2>(c2, kDirectPanel);
+    tiles.load<3>(c3, kDirectPanel);
   } else {
     tiles.zero<0>();
     tiles.zero<1>();
@@ -102,38 +90,16 @@ void gemm(const AmxGemm& g) {
       }
     }
   }
-  tiles.store<0>(g.c, kAmxPanel);
-  tiles.store<1>(c1, kAmxPanel);
-  tiles.store<2>(c2, kAmxPanel);
-  tiles.store<3>(c3, kAmxPanel);
-}
-
-template <class T>
-void output(const AmxOutput& o) {
-  for (int lane = 0; lane < o.channels; lane += kWidth) {
-    const int lanes = o.channels - lane < kWidth ? o.channels - lane : kWidth;
-    const bool whole = lanes == kWidth;
-    const Vec shift = whole ? load(o.shift + lane) : load(o.shift + lane, lanes);
-    T* out = static_cast<T*>(o.out) + lane;
-    const T* residual = o.residual ? static_cast<const T*>(o.residual) + lane : nullptr;
-    for (int64_t pixel = 0; pixel < o.pixels; ++pixel, out += o.pixel_stride) {
-      Vec value = load(o.c + pixel * kAmxPanel + lane) + shift;
-      if (residual) {
-        value += whole ? load(residual) : load(residual, lanes);
-        residual += o.pixel_stride;
-      }
-      if (o.relu) value = relu(value);
-      if (whole) {
-        store(out, value);
-      } else {
-        store(out, value, lanes);
-      }
-    }
-  }
+  tiles.store<0>(g.c, kDirectPanel);
+  tiles.store<1>(c1, kDirectPanel);
+  tiles.store<2>(c2, kDirectPanel);
+  tiles.store<3>(c3, kDirectPanel);
 }
 
 }  // namespace
 
-extern const AmxKernels amx_kernels = {begin_tiles, end_tiles, pack3, pack1, gemm<3>, gemm<1>, output<float>, output<bf16>};
+// Of float32 and of bfloat16.
+extern const DirectKernels amx_kernels[2] = {{32, begin_tiles, end_tiles, pack3, gemm<3>, direct_output<float>},
+                                             {32, begin_tiles, end_tiles, pack_lines<uint16_t>, gemm<1>, direct_output<bf16>}};
 
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

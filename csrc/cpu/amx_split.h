@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #endif
 
-#include "amx.h"
+#include "direct.h"
 #include "vec.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
@@ -30,7 +30,7 @@ inline void split(const float* from, uint16_t* to, int64_t part_stride) {
     high = _mm512_sub_ps(high, widened(_mm512_extracti64x4_epi64(bits, 1)));
   }
 #else
-  for (int i = 0; i < kAmxChannels; i += kWidth) {
+  for (int i = 0; i < kDirectLine; i += kWidth) {
     Vec left = load(from + i);
     for (int part = 0; part < kParts; ++part) {
       const HalfVec rounded = from_float(left, bf16{});

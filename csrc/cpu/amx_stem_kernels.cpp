@@ -1,18 +1,18 @@
 // Compiled with the matrix unit (amx) and without (portable): tools/native_build.py.
 #include "amx_stem_kernels.h"
 
-#include "amx.h"
+#include "direct.h"
 #include "amx_split.h"
 #include "amx_tiles.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
-constexpr int64_t kTile = kAmxPixels / 2 * kAmxChannels;
+constexpr int64_t kTile = 16 * kDirectLine;
 
 template <int kParts>
 void split_all(const float* from, int64_t values, uint16_t* to, int64_t part_stride) {
-  for (int64_t i = 0; i < values; i += kAmxChannels) split<kParts>(from + i, to + i, part_stride);
+  for (int64_t i = 0; i < values; i += kDirectLine) split<kParts>(from + i, to + i, part_stride);
 }
 
 // Registers and the order of the products as in amx_kernels.cpp; the two tiles of pixels belong to two rows.

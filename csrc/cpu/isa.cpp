@@ -33,6 +33,7 @@ Isa best() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512 && has_amx()) return Isa::amx;
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
   return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::portable;
 #else
   return Isa::portable;
@@ -42,7 +43,7 @@ Isa best() {
 Isa choose() {
   const Isa here = best();
   const char* wanted = std::getenv("RESNET_FUSED_CPU_ISA");
-  for (Isa lower : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (Isa lower : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
     if (wanted && lower < here && !std::strcmp(wanted, isa_name(lower))) return lower;
   }
   return here;
@@ -56,7 +57,7 @@ Isa isa() {
 }
 
 const char* isa_name(Isa isa) {
-  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "amx"};
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
   return kNames[static_cast<int>(isa)];
 }
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "amx.h"
+#include "direct.h"
 #include "amx_stem.h"
 #include "amx_words.h"
 #include "parallel.h"
@@ -19,8 +19,8 @@ namespace {
   throw std::runtime_error("frozen_network: step " + std::to_string(step) + " " + what);
 }
 
-AmxShape amx_shape(const Step& s, bool half) {
-  return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.kernel_w, s.stride, s.padding, s.dilation, half ? 1 : 3};
+DirectShape amx_shape(const Step& s, bool half) {
+  return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.kernel_w, s.stride, s.padding, s.dilation, half ? DirectFormat::amx_bf16 : DirectFormat::amx_f32};
 }
 AmxStemShape stem_shape(const Step& s, bool half) {
   return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.stride, s.padding, half ? 1 : 3};
@@ -33,7 +33,7 @@ WinogradWeights weights_of(const Step& s) { return s.taps ? WinogradWeights::tap
 int64_t workspace_of(const Step& s, bool half) {
   switch (s.kind) {
     case StepKind::amx_stem: return amx_stem_workspace_size(stem_shape(s, half), num_threads());
-    case StepKind::amx: return amx_workspace_size(amx_plan(amx_shape(s, half), num_threads())) * 2;
+    case StepKind::amx: return direct_workspace_size(direct_plan(amx_shape(s, half), num_threads())) * 2;
     case StepKind::winograd:
       return winograd_workspace_size(winograd_plan(winograd_shape(s), weights_of(s), num_threads())) * 4;
     default: return 0;
@@ -55,7 +55,7 @@ int64_t written_by(const Step& s, bool half) {
 int64_t weights_size(const Step& s, bool half) {
   switch (s.kind) {
     case StepKind::amx_stem: return amx_stem_packed_size(stem_shape(s, half)) * 2;
-    case StepKind::amx: return amx_packed_size(amx_shape(s, half)) * 2;
+    case StepKind::amx: return direct_packed_size(amx_shape(s, half)) * 2;
     case StepKind::winograd: return winograd_packed_size(s.k, s.c, static_cast<int>(s.m), weights_of(s)) * 4;
     default: return 0;
   }
@@ -196,7 +196,7 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
       return amx_stem_run(stem_shape(s, half), x.data, x.half, x.strides, reinterpret_cast<const uint16_t*>(weight),
                           shift, to, num_threads(), workspace);
     case StepKind::amx:
-      return amx_run(amx_plan(amx_shape(s, half), num_threads()), from, reinterpret_cast<const uint16_t*>(weight), shift,
+      return direct_run(direct_plan(amx_shape(s, half), num_threads()), from, reinterpret_cast<const uint16_t*>(weight), shift,
                      residual, to, s.relu != 0, reinterpret_cast<uint16_t*>(workspace));
     case StepKind::winograd:
       winograd_run(winograd_plan(winograd_shape(s), weights_of(s), num_threads()),

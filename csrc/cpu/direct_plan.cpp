@@ -1,7 +1,8 @@
-// How a convolution is cut up for the matrix unit.
+// How a convolution is cut up.
 #include <algorithm>
 
-#include "amx.h"
+#include "direct.h"
+#include "direct_kernels.h"
 
 namespace resnet_fused::cpu {
 namespace {
@@ -9,12 +10,12 @@ namespace {
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Of the columns j < count of the plane with remainder `phase`: column j is pixel j * stride + phase - padding.
-int64_t zeros_before(const AmxShape& s, int64_t phase, int64_t count) {
+int64_t zeros_before(const DirectShape& s, int64_t phase, int64_t count) {
   int64_t j = 0;
   while (j < count && j * s.stride + phase < s.padding) ++j;
   return j;
 }
-int64_t zeros_after(const AmxShape& s, int64_t phase, int64_t count) {
+int64_t zeros_after(const DirectShape& s, int64_t phase, int64_t count) {
   int64_t j = 0;
   while (j < count && (count - 1 - j) * s.stride + phase - s.padding >= s.w) ++j;
   return j;
@@ -22,12 +23,13 @@ int64_t zeros_after(const AmxShape& s, int64_t phase, int64_t count) {
 
 }  // namespace
 
-AmxPlan amx_plan(const AmxShape& shape, int threads) {
-  AmxPlan plan{};
+DirectPlan direct_plan(const DirectShape& shape, int threads) {
+  DirectPlan plan{};
   plan.shape = shape;
   plan.tasks = threads;
-  plan.blocks = divide_up(shape.c, kAmxChannels);
-  plan.panels = divide_up(shape.k, kAmxPanel);
+  plan.blocks = shape.blocks();
+  plan.panels = divide_up(shape.k, kDirectPanel);
+  plan.pixels = direct_kernels(shape.format).pixels;
 
   std::vector<int64_t> rows, columns;  // of a tap, from the first pixel in its plane
   for (int64_t r = 0; r < shape.kernel_h; ++r) {
@@ -58,20 +60,20 @@ AmxPlan amx_plan(const AmxShape& shape, int threads) {
 
   // Weights that are used for all packed pixels before the next ones: what no L2 of 2 MB would keep beside them is cut.
   constexpr int64_t kChunk = 256 * 1024 / sizeof(uint16_t);
-  const int64_t block = shape.taps() * shape.parts * kAmxPanel * kAmxChannels;
+  const int64_t block = shape.taps() * shape.parts() * kDirectPanel * kDirectLine;
   const int64_t chunks = divide_up(plan.blocks, std::max<int64_t>(1, kChunk / block));
   plan.chunk = divide_up(plan.blocks, chunks);
   // Packed pixels: few, where the weights of a panel are read from L2 anyway; many, where they come from L3 for each.
   const int64_t budget = (chunks > 1 ? 1400 : 640) * 1024 / sizeof(uint16_t);
   const auto plane_of = [&](int64_t out_rows) {
-    return (out_rows + plan.extra_rows) * plan.pitch + plan.shared + kAmxPixels;
+    return (out_rows + plan.extra_rows) * plan.pitch + plan.shared + plan.pixels;
   };
-  const int64_t planes = static_cast<int64_t>(plan.phase_y.size()), lines = plan.blocks * shape.parts * planes;
-  const auto segment_of = [&](int64_t out_rows) { return lines * plane_of(out_rows) * kAmxChannels; };
+  const int64_t planes = static_cast<int64_t>(plan.phase_y.size()), lines = plan.blocks * shape.parts() * planes;
+  const auto segment_of = [&](int64_t out_rows) { return lines * plane_of(out_rows) * kDirectLine; };
   const int64_t image = segment_of(shape.out_h());
   // Weights are much larger than the input: each thread reads half of them, and all pixels.
   plan.split_panels = threads > 1 && plan.panels >= threads && shape.n * image <= budget &&
-                      amx_packed_size(shape) > 2 * shape.n * image;
+                      direct_packed_size(shape) > 2 * shape.n * image;
   plan.rows = shape.out_h();
   if (!plan.split_panels) {
     const int64_t share = divide_up(shape.n * shape.out_h(), threads);
@@ -81,12 +83,12 @@ AmxPlan amx_plan(const AmxShape& shape, int threads) {
   plan.plane = plane_of(plan.rows);
   plan.segment = segment_of(plan.rows);
   plan.segments = plan.split_panels ? shape.n : std::max<int64_t>(1, budget / plan.segment);
-  const int64_t tiles = divide_up((plan.rows - 1) * plan.pitch + shape.out_w(), kAmxPixels);
-  plan.sums = (chunks > 1 ? tiles * plan.segments : 1) * kAmxPixels * kAmxPanel;
+  const int64_t tiles = divide_up((plan.rows - 1) * plan.pitch + shape.out_w(), plan.pixels);
+  plan.sums = (chunks > 1 ? tiles * plan.segments : 1) * plan.pixels * kDirectPanel;
   return plan;
 }
 
-int64_t amx_workspace_size(const AmxPlan& plan) {
+int64_t direct_workspace_size(const DirectPlan& plan) {
   const int64_t sums = plan.sums * static_cast<int64_t>(sizeof(float) / sizeof(uint16_t));
   return plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks) + sums * plan.tasks;
 }
