@@ -39,8 +39,10 @@ Tensor stem_pack(Tensor weight, std::optional<Tensor> scale) {
 
 void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t kernel, int64_t stride,
                     int64_t padding) {
-  check_float(x, "x");
-  check_float(out, "out");
+  using torch::headeronly::ScalarType;
+  const bool x_half = x.scalar_type() == ScalarType::BFloat16, half = out.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK((x_half && half) || x.scalar_type() == ScalarType::Float, "stem: x must be float32, or bfloat16 like out");
+  STD_TORCH_CHECK(half || out.scalar_type() == ScalarType::Float, "stem: out must be float32 or bfloat16");
   STD_TORCH_CHECK(x.dim() == 4 && out.dim() == 4, "stem: x and out must be [n, c, h, w]");
   STD_TORCH_CHECK(kernel > 0 && kernel <= 16 && stride > 0 && padding >= 0 && padding < kernel,
                   "stem: kernel must be 1 to 16, stride positive, padding less than kernel");
@@ -59,10 +61,10 @@ void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t k
   if (out.numel() == 0) return;
   const int64_t strides[4] = {x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
   const int tasks = cpu::num_threads();
-  const Tensor workspace = torch::stable::new_empty(out, {cpu::stem_workspace_size(shape, tasks) + 16});
+  const Tensor workspace = torch::stable::new_empty(shift, {cpu::stem_workspace_size(shape, tasks) + 16});
   const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr<float>());
-  cpu::stem_run(shape, x.const_data_ptr<float>(), strides, packed.const_data_ptr<float>(),
-                shift.const_data_ptr<float>(), out.mutable_data_ptr<float>(), tasks,
+  cpu::stem_run(shape, x.const_data_ptr(), x_half, strides, packed.const_data_ptr<float>(),
+                shift.const_data_ptr<float>(), out.mutable_data_ptr(), half, tasks,
                 reinterpret_cast<float*>((address + 63) / 64 * 64));
 }
 

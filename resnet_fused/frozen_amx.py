@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from . import layout, native
 from .fold import fold
+from .frozen_direct import Direct, is_square
 
 
 def why_no_unit():
@@ -17,41 +18,14 @@ def why_no_unit():
     return None if native.cpu_isa() == "amx" else "this CPU has no matrix unit, or it is not used"
 
 
-def is_square(conv):
-    return not isinstance(conv.padding, str) and all(a == b for a, b in (conv.stride, conv.padding, conv.dilation))
-
-
-class Amx:
+class Amx(Direct):
     """A convolution with its shift, residual and ReLU; any kernel, stride, padding and dilation, one group."""
 
-    name = "amx"
-
-    def __init__(self, site, dtype):
-        weight, self.bias = fold(site.conv, site.bn)
-        self.ops = native.namespace()
-        self.weight = self.ops.amx_pack(weight.to(dtype).contiguous())
-        conv = site.conv
-        self.channels, self.relu = weight.shape[0], site.relu
-        self.arguments = (*conv.kernel_size, conv.stride[0], conv.padding[0], conv.dilation[0])
-
-    def __call__(self, x, residual=None):
-        out = residual
-        if out is None:
-            kernel_h, kernel_w, stride, padding, dilation = self.arguments
-            height = (x.shape[2] + 2 * padding - (kernel_h - 1) * dilation - 1) // stride + 1
-            width = (x.shape[3] + 2 * padding - (kernel_w - 1) * dilation - 1) // stride + 1
-            shape = x.shape[0], self.channels, height, width
-            out = torch.empty(shape, dtype=x.dtype, memory_format=layout.CHANNELS_LAST)
-        self.ops.amx_conv(x, self.weight, self.bias, residual, out, *self.arguments, self.relu)
-        return out
+    name, unit = "amx", "amx"
 
     @staticmethod
     def why_not(site, dtype):
-        if why_no_unit() is not None:
-            return why_no_unit()
-        if site.conv.groups != 1:
-            return "the matrix unit is for convolutions of one group"
-        return None if is_square(site.conv) else "stride, padding and dilation must be square"
+        return why_no_unit() or Direct.why_not(site, dtype)
 
 
 class AmxStem:

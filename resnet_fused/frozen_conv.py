@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from . import layout, native
 from .fold import fold
 from .frozen_amx import Amx, AmxStem
+from .frozen_direct import Direct
 
 _onednn = torch.ops.mkldnn
 
@@ -141,13 +142,13 @@ class ThenPool:
 
 
 class StemWithPool:
-    """Convolution and 3x3/2 max-pool in one pass over the image: the map between them is never written; float32."""
+    """Convolution and 3x3/2 max-pool in one pass over the image: the map between them is never written. float32, bfloat16."""
 
     name, any_layout = "stem", True
 
     def __init__(self, site, dtype):
         weight, self.bias = fold(site.conv, site.bn)
-        self.ops = native.namespace()
+        self.ops, self.dtype = native.namespace(), dtype
         self.weight = self.ops.stem_pack(weight.contiguous(), None)
         conv = site.conv
         self.arguments = conv.kernel_size[0], conv.stride[0], conv.padding[0]
@@ -156,7 +157,7 @@ class StemWithPool:
         kernel, stride, padding = self.arguments
         pixels = ((size + 2 * padding - kernel) // stride for size in x.shape[2:])  # the convolution's size, less 1
         shape = (x.shape[0], self.bias.shape[0], *(p // 2 + 1 for p in pixels))
-        out = torch.empty(shape, dtype=x.dtype, memory_format=layout.CHANNELS_LAST)
+        out = torch.empty(shape, dtype=self.dtype, memory_format=layout.CHANNELS_LAST)
         self.ops.stem_conv_pool(x, self.weight, self.bias, out, *self.arguments)
         return out
 
@@ -165,18 +166,16 @@ class StemWithPool:
         conv = site.conv
         if native.why_absent() is not None:
             return native.why_absent()
-        if dtype != torch.float32:
-            return f"the fused stem is for float32, not {dtype}"
         square = all(a == b for a, b in (conv.kernel_size, conv.stride, conv.padding))
         plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.kernel_size[0] <= 16 and conv.in_channels <= 4
         return None if square and plain else "the fused stem is for square kernels over a few channels"
 
 
-DIRECT = (OneDNN, Torch)
+DIRECT = (Direct, OneDNN, Torch)
 WINOGRAD = (WinogradF4, WinogradF4Taps, WinogradF2, WinogradF2Taps)
 STEM = (StemWithPool, AmxStem, ThenPool(OneDNN), ThenPool(Torch))
 # A NaN or an infinity comes out of the pixels that read it, and of no others.
-EXACT, EXACT_STEM = (OneDNNThenReLU, Torch), (StemWithPool, ThenPool(OneDNNThenReLU), ThenPool(Torch))
+EXACT, EXACT_STEM = (Direct, OneDNNThenReLU, Torch), (StemWithPool, ThenPool(OneDNNThenReLU), ThenPool(Torch))
 
 
 def ways(site, dtype, exact):

@@ -7,23 +7,24 @@ import torch
 from torch import nn
 
 from . import native
-from .frozen_amx import Amx, AmxStem
-from .frozen_conv import WinogradF2, WinogradF2Taps, WinogradF4, WinogradF4Taps
+from .frozen_amx import Amx, AmxStem, why_no_unit
+from .frozen_conv import StemWithPool, WinogradF2, WinogradF2Taps, WinogradF4, WinogradF4Taps
+from .frozen_direct import Direct
 from .frozen_plan import Plan
 from .zero_pad import ZeroPadShortcut
 
-COPY, STEM, AMX, WINOGRAD, PAD, MEAN = range(6)  # StepKind
+COPY, STEM, AMX_STEM, DIRECT, AMX, WINOGRAD, PAD, MEAN = range(8)  # StepKind
 NONE, INPUT, OUTPUT = -1, -2, -3
 LINE = 64
 SHAPES = 16  # of inputs whose steps are remembered
 WINOGRADS = (WinogradF4, WinogradF4Taps, WinogradF2, WinogradF2Taps)
-NATIVE = (Amx, AmxStem, *WINOGRADS)
+KINDS = {StemWithPool: STEM, AmxStem: AMX_STEM, Direct: DIRECT, Amx: AMX, **dict.fromkeys(WINOGRADS, WINOGRAD)}
 
 
 def why_not(engine):
     """None, or which part of the network the library has no kernel for."""
     for site in engine._sites:
-        if site.way not in NATIVE:
+        if site.way not in KINDS:
             return f"{site.name} is run by {site.way.name}"
     model = engine._model
     pool = getattr(model.avgpool, "output_size", None)
@@ -41,7 +42,7 @@ def why_not(engine):
 
 def own_way(site):
     """The fastest of the library's own ways that was measured for `site`, or None."""
-    return next((way for way in site.ranking if way in NATIVE), None)
+    return next((way for way in site.ranking if way in KINDS), None)
 
 
 class ByLayers:
@@ -62,7 +63,8 @@ class Whole:
         fc = engine._model.fc
         weight = fc.weight.detach().to(self.dtype).contiguous()
         bias = torch.zeros(fc.out_features) if fc.bias is None else fc.bias.detach().float()
-        head = self.ops.amx_pack(weight.view(*weight.shape, 1, 1))
+        self.head_way = Direct if why_no_unit() else Amx
+        head = getattr(self.ops, f"{self.head_way.unit}_pack")(weight.view(*weight.shape, 1, 1))
         tensors = [t for site in engine._sites for t in (site.run.weight, site.run.bias)] + [head, bias]
         starts, size = [], 0
         for t in tensors:
@@ -123,7 +125,7 @@ class _Prepared:
             if height < 1 or width < 1:
                 raise ValueError(f"engine: x is {tuple(shape)}: {site.name} has no output pixel")
             to = take(conv.out_channels, height, width) if residual is None else residual
-            kind = STEM if site.way is AmxStem else AMX if site.way is Amx else WINOGRAD
+            kind = KINDS[site.way]
             m, taps = (site.way.m, site.way.taps) if kind == WINOGRAD else (0, False)
             rows.append(
                 [kind, place, NONE if residual is None else residual, to, *site.constants, n, h, w, c, conv.out_channels,
@@ -139,7 +141,7 @@ class _Prepared:
             return to, k, height, width
 
         x = INPUT, c, h, w
-        if engine._stem.way is not AmxStem:
+        if KINDS[engine._stem.way] not in (STEM, AMX_STEM):
             x = simple(COPY, x, c)
         before, x = x, add(engine._stem, x)
         if before[0] != INPUT:
@@ -160,28 +162,8 @@ class _Prepared:
             plan.give_back(before[0])
         pooled = simple(MEAN, x, x[1])
         fc = engine._model.fc
-        rows.append(
-            [
-                AMX,
-                pooled[0],
-                NONE,
-                OUTPUT,
-                *whole.head,
-                n,
-                1,
-                1,
-                fc.in_features,
-                fc.out_features,
-                1,
-                1,
-                1,
-                0,
-                1,
-                0,
-                0,
-                0,
-            ]
-        )
+        head = [n, 1, 1, fc.in_features, fc.out_features, 1, 1, 1, 0, 1, 0, 0, 0]
+        rows.append([KINDS[whole.head_way], pooled[0], NONE, OUTPUT, *whole.head, *head])
 
         starts, size = [], 0
         for elements in plan.sizes:

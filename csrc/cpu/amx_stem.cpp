@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "amx_stem_kernels.h"
-#include "amx_words.h"
+#include "words.h"
 #include "isa.h"
 #include "parallel.h"
 

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "direct.h"
-#include "amx_words.h"
+#include "words.h"
 #include "pages.h"
 #include "parallel.h"
 

@@ -8,8 +8,9 @@
 
 #include "direct.h"
 #include "amx_stem.h"
-#include "amx_words.h"
+#include "words.h"
 #include "parallel.h"
+#include "stem.h"
 #include "winograd.h"
 
 namespace resnet_fused::cpu {
@@ -19,10 +20,13 @@ namespace {
   throw std::runtime_error("frozen_network: step " + std::to_string(step) + " " + what);
 }
 
-DirectShape amx_shape(const Step& s, bool half) {
-  return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.kernel_w, s.stride, s.padding, s.dilation, half ? DirectFormat::amx_bf16 : DirectFormat::amx_f32};
+DirectShape direct_shape(const Step& s, bool half) {
+  const DirectFormat format = s.kind == StepKind::amx ? (half ? DirectFormat::amx_bf16 : DirectFormat::amx_f32)
+                                                      : (half ? DirectFormat::bf16 : DirectFormat::f32);
+  return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.kernel_w, s.stride, s.padding, s.dilation, format};
 }
-AmxStemShape stem_shape(const Step& s, bool half) {
+StemShape stem_shape(const Step& s) { return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.stride, s.padding}; }
+AmxStemShape amx_stem_shape(const Step& s, bool half) {
   return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.stride, s.padding, half ? 1 : 3};
 }
 WinogradShape winograd_shape(const Step& s) {
@@ -32,8 +36,10 @@ WinogradWeights weights_of(const Step& s) { return s.taps ? WinogradWeights::tap
 
 int64_t workspace_of(const Step& s, bool half) {
   switch (s.kind) {
-    case StepKind::amx_stem: return amx_stem_workspace_size(stem_shape(s, half), num_threads());
-    case StepKind::amx: return direct_workspace_size(direct_plan(amx_shape(s, half), num_threads())) * 2;
+    case StepKind::stem: return stem_workspace_size(stem_shape(s), num_threads()) * 4;
+    case StepKind::amx_stem: return amx_stem_workspace_size(amx_stem_shape(s, half), num_threads());
+    case StepKind::direct:
+    case StepKind::amx: return direct_workspace_size(direct_plan(direct_shape(s, half), num_threads())) * 2;
     case StepKind::winograd:
       return winograd_workspace_size(winograd_plan(winograd_shape(s), weights_of(s), num_threads())) * 4;
     default: return 0;
@@ -42,10 +48,11 @@ int64_t workspace_of(const Step& s, bool half) {
 
 // Values.
 int64_t read_by(const Step& s) { return s.n * s.h * s.w * s.c; }
-int64_t written_by(const Step& s, bool half) {
+int64_t written_by(const Step& s) {
   switch (s.kind) {
     case StepKind::copy: return s.n * s.h * s.w * s.c;
-    case StepKind::amx_stem: return s.n * stem_shape(s, half).out_h() * stem_shape(s, half).out_w() * s.k;
+    case StepKind::stem:
+    case StepKind::amx_stem: return s.n * stem_shape(s).out_h() * stem_shape(s).out_w() * s.k;
     case StepKind::mean: return s.n * s.c;
     default: return s.n * s.out_h() * s.out_w() * s.k;
   }
@@ -54,8 +61,10 @@ int64_t written_by(const Step& s, bool half) {
 // Bytes of packed weights and the values of the shift.
 int64_t weights_size(const Step& s, bool half) {
   switch (s.kind) {
-    case StepKind::amx_stem: return amx_stem_packed_size(stem_shape(s, half)) * 2;
-    case StepKind::amx: return direct_packed_size(amx_shape(s, half)) * 2;
+    case StepKind::stem: return stem_packed_size(s.k, s.c, s.kernel_h) * 4;
+    case StepKind::amx_stem: return amx_stem_packed_size(amx_stem_shape(s, half)) * 2;
+    case StepKind::direct:
+    case StepKind::amx: return direct_packed_size(direct_shape(s, half)) * 2;
     case StepKind::winograd: return winograd_packed_size(s.k, s.c, static_cast<int>(s.m), weights_of(s)) * 4;
     default: return 0;
   }
@@ -75,6 +84,10 @@ void check_sizes(const Network& network) {
                                          s.dilation != 1 || s.kernel_h != 3 || s.kernel_w != 3)) {
       refuse(i, "is no convolution for Winograd");
     }
+    if (s.kind == StepKind::stem && (s.kernel_h > kStemKernel || s.kernel_h != s.kernel_w || s.padding >= s.kernel_h ||
+                                     s.dilation != 1)) {
+      refuse(i, "is no stem");
+    }
     if (s.kind == StepKind::amx_stem && (s.c > kAmxStemChannels || s.kernel_h > kAmxStemWidth ||
                                          s.kernel_h != s.kernel_w || s.padding >= s.kernel_h || s.dilation != 1)) {
       refuse(i, "is no stem for the matrix unit");
@@ -87,7 +100,7 @@ void check_places(const Network& network, const NetworkInput& x, int64_t activat
   for (int64_t i = 0; i < network.count; ++i) {
     const Step& s = network.steps[i];
     const auto inside = [](int64_t place, int64_t bytes, int64_t size) { return place >= 0 && place <= size - bytes; };
-    const bool reads_x = s.kind == StepKind::copy || s.kind == StepKind::amx_stem;
+    const bool reads_x = s.kind == StepKind::copy || s.kind == StepKind::stem || s.kind == StepKind::amx_stem;
     if (reads_x) {
       if (s.from != kInput || x.sizes[0] != s.n || x.sizes[1] != s.c || x.sizes[2] != s.h || x.sizes[3] != s.w) {
         refuse(i, "reads an input of another shape");
@@ -95,7 +108,7 @@ void check_places(const Network& network, const NetworkInput& x, int64_t activat
     } else if (!inside(s.from, read_by(s) * item, activations)) {
       refuse(i, "reads outside of the arena");
     }
-    const int64_t written = written_by(s, network.half) * item;
+    const int64_t written = written_by(s) * item;
     if (s.to == kOutput ? written != out_size : !inside(s.to, written, activations)) {
       refuse(i, "writes outside of the arena or the output");
     }
@@ -192,11 +205,15 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
         copy_input<float>(s, x, static_cast<T*>(to));
       }
       return;
+    case StepKind::stem:
+      return stem_run(stem_shape(s), x.data, x.half, x.strides, reinterpret_cast<const float*>(weight), shift, to, half,
+                      num_threads(), reinterpret_cast<float*>(workspace));
     case StepKind::amx_stem:
-      return amx_stem_run(stem_shape(s, half), x.data, x.half, x.strides, reinterpret_cast<const uint16_t*>(weight),
+      return amx_stem_run(amx_stem_shape(s, half), x.data, x.half, x.strides, reinterpret_cast<const uint16_t*>(weight),
                           shift, to, num_threads(), workspace);
+    case StepKind::direct:
     case StepKind::amx:
-      return direct_run(direct_plan(amx_shape(s, half), num_threads()), from, reinterpret_cast<const uint16_t*>(weight), shift,
+      return direct_run(direct_plan(direct_shape(s, half), num_threads()), from, reinterpret_cast<const uint16_t*>(weight), shift,
                      residual, to, s.relu != 0, reinterpret_cast<uint16_t*>(workspace));
     case StepKind::winograd:
       winograd_run(winograd_plan(winograd_shape(s), weights_of(s), num_threads()),

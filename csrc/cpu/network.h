@@ -8,8 +8,10 @@ namespace resnet_fused::cpu {
 
 enum class StepKind : int64_t {
   copy,       // the input, in its own layout and dtype, to NHWC of the network's dtype
-  amx_stem,   // the input to the pooled map
-  amx,        // convolution on the matrix unit
+  stem,       // the input to the pooled map
+  amx_stem,   // the same on the matrix unit
+  direct,     // convolution
+  amx,        // the same on the matrix unit
   winograd,   // F(m x m, 3x3)
   pad,        // every stride-th pixel, zeros for the new channels
   mean,       // of all pixels

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "words.h"
 #include "isa.h"
 #include "parallel.h"
 #include "stem_kernels.h"
@@ -29,7 +30,6 @@ const StemKernels& kernels() {
   return portable::stem_kernels;
 }
 
-constexpr int64_t kMaxKernel = 16;
 constexpr int64_t kPooledRows = 3;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -47,19 +47,21 @@ struct Sizes {
 // One task's rows: a window of `kernel` padded input rows and one of three rows of the convolution, both rings.
 class Rows {
  public:
-  Rows(const StemShape& shape, const float* x, const int64_t (&strides)[4], const float* packed, const float* shift,
-       float* memory)
+  Rows(const StemShape& shape, const void* x, bool x_half, const int64_t (&strides)[4], const float* packed,
+       const float* shift, bool out_half, float* memory)
       : shape_(shape),
         sizes_(shape),
         kernels_(kernels()),
         x_(x),
+        x_half_(x_half),
+        out_half_(out_half),
         strides_(strides),
         packed_(packed),
         shift_(shift),
         input_(memory),
         conv_(memory + shape.kernel * sizes_.padded_row) {}
 
-  void pool(int64_t image, int64_t p, float* out) {
+  void pool(int64_t image, int64_t p, void* out) {
     if (image != image_) {
       image_ = image;
       input_end_ = conv_end_ = 0;
@@ -70,12 +72,12 @@ class Rows {
       if (y >= conv_end_) convolve(y);
       rows[count++] = conv_ + y % kPooledRows * sizes_.conv_row;
     }
-    kernels_.pool(rows, count, shape_.conv_w(), sizes_.panels * kStemPanel, shape_.k, out);
+    (out_half_ ? kernels_.pool_half : kernels_.pool)(rows, count, shape_.conv_w(), sizes_.panels * kStemPanel, shape_.k, out);
   }
 
  private:
   void convolve(int64_t y) {
-    const float* rows[kMaxKernel];
+    const float* rows[kStemKernel];
     for (int64_t i = 0; i < shape_.kernel; ++i) {
       const int64_t row = y * shape_.stride + i;  // of the padded image
       if (row >= input_end_) read(row);
@@ -113,20 +115,29 @@ class Rows {
     }
     std::memset(to, 0, sizeof(float) * pad);
     std::memset(to + pad + size, 0, sizeof(float) * pad);
-    const float* from = x_ + image_ * strides_[0] + y * strides_[2];
+    if (x_half_) {
+      interleave(static_cast<const uint16_t*>(x_), y, to + pad, float_of);
+    } else {
+      interleave(static_cast<const float*>(x_), y, to + pad, [](float value) { return value; });
+    }
+  }
+  template <class T, class Widen>
+  void interleave(const T* x, int64_t y, float* to, const Widen& widen) const {
+    const T* from = x + image_ * strides_[0] + y * strides_[2];
     if (strides_[1] == 1 && strides_[3] == shape_.c) {
-      std::memcpy(to + pad, from, sizeof(float) * size);
+      for (int64_t i = 0; i < shape_.w * shape_.c; ++i) to[i] = widen(from[i]);
       return;
     }
     for (int64_t c = 0; c < shape_.c; ++c) {
-      for (int64_t x = 0; x < shape_.w; ++x) to[pad + x * shape_.c + c] = from[c * strides_[1] + x * strides_[3]];
+      for (int64_t i = 0; i < shape_.w; ++i) to[i * shape_.c + c] = widen(from[c * strides_[1] + i * strides_[3]]);
     }
   }
 
   const StemShape& shape_;
   const Sizes sizes_;
   const StemKernels& kernels_;
-  const float* x_;
+  const void* x_;
+  const bool x_half_, out_half_;
   const int64_t (&strides_)[4];
   const float *packed_, *shift_;
   float *input_, *conv_;
@@ -155,15 +166,15 @@ void stem_pack(const float* weight, const float* scale, int64_t k, int64_t c, in
   }
 }
 
-void stem_run(const StemShape& shape, const float* x, const int64_t (&strides)[4], const float* packed,
-              const float* shift, float* out, int tasks, float* workspace) {
+void stem_run(const StemShape& shape, const void* x, bool x_half, const int64_t (&strides)[4], const float* packed,
+              const float* shift, void* out, bool out_half, int tasks, float* workspace) {
   const Sizes sizes(shape);
-  const int64_t height = shape.out_h(), rows = shape.n * height, out_row = shape.out_w() * shape.k;
+  const int64_t height = shape.out_h(), rows = shape.n * height, out_row = shape.out_w() * shape.k * (out_half ? 2 : 4);
   parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      Rows own(shape, x, strides, packed, shift, workspace + task * sizes.task);
+      Rows own(shape, x, x_half, strides, packed, shift, out_half, workspace + task * sizes.task);
       for (int64_t row = part_begin(rows, tasks, task); row < part_begin(rows, tasks, task + 1); ++row) {
-        own.pool(row / height, row % height, out + row * out_row);
+        own.pool(row / height, row % height, static_cast<char*>(out) + row * out_row);
       }
     }
   });

@@ -1,10 +1,12 @@
 // The stem of a ResNet, for few input channels: max_pool2d(relu(conv(x, weight * scale) + shift), 3, stride 2,
-// padding 1). Directly, in float32; only three rows of the map before the pool ever exist.
+// padding 1). Directly, summed in float32; only three rows of the map before the pool ever exist.
 #pragma once
 
 #include <cstdint>
 
 namespace resnet_fused::cpu {
+
+constexpr int64_t kStemKernel = 16;  // at most
 
 struct StemShape {
   int64_t n, h, w, c, k;
@@ -22,9 +24,10 @@ int64_t stem_workspace_size(const StemShape& shape, int tasks);
 // weight: [k, c, kernel, kernel] contiguous; scale: [k] or nullptr.
 void stem_pack(const float* weight, const float* scale, int64_t k, int64_t c, int64_t kernel, float* packed);
 
-// x: element (n, c, y, x) at n * strides[0] + c * strides[1] + y * strides[2] + x * strides[3]. out: NHWC.
-// Every output is the same for any number of tasks. workspace: aligned to 64 bytes.
-void stem_run(const StemShape& shape, const float* x, const int64_t (&strides)[4], const float* packed,
-              const float* shift, float* out, int tasks, float* workspace);
+// x: element (n, c, y, x) at n * strides[0] + c * strides[1] + y * strides[2] + x * strides[3], float32 or, if x_half,
+// bfloat16. out: NHWC, float32 or, if out_half, rounded to bfloat16. Every output is the same for any number of tasks.
+// workspace: aligned to 64 bytes.
+void stem_run(const StemShape& shape, const void* x, bool x_half, const int64_t (&strides)[4], const float* packed,
+              const float* shift, void* out, bool out_half, int tasks, float* workspace);
 
 }  // namespace resnet_fused::cpu

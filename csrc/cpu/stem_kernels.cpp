@@ -48,7 +48,8 @@ template <int kCount>
 }
 
 // Values without a sign are ordered like their bits, and every NaN is above infinity: it wins, as in torch.
-void pool(const float* const* rows, int count, int64_t width, int64_t stride, int64_t channels, float* out) {
+template <class T>
+void pool(const float* const* rows, int count, int64_t width, int64_t stride, int64_t channels, void* out) {
   for (int64_t p = 0; 2 * p < width; ++p) {
     const int64_t begin = p > 0 ? 2 * p - 1 : 0, end = 2 * p + 2 < width ? 2 * p + 2 : width;
     for (int64_t c = 0; c < channels; c += kWidth) {
@@ -60,14 +61,19 @@ void pool(const float* const* rows, int count, int64_t width, int64_t stride, in
         }
       }
       const int64_t left = channels - c;
-      store_lanes(out + p * channels + c, bit_cast<Vec>(largest), left < kWidth ? left : kWidth);
+      T* to = static_cast<T*>(out) + p * channels + c;
+      if (left < kWidth) {
+        store(to, bit_cast<Vec>(largest), static_cast<int>(left));
+      } else {
+        store(to, bit_cast<Vec>(largest));
+      }
     }
   }
 }
 
 template <int... kCountMinusOne>
 constexpr StemKernels kernels(std::integer_sequence<int, kCountMinusOne...>) {
-  return {kPixels, {nullptr, row<kCountMinusOne + 1>...}, pool};
+  return {kPixels, {nullptr, row<kCountMinusOne + 1>...}, pool<float>, pool<bf16>};
 }
 
 }  // namespace
