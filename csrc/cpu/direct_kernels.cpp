@@ -1,4 +1,5 @@
-// Products of packed pixels and weights on vectors: kRows pixels x 2 vectors of filters stay in registers.
+// Products of packed pixels and weights on vectors: kRows pixels x 2 vectors of filters stay in registers. Compiled with
+// __AVX512BF16__ too, for bfloat16.
 #include "direct_kernels.h"
 
 #include <algorithm>
@@ -16,17 +17,6 @@ constexpr int kVectors = 2;
 constexpr int64_t kCallRows = 4;  // of kMaxRows pixels, so that what they share of the weights is still in L1
 // A sum in registers is over so many lines at most, then added to memory: longer ones have larger errors.
 constexpr int64_t kSumLines = 9;
-
-// a: two bfloat16 of a pixel; b: the same two channels of kWidth filters.
-inline Vec dot(Vec a, Vec b, Vec sum) {
-#if defined(__AVX512BF16__)
-  return bit_cast<Vec>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
-#else
-  const auto first = [](Vec v) { return bit_cast<Vec>(bit_cast<BitVec>(v) << 16); };
-  const auto second = [](Vec v) { return bit_cast<Vec>(bit_cast<BitVec>(v) & 0xffff0000u); };
-  return fma(second(a), second(b), fma(first(a), first(b), sum));
-#endif
-}
 
 // A line of each of kRows pixels times its weights: of 16 channels, or 16 pairs of them.
 template <bool kHalf, int kRows>

@@ -32,7 +32,9 @@ AmxStemShape amx_stem_shape(const Step& s, bool half) {
 WinogradShape winograd_shape(const Step& s) {
   return {s.n, s.h, s.w, s.c, s.k, static_cast<int>(s.m), static_cast<int>(s.padding)};
 }
-WinogradWeights weights_of(const Step& s) { return s.taps ? WinogradWeights::taps : WinogradWeights::points; }
+WinogradWeights weights_of(const Step& s, bool half) {
+  return half ? WinogradWeights::half : s.taps ? WinogradWeights::taps : WinogradWeights::points;
+}
 
 int64_t workspace_of(const Step& s, bool half) {
   switch (s.kind) {
@@ -41,7 +43,7 @@ int64_t workspace_of(const Step& s, bool half) {
     case StepKind::direct:
     case StepKind::amx: return direct_workspace_size(direct_plan(direct_shape(s, half), num_threads())) * 2;
     case StepKind::winograd:
-      return winograd_workspace_size(winograd_plan(winograd_shape(s), weights_of(s), num_threads())) * 4;
+      return winograd_workspace_size(winograd_plan(winograd_shape(s), weights_of(s, half), num_threads())) * 4;
     default: return 0;
   }
 }
@@ -65,7 +67,7 @@ int64_t weights_size(const Step& s, bool half) {
     case StepKind::amx_stem: return amx_stem_packed_size(amx_stem_shape(s, half)) * 2;
     case StepKind::direct:
     case StepKind::amx: return direct_packed_size(direct_shape(s, half)) * 2;
-    case StepKind::winograd: return winograd_packed_size(s.k, s.c, static_cast<int>(s.m), weights_of(s)) * 4;
+    case StepKind::winograd: return winograd_packed_size(s.k, s.c, static_cast<int>(s.m), weights_of(s, half)) * 4;
     default: return 0;
   }
 }
@@ -80,7 +82,7 @@ void check_sizes(const Network& network) {
         s.stride <= 0 || s.padding < 0 || s.dilation <= 0 || s.out_h() <= 0 || s.out_w() <= 0) {
       refuse(i, "has a size that is not positive");
     }
-    if (s.kind == StepKind::winograd && (network.half || (s.m != 2 && s.m != 4) || s.padding > 1 || s.stride != 1 ||
+    if (s.kind == StepKind::winograd && ((s.m != 2 && s.m != 4) || s.padding > 1 || s.stride != 1 ||
                                          s.dilation != 1 || s.kernel_h != 3 || s.kernel_w != 3)) {
       refuse(i, "is no convolution for Winograd");
     }
@@ -216,9 +218,8 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
       return direct_run(direct_plan(direct_shape(s, half), num_threads()), from, reinterpret_cast<const uint16_t*>(weight), shift,
                      residual, to, s.relu != 0, reinterpret_cast<uint16_t*>(workspace));
     case StepKind::winograd:
-      winograd_run(winograd_plan(winograd_shape(s), weights_of(s), num_threads()),
-                   reinterpret_cast<const float*>(from), reinterpret_cast<const float*>(weight), nullptr, shift,
-                   reinterpret_cast<const float*>(residual), static_cast<float*>(to), s.relu != 0,
+      winograd_run(winograd_plan(winograd_shape(s), weights_of(s, half), num_threads()), from,
+                   reinterpret_cast<const float*>(weight), nullptr, shift, residual, to, s.relu != 0,
                    reinterpret_cast<float*>(workspace));
       return;
     case StepKind::pad: return pad(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));

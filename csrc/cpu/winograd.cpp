@@ -9,18 +9,29 @@
 
 namespace resnet_fused::cpu {
 namespace portable {
-extern const WinogradKernels winograd_kernels;
+extern const WinogradKernels winograd_kernels, winograd_half_kernels;
 }
 #if defined(__x86_64__)
 namespace avx2 {
-extern const WinogradKernels winograd_kernels;
+extern const WinogradKernels winograd_kernels, winograd_half_kernels;
 }
 namespace avx512 {
-extern const WinogradKernels winograd_kernels;
+extern const WinogradKernels winograd_kernels, winograd_half_kernels;
+}
+namespace avx512_bf16 {
+extern const WinogradKernels winograd_half_kernels;
 }
 #endif
 
-const WinogradKernels& winograd_kernels() {
+const WinogradKernels& winograd_kernels(WinogradWeights weights) {
+  if (weights == WinogradWeights::half) {
+#if defined(__x86_64__)
+    if (isa() >= Isa::avx512_bf16) return avx512_bf16::winograd_half_kernels;
+    if (isa() >= Isa::avx512) return avx512::winograd_half_kernels;
+    if (isa() >= Isa::avx2) return avx2::winograd_half_kernels;
+#endif
+    return portable::winograd_half_kernels;
+  }
 #if defined(__x86_64__)
   if (isa() >= Isa::avx512) return avx512::winograd_kernels;
   if (isa() >= Isa::avx2) return avx2::winograd_kernels;
@@ -48,7 +59,7 @@ struct Sizes {
       : points((plan.shape.m + 2) * (plan.shape.m + 2)),
         panels(divide_up(plan.shape.k, kWinogradPanel)),
         panel_weights(winograd_packed_size(kWinogradPanel, plan.shape.c, plan.shape.m, plan.weights)),
-        part(points * plan.rows * divide_up(plan.shape.c, kWinogradLine) * kWinogradLine),
+        part(points * plan.rows * divide_up(plan.depth(), kWinogradLine) * kWinogradLine),
         // Strides of an odd number of lines: powers of two would map all that is stored together to few sets of L1.
         product(points * kWinogradPanel + kWinogradLine),
         expanded_point(plan.chunk * kWinogradPanel + kWinogradLine),
@@ -61,18 +72,19 @@ struct Sizes {
 
 class Run {
  public:
-  Run(const WinogradPlan& plan, const float* x, const float* packed, const float* scale, const float* shift,
-      const float* residual, float* out, bool relu)
+  Run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale, const float* shift,
+      const void* residual, void* out, bool relu)
       : plan_(plan),
         shape_(plan.shape),
         sizes_(plan),
-        kernels_(winograd_kernels()),
-        x_(x),
+        kernels_(winograd_kernels(plan.weights)),
+        bytes_(plan.weights == WinogradWeights::half ? 2 : 4),
+        x_(static_cast<const char*>(x)),
         packed_(packed),
         scale_(scale),
         shift_(shift),
-        residual_(residual),
-        out_(out),
+        residual_(static_cast<const char*>(residual)),
+        out_(static_cast<char*>(out)),
         relu_(relu) {}
 
   // Channels c_begin to c_end of tile `tile` of the block of `count` tiles that starts at tile `first`.
@@ -80,7 +92,7 @@ class Run {
     const int64_t parts = divide_up(count, plan_.rows), part = part_of(count, parts, tile);
     const int64_t part_first = part_begin(count, parts, part), rows = part_begin(count, parts, part + 1) - part_first;
     const Place at = place(first + tile);
-    const WinogradInput in{x_ + at.image * shape_.h * shape_.w * shape_.c,
+    const WinogradInput in{x_ + at.image * shape_.h * shape_.w * shape_.c * bytes_,
                            shape_.h,
                            shape_.w,
                            shape_.c,
@@ -98,7 +110,7 @@ class Run {
                 float* own) const {
     for (int64_t group = panel_begin; group < panel_end; group += plan_.group) {
       const int64_t panels = group + plan_.group < panel_end ? plan_.group : panel_end - group;
-      for (int64_t c = 0; c < shape_.c; c += plan_.chunk) multiply_chunk(count, group, panels, c, v, own);
+      for (int64_t c = 0; c < plan_.depth(); c += plan_.chunk) multiply_chunk(count, group, panels, c, v, own);
       for (int64_t tile = 0; tile < count; ++tile) {
         for (int64_t i = 0; i < panels; ++i) {
           output(first + tile, group + i, own + (tile * panels + i) * sizes_.product);
@@ -116,9 +128,9 @@ class Run {
     return {tile_row / plan_.tiles_h, tile_row % plan_.tiles_h * shape_.m, tile % plan_.tiles_w * shape_.m};
   }
 
-  // The products of `panels` panels from `group` on with input channels c to c + chunk.
+  // The products of `panels` panels from `group` on with c to c + chunk of the depth.
   void multiply_chunk(int64_t count, int64_t group, int64_t panels, int64_t c, const float* v, float* own) const {
-    const int64_t channels = c + plan_.chunk < shape_.c ? plan_.chunk : shape_.c - c;
+    const int64_t channels = c + plan_.chunk < plan_.depth() ? plan_.chunk : plan_.depth() - c;
     const bool taps = plan_.weights == WinogradWeights::taps;
     float* expanded = own + sizes_.products;
     const float* weights = packed_ + group * sizes_.panel_weights + c * 9 * kWinogradPanel;
@@ -153,7 +165,7 @@ class Run {
   }
 
   const float* weights_at(int64_t panel, int64_t point) const {
-    return packed_ + panel * sizes_.panel_weights + point * shape_.c * kWinogradPanel;
+    return packed_ + panel * sizes_.panel_weights + point * plan_.depth() * kWinogradPanel;
   }
 
   void output(int64_t tile, int64_t panel, const float* products) const {
@@ -162,8 +174,8 @@ class Run {
     const int64_t offset = ((at.image * height + at.y) * width + at.x) * shape_.k + k;
     const auto at_most = [](int64_t left, int64_t limit) { return static_cast<int>(left < limit ? left : limit); };
     WinogradOutput to;
-    to.out = out_ + offset;
-    to.residual = residual_ ? residual_ + offset : nullptr;
+    to.out = out_ + offset * bytes_;
+    to.residual = residual_ ? residual_ + offset * bytes_ : nullptr;
     to.scale = scale_ ? scale_ + k : nullptr;
     to.shift = shift_ + k;
     to.row_stride = width * shape_.k;
@@ -180,8 +192,11 @@ class Run {
   const WinogradShape& shape_;
   const Sizes sizes_;
   const WinogradKernels& kernels_;
-  const float *x_, *packed_, *scale_, *shift_, *residual_;
-  float* out_;
+  const int64_t bytes_;
+  const char* x_;
+  const float *packed_, *scale_, *shift_;
+  const char* residual_;
+  char* out_;
   const bool relu_;
   mutable std::atomic<bool> finite_{true};
 };
@@ -193,8 +208,8 @@ int64_t winograd_workspace_size(const WinogradPlan& plan) {
   return plan.tasks * sizes.task + (plan.split_panels ? sizes.transformed : 0);
 }
 
-bool winograd_run(const WinogradPlan& plan, const float* x, const float* packed, const float* scale, const float* shift,
-                  const float* residual, float* out, bool relu, float* workspace) {
+bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale, const float* shift,
+                  const void* residual, void* out, bool relu, float* workspace) {
   const Run run(plan, x, packed, scale, shift, residual, out, relu);
   const Sizes sizes(plan);
   if (!plan.split_panels) {

@@ -5,29 +5,30 @@
 //   points          [k / 32][P][c][32]          transformed weights, panel by panel; absent output channels are 0
 //   taps            [k / 32][c][9][32]          the same before the transform: less to read, more to compute
 //   transformed x   [c / 16][P][rows][16]       of `rows` tiles
+// In half, points and transformed x have pairs of bfloat16 channels where these have a channel.
 //   products        [tile][panel][P][32]        private to a task
 #pragma once
 
 #include <cstdint>
 
-#include "winograd_filters.h"
+#include "winograd.h"
 
 namespace resnet_fused::cpu {
 
 constexpr int64_t kWinogradPanel = 32;  // output channels: two 512-bit vectors
-constexpr int64_t kWinogradLine = 16;   // input channels stored together: a cache line
+constexpr int64_t kWinogradLine = 16;   // input channels, or pairs, stored together: a cache line
 constexpr int kWinogradMaxRows = 14;    // of one micro-kernel call, in the instruction set with the most registers
 
 // The input pixels (y0 .. y0 + m + 1, x0 .. x0 + m + 1) of one tile; those outside h x w are 0.
 struct WinogradInput {
-  const float* image;
+  const void* image;
   int64_t h, w, c, y0, x0;
 };
 
-// `height` x `width` output pixels of `channels` <= 32 channels; the strides are in floats.
+// `height` x `width` output pixels of `channels` <= 32 channels; the strides are in values.
 struct WinogradOutput {
-  float* out;
-  const float* residual;  // or nullptr; may be out
+  void* out;
+  const void* residual;   // or nullptr; may be out
   const float* scale;     // or nullptr
   const float* shift;
   int64_t row_stride, pixel_stride;
@@ -65,6 +66,6 @@ struct WinogradKernels {
   Output output2, output4;
 };
 
-const WinogradKernels& winograd_kernels();  // of the instruction set in use
+const WinogradKernels& winograd_kernels(WinogradWeights weights);  // of the instruction set in use
 
 }  // namespace resnet_fused::cpu

@@ -16,7 +16,7 @@ int64_t padded(int64_t floats) { return (floats + kWinogradLine - 1) / kWinograd
 void pack(const WinogradShape& shape, const WinogradFilters& filters, float* packed) {
   const int64_t panel_size = winograd_packed_size(kWinogradPanel, shape.c, shape.m, WinogradWeights::points);
   const int64_t chunks = (shape.c + kChunk - 1) / kChunk;
-  const WinogradKernels& kernels = winograd_kernels();
+  const WinogradKernels& kernels = winograd_kernels(WinogradWeights::points);
   const auto expand = shape.m == 2 ? kernels.expand2 : kernels.expand4;
   parallel_for(panels_of(shape) * chunks, 1, [&](int64_t begin, int64_t end) {
     alignas(64) float taps[kChunk * 9 * kWinogradPanel];

@@ -13,7 +13,7 @@ WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, 
   plan.tiles_w = (shape.out_w() + shape.m - 1) / shape.m;
   plan.tiles = shape.n * plan.tiles_h * plan.tiles_w;
   plan.tasks = threads;
-  plan.rows = winograd_kernels().max_rows;
+  plan.rows = winograd_kernels(weights).max_rows;
 
   // Tasks that split the tiles each read all weights; tasks that split the panels each read all transformed tiles.
   const int64_t panels = (shape.k + kWinogradPanel - 1) / kWinogradPanel;
@@ -32,7 +32,7 @@ WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, 
   plan.group = taps ? 1 : narrow ? 2 : 4;
 
   // 295 KB (m = 4) and 262 KB of weights are transformed at a time and stay in L2 until they have been multiplied.
-  plan.chunk = !taps ? shape.c : shape.m == 4 ? 64 : 128;
+  plan.chunk = !taps ? plan.depth() : shape.m == 4 ? 64 : 128;
   return plan;
 }
 

@@ -43,17 +43,17 @@ struct InputAxis<2> {
   }
 };
 
-template <int M>
-inline void store_points(const Vec (&d)[M + 2], float* v, int64_t point_stride) {
+template <int M, class T>
+inline void store_points(const Vec (&d)[M + 2], T* v, int64_t point_stride) {
   Vec r[M + 2];
   InputAxis<M>::all(d, r);
-  for (int j = 0; j < M + 2; ++j) store(v + j * point_stride, r[j]);
+  for (int j = 0; j < M + 2; ++j) store_operand(v + j * point_stride, r[j]);
 }
 
 // One vector of channels of one tile. F(4, 3) makes its rows as 0 | 1, 2 | 3, 4 | 5 and loads the pixels again for each
 // part: 84 loads, but no 36 intermediate values to spill.
-template <int M>
-[[gnu::noinline]] void input_vector(const float* d, int64_t row, int64_t col, float* v, int64_t point_stride) {
+template <int M, class From, class T>
+[[gnu::noinline]] void input_vector(const From* d, int64_t row, int64_t col, T* v, int64_t point_stride) {
   if constexpr (M == 2) {
     Vec t[4][4];
 #pragma GCC unroll 4
@@ -90,17 +90,19 @@ template <int M>
   }
 }
 
-template <int M>
+template <int M, class T>
 void winograd_input(const WinogradInput& in, int64_t c_begin, int64_t c_end, float* v, int64_t line_stride,
                     int64_t point_stride) {
   constexpr int kSize = M + 2;
+  constexpr int64_t kPerFloat = sizeof(float) / sizeof(T), kLine = kWinogradLine * kPerFloat;
+  const T* image = static_cast<const T*>(in.image);
   const bool inside = in.y0 >= 0 && in.x0 >= 0 && in.y0 + kSize <= in.h && in.x0 + kSize <= in.w;
   const int64_t row = in.w * in.c, corner = in.y0 * row + in.x0 * in.c;
   for (int64_t c = c_begin; c < c_end; c += kWidth) {
     const int64_t channels = c_end - c < kWidth ? c_end - c : kWidth;
-    float* to = v + c / kWinogradLine * line_stride + c % kWinogradLine;
+    T* to = reinterpret_cast<T*>(v + c / kLine * line_stride) + c % kLine;
     if (inside && channels == kWidth) {
-      input_vector<M>(in.image + corner + c, row, in.c, to, point_stride);
+      input_vector<M>(image + corner + c, row, in.c, to, point_stride * kPerFloat);
       continue;
     }
     alignas(64) float patch[kSize * kSize * kWidth];
@@ -108,11 +110,11 @@ void winograd_input(const WinogradInput& in, int64_t c_begin, int64_t c_end, flo
       for (int j = 0; j < kSize; ++j) {
         const int64_t y = in.y0 + i, x = in.x0 + j;
         const bool exists = y >= 0 && y < in.h && x >= 0 && x < in.w;
-        const Vec pixel = exists ? load_lanes(in.image + y * row + x * in.c + c, channels) : Vec{};
+        const Vec pixel = exists ? load_lanes(image + y * row + x * in.c + c, channels) : Vec{};
         store(patch + (i * kSize + j) * kWidth, pixel);
       }
     }
-    input_vector<M>(patch, kSize * kWidth, kWidth, to, point_stride);
+    input_vector<M>(static_cast<const float*>(patch), kSize * kWidth, kWidth, to, point_stride * kPerFloat);
   }
 }
 
@@ -148,7 +150,7 @@ struct OutputLanes {
 };
 
 // One vector of channels of one tile, from row i of A^T m on. kWhole: all M x M pixels and all lanes exist.
-template <int M, bool kWhole, bool kResidual>
+template <int M, class T, bool kWhole, bool kResidual>
 inline void output_row(const Vec (&m)[M + 2], const WinogradOutput& to, int i, int64_t lane, int64_t lanes,
                        OutputLanes& with) {
   if (!kWhole && i >= to.height) return;
@@ -160,18 +162,21 @@ inline void output_row(const Vec (&m)[M + 2], const WinogradOutput& to, int i, i
     if (j >= width) break;
     const int64_t offset = i * to.row_stride + j * to.pixel_stride + lane;
     Vec value = fma(y[j], with.scale, with.shift);
-    if constexpr (kResidual) value += kWhole ? load(to.residual + offset) : load_lanes(to.residual + offset, lanes);
+    if constexpr (kResidual) {
+      const T* residual = static_cast<const T*>(to.residual) + offset;
+      value += kWhole ? load(residual) : load_lanes(residual, lanes);
+    }
     with.bad += value - value;
     value = at_least(with.low, value);
     if constexpr (kWhole) {
-      store(to.out + offset, value);
+      store(static_cast<T*>(to.out) + offset, value);
     } else {
-      store_lanes(to.out + offset, value, lanes);
+      store_lanes(static_cast<T*>(to.out) + offset, value, lanes);
     }
   }
 }
 
-template <int M, bool kWhole, bool kResidual>
+template <int M, class T, bool kWhole, bool kResidual>
 [[gnu::noinline]] bool output_vector(const float* products, const WinogradOutput& to, int64_t lane, int64_t lanes) {
   constexpr int kSize = M + 2;
   const auto at = [&](int i, int j) { return load(products + (i * kSize + j) * kWinogradPanel + lane); };
@@ -179,7 +184,7 @@ template <int M, bool kWhole, bool kResidual>
   OutputLanes with{to.scale ? channels(to.scale) : splat(1.0f), channels(to.shift),
                    splat(to.relu ? 0.0f : -__builtin_inff()), Vec{}};
   const auto finish = [&](const Vec(&m)[kSize], int i) {
-    output_row<M, kWhole, kResidual>(m, to, i, lane, lanes, with);
+    output_row<M, T, kWhole, kResidual>(m, to, i, lane, lanes, with);
   };
   Vec first[kSize], second[kSize];
   if constexpr (M == 2) {
@@ -211,16 +216,16 @@ template <int M, bool kWhole, bool kResidual>
   return all_zero(with.bad);
 }
 
-template <int M>
+template <int M, class T>
 bool winograd_output(const float* products, const WinogradOutput& to) {
   bool finite = true;
   for (int64_t lane = 0; lane < to.channels; lane += kWidth) {
     const int64_t lanes = to.channels - lane < kWidth ? to.channels - lane : kWidth;
     const bool whole = to.height == M && to.width == M && lanes == kWidth;
     if (to.residual) {
-      finite &= (whole ? output_vector<M, true, true> : output_vector<M, false, true>)(products, to, lane, lanes);
+      finite &= (whole ? output_vector<M, T, true, true> : output_vector<M, T, false, true>)(products, to, lane, lanes);
     } else {
-      finite &= (whole ? output_vector<M, true, false> : output_vector<M, false, false>)(products, to, lane, lanes);
+      finite &= (whole ? output_vector<M, T, true, false> : output_vector<M, T, false, false>)(products, to, lane, lanes);
     }
   }
   return finite;

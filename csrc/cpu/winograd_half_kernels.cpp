@@ -1,0 +1,28 @@
+// The same for bfloat16 (WinogradWeights::half). Compiled with __AVX512BF16__ too.
+#include <utility>
+
+#include "winograd_gemm.h"
+#include "winograd_kernels.h"
+#include "winograd_transforms.h"
+
+namespace resnet_fused::cpu::RESNET_FUSED_ISA {
+namespace {
+
+template <int... kTilesMinusOne>
+constexpr WinogradKernels kernels(std::integer_sequence<int, kTilesMinusOne...>) {
+  return {kRows,
+          {nullptr, winograd_gemm<true, kTilesMinusOne + 1, 2>...},
+          winograd_input<2, bf16>,
+          winograd_input<4, bf16>,
+          nullptr,
+          nullptr,
+          nullptr,
+          winograd_output<2, bf16>,
+          winograd_output<4, bf16>};
+}
+
+}  // namespace
+
+extern const WinogradKernels winograd_half_kernels = kernels(std::make_integer_sequence<int, kRows>{});
+
+}  // namespace resnet_fused::cpu::RESNET_FUSED_ISA
