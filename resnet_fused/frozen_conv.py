@@ -80,14 +80,14 @@ class Torch:
 
 
 class _Winograd:
-    """F(m x m, 3x3): 4 (m = 4) or 2.25 (m = 2) times fewer multiplications; float32. `taps`: docs/winograd.md."""
+    """F(m x m, 3x3): 4 (m = 4) or 2.25 (m = 2) times fewer multiplications; float32, bfloat16. `taps`: docs/winograd.md."""
 
     m, taps = 4, False
 
     def __init__(self, site, dtype):
         weight, self.bias = fold(site.conv, site.bn)
         self.ops = native.namespace()
-        self.weight = self.ops.winograd_pack(weight.contiguous(), None, self.m, self.taps)
+        self.weight = self.ops.winograd_pack(weight.contiguous(), None, self.m, self.taps, dtype == torch.bfloat16)
         self.channels, self.padding, self.relu = weight.shape[0], site.conv.padding[0], site.relu
 
     def __call__(self, x, residual=None):
@@ -99,13 +99,16 @@ class _Winograd:
         self.ops.winograd_conv(x, self.weight, self.bias, residual, out, self.m, self.padding, self.relu, None)
         return out
 
-    @staticmethod
-    def why_not(site, dtype):
+    @classmethod
+    def why_not(cls, site, dtype):
         conv = site.conv
         if native.why_absent() is not None:
             return native.why_absent()
-        if dtype != torch.float32:
-            return f"Winograd is for float32, not {dtype}"
+        if dtype == torch.bfloat16:
+            if cls.taps:
+                return "weights in bfloat16 are small enough to be kept transformed"
+            if native.cpu_isa() != "avx512_bf16":
+                return "Winograd in bfloat16 is for CPUs with AVX512-BF16 and no matrix unit"
         if conv.kernel_size != (3, 3) or conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.groups != 1:
             return "Winograd is for 3x3 convolutions of stride 1"
         return None if conv.padding in ((0, 0), (1, 1)) else "Winograd is for padding 0 or 1"
