@@ -48,6 +48,7 @@ def _synchronise(device):
 
 
 def _sample(function, calls, device="cpu"):
+    function()  # not counted: the threads of the candidate before still spin, and its data fill the caches
     _synchronise(device)
     start = time.perf_counter()
     for _ in range(calls):

@@ -93,12 +93,9 @@ class Run {
   // Output panels [begin, end) of segments that lie in `memory` one after another; sums: plan.sums floats.
   void multiply(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
                 float* sums) const {
+    if (plan_.pixels_first) return multiply_pixels(segments, count, begin, end, memory, sums);
     const int64_t block_weights = kDirectPanel * kDirectLine * shape_.taps() * shape_.parts();
-    DirectGemm gemm{};
-    gemm.block_stride = block_stride_;
-    gemm.part_stride = part_stride_;
-    gemm.taps = taps_.data();
-    gemm.tap_count = shape_.taps();
+    DirectGemm gemm = common();
     gemm.b = packed_ + begin * plan_.blocks * block_weights;
     int64_t calls = 0;
     for (int64_t i = 0; i < count; ++i) calls += tiles(segments[i]);
@@ -141,6 +138,34 @@ class Run {
   }
 
  private:
+  DirectGemm common() const {
+    DirectGemm gemm{};
+    gemm.block_stride = block_stride_;
+    gemm.part_stride = part_stride_;
+    gemm.taps = taps_.data();
+    gemm.tap_count = shape_.taps();
+    return gemm;
+  }
+
+  // The same, the loops the other way round: see DirectPlan::pixels_first.
+  void multiply_pixels(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
+                       float* sums) const {
+    DirectGemm gemm = common();
+    gemm.blocks = plan_.blocks;
+    gemm.c = sums;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
+        gemm.a = memory + i * plan_.segment + tile * plan_.pixels * kDirectLine;
+        gemm.pixels = std::min(plan_.pixels, pixels(segments[i]) - tile * plan_.pixels);
+        for (int64_t panel = begin; panel < end; ++panel) {
+          gemm.b = packed_ + panel * plan_.blocks * kDirectPanel * kDirectLine * shape_.taps();
+          kernels_.gemm(gemm);
+          output(segments[i], tile * plan_.pixels, panel, sums);
+        }
+      }
+    }
+  }
+
   int64_t tiles(const Segment& segment) const {
     return (pixels(segment) + plan_.pixels - 1) / plan_.pixels;
   }

@@ -23,6 +23,7 @@ struct DirectShape {
   int64_t out_w() const { return (w + 2 * padding - (kernel_w - 1) * dilation - 1) / stride + 1; }
   int64_t taps() const { return kernel_h * kernel_w; }
   bool half() const { return format == DirectFormat::bf16 || format == DirectFormat::amx_bf16; }
+  bool on_vectors() const { return format == DirectFormat::f32 || format == DirectFormat::bf16; }
   int64_t parts() const { return format == DirectFormat::amx_f32 ? 3 : 1; }
   int64_t block() const { return format == DirectFormat::f32 ? 16 : 32; }  // input channels of a line
   int64_t blocks() const { return (c + block() - 1) / block(); }
@@ -51,6 +52,7 @@ struct DirectPlan {
   int64_t segments;                 // packed at a time, so that weights are read once for all of them
   int64_t chunk;                    // blocks of channels whose weights are used for all of these before the next ones
   int64_t sums;                     // floats: the sums of a panel for all of these
+  bool pixels_first;                // a call's pixels meet all panels before the next ones, and not a panel all pixels
 };
 
 DirectPlan direct_plan(const DirectShape& shape, int threads);
