@@ -33,7 +33,8 @@ void check_activation(const Tensor& tensor, const Tensor& x, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == 4, "direct: ", name, " must be [n, c, h, w]");
   int64_t stride = 1;
   for (const int axis : {1, 3, 2, 0}) {
-    STD_TORCH_CHECK(tensor.size(axis) == 1 || tensor.stride(axis) == stride, "direct: ", name,
+    // The strides of a tensor without values mean nothing.
+    STD_TORCH_CHECK(tensor.numel() == 0 || tensor.size(axis) == 1 || tensor.stride(axis) == stride, "direct: ", name,
                     " must be dense channels_last");
     stride *= tensor.size(axis);
   }

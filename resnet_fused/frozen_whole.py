@@ -6,8 +6,8 @@ Between two convolutions Python, its allocations and their page faults took 3 of
 import torch
 from torch import nn
 
-from . import native
-from .frozen_amx import Amx, AmxStem, why_no_unit
+from . import frozen_amx, native
+from .frozen_amx import Amx, AmxStem
 from .frozen_conv import StemWithPool, WinogradF2, WinogradF2Taps, WinogradF4, WinogradF4Taps
 from .frozen_direct import Direct
 from .frozen_plan import Plan
@@ -63,7 +63,7 @@ class Whole:
         fc = engine._model.fc
         weight = fc.weight.detach().to(self.dtype).contiguous()
         bias = torch.zeros(fc.out_features) if fc.bias is None else fc.bias.detach().float()
-        self.head_way = Direct if why_no_unit() else Amx
+        self.head_way = Direct if frozen_amx.why_no_unit() else Amx
         head = getattr(self.ops, f"{self.head_way.unit}_pack")(weight.view(*weight.shape, 1, 1))
         tensors = [t for site in engine._sites for t in (site.run.weight, site.run.bias)] + [head, bias]
         starts, size = [], 0

@@ -59,7 +59,7 @@ def test_every_way_gives_the_numbers_of_eager(monkeypatch, way):
     """Each kind of kernel in every layer that it can run. F(4x4,3x3) everywhere errs up to 1.8 times as much as a direct
     convolution (docs/winograd.md), which freeze() checks against the budget and this test must not depend on.
     """
-    monkeypatch.setattr(freeze_module.Engine, "_budget_used", lambda self, example: 0.0)
+    monkeypatch.setattr(freeze_module.Engine, "_errors", lambda self, example: (0.0, False))
     monkeypatch.setattr(
         freeze_module,
         "ways",
@@ -91,7 +91,7 @@ def test_f4_is_dropped_where_it_is_not_accurate_enough(monkeypatch):
 
     monkeypatch.setattr(freeze_module, "ways", ways)
     shares = iter([1.5, 0.5])
-    monkeypatch.setattr(freeze_module.Engine, "_budget_used", lambda self, example: next(shares))
+    monkeypatch.setattr(freeze_module.Engine, "_errors", lambda self, example: (next(shares), False))
     engine = resnet_fused.freeze(narrow().eval(), torch.randn(1, 3, 40, 40))
     backends = {row["backend"] for row in engine.rows}
     assert any("F(2x2" in b for b in backends) and not any("F(4x4" in b for b in backends)
@@ -149,6 +149,7 @@ def test_exact_keeps_a_nan_where_eager_has_it(dtype, size):
     assert not any("winograd" in row["backend"] for row in engine.rows)
     x[0, 1, 2, 3] = float("nan")
     seen = []
+    engine._whole = None  # layer by layer, by the same kernels
     engine._blocks.append(lambda out: seen.append(out) or out)
     engine(x)
     with torch.no_grad():

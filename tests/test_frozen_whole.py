@@ -22,10 +22,11 @@ freeze_module = importlib.import_module("resnet_fused.freeze")
 ops = torch.ops.resnet_fused_native
 
 
-@pytest.fixture(autouse=True)
-def _the_unit_or_its_emulation(monkeypatch):
-    monkeypatch.setattr(frozen_amx, "why_no_unit", lambda: None)
-    _measured(monkeypatch, frozen_whole.NATIVE, whole=1.0, layers=2.0)
+@pytest.fixture(autouse=True, params=["vectors", "unit"])
+def _vectors_or_the_unit_or_its_emulation(monkeypatch, request):
+    why = None if request.param == "unit" else "only vectors"
+    monkeypatch.setattr(frozen_amx, "why_no_unit", lambda: why)
+    _measured(monkeypatch, frozen_whole.KINDS, whole=1.0, layers=2.0)
 
 
 def _measured(monkeypatch, best, whole, layers):
@@ -185,9 +186,15 @@ def test_what_is_faster_is_used(monkeypatch, faster):
         assert all("onednn" in backend for backend in backends)
 
 
-def test_exact_does_not_use_it():
-    engine = resnet_fused.freeze(network(), torch.randn(1, 3, 48, 48), exact=True)
-    assert engine._whole is None
+def test_exact_keeps_a_nan_where_it_belongs():
+    x = torch.randn(3, 3, 48, 48)
+    engine = resnet_fused.freeze(network(), x, exact=True)
+    assert engine._whole is not None
+    assert {row["backend"] for row in engine.rows} == {"stem", "direct"}
+    clean = engine(x)
+    x[1, 0, 20, 20] = torch.nan
+    logits = engine(x)
+    assert logits[1].isnan().all() and torch.equal(logits[::2], clean[::2])
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@
 
 import itertools
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from isa_levels import rerun
 
 from resnet_fused import native
 
@@ -269,15 +268,6 @@ def test_the_environment_lowers_the_instruction_set():
     assert native.cpu_isa() == os.environ.get("RESNET_FUSED_CPU_ISA", native.cpu_isa())
 
 
-@pytest.mark.skipif("RESNET_FUSED_CPU_ISA" in os.environ, reason="this is the run with a lower instruction set")
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_lower_instruction_sets(isa):
-    if isa not in {"avx512": ("portable", "avx2"), "avx2": ("portable",)}.get(native.cpu_isa(), ()):
-        pytest.skip(f"{isa} is not below {native.cpu_isa()}")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, SPECIAL_VALUES],
-        env={**os.environ, "RESNET_FUSED_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-2000:]
+    rerun(__file__, isa, SPECIAL_VALUES)

@@ -117,6 +117,8 @@ class Rows {
     std::memset(to + pad + size, 0, sizeof(float) * pad);
     if (x_half_) {
       interleave(static_cast<const uint16_t*>(x_), y, to + pad, float_of);
+    } else if (out_half_) {  // as if x had been converted before
+      interleave(static_cast<const float*>(x_), y, to + pad, [](float value) { return float_of(rounded(value)); });
     } else {
       interleave(static_cast<const float*>(x_), y, to + pad, [](float value) { return value; });
     }
