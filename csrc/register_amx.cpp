@@ -1,19 +1,13 @@
 // The private ops around csrc/cpu/amx.h: schemas and checks. Activations are dense channels_last.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 #include <optional>
 
+#include "check.h"
 #include "cpu/amx.h"
 #include "cpu/parallel.h"
 
 namespace resnet_fused {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int64_t kLine = 64;  // bytes: the workspace starts on a cache line
 
@@ -27,12 +21,8 @@ int parts_of(const Tensor& tensor, const char* name) {
 void check_activation(const Tensor& tensor, int parts, const char* name) {
   STD_TORCH_CHECK(parts_of(tensor, name) == parts, "amx: ", name, " must have the dtype of x");
   STD_TORCH_CHECK(tensor.dim() == 4, "amx: ", name, " must be [n, c, h, w]");
-  int64_t stride = 1;
-  for (const int axis : {1, 3, 2, 0}) {
-    STD_TORCH_CHECK(tensor.size(axis) == 1 || tensor.stride(axis) == stride, "amx: ", name,
-                    " must be dense channels_last");
-    stride *= tensor.size(axis);
-  }
+  STD_TORCH_CHECK(tensor.numel() == 0 || is_channels_last(tensor), "amx: ", name,
+                  " must be dense channels_last, but has strides ", Strides{tensor}, " for shape ", Shape{tensor});
 }
 
 Tensor amx_pack(Tensor weight) {

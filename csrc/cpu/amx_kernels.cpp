@@ -14,7 +14,8 @@ void pack3(const void* from, int64_t from_stride, int64_t pixels, int64_t channe
     const float* values = static_cast<const float*>(from) + pixel * from_stride;
     int64_t c = 0;
     uint16_t* block = to;
-    for (; c + kAmxChannels <= channels; c += kAmxChannels, block += block_stride) split<3>(values + c, block, part_stride);
+    for (; c + kAmxChannels <= channels; c += kAmxChannels, block += block_stride)
+      split<3>(values + c, block, part_stride);
     if (c == channels) continue;
     float last[kAmxChannels] = {};
     std::memcpy(last, values + c, (channels - c) * sizeof(float));
@@ -134,6 +135,7 @@ void output(const AmxOutput& o) {
 
 }  // namespace
 
-extern const AmxKernels amx_kernels = {begin_tiles, end_tiles, pack3, pack1, gemm<3>, gemm<1>, output<float>, output<bf16>};
+extern const AmxKernels amx_kernels = {begin_tiles, end_tiles, pack3,         pack1,
+                                       gemm<3>,     gemm<1>,   output<float>, output<bf16>};
 
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

@@ -6,14 +6,14 @@
 namespace resnet_fused::cpu {
 
 struct AmxGemm {
-  const uint16_t* a;             // packed input at the first pixel
+  const uint16_t* a;                  // packed input at the first pixel
   int64_t block_stride, part_stride;  // values from a block of channels, a part, to the next
-  const int64_t* taps;           // values from the first pixel
+  const int64_t* taps;                // values from the first pixel
   int64_t tap_count, blocks;
-  const uint16_t* b;             // packed weights of the panel: [block][tap][part, last first][2][16][16][2]
-  float* c;                      // sums [32 pixels][32 channels]
-  bool add;                      // to what is in c
-  const char* ahead;             // weights to be read later; so many lines of 64 bytes of them are requested for each product
+  const uint16_t* b;  // packed weights of the panel: [block][tap][part, last first][2][16][16][2]
+  float* c;           // sums [32 pixels][32 channels]
+  bool add;           // to what is in c
+  const char* ahead;  // weights to be read later; so many lines of 64 bytes of them are requested for each product
   int64_t ahead_lines;
 };
 

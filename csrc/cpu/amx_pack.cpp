@@ -1,4 +1,5 @@
-// Weights in the order in which the kernel reads them: [panel][block][tap][part, last first][2 tiles][16 pairs][16 filters][2].
+// Weights in the order in which the kernel reads them: [panel][block][tap][part, last first][2 tiles][16 pairs][16
+// filters][2].
 #include <cstring>
 
 #include "amx.h"

@@ -20,14 +20,17 @@ namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 class Tiles {
  public:
   template <int I>
-  void zero() { asm volatile("tilezero %%tmm%c0" ::"i"(I)); }
+  void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(I));
+  }
   template <int I>
   void load(const uint16_t* p) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t{64}), "i"(I) : "memory");
   }
   template <int I, class T>
   void load(const T* p, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride * static_cast<int64_t>(sizeof(T))), "i"(I) : "memory");
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride * static_cast<int64_t>(sizeof(T))), "i"(I)
+                 : "memory");
   }
   template <int I>
   void store(float* p, int64_t stride) {
@@ -65,9 +68,13 @@ inline void end_tiles(const void* saved) {
 class Tiles {
  public:
   template <int I>
-  void zero() { std::memset(&tiles_[I], 0, sizeof(Tile)); }
+  void zero() {
+    std::memset(&tiles_[I], 0, sizeof(Tile));
+  }
   template <int I>
-  void load(const uint16_t* p) { std::memcpy(&tiles_[I], p, sizeof(Tile)); }
+  void load(const uint16_t* p) {
+    std::memcpy(&tiles_[I], p, sizeof(Tile));
+  }
   template <int I, class T>
   void load(const T* p, int64_t stride) {
     for (int row = 0; row < 16; ++row) std::memcpy(&tiles_[I].values[row], p + row * stride, 64);

@@ -32,11 +32,14 @@ WinogradWeights weights_of(const Step& s) { return s.taps ? WinogradWeights::tap
 
 int64_t workspace_of(const Step& s, bool half) {
   switch (s.kind) {
-    case StepKind::amx_stem: return amx_stem_workspace_size(stem_shape(s, half), num_threads());
-    case StepKind::amx: return amx_workspace_size(amx_plan(amx_shape(s, half), num_threads())) * 2;
+    case StepKind::amx_stem:
+      return amx_stem_workspace_size(stem_shape(s, half), num_threads());
+    case StepKind::amx:
+      return amx_workspace_size(amx_plan(amx_shape(s, half), num_threads())) * 2;
     case StepKind::winograd:
       return winograd_workspace_size(winograd_plan(winograd_shape(s), weights_of(s), num_threads())) * 4;
-    default: return 0;
+    default:
+      return 0;
   }
 }
 
@@ -44,20 +47,28 @@ int64_t workspace_of(const Step& s, bool half) {
 int64_t read_by(const Step& s) { return s.n * s.h * s.w * s.c; }
 int64_t written_by(const Step& s, bool half) {
   switch (s.kind) {
-    case StepKind::copy: return s.n * s.h * s.w * s.c;
-    case StepKind::amx_stem: return s.n * stem_shape(s, half).out_h() * stem_shape(s, half).out_w() * s.k;
-    case StepKind::mean: return s.n * s.c;
-    default: return s.n * s.out_h() * s.out_w() * s.k;
+    case StepKind::copy:
+      return s.n * s.h * s.w * s.c;
+    case StepKind::amx_stem:
+      return s.n * stem_shape(s, half).out_h() * stem_shape(s, half).out_w() * s.k;
+    case StepKind::mean:
+      return s.n * s.c;
+    default:
+      return s.n * s.out_h() * s.out_w() * s.k;
   }
 }
 
 // Bytes of packed weights and the values of the shift.
 int64_t weights_size(const Step& s, bool half) {
   switch (s.kind) {
-    case StepKind::amx_stem: return amx_stem_packed_size(stem_shape(s, half)) * 2;
-    case StepKind::amx: return amx_packed_size(amx_shape(s, half)) * 2;
-    case StepKind::winograd: return winograd_packed_size(s.k, s.c, static_cast<int>(s.m), weights_of(s)) * 4;
-    default: return 0;
+    case StepKind::amx_stem:
+      return amx_stem_packed_size(stem_shape(s, half)) * 2;
+    case StepKind::amx:
+      return amx_packed_size(amx_shape(s, half)) * 2;
+    case StepKind::winograd:
+      return winograd_packed_size(s.k, s.c, static_cast<int>(s.m), weights_of(s)) * 4;
+    default:
+      return 0;
   }
 }
 int64_t shift_size(const Step& s) { return s.kind == StepKind::amx_stem ? (s.k + 31) / 32 * 32 : s.k; }
@@ -99,7 +110,8 @@ void check_places(const Network& network, const NetworkInput& x, int64_t activat
     if (s.to == kOutput ? written != out_size : !inside(s.to, written, activations)) {
       refuse(i, "writes outside of the arena or the output");
     }
-    if (s.residual != kNone && !inside(s.residual, written, activations)) refuse(i, "adds what is outside of the arena");
+    if (s.residual != kNone && !inside(s.residual, written, activations))
+      refuse(i, "adds what is outside of the arena");
     if (s.to == s.from) refuse(i, "writes over what it reads");
     const bool has_weights = weights_size(s, network.half) > 0;
     if (has_weights && (!inside(s.weight, weights_size(s, network.half), network.constants_size) ||
@@ -196,17 +208,19 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
       return amx_stem_run(stem_shape(s, half), x.data, x.half, x.strides, reinterpret_cast<const uint16_t*>(weight),
                           shift, to, num_threads(), workspace);
     case StepKind::amx:
-      return amx_run(amx_plan(amx_shape(s, half), num_threads()), from, reinterpret_cast<const uint16_t*>(weight), shift,
-                     residual, to, s.relu != 0, reinterpret_cast<uint16_t*>(workspace));
+      return amx_run(amx_plan(amx_shape(s, half), num_threads()), from, reinterpret_cast<const uint16_t*>(weight),
+                     shift, residual, to, s.relu != 0, reinterpret_cast<uint16_t*>(workspace));
     case StepKind::winograd:
-      winograd_run(winograd_plan(winograd_shape(s), weights_of(s), num_threads()),
-                   reinterpret_cast<const float*>(from), reinterpret_cast<const float*>(weight), nullptr, shift,
-                   reinterpret_cast<const float*>(residual), static_cast<float*>(to), s.relu != 0,
-                   reinterpret_cast<float*>(workspace));
+      winograd_run(winograd_plan(winograd_shape(s), weights_of(s), num_threads()), reinterpret_cast<const float*>(from),
+                   reinterpret_cast<const float*>(weight), nullptr, shift, reinterpret_cast<const float*>(residual),
+                   static_cast<float*>(to), s.relu != 0, reinterpret_cast<float*>(workspace));
       return;
-    case StepKind::pad: return pad(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
-    case StepKind::mean: return mean(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
-    case StepKind::count: return;
+    case StepKind::pad:
+      return pad(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
+    case StepKind::mean:
+      return mean(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
+    case StepKind::count:
+      return;
   }
 }
 
