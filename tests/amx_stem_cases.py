@@ -4,7 +4,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from amx_cases import DTYPES, between_sentinels, operators, sentinels_intact
+from amx_cases import DTYPES, between_sentinels, ops, sentinels_intact
 
 # n, c, k, h, w, kernel, stride, padding. A tile is 16 pixels of the convolution, a panel 32 filters; pixels are 4 channels
 # apart and a row of a tile is 8 of them, whatever the kernel.
@@ -54,9 +54,9 @@ def reference(case, x, weight, shift):
 def run(case, x, weight, shift, dtype):
     """The op on an `x` of any strides, into poisoned memory between sentinels."""
     k, kernel, stride, padding = case[2], *case[5:]
-    packed = operators().amx_stem_pack(weight, dtype == torch.bfloat16)
+    packed = ops.amx_stem_pack(weight, dtype == torch.bfloat16)
     out = between_sentinels(out_shape(x, k, kernel, stride, padding), dtype)
-    operators().amx_stem(x, packed, F.pad(shift, (0, -k % 32)), out, kernel, stride, padding)
+    ops.amx_stem(x, packed, F.pad(shift, (0, -k % 32)), out, kernel, stride, padding)
     assert sentinels_intact(out)
     return out
 

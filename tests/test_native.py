@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import isa
 import pytest
 import torch
 
@@ -266,18 +267,26 @@ def test_same_bits_on_every_run_and_for_every_number_of_threads(threads, dtype, 
 
 
 def test_the_environment_lowers_the_instruction_set():
-    assert native.cpu_isa() == os.environ.get("RESNET_FUSED_CPU_ISA", native.cpu_isa())
+    wanted = os.environ.get(isa.VARIABLE, native.cpu_isa())
+    assert native.cpu_isa() == min(wanted, native.cpu_isa(), key=isa.SETS.index)
 
 
-@pytest.mark.skipif("RESNET_FUSED_CPU_ISA" in os.environ, reason="this is the run with a lower instruction set")
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_lower_instruction_sets(isa):
-    if isa not in {"avx512": ("portable", "avx2"), "avx2": ("portable",)}.get(native.cpu_isa(), ()):
-        pytest.skip(f"{isa} is not below {native.cpu_isa()}")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, SPECIAL_VALUES],
-        env={**os.environ, "RESNET_FUSED_CPU_ISA": isa},
+@isa.outermost
+@pytest.mark.parametrize("wanted", ["amx", "avx9"])
+def test_more_than_this_machine_has_is_not_used_and_info_says_so(wanted):
+    if wanted == native.cpu_isa():
+        pytest.skip("this machine has it")
+    text = subprocess.run(
+        [sys.executable, "-m", "resnet_fused", "info"],
+        env={**os.environ, isa.VARIABLE: wanted},
         capture_output=True,
         text=True,
-    )
-    assert run.returncode == 0, run.stdout[-2000:]
+        check=True,
+    ).stdout
+    assert f"{native.cpu_isa()}, not {wanted}: " in text
+
+
+@isa.outermost
+@pytest.mark.parametrize("lower", ["portable", "avx2"])
+def test_lower_instruction_sets(lower):
+    isa.run_again(lower, __file__, SPECIAL_VALUES)

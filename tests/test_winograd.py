@@ -2,10 +2,9 @@
 
 import functools
 import os
-import subprocess
-import sys
 import threading
 
+import isa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -235,15 +234,7 @@ def test_messages(message):
         BAD[message](packed, GOOD["x"], GOOD["shift"], out)
 
 
-@pytest.mark.skipif("RESNET_FUSED_CPU_ISA" in os.environ, reason="this is the run with a lower instruction set")
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_lower_instruction_sets(isa):
-    if isa not in {"avx512": ("portable", "avx2"), "avx2": ("portable",)}.get(native.cpu_isa(), ()):
-        pytest.skip(f"{isa} is not below {native.cpu_isa()}")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "RESNET_FUSED_CPU_ISA": isa, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-2000:]
+@isa.outermost
+@pytest.mark.parametrize("lower", ["portable", "avx2"])
+def test_lower_instruction_sets(lower):
+    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")
