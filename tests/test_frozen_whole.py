@@ -122,11 +122,14 @@ def test_the_bits_do_not_depend_on_threads(engine):
 def test_arenas_are_kept_one_for_each_call_at_a_time(engine):
     x = torch.randn(2, 3, 48, 48)
     expected = engine(x)
-    prepared = engine._whole.prepared[x.shape, torch.get_num_threads()]
-    (arena,) = prepared.arenas
-    for _ in range(20):
-        engine(x)
-    assert [a.data_ptr() for a in prepared.arenas] == [arena.data_ptr()]
+    arenas = engine._whole.arenas
+    (arena,) = arenas
+    for shape in ((2, 3, 48, 48), (1, 3, 48, 48), (2, 3, 40, 40)):  # smaller inputs make do with it
+        for _ in range(5):
+            engine(torch.randn(shape))
+    assert [a.data_ptr() for a in arenas] == [arena.data_ptr()]
+    engine(torch.randn(4, 3, 48, 48))
+    assert len(arenas) == 1 and len(arenas[0]) > len(arena)  # the smaller one is gone
     results, wrong = [], []
 
     def call():
@@ -141,13 +144,13 @@ def test_arenas_are_kept_one_for_each_call_at_a_time(engine):
     for thread in threads:
         thread.join(60)
     assert len(results) == 3 and not wrong
-    assert all(1 <= len(p.arenas) <= 3 for p in engine._whole.prepared.values())
+    assert 1 <= len(arenas) <= 3
 
 
 def test_poisoned_arenas_change_nothing(engine):
     x = torch.randn(2, 3, 48, 48)
     expected = engine(x)
-    (arena,) = engine._whole.prepared[x.shape, torch.get_num_threads()].arenas
+    (arena,) = engine._whole.arenas
     arena.fill_(0xFF)  # NaN in both dtypes
     assert torch.equal(engine(x), expected)
 
@@ -155,7 +158,7 @@ def test_poisoned_arenas_change_nothing(engine):
 def test_shapes_are_not_remembered_for_ever(engine):
     for size in range(40, 40 + 2 * frozen_whole.SHAPES):
         engine(torch.randn(1, 3, size, 40))
-    assert len(engine._whole.prepared) <= frozen_whole.SHAPES
+    assert len(engine._whole.steps) <= frozen_whole.SHAPES
 
 
 def test_refresh_reads_the_weights_again():
@@ -209,12 +212,12 @@ def call(engine, *, steps=None, arena=None, activations=None, constants=None, cl
     x = torch.randn(2, 3, 48, 48)
     engine(x)
     whole = engine._whole
-    prepared = whole.prepared[x.shape, torch.get_num_threads()]
+    prepared = whole.steps[x.shape, torch.get_num_threads()]
     ops.frozen_network(
         x,
         whole.constants if constants is None else constants,
-        prepared.steps if steps is None else steps,
-        prepared.arenas[0] if arena is None else arena,
+        prepared.numbers if steps is None else steps,
+        whole.arenas[0] if arena is None else arena,
         prepared.activations if activations is None else activations,
         torch.empty(2, classes),
     )
@@ -222,7 +225,7 @@ def call(engine, *, steps=None, arena=None, activations=None, constants=None, cl
 
 def _edited(engine, row, column, value):
     engine(torch.randn(2, 3, 48, 48))
-    steps = engine._whole.prepared[torch.Size((2, 3, 48, 48)), torch.get_num_threads()].steps.clone()
+    steps = engine._whole.steps[torch.Size((2, 3, 48, 48)), torch.get_num_threads()].numbers.clone()
     steps[row, column] = value
     return steps
 
@@ -239,11 +242,23 @@ def _edited(engine, row, column, value):
         pytest.param(2, 4, 4, "outside of the constants", id="weight-alignment"),
         pytest.param(2, 6, 0, "not positive", id="batch"),
         pytest.param(2, 13, 0, "not positive", id="stride"),
+        pytest.param(2, 7, 1 << 40, "too large", id="height"),
+        pytest.param(2, 11, 99, "no output pixel", id="kernel"),
     ],
 )
 def test_steps_that_do_not_fit_are_refused(engine, row, column, value, message):
     with pytest.raises(RuntimeError, match=message):
         call(engine, steps=_edited(engine, row, column, value))
+
+
+def test_a_zero_padding_that_drops_channels_is_refused():
+    engine = resnet_fused.freeze(cifar(), torch.randn(2, 3, 48, 48))
+    engine(torch.randn(2, 3, 48, 48))
+    (steps,) = engine._whole.steps.values()
+    pad = steps.numbers[:, 0].tolist().index(frozen_whole.PAD)
+    for column, value in ((9, 99), (14, 1), (11, 3)):  # channels, padding, kernel
+        with pytest.raises(RuntimeError, match="no zero padding"):
+            call(engine, steps=_edited(engine, pad, column, value), classes=10)
 
 
 def test_memory_that_does_not_fit_is_refused(engine):
@@ -261,4 +276,4 @@ def test_memory_that_does_not_fit_is_refused(engine):
     with pytest.raises(RuntimeError, match="int64"):
         call(engine, steps=torch.zeros(18, dtype=torch.int64))
     with pytest.raises(ValueError, match="no output pixel"):
-        frozen_whole._Prepared(engine._whole, torch.Size((1, 3, 0, 5)))
+        frozen_whole._Steps(engine._whole, torch.Size((1, 3, 0, 5)))

@@ -73,14 +73,33 @@ int64_t weights_size(const Step& s, bool half) {
 }
 int64_t shift_size(const Step& s) { return s.kind == StepKind::amx_stem ? (s.k + 31) / 32 * 32 : s.k; }
 
+// That products of sizes, and what kernels make of them, fit into 64 bits.
+bool is_small(const Step& s) {
+  constexpr int64_t kSide = int64_t{1} << 31;
+  constexpr double kValues = static_cast<double>(int64_t{1} << 47);
+  for (const int64_t side : {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.kernel_w, s.stride, s.padding, s.dilation}) {
+    if (side > kSide) return false;
+  }
+  const auto product = [](auto... sizes) { return (1.0 * ... * static_cast<double>(sizes)); };
+  return product(s.n, s.h + 2 * s.padding, s.w + 2 * s.padding, std::max(s.c, s.k)) <= kValues &&
+         product(s.k, s.c, s.kernel_h, s.kernel_w) <= kValues;
+}
+
 // That every number may be divided by and every kernel can do what it is asked.
 void check_sizes(const Network& network) {
   for (int64_t i = 0; i < network.count; ++i) {
     const Step& s = network.steps[i];
     if (s.kind < StepKind::copy || s.kind >= StepKind::count) refuse(i, "is of no known kind");
     if (s.n <= 0 || s.c <= 0 || s.h <= 0 || s.w <= 0 || s.k <= 0 || s.kernel_h <= 0 || s.kernel_w <= 0 ||
-        s.stride <= 0 || s.padding < 0 || s.dilation <= 0 || s.out_h() <= 0 || s.out_w() <= 0) {
+        s.stride <= 0 || s.padding < 0 || s.dilation <= 0) {
       refuse(i, "has a size that is not positive");
+    }
+    if (!is_small(s)) refuse(i, "is too large");
+    if (s.h + 2 * s.padding <= (s.kernel_h - 1) * s.dilation || s.w + 2 * s.padding <= (s.kernel_w - 1) * s.dilation) {
+      refuse(i, "has no output pixel");
+    }
+    if (s.kind == StepKind::pad && (s.k < s.c || s.kernel_h != 1 || s.kernel_w != 1 || s.padding != 0)) {
+      refuse(i, "is no zero padding of channels");
     }
     if (s.kind == StepKind::winograd && (network.half || (s.m != 2 && s.m != 4) || s.padding > 1 || s.stride != 1 ||
                                          s.dilation != 1 || s.kernel_h != 3 || s.kernel_w != 3)) {
