@@ -106,7 +106,7 @@ def test_batch_of_none(memory_format, dtype):
 
 
 def test_large_and_small_values_keep_their_precision():
-    """Down to where the last part of a float32 is subnormal, 7.7e-34, and up to where the first rounds to an infinity."""
+    """Down to where parts of a float32 that matter become subnormal, 2^-102, and up to where one rounds to an infinity."""
     case = CASES["channels-2-filters-17"]
     x, weight, shift = problem(case, torch.float32)
     for scale in (2.0**-100, 2.0**-60, 2.0**60, 2.0**122):
