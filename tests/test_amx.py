@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import amx_cases
+import isa
 import pytest
 import torch
 from amx_cases import CASES, DTYPES, between_sentinels, ops, problem, run, sentinels_intact
@@ -149,7 +150,7 @@ sys.exit(status)
 """
 
 
-@pytest.mark.skipif("RESNET_FUSED_CPU_ISA" in os.environ, reason="this is the run with a lower instruction set")
+@isa.outermost
 def test_emulation_and_unit_give_the_same_bits(tmp_path):
     """So what is proven where there is no unit is proven, and the sums are in the order that Intel's manual gives."""
     if native.cpu_isa() != "amx":
@@ -160,7 +161,7 @@ def test_emulation_and_unit_give_the_same_bits(tmp_path):
     tests = [here / name for name in ("test_amx.py", "test_amx_special_values.py", "test_amx_stem.py")]
     done = subprocess.run(
         [sys.executable, "-c", EMULATED, file, " ".join([*amx_cases.FEW, *amx_stem_cases.FEW]), *tests],
-        env={**os.environ, "RESNET_FUSED_CPU_ISA": "avx512", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+        env={**os.environ, isa.VARIABLE: "avx512", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
         cwd=here,
         capture_output=True,
         text=True,

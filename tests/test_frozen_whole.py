@@ -198,6 +198,17 @@ def test_what_is_faster_is_used(monkeypatch, faster):
         assert all("onednn" in backend for backend in backends)
 
 
+def test_a_stem_that_no_fused_one_can_run():
+    """Padding as wide as the kernel: pool windows that see nothing of the image."""
+    model = network()
+    model.conv1 = torch.nn.Conv2d(3, 64, 1, padding=1, bias=False)
+    x = torch.randn(1, 3, 12, 12)
+    engine = resnet_fused.freeze(model, x)
+    assert "max_pool2d" in engine.rows[0]["backend"] and engine._whole is None
+    with torch.no_grad():
+        assert_within_budget(engine(x), model(x), copy.deepcopy(model).double()(x.double()), "stem", channel_dim=None)
+
+
 def test_exact_does_not_use_it():
     engine = resnet_fused.freeze(network(), torch.randn(1, 3, 48, 48), exact=True)
     assert engine._whole is None
