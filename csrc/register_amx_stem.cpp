@@ -1,18 +1,12 @@
 // The private ops around csrc/cpu/amx_stem.h: schemas and checks.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 
+#include "check.h"
 #include "cpu/amx_stem.h"
 #include "cpu/parallel.h"
 
 namespace resnet_fused {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int64_t kLine = 64;
 
@@ -36,18 +30,16 @@ void amx_stem(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t kernel,
                   "amx_stem: x must be float32, or bfloat16 like out");
   STD_TORCH_CHECK(kernel > 0 && kernel <= cpu::kAmxStemWidth && stride > 0 && padding >= 0 && padding < kernel,
                   "amx_stem: kernel must be 1 to 8, stride positive, padding less than kernel");
-  const cpu::AmxStemShape shape{x.size(0), x.size(2), x.size(3), x.size(1),     out.size(1),
+  const cpu::AmxStemShape shape{x.size(0), x.size(2), x.size(3), x.size(1),   out.size(1),
                                 kernel,    stride,    padding,   half ? 1 : 3};
   STD_TORCH_CHECK(shape.c > 0 && shape.c <= cpu::kAmxStemChannels && shape.k > 0 && shape.h + 2 * padding >= kernel &&
                       shape.w + 2 * padding >= kernel,
                   "amx_stem: no output pixel or channel, or more than 4 input channels");
   STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.out_h() && out.size(3) == shape.out_w(),
                   "amx_stem: out has the wrong shape");
-  int64_t dense = 1;
-  for (const int axis : {1, 3, 2, 0}) {
-    STD_TORCH_CHECK(out.size(axis) == 1 || out.stride(axis) == dense, "amx_stem: out must be dense channels_last");
-    dense *= out.size(axis);
-  }
+  STD_TORCH_CHECK(out.numel() == 0 || is_channels_last(out),
+                  "amx_stem: out must be dense channels_last, but has strides ", Strides{out}, " for shape ",
+                  Shape{out});
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::BFloat16 && packed.is_contiguous() &&
                       packed.numel() == cpu::amx_stem_packed_size(shape),
                   "amx_stem: packed must come from amx_stem_pack of a weight of this shape and dtype");

@@ -1,19 +1,13 @@
 // The private ops around csrc/cpu/direct.h: schemas and checks. Activations are dense channels_last.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 #include <optional>
 
+#include "check.h"
 #include "cpu/direct.h"
 #include "cpu/parallel.h"
 
 namespace resnet_fused {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int64_t kLine = 64;  // bytes: the workspace starts on a cache line
 
@@ -31,13 +25,8 @@ Format format_of(const Tensor& tensor, const char* name) {
 void check_activation(const Tensor& tensor, const Tensor& x, const char* name) {
   STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "direct: ", name, " must have the dtype of x");
   STD_TORCH_CHECK(tensor.dim() == 4, "direct: ", name, " must be [n, c, h, w]");
-  int64_t stride = 1;
-  for (const int axis : {1, 3, 2, 0}) {
-    // The strides of a tensor without values mean nothing.
-    STD_TORCH_CHECK(tensor.numel() == 0 || tensor.size(axis) == 1 || tensor.stride(axis) == stride, "direct: ", name,
-                    " must be dense channels_last");
-    stride *= tensor.size(axis);
-  }
+  STD_TORCH_CHECK(tensor.numel() == 0 || is_channels_last(tensor), "direct: ", name,
+                  " must be dense channels_last, but has strides ", Strides{tensor}, " for shape ", Shape{tensor});
 }
 
 template <bool kMatrix>
@@ -54,14 +43,14 @@ Tensor pack(Tensor weight) {
 
 template <bool kMatrix>
 void conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual, Tensor out, int64_t kernel_h,
-              int64_t kernel_w, int64_t stride, int64_t padding, int64_t dilation, bool relu) {
+          int64_t kernel_w, int64_t stride, int64_t padding, int64_t dilation, bool relu) {
   const Format format = format_of<kMatrix>(x, "x");
   check_activation(x, x, "x");
   check_activation(out, x, "out");
   STD_TORCH_CHECK(kernel_h > 0 && kernel_w > 0 && stride > 0 && padding >= 0 && dilation > 0,
                   "direct: kernel, stride and dilation must be positive, padding not negative");
   const cpu::DirectShape shape{x.size(0), x.size(2), x.size(3), x.size(1), out.size(1), kernel_h,
-                            kernel_w,  stride,    padding,   dilation,  format};
+                               kernel_w,  stride,    padding,   dilation,  format};
   STD_TORCH_CHECK(shape.c > 0 && shape.k > 0 && shape.h + 2 * padding > (kernel_h - 1) * dilation &&
                       shape.w + 2 * padding > (kernel_w - 1) * dilation,
                   "direct: no output pixel or channel");
@@ -85,8 +74,8 @@ void conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual,
       out, {cpu::direct_workspace_size(plan) + kLine / static_cast<int64_t>(sizeof(uint16_t))}, ScalarType::BFloat16);
   const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
   cpu::direct_run(plan, x.const_data_ptr(), static_cast<const uint16_t*>(packed.const_data_ptr()),
-               shift.const_data_ptr<float>(), residual ? residual->const_data_ptr() : nullptr, out.mutable_data_ptr(),
-               relu, reinterpret_cast<uint16_t*>((address + kLine - 1) / kLine * kLine));
+                  shift.const_data_ptr<float>(), residual ? residual->const_data_ptr() : nullptr,
+                  out.mutable_data_ptr(), relu, reinterpret_cast<uint16_t*>((address + kLine - 1) / kLine * kLine));
 }
 
 }  // namespace
@@ -96,7 +85,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
   library.def("direct_pack(Tensor weight) -> Tensor");
   library.def("amx_pack(Tensor weight) -> Tensor");
   library.def(
-      "direct_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int kernel_h, int kernel_w, "
+      "direct_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int kernel_h, int "
+      "kernel_w, "
       "int stride, int padding, int dilation, bool relu) -> ()");
   library.def(
       "amx_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int kernel_h, int kernel_w, "

@@ -46,7 +46,8 @@ void frozen_network(Tensor x, Tensor constants, Tensor steps, Tensor arena, int6
   network.constants = bytes_of(constants, "constants");
   network.constants_size = constants.numel();
   const auto begin = reinterpret_cast<uintptr_t>(bytes_of(arena, "arena"));
-  const uintptr_t aligned = (begin + kLine - 1) / kLine * kLine, workspace = (aligned + activations + kLine - 1) / kLine * kLine;
+  const uintptr_t aligned = (begin + kLine - 1) / kLine * kLine,
+                  workspace = (aligned + activations + kLine - 1) / kLine * kLine;
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(network.constants) % kLine == 0,
                   "frozen_network: constants must start on a cache line");
   STD_TORCH_CHECK(activations >= 0 && workspace + cpu::network_workspace(network) <= begin + arena.numel(),

@@ -1,18 +1,13 @@
 // The private ops around csrc/cpu/stem.h: schemas and checks.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 #include <optional>
 
+#include "check.h"
 #include "cpu/parallel.h"
 #include "cpu/stem.h"
 
 namespace resnet_fused {
 namespace {
-
-using torch::stable::Tensor;
 
 void check_float(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.scalar_type() == torch::headeronly::ScalarType::Float, "stem: ", name, " must be float32");
@@ -39,9 +34,9 @@ Tensor stem_pack(Tensor weight, std::optional<Tensor> scale) {
 
 void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t kernel, int64_t stride,
                     int64_t padding) {
-  using torch::headeronly::ScalarType;
   const bool x_half = x.scalar_type() == ScalarType::BFloat16, half = out.scalar_type() == ScalarType::BFloat16;
-  STD_TORCH_CHECK((x_half && half) || x.scalar_type() == ScalarType::Float, "stem: x must be float32, or bfloat16 like out");
+  STD_TORCH_CHECK((x_half && half) || x.scalar_type() == ScalarType::Float,
+                  "stem: x must be float32, or bfloat16 like out");
   STD_TORCH_CHECK(half || out.scalar_type() == ScalarType::Float, "stem: out must be float32 or bfloat16");
   STD_TORCH_CHECK(x.dim() == 4 && out.dim() == 4, "stem: x and out must be [n, c, h, w]");
   STD_TORCH_CHECK(kernel > 0 && kernel <= 16 && stride > 0 && padding >= 0 && padding < kernel,
@@ -51,11 +46,8 @@ void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t k
                   "stem: no output pixel or channel");
   STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.out_h() && out.size(3) == shape.out_w(),
                   "stem: out has the wrong shape");
-  int64_t dense = 1;
-  for (const int axis : {1, 3, 2, 0}) {
-    STD_TORCH_CHECK(out.size(axis) == 1 || out.stride(axis) == dense, "stem: out must be dense channels_last");
-    dense *= out.size(axis);
-  }
+  STD_TORCH_CHECK(out.numel() == 0 || is_channels_last(out), "stem: out must be dense channels_last, but has strides ",
+                  Strides{out}, " for shape ", Shape{out});
   check_vector(packed, cpu::stem_packed_size(shape.k, shape.c, kernel), "packed");
   check_vector(shift, shape.k, "shift");
   if (out.numel() == 0) return;

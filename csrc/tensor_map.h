@@ -1,7 +1,7 @@
 // matrix_map(op, ...): a matrix of 16-bit values in global memory as the copy engine takes it (ptx/hopper.cuh), in
 // boxes of box_rows x 64 values that lie in shared memory as rows of 128 bytes, swizzled.
-// images_map(op, ...): NHWC images, in boxes of one line of pixels with the images innermost: a pixel of eight images is
-// one period of the swizzle, so that the neighbour of a pixel is an operand of its own.
+// images_map(op, ...): NHWC images, in boxes of one line of pixels with the images innermost: a pixel of eight images
+// is one period of the swizzle, so that the neighbour of a pixel is an operand of its own.
 //
 // nvcc: encoded by the driver, whose function is looked up when first needed, so that the library loads where there is
 // no driver. g++ -DHOST_EMULATION: tests/emulator/tensor_map_emulated.h. Throws std::runtime_error("<op>: ...").
@@ -71,10 +71,10 @@ ptx::TensorMap encoded(const char* op, const void* data, DType dtype, const cuui
   cuuint32_t steps[Rank];
   for (cuuint32_t& step : steps) step = 1;
   const auto type = dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const CUresult error = encode_tiled(op)(
-      reinterpret_cast<CUtensorMap*>(&map), type, Rank, const_cast<void*>(data), sizes, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult error =
+      encode_tiled(op)(reinterpret_cast<CUtensorMap*>(&map), type, Rank, const_cast<void*>(data), sizes, strides, box,
+                       steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (error == CUDA_SUCCESS) return map;
   std::string shape = std::to_string(sizes[Rank - 1]);
   for (int i = Rank - 2; i >= 0; --i) shape += " x " + std::to_string(sizes[i]);

@@ -56,4 +56,6 @@ class AmxStem:
         conv = site.conv
         square = is_square(conv) and conv.kernel_size[0] == conv.kernel_size[1] and conv.dilation == (1, 1)
         fits = conv.groups == 1 and conv.kernel_size[0] <= 8 and conv.in_channels <= 4
-        return None if square and fits else "the stem on the matrix unit is for small square kernels over few channels"
+        if not square or not fits:
+            return "the stem on the matrix unit is for small square kernels over few channels"
+        return None if conv.padding[0] < conv.kernel_size[0] else "the padding is as wide as the kernel"

@@ -171,7 +171,9 @@ class StemWithPool:
             return native.why_absent()
         square = all(a == b for a, b in (conv.kernel_size, conv.stride, conv.padding))
         plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.kernel_size[0] <= 16 and conv.in_channels <= 4
-        return None if square and plain else "the fused stem is for square kernels over a few channels"
+        if not square or not plain:
+            return "the fused stem is for square kernels over a few channels"
+        return None if conv.padding[0] < conv.kernel_size[0] else "the padding is as wide as the kernel"
 
 
 DIRECT = (Direct, OneDNN, Torch)

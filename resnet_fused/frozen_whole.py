@@ -3,6 +3,8 @@
 Between two convolutions Python, its allocations and their page faults took 3 of 26 ms (ResNet-34, bfloat16, batch 8).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -69,7 +71,7 @@ class Whole:
         starts, size = [], 0
         for t in tensors:
             starts.append(size)
-            size += -(-t.nbytes // LINE) * LINE
+            size += _lines(t.nbytes)
         self.constants = _aligned(size)
         self.ops.large_pages(self.constants)
         views = []
@@ -80,102 +82,130 @@ class Whole:
             site.run.weight, site.run.bias = views[2 * i : 2 * i + 2]  # one copy of each in memory
             site.constants = starts[2 * i : 2 * i + 2]
         self.head = starts[-2:]
-        self.prepared = {}
+        self.steps, self.arenas = {}, []  # {(shape, threads): steps}; memory that no call is using
 
     def __call__(self, x):
-        if x.shape[0] == 0:
-            return torch.empty((0, self.engine._model.fc.out_features), dtype=self.dtype)
-        key = (x.shape, torch.get_num_threads())
-        prepared = self.prepared.get(key)
-        if prepared is None:
-            if len(self.prepared) >= SHAPES:
-                self.prepared.clear()
-            prepared = self.prepared[key] = _Prepared(self, x.shape)
-        try:
-            arena = prepared.arenas.pop()
-        except IndexError:
-            arena = torch.empty(prepared.bytes, dtype=torch.uint8)
         out = torch.empty((x.shape[0], self.engine._model.fc.out_features), dtype=self.dtype)
-        self.ops.frozen_network(x, self.constants, prepared.steps, arena, prepared.activations, out)
-        prepared.arenas.append(arena)
+        if x.shape[0] == 0:
+            return out
+        key = (x.shape, torch.get_num_threads())
+        steps = self.steps.get(key)
+        if steps is None:
+            if len(self.steps) >= SHAPES:
+                self.steps.clear()
+            steps = self.steps[key] = _Steps(self, x.shape)
+        arena = self._arena(steps.bytes)
+        self.ops.frozen_network(x, self.constants, steps.numbers, arena, steps.activations, out)
+        self.arenas.append(arena)
         return out
 
+    def _arena(self, size):
+        """Memory that no other call is using. Shapes share it, so that no more is kept than calls at once of the largest."""
+        try:
+            arena = self.arenas.pop()
+        except IndexError:
+            arena = None
+        return arena if arena is not None and len(arena) >= size else torch.empty(size, dtype=torch.uint8)
 
-class _Prepared:
-    """The steps for one shape of the input, and the arenas that no call is using."""
+
+class _Value(NamedTuple):
+    """A map: a value of the memory plan, or INPUT, and its shape without the batch."""
+
+    place: int
+    channels: int
+    height: int
+    width: int
+
+
+class _Steps:
+    """The steps for one shape of the input: `numbers` as csrc/cpu/network.h has them, `bytes` of an arena for them, the first
+    `activations` of which are for maps."""
 
     def __init__(self, whole, shape):
-        engine, plan, rows = whole.engine, Plan(), []
-        n, c, h, w = shape
-
-        def take(k, height, width):
-            return plan.take((n, k, height, width))
-
-        def add(site, x, residual=None):
-            """x: (value or INPUT, channels, height, width) -> the same of the result."""
-            place, c, h, w = x
-            conv = site.conv
-            kernel, stride, padding, dilation = conv.kernel_size, conv.stride[0], conv.padding[0], conv.dilation[0]
-            height, width = (
-                (size + 2 * padding - (k - 1) * dilation - 1) // stride + 1
-                for size, k in zip((h, w), kernel, strict=True)
-            )
-            if site.pool:
-                height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
-            if height < 1 or width < 1:
-                raise ValueError(f"engine: x is {tuple(shape)}: {site.name} has no output pixel")
-            to = take(conv.out_channels, height, width) if residual is None else residual
-            kind = KINDS[site.way]
-            m, taps = (site.way.m, site.way.taps) if kind == WINOGRAD else (0, False)
-            rows.append(
-                [kind, place, NONE if residual is None else residual, to, *site.constants, n, h, w, c, conv.out_channels,
-                 *kernel, stride, padding, dilation, site.relu, m, taps]
-            )  # fmt: skip
-            return to, conv.out_channels, height, width
-
-        def simple(kind, x, k, stride=1):
-            place, c, h, w = x
-            height, width = (1, 1) if kind == MEAN else (-(-h // stride), -(-w // stride))
-            to = take(k, height, width)
-            rows.append([kind, place, NONE, to, 0, 0, n, h, w, c, k, 1, 1, stride, 0, 1, 0, 0, 0])
-            return to, k, height, width
-
-        x = INPUT, c, h, w
+        self.shape, self.plan, self.rows = tuple(shape), Plan(), []
+        engine = whole.engine
+        x = _Value(INPUT, *shape[1:])
         if KINDS[engine._stem.way] not in (STEM, AMX_STEM):
-            x = simple(COPY, x, c)
-        before, x = x, add(engine._stem, x)
-        if before[0] != INPUT:
-            plan.give_back(before[0])
+            x = self._simple(COPY, x, x.channels)
+        before, x = x, self._convolution(engine._stem, x)
+        if before.place != INPUT:
+            self.plan.give_back(before.place)
         for block in engine._blocks:
-            shortcut, out = x, x
-            if block.projection is not None:
-                shortcut = add(block.projection, x)
-            elif block.shortcut is not None:
-                shortcut = simple(PAD, x, block.shortcut.out_planes, block.shortcut.stride)
-            for site in block.sites[:-1]:
-                before, out = out, add(site, out)
-                if before is not x:
-                    plan.give_back(before[0])
-            if shortcut is not x:
-                plan.give_back(x[0])
-            before, x = out, add(block.sites[-1], out, shortcut[0])
-            plan.give_back(before[0])
-        pooled = simple(MEAN, x, x[1])
-        fc = engine._model.fc
-        head = [n, 1, 1, fc.in_features, fc.out_features, 1, 1, 1, 0, 1, 0, 0, 0]
-        rows.append([KINDS[whole.head_way], pooled[0], NONE, OUTPUT, *whole.head, *head])
+            x = self._block(block, x)
+        x = self._simple(MEAN, x, x.channels)
+        self._step(KINDS[whole.head_way], x, OUTPUT, engine._model.fc.out_features, constants=whole.head)
+        self._settle(whole)
 
+    def _settle(self, whole):
+        """Values become bytes from the start of the arena."""
         starts, size = [], 0
-        for elements in plan.sizes:
+        for elements in self.plan.sizes:
             starts.append(size)
-            size += -(-elements * whole.dtype.itemsize // LINE) * LINE
-        places = [starts[slot] for slot, _ in plan.places]
-        for row in rows:
-            row[1:4] = [v if v < 0 else places[v] for v in row[1:4]]
-        self.steps = torch.tensor(rows, dtype=torch.int64)
-        self.activations = size
-        self.bytes = size + whole.ops.frozen_network_workspace(self.steps, whole.half)
-        self.arenas = []
+            size += _lines(elements * whole.dtype.itemsize)
+        places = [starts[slot] for slot, _ in self.plan.places]
+        for row in self.rows:
+            row[1:4] = [value if value < 0 else places[value] for value in row[1:4]]
+        self.numbers, self.activations = torch.tensor(self.rows, dtype=torch.int64), size
+        self.bytes = size + whole.ops.frozen_network_workspace(self.numbers, whole.half)
+
+    def _step(
+        self, kind, x, to, k, *, residual=NONE, constants=(0, 0), kernel=(1, 1), stride=1, padding=0, dilation=1,
+        relu=False, m=0, taps=False,
+    ):  # fmt: skip
+        self.rows.append(
+            [kind, x.place, residual, to, *constants, self.shape[0], x.height, x.width, x.channels, k,
+             *kernel, stride, padding, dilation, relu, m, taps]
+        )  # fmt: skip
+
+    def _take(self, channels, height, width):
+        return _Value(self.plan.take((self.shape[0], channels, height, width)), channels, height, width)
+
+    def _simple(self, kind, x, k, stride=1):
+        out = self._take(k, *((1, 1) if kind == MEAN else (-(-x.height // stride), -(-x.width // stride))))
+        self._step(kind, x, out.place, k, stride=stride)
+        return out
+
+    def _convolution(self, site, x, residual=None):
+        """The result is written over `residual`, which nobody needs afterwards."""
+        conv, way = site.conv, site.way
+        stride, padding, dilation = conv.stride[0], conv.padding[0], conv.dilation[0]
+        height, width = (
+            (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
+            for size, kernel in zip((x.height, x.width), conv.kernel_size, strict=True)
+        )
+        if site.pool:
+            height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
+        if height < 1 or width < 1:
+            raise ValueError(f"engine: x is {self.shape}: {site.name} has no output pixel")
+        out = self._take(conv.out_channels, height, width) if residual is None else residual
+        kind = KINDS[way]
+        m, taps = (way.m, way.taps) if kind == WINOGRAD else (0, False)
+        self._step(
+            kind, x, out.place, out.channels, residual=NONE if residual is None else residual.place,
+            constants=site.constants, kernel=conv.kernel_size, stride=stride, padding=padding, dilation=dilation,
+            relu=site.relu, m=m, taps=taps,
+        )  # fmt: skip
+        return out
+
+    def _block(self, block, x):
+        shortcut, out = x, x
+        if block.projection is not None:
+            shortcut = self._convolution(block.projection, x)
+        elif block.shortcut is not None:
+            shortcut = self._simple(PAD, x, block.shortcut.out_planes, block.shortcut.stride)
+        for site in block.sites[:-1]:
+            before, out = out, self._convolution(site, out)
+            if before is not x:
+                self.plan.give_back(before.place)
+        if shortcut is not x:
+            self.plan.give_back(x.place)
+        last = self._convolution(block.sites[-1], out, shortcut)
+        self.plan.give_back(out.place)
+        return last
+
+
+def _lines(size):
+    return -(-size // LINE) * LINE
 
 
 def _aligned(size):

@@ -59,5 +59,15 @@ def _library():
     return {
         "compiled library": str(native.LIBRARY),
         "built with": f"{built['compiler']}, torch {built['torch']}; {cuda}",
-        "CPU kernels": native.cpu_isa(),
+        "CPU kernels": _isa(native.cpu_isa()),
     }
+
+
+def _isa(used):
+    """`used`, and why it is not what the environment asks for."""
+    wanted = _env.CPU_ISA
+    if wanted in (None, "", used):
+        return used
+    known = wanted in ("portable", "avx2", "avx512", "amx")
+    why = "this CPU, its system or the compiler of the library does not have it" if known else "no such instruction set"
+    return f"{used}, not {wanted}: {why}"

@@ -58,7 +58,7 @@ def has_cuda():
 
 
 def cpu_isa():
-    """The instruction set its CPU kernels use on this machine: avx512, avx2 or portable."""
+    """The instruction set its CPU kernels use on this machine: amx, avx512, avx2 or portable."""
     return namespace().cpu_isa()
 
 

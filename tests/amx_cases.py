@@ -4,12 +4,10 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from emulator import build
 
-from resnet_fused import native
-
+ops = torch.ops.resnet_fused_native
 DTYPES = [torch.float32, torch.bfloat16]
-# n, c, k, h, w, kernel_h, kernel_w, stride, padding, dilation. Where csrc/cpu/amx_plan.cpp takes a way of its own, the name
+# n, c, k, h, w, kernel_h, kernel_w, stride, padding, dilation. Where csrc/cpu/direct_plan.cpp takes a way of its own, the name
 # says so. A block is 32 channels, a panel 32 filters, a call of the kernel 32 pixels of rows that share their zeros.
 CASES = {
     "one-value": (1, 1, 1, 1, 1, 1, 1, 1, 0, 1),
@@ -67,18 +65,6 @@ FEW = ["one-over-everywhere", "channels-3-filters-17", "kernel-3-dilation-2-stri
        "kernel-2x7-stride-3", "two-chunks-of-channels", "two-chunks-in-bfloat16", "split-panels-images-stride-2"]  # fmt: skip
 
 
-def operators():
-    """The library's ops; under AddressSanitizer (test_sanitized.py) those of a library of these kernels alone."""
-    if build.SANITIZE:
-        torch.ops.load_library(build.amx_library())
-        return torch.ops.resnet_fused_emu
-    return native.namespace()
-
-
-def why_not():
-    return None if build.SANITIZE else native.why_absent()
-
-
 def between_sentinels(shape, dtype, offset=1):
     """NaN, dense channels_last, starting `offset` values after an aligned address, between sentinels."""
     n, c, h, w = shape
@@ -116,7 +102,7 @@ def run(case, x, packed, shift, residual=None, relu=False, out=None):
         for length, kernel in zip(x.shape[2:], (kernel_h, kernel_w), strict=True)
     ]
     out = between_sentinels((len(x), k, *size), x.dtype) if out is None else out
-    operators().amx_conv(x, packed, shift, residual, out, kernel_h, kernel_w, stride, padding, dilation, relu)
+    ops.amx_conv(x, packed, shift, residual, out, kernel_h, kernel_w, stride, padding, dilation, relu)
     assert sentinels_intact(out) and sentinels_intact(x)
     return out
 
@@ -127,6 +113,6 @@ def outputs(names=FEW):
     for name in names:
         for dtype in DTYPES:
             x, weight, shift, residual, _ = problem(CASES[name], dtype)
-            packed = operators().amx_pack(weight)
+            packed = ops.amx_pack(weight)
             result[name, str(dtype)] = run(CASES[name], x, packed, shift, residual, relu=True).clone()
     return result

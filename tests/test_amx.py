@@ -10,14 +10,15 @@ import threading
 from pathlib import Path
 
 import amx_cases
+import isa
 import pytest
 import torch
-from amx_cases import CASES, DTYPES, between_sentinels, operators, problem, run, sentinels_intact
+from amx_cases import CASES, DTYPES, between_sentinels, ops, problem, run, sentinels_intact
 
 from resnet_fused import native
 from resnet_fused.accuracy import assert_within_budget, channel_dim_of
 
-pytestmark = pytest.mark.skipif(amx_cases.why_not() is not None, reason=str(amx_cases.why_not()))
+pytestmark = pytest.mark.skipif(native.why_absent() is not None, reason=str(native.why_absent()))
 DTYPE_IDS = ["f32", "bf16"]
 
 
@@ -32,7 +33,7 @@ def threads():
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_against_float64(case, dtype):
     x, weight, shift, residual, convolve = problem(case, dtype)
-    packed = operators().amx_pack(weight)
+    packed = ops.amx_pack(weight)
     exact, eager = convolve(x.double(), weight.double(), shift), convolve(x, weight, shift)
     # torch rounds a half's sum before it adds; what is wrong by a part or a tap is wrong by far more than half a unit.
     got = run(case, x, packed, shift)
@@ -61,7 +62,7 @@ def test_against_float64(case, dtype):
 )  # fmt: skip
 def test_same_bits_for_every_thread_count_and_batch(threads, name, dtype):
     x, weight, shift, residual, _ = problem(CASES[name], dtype)
-    packed, results = operators().amx_pack(weight), []
+    packed, results = ops.amx_pack(weight), []
     for count in (1, 2, 3, 4, 4):
         threads(count)
         results.append(run(CASES[name], x, packed, shift, residual))
@@ -77,7 +78,7 @@ def test_two_calls_at_once_beside_onednn(threads):
     jobs = []
     for name in names:
         x, weight, shift, _, convolve = problem(CASES[name], torch.bfloat16)
-        packed = operators().amx_pack(weight)
+        packed = ops.amx_pack(weight)
         jobs.append(lambda x=x, p=packed, s=shift, case=CASES[name]: run(case, x, p, s))
         jobs.append(lambda x=x, w=weight, s=shift, f=convolve: f(x, w, s))
     expected, wrong = [job() for job in jobs], []
@@ -96,7 +97,7 @@ def test_two_calls_at_once_beside_onednn(threads):
 
 def test_batch_of_none():
     case = (1, 3, 5, 6, 6, 3, 3, 1, 1, 1)
-    got = run(case, torch.empty(0, 3, 6, 6), operators().amx_pack(torch.randn(5, 3, 3, 3)), torch.zeros(5))
+    got = run(case, torch.empty(0, 3, 6, 6), ops.amx_pack(torch.randn(5, 3, 3, 3)), torch.zeros(5))
     assert got.shape == (0, 5, 6, 6)
 
 
@@ -117,10 +118,10 @@ BAD = {
     "shift must be contiguous float32 of 16 values": lambda x, p, s, r, out, conv: conv(x, p, s[1:], r, out),
     "residual must have the dtype of x": lambda x, p, s, r, out, conv: conv(x, p, s, r.bfloat16(), out),
     "residual must have the shape of out": lambda x, p, s, r, out, conv: conv(x, p, s, x, out),
-    "out must not be x": lambda x, p, s, r, out, conv: conv(out, operators().amx_pack(torch.randn(16, 16, 3, 3)), s, r, out),
-    "weight must be float32 or bfloat16": lambda x, p, s, r, out, conv: operators().amx_pack(torch.randn(4, 4, 3, 3).half()),
-    "weight must be contiguous": lambda x, p, s, r, out, conv: operators().amx_pack(torch.randn(4, 4, 3, 3)[:, :2]),
-    "weight must be contiguous [k, c, kernel_h": lambda x, p, s, r, out, conv: operators().amx_pack(torch.randn(0, 4, 3, 3)),
+    "out must not be x": lambda x, p, s, r, out, conv: conv(out, ops.amx_pack(torch.randn(16, 16, 3, 3)), s, r, out),
+    "weight must be float32 or bfloat16": lambda x, p, s, r, out, conv: ops.amx_pack(torch.randn(4, 4, 3, 3).half()),
+    "weight must be contiguous": lambda x, p, s, r, out, conv: ops.amx_pack(torch.randn(4, 4, 3, 3)[:, :2]),
+    "weight must be contiguous [k, c, kernel_h": lambda x, p, s, r, out, conv: ops.amx_pack(torch.randn(0, 4, 3, 3)),
 }  # fmt: skip
 
 
@@ -130,10 +131,10 @@ def test_messages(message):
     out = residual.clone()
 
     def conv(x, packed, shift, residual, out, kernel_h=3, kernel_w=3, stride=1, padding=1, dilation=1):
-        operators().amx_conv(x, packed, shift, residual, out, kernel_h, kernel_w, stride, padding, dilation, False)
+        ops.amx_conv(x, packed, shift, residual, out, kernel_h, kernel_w, stride, padding, dilation, False)
 
     with pytest.raises(RuntimeError) as caught:
-        BAD[message](x, operators().amx_pack(weight), shift, residual, out, conv)
+        BAD[message](x, ops.amx_pack(weight), shift, residual, out, conv)
     assert message in str(caught.value)
     assert torch.equal(out, residual)
 
@@ -149,10 +150,10 @@ sys.exit(status)
 """
 
 
-@pytest.mark.skipif("RESNET_FUSED_CPU_ISA" in os.environ, reason="this is the run with a lower instruction set")
+@isa.outermost
 def test_emulation_and_unit_give_the_same_bits(tmp_path):
     """So what is proven where there is no unit is proven, and the sums are in the order that Intel's manual gives."""
-    if amx_cases.build.SANITIZE or native.cpu_isa() != "amx":
+    if native.cpu_isa() != "amx":
         pytest.skip("this machine has no matrix unit: all tests above ran on the emulation")
     import amx_stem_cases
 
@@ -160,7 +161,7 @@ def test_emulation_and_unit_give_the_same_bits(tmp_path):
     tests = [here / name for name in ("test_amx.py", "test_amx_special_values.py", "test_amx_stem.py")]
     done = subprocess.run(
         [sys.executable, "-c", EMULATED, file, " ".join([*amx_cases.FEW, *amx_stem_cases.FEW]), *tests],
-        env={**os.environ, "RESNET_FUSED_CPU_ISA": "avx512", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+        env={**os.environ, isa.VARIABLE: "avx512", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
         cwd=here,
         capture_output=True,
         text=True,

@@ -3,10 +3,10 @@
 The loops around the kernels are those of the matrix unit, and so are the shapes: amx_cases.py.
 """
 
+import isa
 import pytest
 import torch
 from amx_cases import CASES, DTYPES, between_sentinels, problem, sentinels_intact
-from isa_levels import LOWER, rerun
 
 from resnet_fused import native
 from resnet_fused.accuracy import assert_within_budget, channel_dim_of
@@ -32,9 +32,7 @@ def run(case, x, packed, shift, residual=None, relu=False, out=None):
         for length, kernel in zip(x.shape[2:], (kernel_h, kernel_w), strict=True)
     ]
     out = between_sentinels((len(x), k, *size), x.dtype) if out is None else out
-    native.namespace().direct_conv(
-        x, packed, shift, residual, out, kernel_h, kernel_w, stride, padding, dilation, relu
-    )
+    native.namespace().direct_conv(x, packed, shift, residual, out, kernel_h, kernel_w, stride, padding, dilation, relu)
     assert sentinels_intact(out) and sentinels_intact(x)
     return out
 
@@ -88,7 +86,10 @@ def test_nan_and_infinity_come_out_where_torch_has_them(name, value, dtype):
     for y, column in ((0, 0), (x.shape[2] // 2, x.shape[3] - 1), (x.shape[2] - 1, x.shape[3] // 2)):
         bad = between_sentinels(x.shape, dtype).copy_(x)
         bad[-1, -1, y, column] = value
-        got, eager = run(case, bad, packed, shift, residual, relu=True), torch.relu(convolve(bad, weight, shift) + residual)
+        got, eager = (
+            run(case, bad, packed, shift, residual, relu=True),
+            torch.relu(convolve(bad, weight, shift) + residual),
+        )
         assert torch.equal(got.isnan(), eager.isnan()) and torch.equal(got.isinf(), eager.isinf())
 
 
@@ -106,7 +107,9 @@ def test_relu_keeps_negative_zero():
     x = between_sentinels((1, 2, 3, 3), torch.float32).fill_(-0.0)
     packed = native.namespace().direct_pack(torch.zeros(3, 2, 3, 3))
     residual = between_sentinels((1, 3, 3, 3), torch.float32).fill_(-0.0)
-    torch.testing.assert_close(run(case, x, packed, torch.full((3,), -0.0), residual, relu=True), torch.zeros(1, 3, 3, 3))
+    torch.testing.assert_close(
+        run(case, x, packed, torch.full((3,), -0.0), residual, relu=True), torch.zeros(1, 3, 3, 3)
+    )
 
 
 def test_batch_of_none():
@@ -115,6 +118,7 @@ def test_batch_of_none():
     assert run(case, torch.empty(0, 3, 6, 6), packed, torch.zeros(5)).shape == (0, 5, 6, 6)
 
 
-@pytest.mark.parametrize("isa", LOWER)
-def test_lower_instruction_sets(isa):
-    rerun(__file__, isa)
+@isa.outermost
+@pytest.mark.parametrize("lower", isa.SETS[:-1])
+def test_lower_instruction_sets(lower):
+    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")

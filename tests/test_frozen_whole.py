@@ -4,6 +4,7 @@ Where there is no matrix unit its kernels run emulated, which is slow: the netwo
 """
 
 import copy
+import functools
 import importlib
 import re
 import threading
@@ -84,9 +85,18 @@ def test_the_numbers_of_eager(case, dtype):
     assert torch.equal(engine(x), logits)
 
 
+@functools.cache
+def frozen(make):
+    """One engine for all tests that change nothing about it: freezing takes seconds in the emulation."""
+    return resnet_fused.freeze(make(), torch.randn(2, 3, 48, 48))
+
+
 @pytest.fixture
 def engine():
-    return resnet_fused.freeze(network(), torch.randn(2, 3, 48, 48))
+    whole = frozen(network)._whole
+    whole.steps.clear()
+    whole.arenas.clear()
+    return frozen(network)
 
 
 def test_inputs_of_any_strides_and_sizes(engine):
@@ -123,15 +133,17 @@ def test_the_bits_do_not_depend_on_threads(engine):
 def test_arenas_are_kept_one_for_each_call_at_a_time(engine):
     x = torch.randn(2, 3, 48, 48)
     expected = engine(x)
-    prepared = engine._whole.prepared[x.shape, torch.get_num_threads()]
-    (arena,) = prepared.arenas
-    for _ in range(20):
-        engine(x)
-    assert [a.data_ptr() for a in prepared.arenas] == [arena.data_ptr()]
+    arenas = engine._whole.arenas
+    (arena,) = arenas
+    for shape in ((2, 3, 48, 48), (1, 3, 48, 48), (2, 3, 40, 40)):  # smaller inputs make do with it
+        engine(torch.randn(shape))
+    assert [a.data_ptr() for a in arenas] == [arena.data_ptr()]
+    engine(torch.randn(4, 3, 48, 48))
+    assert len(arenas) == 1 and len(arenas[0]) > len(arena)  # the smaller one is gone
     results, wrong = [], []
 
     def call():
-        for _ in range(20):
+        for _ in range(3):
             if not torch.equal(engine(x), expected):
                 wrong.append(1)
         results.append(1)
@@ -142,21 +154,22 @@ def test_arenas_are_kept_one_for_each_call_at_a_time(engine):
     for thread in threads:
         thread.join(60)
     assert len(results) == 3 and not wrong
-    assert all(1 <= len(p.arenas) <= 3 for p in engine._whole.prepared.values())
+    assert 1 <= len(arenas) <= 3
 
 
 def test_poisoned_arenas_change_nothing(engine):
     x = torch.randn(2, 3, 48, 48)
     expected = engine(x)
-    (arena,) = engine._whole.prepared[x.shape, torch.get_num_threads()].arenas
+    (arena,) = engine._whole.arenas
     arena.fill_(0xFF)  # NaN in both dtypes
     assert torch.equal(engine(x), expected)
 
 
-def test_shapes_are_not_remembered_for_ever(engine):
-    for size in range(40, 40 + 2 * frozen_whole.SHAPES):
-        engine(torch.randn(1, 3, size, 40))
-    assert len(engine._whole.prepared) <= frozen_whole.SHAPES
+def test_shapes_are_not_remembered_for_ever(engine, monkeypatch):
+    monkeypatch.setattr(frozen_whole, "SHAPES", 3)
+    for size in range(17, 25):
+        engine(torch.randn(1, 3, size, 9))
+        assert 1 <= len(engine._whole.steps) <= 3
 
 
 def test_refresh_reads_the_weights_again():
@@ -197,6 +210,17 @@ def test_exact_keeps_a_nan_where_it_belongs():
     assert logits[1].isnan().all() and torch.equal(logits[::2], clean[::2])
 
 
+def test_a_stem_that_no_fused_one_can_run():
+    """Padding as wide as the kernel: pool windows that see nothing of the image."""
+    model = network()
+    model.conv1 = torch.nn.Conv2d(3, 64, 1, padding=1, bias=False)
+    x = torch.randn(1, 3, 12, 12)
+    engine = resnet_fused.freeze(model, x)
+    assert "max_pool2d" in engine.rows[0]["backend"] and engine._whole is None
+    with torch.no_grad():
+        assert_within_budget(engine(x), model(x), copy.deepcopy(model).double()(x.double()), "stem", channel_dim=None)
+
+
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
@@ -212,24 +236,29 @@ def test_other_parts_run_layer_by_layer(edit, why):
     assert re.search(why, frozen_whole.why_not(engine))
 
 
+def prepared(engine, x):
+    """The steps for `x`."""
+    key = x.shape, torch.get_num_threads()
+    if key not in engine._whole.steps:
+        engine(x)
+    return engine._whole.steps[key]
+
+
 def call(engine, *, steps=None, arena=None, activations=None, constants=None, classes=7):
     x = torch.randn(2, 3, 48, 48)
-    engine(x)
-    whole = engine._whole
-    prepared = whole.prepared[x.shape, torch.get_num_threads()]
+    whole, own = engine._whole, prepared(engine, x)
     ops.frozen_network(
         x,
         whole.constants if constants is None else constants,
-        prepared.steps if steps is None else steps,
-        prepared.arenas[0] if arena is None else arena,
-        prepared.activations if activations is None else activations,
+        own.numbers if steps is None else steps,
+        whole.arenas[0] if arena is None else arena,
+        own.activations if activations is None else activations,
         torch.empty(2, classes),
     )
 
 
 def _edited(engine, row, column, value):
-    engine(torch.randn(2, 3, 48, 48))
-    steps = engine._whole.prepared[torch.Size((2, 3, 48, 48)), torch.get_num_threads()].steps.clone()
+    steps = prepared(engine, torch.randn(2, 3, 48, 48)).numbers.clone()
     steps[row, column] = value
     return steps
 
@@ -246,11 +275,22 @@ def _edited(engine, row, column, value):
         pytest.param(2, 4, 4, "outside of the constants", id="weight-alignment"),
         pytest.param(2, 6, 0, "not positive", id="batch"),
         pytest.param(2, 13, 0, "not positive", id="stride"),
+        pytest.param(2, 7, 1 << 40, "too large", id="height"),
+        pytest.param(2, 11, 99, "no output pixel", id="kernel"),
     ],
 )
-def test_steps_that_do_not_fit_are_refused(engine, row, column, value, message):
+def test_steps_that_do_not_fit_are_refused(row, column, value, message):
+    engine = frozen(network)
     with pytest.raises(RuntimeError, match=message):
         call(engine, steps=_edited(engine, row, column, value))
+
+
+def test_a_zero_padding_that_drops_channels_is_refused():
+    engine = frozen(cifar)
+    pad = _edited(engine, 0, 0, frozen_whole.COPY)[:, 0].tolist().index(frozen_whole.PAD)
+    for column, value in ((9, 99), (14, 1), (11, 3)):  # channels, padding, kernel
+        with pytest.raises(RuntimeError, match="no zero padding"):
+            call(engine, steps=_edited(engine, pad, column, value), classes=10)
 
 
 def test_memory_that_does_not_fit_is_refused(engine):
@@ -268,4 +308,4 @@ def test_memory_that_does_not_fit_is_refused(engine):
     with pytest.raises(RuntimeError, match="int64"):
         call(engine, steps=torch.zeros(18, dtype=torch.int64))
     with pytest.raises(ValueError, match="no output pixel"):
-        frozen_whole._Prepared(engine._whole, torch.Size((1, 3, 0, 5)))
+        frozen_whole._Steps(engine._whole, torch.Size((1, 3, 0, 5)))

@@ -3,9 +3,9 @@
 import itertools
 import os
 
+import isa
 import pytest
 import torch
-from isa_levels import rerun
 
 from resnet_fused import native
 
@@ -265,9 +265,26 @@ def test_same_bits_on_every_run_and_for_every_number_of_threads(threads, dtype, 
 
 
 def test_the_environment_lowers_the_instruction_set():
-    assert native.cpu_isa() == os.environ.get("RESNET_FUSED_CPU_ISA", native.cpu_isa())
+    wanted = os.environ.get(isa.VARIABLE, native.cpu_isa())
+    assert native.cpu_isa() == min(wanted, native.cpu_isa(), key=isa.SETS.index)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_lower_instruction_sets(isa):
-    rerun(__file__, isa, SPECIAL_VALUES)
+@isa.outermost
+@pytest.mark.parametrize("wanted", ["amx", "avx9"])
+def test_more_than_this_machine_has_is_not_used_and_info_says_so(wanted):
+    if wanted == native.cpu_isa():
+        pytest.skip("this machine has it")
+    text = subprocess.run(
+        [sys.executable, "-m", "resnet_fused", "info"],
+        env={**os.environ, isa.VARIABLE: wanted},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"{native.cpu_isa()}, not {wanted}: " in text
+
+
+@isa.outermost
+@pytest.mark.parametrize("lower", ["portable", "avx2"])
+def test_lower_instruction_sets(lower):
+    isa.run_again(lower, __file__, SPECIAL_VALUES)

@@ -1,4 +1,5 @@
-"""The second stage: kernels and emulator under AddressSanitizer and UBSan, which see accesses past a tensor.
+"""The second stage: kernels, emulator and the compiled library under AddressSanitizer and UBSan, which see accesses past a
+tensor.
 
 A Python with libasan preloaded takes torch's CPU allocations from it, each between red zones.
 """
@@ -58,3 +59,23 @@ def test_kernels(file, chosen):
     # --capture=sys: a report is written to file descriptor 2 before the process is aborted.
     done = python("-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", chosen, file)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+# The maps of ResNet's layers and all Winograd ways of a network add minutes and no way through the code.
+@pytest.mark.parametrize(
+    ("file", "chosen"),
+    [
+        ("test_amx.py", "not resnet and not groups and not rows-in and not two_calls"),
+        ("test_amx_special_values.py", "nan-f or nan-b or subnormal or nobody"),
+        ("test_amx_stem.py", ""),
+        ("test_frozen_whole.py", "(numbers_of_eager and (one-pixel or zero-padded)) or refused or poisoned"),
+        ("test_stem.py", "not 224 and not lower"),
+    ],
+)  # fmt: skip
+def test_cpu_kernels(file, chosen):
+    done = python(
+        *("-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-p", "sanitized_native"),
+        *("-k", chosen, file),
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout

@@ -1,10 +1,9 @@
 """The fused stem of the compiled library (convolution, shift, ReLU, max-pool), against float64 beside torch's error."""
 
-
+import isa
 import pytest
 import torch
 import torch.nn.functional as F
-from isa_levels import rerun
 
 from resnet_fused import native
 
@@ -93,6 +92,7 @@ def test_messages():
         ops.stem_conv_pool(x, packed, shift, torch.empty(1, 8, 8, 8), 7, 2, 3)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_lower_instruction_sets(isa):
-    rerun(__file__, isa)
+@isa.outermost
+@pytest.mark.parametrize("lower", ["portable", "avx2"])
+def test_lower_instruction_sets(lower):
+    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")

@@ -4,10 +4,10 @@ import functools
 import os
 import threading
 
+import isa
 import pytest
 import torch
 import torch.nn.functional as F
-from isa_levels import rerun
 
 from resnet_fused import native
 
@@ -234,6 +234,7 @@ def test_messages(message):
         BAD[message](packed, GOOD["x"], GOOD["shift"], out)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_lower_instruction_sets(isa):
-    rerun(__file__, isa)
+@isa.outermost
+@pytest.mark.parametrize("lower", ["portable", "avx2"])
+def test_lower_instruction_sets(lower):
+    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")

@@ -1,10 +1,10 @@
 """Winograd in bfloat16 (WinogradWeights::half), against float64 beside the error of torch's own bfloat16 convolution."""
 
+import isa
 import pytest
 import torch
 import torch.nn.functional as F
 from amx_cases import between_sentinels, sentinels_intact
-from isa_levels import LOWER, rerun
 
 from resnet_fused import native
 
@@ -54,7 +54,9 @@ def test_against_float64(case, m):
         # A residual is added in float32, before the rounding.
         residual = between_sentinels(got.shape, BF16).copy_(torch.randn(got.shape))
         added = conv(x, packed, shift, residual, k=case[2], m=m, padding=padding)
-        assert (added.float() - (got.float() + residual.float())).abs().max() <= 2**-7 * added.float().abs().max() + 2**-7
+        assert (
+            added.float() - (got.float() + residual.float())
+        ).abs().max() <= 2**-7 * added.float().abs().max() + 2**-7
         conv(x, packed, shift, residual, k=case[2], m=m, padding=padding, relu=True, out=residual)
         assert torch.equal(residual, torch.relu(added)) and sentinels_intact(residual)
 
@@ -117,6 +119,7 @@ def test_messages(message):
     assert out.isnan().all()
 
 
-@pytest.mark.parametrize("isa", LOWER)
-def test_lower_instruction_sets(isa):
-    rerun(__file__, isa)
+@isa.outermost
+@pytest.mark.parametrize("lower", isa.SETS[:-1])
+def test_lower_instruction_sets(lower):
+    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")

@@ -183,23 +183,23 @@ class NinjaFile:
         write_if_changed(ROOT / self.folder / "build.ninja", "\n".join(self.lines) + "\n")
 
 
-def build(cuda, say):
-    """Builds build/native/_native.so, the CUDA part if `cuda` and nvcc is there; returns (path, what it is).
+def build(cuda, say, folder="build/native", extra_flags=""):
+    """Builds <folder>/_native.so, the CUDA part if `cuda` and nvcc is there; returns (path, what it is).
 
-    Raises CannotBuild.
+    extra_flags: of the C++ compiler, also when it links. Raises CannotBuild.
     """
     if platform.system() != "Linux":
         raise CannotBuild(f"the library is built on Linux only, this is {platform.system()}")
     import fcntl  # Linux has it
 
-    folder = Path("build/native")
+    folder = Path(folder)
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     with open(ROOT / folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two ninjas in one folder would write the same objects
-        return _build(folder, cuda, say)
+        return _build(folder, cuda, say, extra_flags)
 
 
-def _build(folder, cuda, say):
+def _build(folder, cuda, say, extra_flags):
     torch_version, torch = find_torch()
     compiler, compiler_version = find_compiler()
     ninja = find_ninja()
@@ -220,7 +220,7 @@ def _build(folder, cuda, say):
 
     file = NinjaFile(folder)
     hopper = f"{gencode([HOPPER])} {compression(nvcc_version)}" if nvcc else None
-    _add_rules(file, torch, compiler, nvcc, gencodes, hopper)
+    _add_rules(file, torch, compiler, nvcc, gencodes, hopper, extra_flags)
     _add_sources(file, nvcc, knows_amx(compiler))
     target = folder / "_native.so"
     file.write(target, "link")
@@ -231,12 +231,12 @@ def _build(folder, cuda, say):
     return ROOT / target, info
 
 
-def _add_rules(file, torch, compiler, nvcc, gencodes, hopper):
+def _add_rules(file, torch, compiler, nvcc, gencodes, hopper, extra_flags=""):
     major, minor = map(int, TORCH_TARGET.split("."))
-    depends = {"depfile": "$out.d", "deps": "gcc"}
+    depends, extra = {"depfile": "$out.d", "deps": "gcc"}, extra_flags and f" {extra_flags}"
     compile_one = "$flags -MMD -MF $out.d -c $in -o $out"
     torch_flags = f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000 -isystem {quoted(torch / 'include')}"
-    file.rule("cxx", f"{quoted(compiler)} {CXX_FLAGS} {torch_flags} -I{file.folder} {compile_one}", **depends)
+    file.rule("cxx", f"{quoted(compiler)} {CXX_FLAGS}{extra} {torch_flags} -I{file.folder} {compile_one}", **depends)
     # libtorch, which needs libtorch_cuda where there is one: Place's stream is looked up through it.
     linker, libraries = "--no-as-needed,-z,defs", f"-L{quoted(torch / 'lib')} -ltorch -ltorch_cpu"
     if nvcc:
@@ -245,7 +245,7 @@ def _add_rules(file, torch, compiler, nvcc, gencodes, hopper):
         # cudart is static and knows the driver only through dlopen: the library loads where there is no driver.
         command = f"{quoted(nvcc)} -shared -cudart static -Xlinker {linker},--exclude-libs,ALL"
     else:
-        command = f"{quoted(compiler)} -shared -Wl,{linker}"
+        command = f"{quoted(compiler)} -shared{extra} -Wl,{linker}"
     file.rule("link", f"{command} $in -o $out {libraries}")
 
 

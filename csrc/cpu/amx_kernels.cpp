@@ -1,9 +1,8 @@
 // Compiled with the matrix unit (amx) and without (portable): tools/native_build.py.
-#include "direct_kernels.h"
-
-#include "direct.h"
 #include "amx_split.h"
 #include "amx_tiles.h"
+#include "direct.h"
+#include "direct_kernels.h"
 #include "direct_lines.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
@@ -15,7 +14,8 @@ void pack3(const void* from, int64_t from_stride, int64_t pixels, int64_t channe
     const float* values = static_cast<const float*>(from) + pixel * from_stride;
     int64_t c = 0;
     uint16_t* block = to;
-    for (; c + kDirectLine <= channels; c += kDirectLine, block += block_stride) split<3>(values + c, block, part_stride);
+    for (; c + kDirectLine <= channels; c += kDirectLine, block += block_stride)
+      split<3>(values + c, block, part_stride);
     if (c == channels) continue;
     float last[kDirectLine] = {};
     std::memcpy(last, values + c, (channels - c) * sizeof(float));
@@ -99,7 +99,8 @@ void gemm(const DirectGemm& g) {
 }  // namespace
 
 // Of float32 and of bfloat16.
-extern const DirectKernels amx_kernels[2] = {{32, begin_tiles, end_tiles, pack3, gemm<3>, direct_output<float>},
-                                             {32, begin_tiles, end_tiles, pack_lines<uint16_t>, gemm<1>, direct_output<bf16>}};
+extern const DirectKernels amx_kernels[2] = {
+    {32, begin_tiles, end_tiles, pack3, gemm<3>, direct_output<float>},
+    {32, begin_tiles, end_tiles, pack_lines<uint16_t>, gemm<1>, direct_output<bf16>}};
 
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

@@ -13,7 +13,8 @@
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// 32 floats as kParts bfloat16 each, part_stride values apart. What a part leaves is exact, so three add up to the float.
+// 32 floats as kParts bfloat16 each, part_stride values apart. What a part leaves is exact, so three add up to the
+// float.
 template <int kParts>
 inline void split(const float* from, uint16_t* to, int64_t part_stride) {
 #ifdef __AVX512BF16__

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "amx_stem_kernels.h"
-#include "words.h"
 #include "isa.h"
 #include "parallel.h"
+#include "words.h"
 
 namespace resnet_fused::cpu {
 namespace portable {
@@ -30,7 +30,8 @@ const AmxStemKernels& chosen_kernels() {
 
 constexpr int64_t kPixels = 16, kPanel = 32, kValues = kAmxStemChannels * kAmxStemWidth;
 constexpr int64_t kTileWeights = kPanel / 2 * kValues;
-constexpr int64_t kConvRows = 4;  // a pair, and what is left of the pair before
+constexpr int64_t kConvRows = 4;                 // a pair, and what is left of the pair before
+constexpr int64_t kWindows = kPixels * kValues;  // what 16 pixels of the convolution read of a part of an input row
 
 int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
@@ -44,11 +45,13 @@ struct Sizes {
                kValues)),
         input_rows(s.kernel + s.stride),
         floats(up(row + kConvRows * tiles * kPixels * channels, 16)),
-        task(floats * 4 + up(input_rows * row * s.parts * 2, 64)) {}
+        input(up(input_rows * row * s.parts, 32)),
+        task(floats * 4 + (input + 2 * s.kernel * s.parts * kWindows) * 2) {}
   int64_t channels, tiles;
   int64_t row;         // values of one part of an input row
   int64_t input_rows;  // that two rows of the convolution read
-  int64_t floats, task;
+  int64_t floats, input;
+  int64_t task;  // bytes
 };
 
 // One task's rows: rings of input rows, in parts, and of rows of the convolution.
@@ -67,6 +70,8 @@ class Rows {
         line_(reinterpret_cast<float*>(memory)),
         conv_(line_ + sizes_.row),
         input_(reinterpret_cast<uint16_t*>(memory + sizes_.floats * 4)),
+        windows_(input_ + sizes_.input),
+        finite_(sizes_.input_rows),
         pointers_(2 * shape.kernel) {
     kernels_.begin(saved_);
   }
@@ -97,16 +102,20 @@ class Rows {
     const int64_t first = y * shape_.stride, past = first + shape_.stride + shape_.kernel;
     for (int64_t row = std::max(first, input_end_); row < past; ++row) read(row);
     input_end_ = past;
+    bool in_place = true;
+    for (int64_t row = first; row < past; ++row) in_place &= finite_[row % sizes_.input_rows] != 0;
     AmxStemGemm call{};
     call.kernel = shape_.kernel;
-    call.part_stride = sizes_.row;
-    call.pixel_stride = shape_.stride * kAmxStemChannels;
+    call.part_stride = in_place ? sizes_.row : kWindows;
+    call.pixel_stride = in_place ? shape_.stride * kAmxStemChannels : kValues;
     call.stride = sizes_.channels;
     for (int64_t tile = 0; tile < sizes_.tiles; ++tile) {
       for (int64_t which = 0; which < 2; ++which) {
         for (int64_t i = 0; i < shape_.kernel; ++i) {
-          pointers_[which * shape_.kernel + i] =
-              input_row(first + which * shape_.stride + i) + tile * kPixels * call.pixel_stride;
+          const int64_t at = which * shape_.kernel + i;
+          const uint16_t* row =
+              input_row(first + which * shape_.stride + i) + tile * kPixels * shape_.stride * kAmxStemChannels;
+          pointers_[at] = in_place ? row : copy_windows(row, windows_ + at * shape_.parts * kWindows);
         }
         call.rows[which] = pointers_.data() + which * shape_.kernel;
       }
@@ -124,11 +133,27 @@ class Rows {
     conv_end_ = y + 2;
   }
 
+  // A row of a tile holds pixels beyond a kernel narrower than 8, of weight 0. Were one of them not finite, the product
+  // would be a NaN that torch does not have: then 16 pixels get windows of their own, with zeros beyond the kernel. The
+  // same bits.
+  const uint16_t* copy_windows(const uint16_t* row, uint16_t* to) const {
+    const int64_t values = shape_.kernel * kAmxStemChannels;
+    std::memset(to, 0, shape_.parts * kWindows * sizeof(uint16_t));
+    for (int64_t part = 0; part < shape_.parts; ++part) {
+      for (int64_t pixel = 0; pixel < kPixels; ++pixel) {
+        std::memcpy(to + part * kWindows + pixel * kValues,
+                    row + part * sizes_.row + pixel * shape_.stride * kAmxStemChannels, values * sizeof(uint16_t));
+      }
+    }
+    return to;
+  }
+
   uint16_t* input_row(int64_t row) const { return input_ + row % sizes_.input_rows * sizes_.row * shape_.parts; }
 
   // Row `row` of the padded image, four values a pixel.
   void read(int64_t row) {
     const int64_t y = row - shape_.padding;
+    finite_[row % sizes_.input_rows] = 1;
     if (y < 0 || y >= shape_.h) {
       std::memset(input_row(row), 0, sizes_.row * shape_.parts * sizeof(uint16_t));
       return;
@@ -142,7 +167,8 @@ class Rows {
     } else {
       interleave(static_cast<const float*>(x_) + at, line_ + begin);
     }
-    (shape_.parts == 1 ? kernels_.split1 : kernels_.split3)(line_, sizes_.row, input_row(row), sizes_.row);
+    finite_[row % sizes_.input_rows] =
+        (shape_.parts == 1 ? kernels_.split1 : kernels_.split3)(line_, sizes_.row, input_row(row), sizes_.row);
   }
 
   static float widened(float value) { return value; }
@@ -166,7 +192,8 @@ class Rows {
   const uint16_t* packed_;
   const float* shift_;
   float *line_, *conv_;
-  uint16_t* input_;
+  uint16_t *input_, *windows_;
+  std::vector<char> finite_;  // of each input row
   std::vector<const uint16_t*> pointers_;
   alignas(64) char saved_[64];
   int64_t image_ = -1, input_end_ = 0, conv_end_ = 0;
@@ -189,8 +216,8 @@ void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* pac
           const int64_t value = x * kAmxStemChannels + c;  // in a row of a tile
           float left = weight[((k * shape.c + c) * shape.kernel + y) * shape.kernel + x];
           for (int part = 0; part < shape.parts; ++part) {
-            const int64_t tile = (((k / kPanel * shape.kernel + y) * shape.parts + shape.parts - 1 - part) * 2) +
-                                 k % kPanel / 16;
+            const int64_t tile =
+                (((k / kPanel * shape.kernel + y) * shape.parts + shape.parts - 1 - part) * 2) + k % kPanel / 16;
             const uint16_t half = rounded(left);
             packed[tile * kTileWeights + (value / 2 * 16 + k % 16) * 2 + value % 2] = half;
             left -= float_of(half);

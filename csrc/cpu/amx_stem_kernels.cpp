@@ -1,9 +1,9 @@
 // Compiled with the matrix unit (amx) and without (portable): tools/native_build.py.
 #include "amx_stem_kernels.h"
 
-#include "direct.h"
 #include "amx_split.h"
 #include "amx_tiles.h"
+#include "direct.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
@@ -11,8 +11,19 @@ namespace {
 constexpr int64_t kTile = 16 * kDirectLine;
 
 template <int kParts>
-void split_all(const float* from, int64_t values, uint16_t* to, int64_t part_stride) {
-  for (int64_t i = 0; i < values; i += kDirectLine) split<kParts>(from + i, to + i, part_stride);
+bool split_all(const float* from, int64_t values, uint16_t* to, int64_t part_stride) {
+  typedef uint16_t Halves __attribute__((vector_size(2 * kDirectLine)));
+  Halves largest = {};  // exponent of each lane: where the first part is finite, so are the others
+  for (int64_t i = 0; i < values; i += kDirectLine) {
+    split<kParts>(from + i, to + i, part_stride);
+    Halves exponent;
+    std::memcpy(&exponent, to + i, sizeof(exponent));
+    exponent &= 0x7f80;
+    largest = exponent > largest ? exponent : largest;
+  }
+  bool finite = true;
+  for (int lane = 0; lane < kDirectLine; ++lane) finite &= largest[lane] != 0x7f80;
+  return finite;
 }
 
 // Registers and the order of the products as in amx_kernels.cpp; the two tiles of pixels belong to two rows.

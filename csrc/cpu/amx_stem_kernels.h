@@ -7,19 +7,19 @@ namespace resnet_fused::cpu {
 
 // 16 pixels of each of two rows of the convolution by 32 channels.
 struct AmxStemGemm {
-  const uint16_t* const* rows[2];  // of each of the two: its `kernel` input rows at the first pixel
+  const uint16_t* const* rows[2];             // of each of the two: its `kernel` input rows at the first pixel
   int64_t kernel, part_stride, pixel_stride;  // values
-  const uint16_t* b;  // packed weights of the panel: [kernel][part, last first][2][16][16][2]
-  float* c[2];        // sums, `stride` floats from a pixel to the next
+  const uint16_t* b;                          // packed weights of the panel: [kernel][part, last first][2][16][16][2]
+  float* c[2];                                // sums, `stride` floats from a pixel to the next
   int64_t stride;
 };
 
 struct AmxStemKernels {
   void (*begin)(void* saved);
   void (*end)(const void* saved);
-  // `values` floats (a multiple of 32) into parts.
-  void (*split3)(const float* from, int64_t values, uint16_t* to, int64_t part_stride);
-  void (*split1)(const float* from, int64_t values, uint16_t* to, int64_t part_stride);
+  // `values` floats (a multiple of 32) into parts; whether all of these are finite.
+  bool (*split3)(const float* from, int64_t values, uint16_t* to, int64_t part_stride);
+  bool (*split1)(const float* from, int64_t values, uint16_t* to, int64_t part_stride);
   void (*gemm3)(const AmxStemGemm&);
   void (*gemm1)(const AmxStemGemm&);
   // sums = |relu(sums + shift)|: ordered like its bits, every NaN above infinity.

@@ -1,8 +1,9 @@
 // The loops around the kernels: which pixels are packed when, and who multiplies them with which weights.
+#include "direct.h"
+
 #include <algorithm>
 #include <cstring>
 
-#include "direct.h"
 #include "direct_kernels.h"
 #include "isa.h"
 #include "parallel.h"
@@ -55,8 +56,8 @@ struct Segment {
 
 class Run {
  public:
-  Run(const DirectPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual, void* out,
-      bool relu)
+  Run(const DirectPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
+      void* out, bool relu)
       : plan_(plan),
         shape_(plan.shape),
         kernels_(direct_kernels(plan.shape.format)),
@@ -166,9 +167,7 @@ class Run {
     }
   }
 
-  int64_t tiles(const Segment& segment) const {
-    return (pixels(segment) + plan_.pixels - 1) / plan_.pixels;
-  }
+  int64_t tiles(const Segment& segment) const { return (pixels(segment) + plan_.pixels - 1) / plan_.pixels; }
   int64_t pixels(const Segment& segment) const { return (segment.rows - 1) * plan_.pitch + shape_.out_w(); }
 
   void zero(uint16_t* to, int64_t pixels) const {
@@ -190,8 +189,8 @@ class Run {
     if (last < plan_.pitch) zero(to + last * kDirectLine, plan_.pitch - last);
     if (last == first) return;
     const char* from = x_ + ((image * shape_.h + y) * shape_.w + first * stride + offset) * shape_.c * bytes_;
-    kernels_.pack(from, stride * shape_.c, last - first, shape_.c,
-                                                          to + first * kDirectLine, block_stride_, part_stride_);
+    kernels_.pack(from, stride * shape_.c, last - first, shape_.c, to + first * kDirectLine, block_stride_,
+                  part_stride_);
   }
 
   // The sums of a call's pixels from `first` on: those between the rows belong to no output.
@@ -248,7 +247,7 @@ class Configured {
 }  // namespace
 
 void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
-             void* out, bool relu, uint16_t* workspace) {
+                void* out, bool relu, uint16_t* workspace) {
   const Run run(plan, x, packed, shift, residual, out, relu);
   uint16_t* packed_end = workspace + plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks);
   const auto sums_of = [&](int64_t task) { return reinterpret_cast<float*>(packed_end) + task * plan.sums; };

@@ -1,10 +1,10 @@
-// Any convolution of NHWC activations, one group, by its direct sum, with everything that follows a convolution in a folded
-// ResNet: out = [relu](conv(x, weight) + shift [+ residual]), summed in float32 and rounded once. On vectors, or on the
-// matrix unit of a CPU (AMX).
+// Any convolution of NHWC activations, one group, by its direct sum, with everything that follows a convolution in a
+// folded ResNet: out = [relu](conv(x, weight) + shift [+ residual]), summed in float32 and rounded once. On vectors, or
+// on the matrix unit of a CPU (AMX).
 //
-// The matrix unit multiplies bfloat16. A float32 is the exact sum of three of them, 8 bits each, so a float32 product is
-// six products of parts (the three that are left out are below 2^-25 of it): fewer than the sixteen by which the unit is
-// faster than AVX-512. See docs/amx.md.
+// The matrix unit multiplies bfloat16. A float32 is the exact sum of three of them, 8 bits each, so a float32 product
+// is six products of parts (the three that are left out are below 2^-25 of it): fewer than the sixteen by which the
+// unit is faster than AVX-512. See docs/amx.md.
 #pragma once
 
 #include <cstdint>
@@ -41,18 +41,18 @@ struct DirectPlan {
   int tasks;
   bool split_panels;  // tasks share one packed input and split the output channels; otherwise they split the pixels
   int64_t blocks, panels;
-  int64_t pixels;                   // of a call of the kernel, at most
-  int64_t pitch, shared;            // pixels from a row to the next, of these so many belong to both
-  std::vector<int64_t> phase_y, phase_x;  // of each plane: remainder of the row and the column
+  int64_t pixels;                              // of a call of the kernel, at most
+  int64_t pitch, shared;                       // pixels from a row to the next, of these so many belong to both
+  std::vector<int64_t> phase_y, phase_x;       // of each plane: remainder of the row and the column
   std::vector<int64_t> tap_plane, tap_offset;  // of each tap: its plane, and its pixels from o
-  int64_t extra_rows;               // rows of a plane beyond those of the output
-  int64_t rows;                     // output rows packed at a time, at most
-  int64_t plane;                    // pixels of a plane
-  int64_t segment;                  // words of the packed input of `rows` output rows of one image
-  int64_t segments;                 // packed at a time, so that weights are read once for all of them
-  int64_t chunk;                    // blocks of channels whose weights are used for all of these before the next ones
-  int64_t sums;                     // floats: the sums of a panel for all of these
-  bool pixels_first;                // a call's pixels meet all panels before the next ones, and not a panel all pixels
+  int64_t extra_rows;                          // rows of a plane beyond those of the output
+  int64_t rows;                                // output rows packed at a time, at most
+  int64_t plane;                               // pixels of a plane
+  int64_t segment;                             // words of the packed input of `rows` output rows of one image
+  int64_t segments;                            // packed at a time, so that weights are read once for all of them
+  int64_t chunk;      // blocks of channels whose weights are used for all of these before the next ones
+  int64_t sums;       // floats: the sums of a panel for all of these
+  bool pixels_first;  // a call's pixels meet all panels before the next ones, and not a panel all pixels
 };
 
 DirectPlan direct_plan(const DirectShape& shape, int threads);
@@ -66,9 +66,9 @@ void direct_pack(const DirectShape& shape, const void* weight, uint16_t* packed)
 
 // x, residual, out: float32 or bfloat16, NHWC; residual nullptr or like out, may be out; out must not be x.
 // shift: float32 [k]. workspace: aligned to 64 bytes. The bits do not depend on threads, batch or position.
-// A NaN comes out of the pixels that read it. In amx_f32 an infinity does so as a NaN, and so does a value that rounds to
-// one in bfloat16 (above 3.39e38); subnormal parts are 0.
+// A NaN comes out of the pixels that read it. In amx_f32 an infinity does so as a NaN, and so does a value that rounds
+// to one in bfloat16 (above 3.39e38); subnormal parts are 0.
 void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
-             void* out, bool relu, uint16_t* workspace);
+                void* out, bool relu, uint16_t* workspace);
 
 }  // namespace resnet_fused::cpu

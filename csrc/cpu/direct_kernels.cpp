@@ -1,4 +1,5 @@
-// Products of packed pixels and weights on vectors: kRows pixels x 2 vectors of filters stay in registers. Compiled with
+// Products of packed pixels and weights on vectors: kRows pixels x 2 vectors of filters stay in registers. Compiled
+// with
 // __AVX512BF16__ too, for bfloat16.
 #include "direct_kernels.h"
 

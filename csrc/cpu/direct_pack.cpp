@@ -4,9 +4,9 @@
 #include <cstring>
 
 #include "direct.h"
-#include "words.h"
 #include "pages.h"
 #include "parallel.h"
+#include "words.h"
 
 namespace resnet_fused::cpu {
 int64_t direct_packed_size(const DirectShape& shape) {

@@ -6,12 +6,12 @@
 #include <string>
 #include <vector>
 
-#include "direct.h"
 #include "amx_stem.h"
-#include "words.h"
+#include "direct.h"
 #include "parallel.h"
 #include "stem.h"
 #include "winograd.h"
+#include "words.h"
 
 namespace resnet_fused::cpu {
 namespace {
@@ -38,13 +38,17 @@ WinogradWeights weights_of(const Step& s, bool half) {
 
 int64_t workspace_of(const Step& s, bool half) {
   switch (s.kind) {
-    case StepKind::stem: return stem_workspace_size(stem_shape(s), num_threads()) * 4;
-    case StepKind::amx_stem: return amx_stem_workspace_size(amx_stem_shape(s, half), num_threads());
+    case StepKind::stem:
+      return stem_workspace_size(stem_shape(s), num_threads()) * 4;
+    case StepKind::amx_stem:
+      return amx_stem_workspace_size(amx_stem_shape(s, half), num_threads());
     case StepKind::direct:
-    case StepKind::amx: return direct_workspace_size(direct_plan(direct_shape(s, half), num_threads())) * 2;
+    case StepKind::amx:
+      return direct_workspace_size(direct_plan(direct_shape(s, half), num_threads())) * 2;
     case StepKind::winograd:
       return winograd_workspace_size(winograd_plan(winograd_shape(s), weights_of(s, half), num_threads())) * 4;
-    default: return 0;
+    default:
+      return 0;
   }
 }
 
@@ -52,26 +56,47 @@ int64_t workspace_of(const Step& s, bool half) {
 int64_t read_by(const Step& s) { return s.n * s.h * s.w * s.c; }
 int64_t written_by(const Step& s) {
   switch (s.kind) {
-    case StepKind::copy: return s.n * s.h * s.w * s.c;
+    case StepKind::copy:
+      return s.n * s.h * s.w * s.c;
     case StepKind::stem:
-    case StepKind::amx_stem: return s.n * stem_shape(s).out_h() * stem_shape(s).out_w() * s.k;
-    case StepKind::mean: return s.n * s.c;
-    default: return s.n * s.out_h() * s.out_w() * s.k;
+    case StepKind::amx_stem:
+      return s.n * stem_shape(s).out_h() * stem_shape(s).out_w() * s.k;
+    case StepKind::mean:
+      return s.n * s.c;
+    default:
+      return s.n * s.out_h() * s.out_w() * s.k;
   }
 }
 
 // Bytes of packed weights and the values of the shift.
 int64_t weights_size(const Step& s, bool half) {
   switch (s.kind) {
-    case StepKind::stem: return stem_packed_size(s.k, s.c, s.kernel_h) * 4;
-    case StepKind::amx_stem: return amx_stem_packed_size(amx_stem_shape(s, half)) * 2;
+    case StepKind::stem:
+      return stem_packed_size(s.k, s.c, s.kernel_h) * 4;
+    case StepKind::amx_stem:
+      return amx_stem_packed_size(amx_stem_shape(s, half)) * 2;
     case StepKind::direct:
-    case StepKind::amx: return direct_packed_size(direct_shape(s, half)) * 2;
-    case StepKind::winograd: return winograd_packed_size(s.k, s.c, static_cast<int>(s.m), weights_of(s, half)) * 4;
-    default: return 0;
+    case StepKind::amx:
+      return direct_packed_size(direct_shape(s, half)) * 2;
+    case StepKind::winograd:
+      return winograd_packed_size(s.k, s.c, static_cast<int>(s.m), weights_of(s, half)) * 4;
+    default:
+      return 0;
   }
 }
 int64_t shift_size(const Step& s) { return s.kind == StepKind::amx_stem ? (s.k + 31) / 32 * 32 : s.k; }
+
+// That products of sizes, and what kernels make of them, fit into 64 bits.
+bool is_small(const Step& s) {
+  constexpr int64_t kSide = int64_t{1} << 31;
+  constexpr double kValues = static_cast<double>(int64_t{1} << 47);
+  for (const int64_t side : {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.kernel_w, s.stride, s.padding, s.dilation}) {
+    if (side > kSide) return false;
+  }
+  const auto product = [](auto... sizes) { return (1.0 * ... * static_cast<double>(sizes)); };
+  return product(s.n, s.h + 2 * s.padding, s.w + 2 * s.padding, std::max(s.c, s.k)) <= kValues &&
+         product(s.k, s.c, s.kernel_h, s.kernel_w) <= kValues;
+}
 
 // That every number may be divided by and every kernel can do what it is asked.
 void check_sizes(const Network& network) {
@@ -79,15 +104,22 @@ void check_sizes(const Network& network) {
     const Step& s = network.steps[i];
     if (s.kind < StepKind::copy || s.kind >= StepKind::count) refuse(i, "is of no known kind");
     if (s.n <= 0 || s.c <= 0 || s.h <= 0 || s.w <= 0 || s.k <= 0 || s.kernel_h <= 0 || s.kernel_w <= 0 ||
-        s.stride <= 0 || s.padding < 0 || s.dilation <= 0 || s.out_h() <= 0 || s.out_w() <= 0) {
+        s.stride <= 0 || s.padding < 0 || s.dilation <= 0) {
       refuse(i, "has a size that is not positive");
     }
-    if (s.kind == StepKind::winograd && ((s.m != 2 && s.m != 4) || s.padding > 1 || s.stride != 1 ||
-                                         s.dilation != 1 || s.kernel_h != 3 || s.kernel_w != 3)) {
+    if (!is_small(s)) refuse(i, "is too large");
+    if (s.h + 2 * s.padding <= (s.kernel_h - 1) * s.dilation || s.w + 2 * s.padding <= (s.kernel_w - 1) * s.dilation) {
+      refuse(i, "has no output pixel");
+    }
+    if (s.kind == StepKind::pad && (s.k < s.c || s.kernel_h != 1 || s.kernel_w != 1 || s.padding != 0)) {
+      refuse(i, "is no zero padding of channels");
+    }
+    if (s.kind == StepKind::winograd && ((s.m != 2 && s.m != 4) || s.padding > 1 || s.stride != 1 || s.dilation != 1 ||
+                                         s.kernel_h != 3 || s.kernel_w != 3)) {
       refuse(i, "is no convolution for Winograd");
     }
-    if (s.kind == StepKind::stem && (s.kernel_h > kStemKernel || s.kernel_h != s.kernel_w || s.padding >= s.kernel_h ||
-                                     s.dilation != 1)) {
+    if (s.kind == StepKind::stem &&
+        (s.kernel_h > kStemKernel || s.kernel_h != s.kernel_w || s.padding >= s.kernel_h || s.dilation != 1)) {
       refuse(i, "is no stem");
     }
     if (s.kind == StepKind::amx_stem && (s.c > kAmxStemChannels || s.kernel_h > kAmxStemWidth ||
@@ -114,7 +146,8 @@ void check_places(const Network& network, const NetworkInput& x, int64_t activat
     if (s.to == kOutput ? written != out_size : !inside(s.to, written, activations)) {
       refuse(i, "writes outside of the arena or the output");
     }
-    if (s.residual != kNone && !inside(s.residual, written, activations)) refuse(i, "adds what is outside of the arena");
+    if (s.residual != kNone && !inside(s.residual, written, activations))
+      refuse(i, "adds what is outside of the arena");
     if (s.to == s.from) refuse(i, "writes over what it reads");
     const bool has_weights = weights_size(s, network.half) > 0;
     if (has_weights && (!inside(s.weight, weights_size(s, network.half), network.constants_size) ||
@@ -215,16 +248,20 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
                           shift, to, num_threads(), workspace);
     case StepKind::direct:
     case StepKind::amx:
-      return direct_run(direct_plan(direct_shape(s, half), num_threads()), from, reinterpret_cast<const uint16_t*>(weight), shift,
-                     residual, to, s.relu != 0, reinterpret_cast<uint16_t*>(workspace));
+      return direct_run(direct_plan(direct_shape(s, half), num_threads()), from,
+                        reinterpret_cast<const uint16_t*>(weight), shift, residual, to, s.relu != 0,
+                        reinterpret_cast<uint16_t*>(workspace));
     case StepKind::winograd:
       winograd_run(winograd_plan(winograd_shape(s), weights_of(s, half), num_threads()), from,
                    reinterpret_cast<const float*>(weight), nullptr, shift, residual, to, s.relu != 0,
                    reinterpret_cast<float*>(workspace));
       return;
-    case StepKind::pad: return pad(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
-    case StepKind::mean: return mean(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
-    case StepKind::count: return;
+    case StepKind::pad:
+      return pad(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
+    case StepKind::mean:
+      return mean(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
+    case StepKind::count:
+      return;
   }
 }
 

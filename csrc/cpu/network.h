@@ -1,5 +1,5 @@
-// A frozen network in one call: the steps one after another, in memory that the caller keeps. What a step is and where it
-// reads and writes are numbers, made once per shape of the input (resnet_fused/frozen_whole.py).
+// A frozen network in one call: the steps one after another, in memory that the caller keeps. What a step is and where
+// it reads and writes are numbers, made once per shape of the input (resnet_fused/frozen_whole.py).
 #pragma once
 
 #include <cstdint>
@@ -7,14 +7,14 @@
 namespace resnet_fused::cpu {
 
 enum class StepKind : int64_t {
-  copy,       // the input, in its own layout and dtype, to NHWC of the network's dtype
-  stem,       // the input to the pooled map
-  amx_stem,   // the same on the matrix unit
-  direct,     // convolution
-  amx,        // the same on the matrix unit
-  winograd,   // F(m x m, 3x3)
-  pad,        // every stride-th pixel, zeros for the new channels
-  mean,       // of all pixels
+  copy,      // the input, in its own layout and dtype, to NHWC of the network's dtype
+  stem,      // the input to the pooled map
+  amx_stem,  // the same on the matrix unit
+  direct,    // convolution
+  amx,       // the same on the matrix unit
+  winograd,  // F(m x m, 3x3)
+  pad,       // every stride-th pixel, zeros for the new channels
+  mean,      // of all pixels
   count
 };
 
@@ -31,7 +31,9 @@ struct Step {
   int64_t out_w() const { return size(w, kernel_w); }
 
  private:
-  int64_t size(int64_t in, int64_t kernel) const { return (in + 2 * padding - (kernel - 1) * dilation - 1) / stride + 1; }
+  int64_t size(int64_t in, int64_t kernel) const {
+    return (in + 2 * padding - (kernel - 1) * dilation - 1) / stride + 1;
+  }
 };
 static_assert(sizeof(Step) == 19 * sizeof(int64_t), "the numbers of a step");
 constexpr int64_t kNone = -1, kInput = -2, kOutput = -3;
@@ -44,8 +46,8 @@ struct Network {
   int64_t constants_size;
 };
 
-// Bytes that the steps need beside the activations, with as many threads as there are now. Throws std::runtime_error where
-// a step's sizes make no sense.
+// Bytes that the steps need beside the activations, with as many threads as there are now. Throws std::runtime_error
+// where a step's sizes make no sense.
 int64_t network_workspace(const Network& network);
 
 // Throws std::runtime_error where a step's numbers do not fit: kinds, places, sizes. `activations`: bytes of the arena

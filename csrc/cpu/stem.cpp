@@ -2,10 +2,10 @@
 
 #include <cstring>
 
-#include "words.h"
 #include "isa.h"
 #include "parallel.h"
 #include "stem_kernels.h"
+#include "words.h"
 
 namespace resnet_fused::cpu {
 namespace portable {
@@ -72,7 +72,8 @@ class Rows {
       if (y >= conv_end_) convolve(y);
       rows[count++] = conv_ + y % kPooledRows * sizes_.conv_row;
     }
-    (out_half_ ? kernels_.pool_half : kernels_.pool)(rows, count, shape_.conv_w(), sizes_.panels * kStemPanel, shape_.k, out);
+    (out_half_ ? kernels_.pool_half : kernels_.pool)(rows, count, shape_.conv_w(), sizes_.panels * kStemPanel, shape_.k,
+                                                     out);
   }
 
  private:

@@ -22,7 +22,8 @@ struct StemKernels {
   void (*row[kStemMaxPixels + 1])(const StemRow& row, int64_t offset);  // by pixels; offset: into rows, in floats
   // out[p][0..channels) = the largest of `count` rows' pixels 2p - 1, 2p, 2p + 1 where they exist.
   // In float32, and rounded to bfloat16.
-  using Pool = void (*)(const float* const* rows, int count, int64_t width, int64_t stride, int64_t channels, void* out);
+  using Pool = void (*)(const float* const* rows, int count, int64_t width, int64_t stride, int64_t channels,
+                        void* out);
   Pool pool, pool_half;
 };
 

@@ -1,5 +1,6 @@
-// 3x3, stride 1 convolution of float32 or bfloat16 NHWC activations by Winograd's F(m x m, 3x3), m = 2 or 4, with everything that
-// follows a convolution in a folded ResNet in its output transform: out = [relu](conv(x, weight * scale) + shift
+// 3x3, stride 1 convolution of float32 or bfloat16 NHWC activations by Winograd's F(m x m, 3x3), m = 2 or 4, with
+// everything that follows a convolution in a folded ResNet in its output transform: out = [relu](conv(x, weight *
+// scale) + shift
 // [+ residual]). Four (m = 4) or 2.25 (m = 2) times fewer multiplications than the direct sum. See docs/winograd.md.
 #pragma once
 
@@ -47,10 +48,11 @@ int64_t winograd_workspace_size(const WinogradPlan& plan);
 void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c, int m, WinogradWeights weights,
                    float* packed);
 
-// out = [relu](conv * scale + shift [+ residual]). x, residual, out: float32, or bfloat16 with weights of that kind. scale: [k], or nullptr for 1; shift: [k]; residual: like out, or
-// nullptr; out may be residual but not x. workspace: aligned to 64 bytes.
-// Returns whether all values were finite before the ReLU. A NaN or infinity in x reaches the 3x3 outputs around it and
-// may reach all outputs of the tiles that read it; a finite value near the largest one may overflow.
+// out = [relu](conv * scale + shift [+ residual]). x, residual, out: float32, or bfloat16 with weights of that kind.
+// scale: [k], or nullptr for 1; shift: [k]; residual: like out, or nullptr; out may be residual but not x. workspace:
+// aligned to 64 bytes. Returns whether all values were finite before the ReLU. A NaN or infinity in x reaches the 3x3
+// outputs around it and may reach all outputs of the tiles that read it; a finite value near the largest one may
+// overflow.
 bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale, const float* shift,
                   const void* residual, void* out, bool relu, float* workspace);
 

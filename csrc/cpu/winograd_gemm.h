@@ -1,4 +1,5 @@
-// The micro-kernel: kTiles x kVectors sums stay in registers over all input channels. Compiled once per instruction set.
+// The micro-kernel: kTiles x kVectors sums stay in registers over all input channels. Compiled once per instruction
+// set.
 #pragma once
 
 #include "winograd_kernels.h"

@@ -28,8 +28,8 @@ struct WinogradInput {
 // `height` x `width` output pixels of `channels` <= 32 channels; the strides are in values.
 struct WinogradOutput {
   void* out;
-  const void* residual;   // or nullptr; may be out
-  const float* scale;     // or nullptr
+  const void* residual;  // or nullptr; may be out
+  const float* scale;    // or nullptr
   const float* shift;
   int64_t row_stride, pixel_stride;
   int height, width, channels;

@@ -225,7 +225,8 @@ bool winograd_output(const float* products, const WinogradOutput& to) {
     if (to.residual) {
       finite &= (whole ? output_vector<M, T, true, true> : output_vector<M, T, false, true>)(products, to, lane, lanes);
     } else {
-      finite &= (whole ? output_vector<M, T, true, false> : output_vector<M, T, false, false>)(products, to, lane, lanes);
+      finite &=
+          (whole ? output_vector<M, T, true, false> : output_vector<M, T, false, false>)(products, to, lane, lanes);
     }
   }
   return finite;

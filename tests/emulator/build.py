@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,6 +152,14 @@ def library(sanitize=SANITIZE):
     objects += _compile([CSRC / name for name in REGISTERED], with_torch, folder)
     libraries = [f"-L{torch_folder}/lib", f"-Wl,-rpath,{torch_folder}/lib", "-ltorch", "-ltorch_cpu"]
     return link("emulated.so", objects, [*flags, *libraries], folder)
+
+
+def cpu_library():
+    """The package's own library with the sanitizers, without the CUDA part: every op on CPU tensors."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import native_build
+
+    return native_build.build(False, lambda text: None, "build/native-sanitized", " ".join(SANITIZED))[0]
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 // What Hopper adds to a block: mbarriers, bulk copies by tensor maps, asynchronous products of a warpgroup.
 //
-// Everything is modelled at its weakest. A copy lands at a random moment, and only who waited at its own barrier may read
-// it. A product reads its operands at any moment between issue and wait, and its accumulators are NaN until then. Each warp of a
-// warpgroup computes its 16 rows without waiting for the others.
+// Everything is modelled at its weakest. A copy lands at a random moment, and only who waited at its own barrier may
+// read it. A product reads its operands at any moment between issue and wait, and its accumulators are NaN until then.
+// Each warp of a warpgroup computes its 16 rows without waiting for the others.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +23,9 @@ struct BoxMap {
 };
 
 struct Product {
-  float* d[32];          // accumulators of the lanes
-  int count;             // of one lane
-  uint64_t a, b;         // descriptors
+  float* d[32];   // accumulators of the lanes
+  int count;      // of one lane
+  uint64_t a, b;  // descriptors
   bool add[32], bf16;
 };
 

@@ -1,6 +1,6 @@
 // What the strip convolution adds to hopper_checks.cpp: boxes of images with the images innermost, products of 112
-// columns that begin at any pixel of such a box, and stmatrix. Right uses, and mistakes that the emulator must report. On a
-// GPU of compute capability 9.0 the right uses run as well, with the same expectations:
+// columns that begin at any pixel of such a box, and stmatrix. Right uses, and mistakes that the emulator must report.
+// On a GPU of compute capability 9.0 the right uses run as well, with the same expectations:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
 //     tests/emulator/hopper_boxes.cpp -o boxes && ./boxes
 #include "harness.h"
@@ -68,22 +68,28 @@ void box(Buffer<float>& out, At at) {
   for (size_t i = 0; i < images.size(); ++i) images[i] = bits_of<T>(value(static_cast<int64_t>(i)));
   const DType dtype = ptx::is_f16<T> ? DType::f16 : DType::bf16;
   const auto a_map = cuda::matrix_map("micro", {a.get(), dtype, 64, 64, 128, 64});
-  const auto map = cuda::images_map("micro", {images.get(), dtype, kImages, kHeight, kWidth, kChannels, kGroup, kPixels});
+  const auto map =
+      cuda::images_map("micro", {images.get(), dtype, kImages, kHeight, kWidth, kChannels, kGroup, kPixels});
   run(box_kernel<T, kRank>, {1}, 128, 1024 + kTileBytes + kBoxBytes + 16, a_map, map, at, out.get());
 }
 
 // Small integers: exact. Zeros from outside, at every edge.
 template <class T>
 void right() {
-  for (const At at : {At{0, 0, 0, 0, 0}, {0, 0, -1, 1, 1}, {0, 8, 13, 2, 2}, {8, -3, 2, 1, 0}, {16, 4, 0, -1, 1},
-                      {0, 0, 0, 3, 0}, {0, 16, 40, 9, 2}}) {
+  for (const At at : {At{0, 0, 0, 0, 0},
+                      {0, 0, -1, 1, 1},
+                      {0, 8, 13, 2, 2},
+                      {8, -3, 2, 1, 0},
+                      {16, 4, 0, -1, 1},
+                      {0, 0, 0, 3, 0},
+                      {0, 16, 40, 9, 2}}) {
     Buffer<float> out(64 * kColumns);
     box<T, 4>(out, at);
     for (int m = 0; m < 64; ++m) {
       for (int n = 0; n < kColumns; ++n) {
         const int image = at.image + n % kGroup, column = at.column + at.shift + n / kGroup;
-        const bool inside = image >= 0 && image < kImages && column >= 0 && column < kWidth && at.line >= 0 &&
-                            at.line < kHeight;
+        const bool inside =
+            image >= 0 && image < kImages && column >= 0 && column < kWidth && at.line >= 0 && at.line < kHeight;
         float want = 0;
         for (int k = 0; inside && k < 64 && at.channel + k < kChannels; ++k) {
           const int64_t pixel = (int64_t{image} * kHeight + at.line) * kWidth + column;

@@ -1,5 +1,5 @@
-// The instructions of csrc/ptx/hopper.cuh: one right use of all of them, and mistakes that the emulator must report. On a
-// GPU of compute capability 9.0 the right use runs as well, with the same expectations:
+// The instructions of csrc/ptx/hopper.cuh: one right use of all of them, and mistakes that the emulator must report. On
+// a GPU of compute capability 9.0 the right use runs as well, with the same expectations:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
 //     tests/emulator/hopper_checks.cpp -o checks && ./checks
 #include "harness.h"
@@ -9,8 +9,18 @@
 namespace micro {
 
 enum class Mistake {
-  none, no_wait, no_init_fence, no_fence, no_finish, read_early, inside_of_period, wrong_parity, wrong_bytes,
-  another_arrival, overwritten, not_waited_for
+  none,
+  no_wait,
+  no_init_fence,
+  no_fence,
+  no_finish,
+  read_early,
+  inside_of_period,
+  wrong_parity,
+  wrong_bytes,
+  another_arrival,
+  overwritten,
+  not_waited_for
 };
 
 constexpr int kM = 64, kOperandBytes = 64 * 128;  // 64 rows of 64 values
@@ -64,8 +74,9 @@ constexpr int kRows = 70, kColumns = 136;  // neither a multiple of a box: zeros
 
 template <class T>
 float value(int row, int column) {
-  return row < 0 || row >= kRows || column < 0 || column >= kColumns ? 0.0f
-                                                                     : static_cast<float>((row * 7 + column * 3) % 13 - 6);
+  return row < 0 || row >= kRows || column < 0 || column >= kColumns
+             ? 0.0f
+             : static_cast<float>((row * 7 + column * 3) % 13 - 6);
 }
 
 template <class T, int N, Mistake kMistake>
@@ -75,8 +86,9 @@ void product(Buffer<float>& out, int column, int row) {
     const float v = value<T>(i / kColumns, i % kColumns);
     uint32_t bits;
     std::memcpy(&bits, &v, 4);
-    a[i] = ptx::is_f16<T> ? static_cast<uint16_t>(v == 0 ? 0 : (bits >> 16 & 0x8000) | ((bits >> 13 & 0x3fffff) - 0x1c000))
-                          : static_cast<uint16_t>(bits >> 16);
+    a[i] = ptx::is_f16<T>
+               ? static_cast<uint16_t>(v == 0 ? 0 : (bits >> 16 & 0x8000) | ((bits >> 13 & 0x3fffff) - 0x1c000))
+               : static_cast<uint16_t>(bits >> 16);
   }
   for (int i = 0; i < N * kColumns; ++i) b[i] = a[i % (kRows * kColumns)];
   const DType dtype = ptx::is_f16<T> ? DType::f16 : DType::bf16;
@@ -156,9 +168,9 @@ int main() {
   }
 #endif
   std::vector<Check> checks = {
-      {"m64n64k16 f16", right<ptx::f16, 64>},     {"m64n64k16 bf16", right<ptx::bf16, 64>},
-      {"m64n128k16 f16", right<ptx::f16, 128>},   {"m64n128k16 bf16", right<ptx::bf16, 128>},
-      {"m64n256k16 f16", right<ptx::f16, 256>},   {"m64n256k16 bf16", right<ptx::bf16, 256>},
+      {"m64n64k16 f16", right<ptx::f16, 64>},   {"m64n64k16 bf16", right<ptx::bf16, 64>},
+      {"m64n128k16 f16", right<ptx::f16, 128>}, {"m64n128k16 bf16", right<ptx::bf16, 128>},
+      {"m64n256k16 f16", right<ptx::f16, 256>}, {"m64n256k16 bf16", right<ptx::bf16, 256>},
   };
 #ifdef HOST_EMULATION
   checks.push_back({"accumulators read early", early});
@@ -166,9 +178,11 @@ int main() {
   checks.push_back(wrong<Mistake::no_init_fence>("no fence after mbarrier.init", "was not fenced"));
   checks.push_back(wrong<Mistake::no_fence>("no wgmma.fence", "no wgmma.fence"));
   checks.push_back(wrong<Mistake::no_finish>("a product not waited for", "wgmma it has not waited for"));
-  checks.push_back(wrong<Mistake::inside_of_period>("an operand at the wrong offset", "inside of the swizzle's period"));
+  checks.push_back(
+      wrong<Mistake::inside_of_period>("an operand at the wrong offset", "inside of the swizzle's period"));
   checks.push_back(wrong<Mistake::wrong_parity>("the wrong parity", "reads "));
-  checks.push_back(wrong<Mistake::wrong_bytes>("more bytes expected than come", "deadlock: 128 threads wait in mbarrier"));
+  checks.push_back(
+      wrong<Mistake::wrong_bytes>("more bytes expected than come", "deadlock: 128 threads wait in mbarrier"));
   checks.push_back(wrong<Mistake::another_arrival>("an arrival too many", "more arrivals than the barrier counts"));
   checks.push_back(wrong<Mistake::overwritten>("operands overwritten too early", "a product is still reading"));
   checks.push_back({"a copy in flight at the end", left});

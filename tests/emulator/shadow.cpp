@@ -24,9 +24,9 @@ void Shadow::fail(const char* what, const std::string& why, uint32_t addr, Who w
                      std::to_string(static_cast<int64_t>(addr) - static_cast<int64_t>(base_)) + " by warp " +
                      std::to_string(who.warp) + " lane " + std::to_string(who.lane) + ": " + why;
   if (cell != nullptr && (cell->write_clock != 0 || cell->in_flight)) {
-    text += cell->warp >= kMaxWarps ? std::string(" (last written by a bulk copy)")
-                                    : " (last written by warp " + std::to_string(cell->warp) + " lane " +
-                                          std::to_string(cell->lane) + ")";
+    text += cell->warp >= kMaxWarps
+                ? std::string(" (last written by a bulk copy)")
+                : " (last written by warp " + std::to_string(cell->warp) + " lane " + std::to_string(cell->lane) + ")";
   }
   throw Fault(text);
 }
@@ -103,9 +103,7 @@ void Shadow::copy_landed(const char* what, uint32_t addr, int bytes, Who who) {
   write(what, addr, bytes, who);  // visible to the issuing thread from here, to others after a barrier
 }
 
-void Shadow::bulk_issued(const char* what, uint32_t addr, int bytes, Who who) {
-  copy_issued(what, addr, bytes, who);
-}
+void Shadow::bulk_issued(const char* what, uint32_t addr, int bytes, Who who) { copy_issued(what, addr, bytes, who); }
 
 void Shadow::bulk_landed(uint32_t addr, const unsigned char* data, int bytes, int source) {
   const int actor = kMaxWarps + source;

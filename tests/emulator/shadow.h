@@ -15,8 +15,8 @@ namespace emu {
 
 constexpr int kMaxWarps = 32;
 constexpr int kGrain = 2;  // bytes per cell: the smallest access
-// Who else has a clock: the copies that arrive at one mbarrier. Each barrier has its own, so that waiting for one copy is
-// no excuse for reading another.
+// Who else has a clock: the copies that arrive at one mbarrier. Each barrier has its own, so that waiting for one copy
+// is no excuse for reading another.
 constexpr int kBulkSources = 40;
 constexpr int kActors = kMaxWarps + kBulkSources;
 
@@ -51,7 +51,8 @@ class Shadow {
   void copy_issued(const char* what, uint32_t addr, int bytes, Who who);
   void copy_landed(const char* what, uint32_t addr, int bytes, Who who);
 
-  // A bulk copy: no one may touch its destination from issue until it has landed, then only who has waited at its barrier.
+  // A bulk copy: no one may touch its destination from issue until it has landed, then only who has waited at its
+  // barrier.
   void bulk_issued(const char* what, uint32_t addr, int bytes, Who who);
   void bulk_landed(uint32_t addr, const unsigned char* data, int bytes, int source);
   Clocks bulk_clock(int source) { return publish(kMaxWarps + source); }  // what a barrier passes on to its waiters

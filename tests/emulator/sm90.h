@@ -18,7 +18,8 @@ inline void mbar_wait(uint32_t addr, int parity) { machine.hopper.wait(addr, par
 inline void copy_box(int rank, uint32_t dst, const TensorMap& map, const int (&at)[emu::kBoxRank], uint32_t mbar) {
   emu::BoxMap known;
   std::memcpy(&known, &map, sizeof known);
-  if (known.rank != rank) machine.fail("bulk copy of " + std::to_string(rank) + " dimensions by a map of another number");
+  if (known.rank != rank)
+    machine.fail("bulk copy of " + std::to_string(rank) + " dimensions by a map of another number");
   machine.hopper.copy(dst, known, at, mbar);
 }
 inline void copy_2d(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar) {

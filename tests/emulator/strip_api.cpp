@@ -18,8 +18,8 @@ static cuda::StripPlan plan_of(const ConvCall& a, int lines) {
   return plan;
 }
 
-// plan: strips side by side, segments, lines of a segment, blocks. places: of each block its first image, column and line
-// and its number of lines; room for `room` integers.
+// plan: strips side by side, segments, lines of a segment, blocks. places: of each block its first image, column and
+// line and its number of lines; room for `room` integers.
 EXPORTED void strip_plan(const ConvCall* a, int lines, int64_t* plan, int* places, int64_t room) {
   const cuda::StripPlan p = plan_of(*a, lines);
   for (int64_t value : {int64_t{p.strips_w}, int64_t{p.segments}, int64_t{p.rows}, p.blocks}) *plan++ = value;
@@ -41,7 +41,7 @@ EXPORTED const char* conv_strip(const ConvCall* a, int gradient, int lines) {
   return guarded([&] {
     emu::machine.configure(a->seed, int(a->policy));
     const Norm norm = a->var ? norm_of(*a) : Norm{};
-    cuda::conv_strip_planned(plan_of(*a, lines), static_cast<DType>(a->dtype), a->x, a->weight, norm, a->residual, a->out,
-                             conv_of(*a), gradient, a->relu, nullptr);
+    cuda::conv_strip_planned(plan_of(*a, lines), static_cast<DType>(a->dtype), a->x, a->weight, norm, a->residual,
+                             a->out, conv_of(*a), gradient, a->relu, nullptr);
   });
 }
