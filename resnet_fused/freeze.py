@@ -239,7 +239,8 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         example_input: [N, 3, H, W] on its device; the batch and size to tune for. On a CPU other sizes run too.
         dtype: torch.float32, torch.bfloat16, on a GPU also torch.float16; None: the dtype of the model.
         exact: CPU: a NaN or an infinity comes out where eager has it. Without it Winograd (float32) spreads one to the 16
-            outputs of its tile, and oneDNN's ReLU makes a NaN 0, as in `torch.compile` with freezing.
+            outputs of its tile, the matrix unit (AMX, float32) makes an infinity a NaN, and oneDNN's ReLU makes a NaN 0, as
+            in `torch.compile` with freezing.
         graph: GPU: capture a CUDA graph; False: launch every kernel by itself.
         batch: GPU: "exact" refuses other batches than that of the example; "pad" fills them up or cuts them in pieces.
 

@@ -68,7 +68,8 @@ def test_kernels(file, chosen):
         ("test_amx.py", "not resnet and not groups and not rows-in and not two_calls"),
         ("test_amx_special_values.py", "nan-f or nan-b or subnormal or nobody"),
         ("test_amx_stem.py", ""),
-        ("test_frozen_whole.py", "(numbers_of_eager and (one-pixel or zero-padded)) or refused or poisoned"),
+        ("test_frozen_whole.py", "(numbers_of_eager and (one-pixel or zero-padded)) or poisoned"),
+        ("test_frozen_whole_refused.py", ""),
         ("test_stem.py", "not 224 and not lower"),
     ],
 )  # fmt: skip
