@@ -40,13 +40,19 @@ def refusal(x, weight, dtype, stride, groups):
     return None
 
 
+def gradient_refusal(grad, turned, dtype, groups):
+    """As `refusal`, of the gradient of a convolution's input from `grad` [N, K, P, Q], with a weight [C, K, R, S]: it has
+    the stride 1, whatever the convolution has."""
+    return refusal(grad, turned, dtype, (1, 1), groups)
+
+
 def suits(x, weight, stride):
     """Whether the patch kernel is worth measuring: most rows of its tiles hold pixels, there is a tile for at least every
-    other multiprocessor, and pixels have neighbours to share (a 1x1 kernel reads each element once in any kernel)."""
+    fourth multiprocessor, and pixels have neighbours to share (a 1x1 kernel reads each element once in any kernel)."""
     n, p, q = x[0], cdiv(x[2], stride[0]), cdiv(x[3], stride[1])
     made = launch(n, p, q, weight[0])
     useful = n * p * q / (made.tiles // made.channel_blocks * made.rows)
-    return weight[2] * weight[3] > 1 and useful >= USEFUL and 2 * made.tiles >= SMS
+    return weight[2] * weight[3] > 1 and useful >= USEFUL and 4 * made.tiles >= SMS
 
 
 def patch(n, p, q, rows):

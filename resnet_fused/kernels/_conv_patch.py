@@ -202,7 +202,7 @@ def conv_input_grad(grad, weight, out, stride, padding, dilation, groups, config
     [C, R, S, K] on every call: a copy of its size. Raises ValueError for what the kernel cannot take.
     """
     turned = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-    grad, turned = _taken(grad, turned, (1, 1), groups)
+    grad, turned = _taken(grad, turned, (1, 1), groups)  # as patch.gradient_refusal
     geometry = zip(weight.shape[2:], stride, padding, dilation, strict=True)
     rows, columns = (plane.gradient_sides(*side) for side in geometry)
     with torch.cuda.device_of(grad):
