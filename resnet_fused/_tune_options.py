@@ -24,7 +24,8 @@ def detail(call):
 
 
 def options(call, device):
-    """{name: (backend, launch configuration or None)} that may run `call`; torch's own, "eager" or "torch", is always one of them."""
+    """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them, of a gradient
+    of a convolution "torch"."""
     conv = call.op in CONVOLUTIONS
     found = {}
     for name, backend in dispatch.BACKENDS.items():

@@ -30,7 +30,9 @@ def refusal(x, weight, dtype, stride, groups):
             return f"the patch kernel takes {name} channels in multiples of {PIECE}, not {channels}"
     if max(stride) > 1:
         if x[1] % DEPTH:  # a block that passes the last channel would read the next pixel's
-            return f"the patch kernel takes stride {max(stride)} with input channels in multiples of {DEPTH}, not {x[1]}"
+            return (
+                f"the patch kernel takes stride {max(stride)} with input channels in multiples of {DEPTH}, not {x[1]}"
+            )
         for size, step in zip(x[2:], stride, strict=True):
             if size % step:
                 return f"the patch kernel takes sizes that stride {step} divides, not {size}"
@@ -60,7 +62,9 @@ def patch(n, p, q, rows):
     with the fewest images (neighbours share lines of L2), of these the widest (whose rows are one run in memory)."""
     sides = [1 << i for i in range(rows.bit_length())]
     shapes = [(rows // (b * a), b, a) for b in sides for a in sides if a * b <= rows]
-    return min(shapes, key=lambda shape: (cdiv(n, shape[0]) * cdiv(p, shape[1]) * cdiv(q, shape[2]), shape[0], -shape[2]))
+    return min(
+        shapes, key=lambda shape: (cdiv(n, shape[0]) * cdiv(p, shape[1]) * cdiv(q, shape[2]), shape[0], -shape[2])
+    )
 
 
 class Launch(NamedTuple):

@@ -106,8 +106,12 @@ def gradient_sides(kernel, stride, padding, dilation):
     every, step = stride // shared, -(dilation // shared)
     found = []
     for remainder in range(stride):
-        first = next((r for r in range(min(kernel, every)) if (remainder + padding - r * dilation) % stride == 0), kernel)
-        found.append(Side(cdiv(kernel - first, every), first, every, (remainder + padding - first * dilation) // stride, step))
+        first = next(
+            (r for r in range(min(kernel, every)) if (remainder + padding - r * dilation) % stride == 0), kernel
+        )
+        found.append(
+            Side(cdiv(kernel - first, every), first, every, (remainder + padding - first * dilation) // stride, step)
+        )
     return found
 
 

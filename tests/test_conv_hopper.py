@@ -44,7 +44,10 @@ def test_statistics(kernel, device, dtype, x_shape, weight_shape, arguments):
 
 
 def test_statistics_of_ragged_channels_and_the_cumulative_average(device, dtype):
-    x, weight = activation((1, 72, 9, 11), dtype, device=device), activation((40, 72, 3, 3), dtype, device=device, std=0.1)
+    x, weight = (
+        activation((1, 72, 9, 11), dtype, device=device),
+        activation((40, 72, 3, 3), dtype, device=device, std=0.1),
+    )
     check_statistics(_conv_patch.conv_stats, device, x, weight, {"padding": 1}, tracked=torch.tensor(7, device=device))
 
 
@@ -68,7 +71,9 @@ GRADIENTS = [
     pytest.param((1, 64, 7, 9), (64, 64, 3, 2), {"stride": (3, 2), "padding": (2, 1)}, {}, id="stride-3-by-2"),
     pytest.param((1, 64, 9, 6), (64, 64, 3, 3), {"padding": 2, "dilation": 2}, {}, id="dilation-2"),
     pytest.param((1, 64, 9, 8), (64, 64, 3, 3), {"stride": 2, "padding": 2, "dilation": 2}, {}, id="both-2"),
-    pytest.param((1, 64, 8, 9), (64, 64, 2, 3), {"stride": 2, "padding": 1, "dilation": 3}, {}, id="stride-2-dilation-3"),
+    pytest.param(
+        (1, 64, 8, 9), (64, 64, 2, 3), {"stride": 2, "padding": 1, "dilation": 3}, {}, id="stride-2-dilation-3"
+    ),
     pytest.param((1, 64, 9, 4), (64, 64, 2, 1), {"stride": (4, 1)}, {}, id="lines-that-nothing-reads"),
     pytest.param((1, 64, 1, 1), (64, 64, 3, 3), {"stride": 2, "padding": 1}, {}, id="one-pixel"),
     pytest.param((2, 64, 3, 3), (64, 64, 1, 1), {"padding": 1}, {}, id="more-outputs-than-inputs"),
@@ -97,7 +102,9 @@ def test_gradient_of_the_input(kernel, device, dtype, x_shape, weight_shape, arg
 
 
 def test_gradient_of_ragged_channels(device, dtype):
-    out, eager, oracle = gradient(_conv_patch, device, dtype, (1, 40, 5, 6), (72, 40, 3, 3), {"padding": 1, "stride": 2})
+    out, eager, oracle = gradient(
+        _conv_patch, device, dtype, (1, 40, 5, 6), (72, 40, 3, 3), {"padding": 1, "stride": 2}
+    )
     assert_within_budget(out, eager, oracle, "the gradient of the input")
 
 

@@ -138,9 +138,7 @@ def test_only_the_gradient_that_is_wanted(monkeypatch):
     """Torch is asked for the weight's alone, or not at all."""
     x, grad = (torch.randn(1, 64, 3, 3).half().contiguous(memory_format=LAST) for _ in range(2))
     one = Unit(torch.randn(64, 64, 3, 3).half() / 24, None, None, None, None, [1, 1], [1, 1], [1, 1], 1, 1e-5)
-    monkeypatch.setattr(
-        dispatch, "choose_conv_input_grad", lambda *detail: dispatch.Choice("ours", "here")
-    )
+    monkeypatch.setattr(dispatch, "choose_conv_input_grad", lambda *detail: dispatch.Choice("ours", "here"))
     monkeypatch.setattr(
         dispatch, "kernel",
         lambda choice, stem, op: lambda grad, weight, out, *geometry: out.fill_(3),

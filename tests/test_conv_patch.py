@@ -110,7 +110,9 @@ def test_a_weight_that_is_no_number_stays_in_its_channel(device, dtype):
     x.abs_().add_(0.1)
     ours = run(x, weight, params, None, {"padding": 1}, False)
     # The scale of channel 5 has no zero, and no tap but the middle one, which every pixel has, is infinite.
-    assert params[0][5] != 0 and ours[:, 5].isinf().all() and ours[:, :5].isfinite().all() and ours[:, 6:].isfinite().all()
+    assert (
+        params[0][5] != 0 and ours[:, 5].isinf().all() and ours[:, :5].isfinite().all() and ours[:, 6:].isfinite().all()
+    )
 
 
 def test_no_parameters(device, dtype):

@@ -89,15 +89,9 @@ def _conv_patch_kernel(
             if STRIDE_H * STRIDE_W == 1:
                 a = x.load([image, p + h, q + w, channel])
             else:
-                a = x.load(
-                    [
-                        image,
-                        p - before_h + h // STRIDE_H,
-                        h % STRIDE_H,
-                        q - before_w + w // STRIDE_W,
-                        (w % STRIDE_W) * x_w + channel,
-                    ]
-                )
+                channel_of_row = (w % STRIDE_W) * x_w + channel
+                w = q - before_w + w // STRIDE_W
+                a = x.load([image, p - before_h + h // STRIDE_H, h % STRIDE_H, w, channel_of_row])
             b = weight.load([first, tap + r * tap_h + s * tap_w, channel])
             a = tl.reshape(a, [BN * BP * BQ, DEPTH])
             acc = _multiply(a, tl.reshape(b, [BLOCK_K, DEPTH]).T, acc, "ieee")
@@ -136,7 +130,7 @@ def _run(
     x, weight, out, sides, stride, norm=(None,) * 5, residual=None, relu=False, moments=False, config=None
 ):  # fmt: skip
     """One launch; the moments of its tiles, or None. `sides`: a plane.Side for each side of the filter."""
-    n, c, h, w = x.shape
+    n, c, _, w = x.shape
     k, _, r, s = weight.shape
     height, width = out.shape[2:]
     made = patch.launch(n, height, width, k, **(config or {}))

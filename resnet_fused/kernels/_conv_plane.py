@@ -100,7 +100,7 @@ def _run(
     x, weight, out, pixels, steps, taps=(1, 1), norm=(None,) * 5, residual=None, relu=False, moments=False, config=None
 ):  # fmt: skip
     """One launch over the `pixels` of a table; the moments of its tiles, or None."""
-    n, c, h, w = x.shape
+    n, c = x.shape[:2]
     k, s = weight.shape[0], weight.shape[3]
     made = plane.launch(n, k, len(pixels), **(config or {}))
     operands = [_matrix(x, [made.block_n, plane.DEPTH]), _matrix(weight, [made.block_k, plane.DEPTH])]
