@@ -1,12 +1,17 @@
 """Which backend computes the gradient of a convolution's input in training: torch, unless one was asked for or measured."""
 
+import functools
+
 import pytest
 import torch
+from cases import activation
+from emulator import build
 from test_dispatch import OnGpu, gpu  # noqa: F401 (a fixture)
 from training_cases import block, check
 
 import resnet_fused
-from resnet_fused import dispatch, tune, tuning, workload
+from resnet_fused import cuda_plane, cuda_strip, dispatch, native, tune, tuning, workload
+from resnet_fused.accuracy import assert_within_budget, exact
 from resnet_fused.ops.training import Unit, unit
 
 LAST = torch.channels_last
@@ -132,6 +137,35 @@ def test_a_block_trains_with_its_gradients(name, kind, stride, device):
         check(model, x, grad)
     used = [choice.backend for op, _, choice in rows if op in (OP, "conv_stats")]
     assert used == [name] * (4 if kind == "identity" else 6)
+
+
+@pytest.mark.parametrize(
+    ("module", "c", "stride"), [(cuda_plane, 128, 2), (cuda_strip, 64, 1)], ids=["cuda_plane", "cuda_strip"]
+)
+def test_the_compiled_kernels_where_they_were_asked_for(module, c, stride, device, monkeypatch):
+    name = module.__name__.rpartition(".")[2]
+    if device == "cuda":
+        why, library = dispatch.BACKENDS[name].why_not(), native.namespace
+    else:
+        why, library = build.why_not(), build.load
+    if why is not None:
+        pytest.skip(why)
+    own = dispatch.Backend(
+        lambda: None, lambda name: True, lambda stem, op: functools.partial(getattr(module, op), library())
+    )
+    monkeypatch.setitem(dispatch.BACKENDS, name, own)
+    x = activation((2, c, 5, 4), torch.float16, device=device)
+    weight = activation((64, c, 3, 3), torch.float16, device=device, mean=0.0, std=1 / 24)
+    grad = activation((2, 64, -(-5 // stride), 4 // stride), torch.float16, device=device)
+    one = Unit(weight, None, None, None, None, [stride] * 2, [1, 1], [1, 1], 1, 1e-5)
+    with dispatch.record() as rows, dispatch.backend(name):
+        ours, grad_weight = unit.conv_backward(grad, x, one, True, True)
+    assert [(op, choice.backend) for op, _, choice in rows] == [(OP, name)] and grad_weight is not None
+    eager, oracle = (
+        torch.nn.grad.conv2d_input(x.shape, convert(weight), convert(grad), stride, 1)
+        for convert in (lambda t: t, exact)
+    )
+    assert_within_budget(ours, eager, oracle, "the gradient of the input")
 
 
 def test_only_the_gradient_that_is_wanted(monkeypatch):

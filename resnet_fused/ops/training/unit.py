@@ -179,7 +179,8 @@ def _input_grad(grad_z, x, unit):
     """The gradient of x by a kernel of ours, or None where it is torch's to compute."""
     geometry = *map(tuple, unit.convolution), unit.groups
     choice = dispatch.choose_conv_input_grad(grad_z, unit.weight, *geometry)
-    if choice.backend in ("torch", "eager"):
+    # Not from one pixel to a larger map, as in `convolve`.
+    if choice.backend in ("torch", "eager") or not layout.is_channels_last(x):
         return None
     grad_x = torch.empty_like(x, memory_format=layout.CHANNELS_LAST)
     dispatch.kernel(choice, "conv_bn_relu", "conv_input_grad")(grad_z, unit.weight, grad_x, *geometry)
