@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, cuda_plane, cuda_strip, native, plane
+from . import _env, cuda_plane, cuda_strip, native, patch, plane
 
 
 class Backend(NamedTuple):
@@ -58,6 +58,10 @@ def _triton_plane_kernel(stem, op):
     return getattr(importlib.import_module(f"{__package__}.kernels._conv_plane"), op)
 
 
+def _triton_patch_kernel(stem, op):
+    return getattr(importlib.import_module(f"{__package__}.kernels._conv_patch"), op)
+
+
 def _cuda_plane_kernel(stem, op):
     return functools.partial(getattr(cuda_plane, op), native.namespace())
 
@@ -74,6 +78,11 @@ BACKENDS = {
         lambda: _without_triton() or plane.without_hopper(),
         _takes_triton,
         _triton_plane_kernel,
+    ),
+    "triton_patch": Backend(
+        lambda: _without_triton() or plane.without_hopper(),
+        _takes_triton,
+        _triton_patch_kernel,
     ),
     "cuda_plane": Backend(
         lambda: _without_cuda() or plane.without_hopper(),
@@ -95,21 +104,43 @@ TILED = ("cuda", "emulator")
 
 
 class Narrow(NamedTuple):
-    """A backend with kernels for some convolutions, in conv_bn_relu alone. Convolutions are shapes of x and weight."""
+    """A backend with kernels for some ops, and some convolutions of those. Convolutions are shapes of x and weight; of
+    `conv_input_grad` those of the output's gradient and of the weight with its channels exchanged."""
 
     others: str  # the backend that runs everything else
-    refusal: Callable  # (x, weight, dtype, stride, padding, dilation, groups): why no kernel takes it, or None
-    suits: Callable  # (x, weight): whether it is worth a measurement
+    refusals: dict  # {op: (x, weight, dtype, stride, padding, dilation, groups) -> why no kernel takes it, or None}
+    suits: Callable  # (x, weight, stride): whether it is worth a measurement
 
 
-def _for_any_geometry(refusal):
+def _any_geometry(refusal):
     return lambda x, weight, dtype, stride, padding, dilation, groups: refusal(x, weight, dtype, groups)
 
 
+def _by_stride(refusal):
+    return lambda x, weight, dtype, stride, padding, dilation, groups: refusal(x, weight, dtype, stride, groups)
+
+
+def _of(gradient, refusal, *others):
+    """The refusals of an op each: the gradient of the input, evaluation, others like it."""
+    return {"conv_input_grad": gradient, "conv_bn_relu": refusal} | dict.fromkeys(others, refusal)
+
+
+_cuda_plane = _any_geometry(cuda_plane.refusal)
 NARROW = {
-    "triton_plane": Narrow("triton", _for_any_geometry(plane.refusal), plane.suits),
-    "cuda_plane": Narrow("cuda", _for_any_geometry(cuda_plane.refusal), plane.suits),
-    "cuda_strip": Narrow("cuda", cuda_strip.refusal, cuda_strip.suits),
+    "triton_plane": Narrow(
+        "triton",
+        _of(_by_stride(plane.gradient_refusal), _any_geometry(plane.refusal), "conv_stats"),
+        lambda x, weight, stride: plane.suits(x, weight),
+    ),
+    "triton_patch": Narrow(
+        "triton",
+        _of(_any_geometry(patch.gradient_refusal), _by_stride(patch.refusal), "conv_stats"),
+        patch.suits,
+    ),
+    "cuda_plane": Narrow("cuda", _of(_cuda_plane, _cuda_plane), lambda x, weight, stride: plane.suits(x, weight)),
+    "cuda_strip": Narrow(
+        "cuda", _of(cuda_strip.refusal, cuda_strip.refusal), lambda x, weight, stride: cuda_strip.suits(x, weight)
+    ),
 }
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from . import cuda_plane, dispatch, launch, plane, workload
+from . import cuda_plane, dispatch, launch, patch, plane, workload
 
-# The forward ops of a convolution: torch's own, followed by a pass, is a way to run them.
-CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
+# The ops of a convolution: torch's own, followed by a pass if it is a forward op, is a way to run them.
+CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats", "conv_input_grad")
 
 
 def detail(call):
@@ -13,8 +13,9 @@ def detail(call):
     if call.op not in CONVOLUTIONS:
         return ()
     given = dict(call.arguments)
+    weight = given["weight"].shape
     return (
-        given["weight"].shape,
+        (weight[1], weight[0], *weight[2:]) if call.op == "conv_input_grad" else weight,
         given["stride"],
         given["padding"],
         given.get("dilation", (1, 1)),
@@ -23,7 +24,8 @@ def detail(call):
 
 
 def options(call, device):
-    """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them."""
+    """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them, of a gradient
+    of a convolution "torch"."""
     conv = call.op in CONVOLUTIONS
     found = {}
     for name, backend in dispatch.BACKENDS.items():
@@ -31,13 +33,17 @@ def options(call, device):
         interpreted = name.startswith("triton") and device.type == "cpu"
         if name in dispatch.NARROW and not _suits(call, name):
             continue
+        if call.op == "conv_input_grad" and name not in (*dispatch.NARROW, "torch"):
+            continue
         if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
     # What needs no compiler first: there may be no time for the rest.
     configurations = [(name, c) for name in dispatch.TILED if name in found for c in _tiles(call, name, device)]
     configurations += [("triton", c) for c in _configurations(call)] if "triton" in found else []
     if "triton_plane" in found:
-        configurations += [("triton_plane", c) for c in plane.alternatives(call["weight"].shape[0])]
+        configurations += [("triton_plane", c) for c in plane.alternatives(detail(call)[0][0])]
+    if "triton_patch" in found:
+        configurations += [("triton_patch", c) for c in patch.alternatives(*_pixels(call), detail(call)[0][0])]
     configurations += [("cuda_plane", c) for c in cuda_plane.alternatives() if "cuda_plane" in found]
     for name, config in configurations:
         found[f"{name} {' '.join(f'{k}={v}' for k, v in config.items())}"] = (name, config)
@@ -63,10 +69,18 @@ def _tiles(call, backend, device):
 
 def _suits(call, name):
     """Whether a backend of dispatch.NARROW is worth a measurement."""
-    if call.op != "conv_bn_relu":
+    narrow, gradient = dispatch.NARROW[name], call.op == "conv_input_grad"
+    if (refusal := narrow.refusals.get(call.op)) is None:
         return False
-    x, (weight, *geometry), narrow = call["x"], detail(call), dispatch.NARROW[name]
-    return narrow.refusal(x.shape, weight, x.dtype, *geometry) is None and narrow.suits(x.shape, weight)
+    x, (weight, *geometry) = call["grad" if gradient else "x"], detail(call)
+    stride = (1, 1) if gradient else geometry[0]
+    return refusal(x.shape, weight, x.dtype, *geometry) is None and narrow.suits(x.shape, weight, stride)
+
+
+def _pixels(call):
+    """(n, p, q) that a launch of the patch kernel cuts into patches; of a gradient those of its parts."""
+    n, _, p, q = call["grad"].shape if call.op == "conv_input_grad" else workload.out_shape(call)
+    return n, p, q
 
 
 def _configurations(call):

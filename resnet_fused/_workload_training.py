@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .ops.training import Unit, plan
-from .ops.training.unit import INVSTD, MEAN, add_two, convolve, empty_output
+from .ops.training.unit import INVSTD, MEAN, add_two, conv_backward, convolve, empty_output
 
 AFFINE = ("weight", "bias")
 
@@ -30,7 +30,14 @@ def bn_add_bn_relu(x, mean, spread, weight, bias, z, mean_z, spread_z, weight_z,
     return add_two(x, norm, z, norm_z, torch.empty_like(x))
 
 
-PASSES = {"conv_stats": conv_stats, "bn_add_bn_relu": bn_add_bn_relu}
+def conv_input_grad(grad, weight, size, stride, padding, dilation, groups):
+    """The gradient of the input, of `size`, of a convolution."""
+    x = grad.new_empty(grad.shape[0], weight.shape[1] * groups, *size).contiguous(memory_format=torch.channels_last)
+    unit = Unit(weight, None, None, None, None, stride, padding, dilation, groups, 0.0)
+    return conv_backward(grad, x, unit, True, False)[0]
+
+
+PASSES = {"conv_stats": conv_stats, "bn_add_bn_relu": bn_add_bn_relu, "conv_input_grad": conv_input_grad}
 
 
 class Recorder(TorchDispatchMode):
@@ -38,11 +45,11 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.calls = []
+        self.calls, self.inside = [], True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "resnet_fused" and func.overloadpacket.__name__ in ("residual_blocks", "stem"):
-            x = args[0]
+            x, self.inside = args[0], func.overloadpacket.__name__ == "residual_blocks"
             for block in plan.decode(*args[1:5]):
                 x = self._block(x, block)
         return func(*args, **(kwargs or {}))
@@ -71,7 +78,12 @@ class Recorder(TorchDispatchMode):
         if unit.mean is None:
             where = [(name, getattr(unit, name)) for name in ("stride", "padding", "dilation", "groups", "eps")]
             self.calls.append(("conv_stats", [("x", x), ("weight", unit.weight), *where]))
-        return empty_output(x, unit)
+        z = empty_output(x, unit)
+        if self.inside and x.device.type == "cuda":  # nobody wants the gradient of an image; elsewhere it is torch's
+            where = [(name, getattr(unit, name)) for name in ("stride", "padding", "dilation", "groups")]
+            size = ("size", tuple(x.shape[2:]))
+            self.calls.append(("conv_input_grad", [("grad", z), ("weight", unit.weight), size, *where]))
+        return z
 
 
 def _norm(z, unit, suffix):

@@ -3,6 +3,7 @@
 `cuda`: compiled CUDA kernels. `triton`: Triton kernels. `native`: compiled CPU kernels. `torch`: for convolutions, torch's
 own convolution followed by one fused pass of another backend. `eager`: torch's own operators, unfused: the fallback.
 `triton_plane`, `cuda_plane`: convolutions of large batches on Hopper (plane.py); what those refuse, `triton` and `cuda` run.
+`triton_patch`: the same for any batch (patch.py).
 `cuda_strip`: 3x3 convolutions of 64 channels on Hopper (cuda_strip.py); what it refuses, `cuda` runs.
 """
 
@@ -117,6 +118,8 @@ _ON_CPU = {"conv_bn_relu": "Winograd F(2x2,3x3)", "conv_bn_relu_pool": "convolut
 def automatic(op, x, detail=()):
     """The default choice for `op` on `x`, where nothing was measured and nothing asked for."""
     conv = op.startswith("conv")
+    if op == "conv_input_grad":
+        return Choice("torch", "torch's own where nothing else was asked for or measured")
     if x.device.type == "cuda":
         # Unmeasured defaults: compiled kernels where they exist; for the convolution in IEEE float32 torch's own,
         # since tensor cores do not help there.
@@ -158,10 +161,10 @@ def _measured(op, x, others, detail):
 
 def _refused(name, op, x, detail):
     """Why a backend of NARROW does not run `op` on x, or None."""
-    if op != "conv_bn_relu":
+    if (refusal := NARROW[name].refusals.get(op)) is None:
         return f"{name} has no kernel for {op}"
     weight, *geometry = detail
-    return NARROW[name].refusal(x.shape, weight, x.dtype, *geometry)
+    return refusal(x.shape, weight, x.dtype, *geometry)
 
 
 def pick(op, x, *others, detail=()):
@@ -213,6 +216,30 @@ def choose_conv_stats(x, weight, out, *detail):
     if x.device.type == "cuda" and not asked and choice.backend != "eager" and tiles < launch.SMS // 2:
         choice = Choice("torch", f"{tiles} tiles are too few for the kernel (predicted, not measured)")
     return note("conv_stats", x, choice, asked)
+
+
+def choose_conv_input_grad(grad, weight, *detail):
+    """The backend of the gradient of a convolution's input: one of NARROW where it was asked for or measured, else "torch".
+
+    `detail`: stride, padding, dilation, groups. Torch's own is noted only where there was a choice: it is no op of ours.
+    """
+    op, name, detail = "conv_input_grad", _state["backend"], (weight.transpose(0, 1).shape, *detail)
+    if (keys := _state["keys"]) is not None:
+        keys.append(_key(op, grad, (), detail))
+    if name == "auto":
+        choice = _measured(op, grad, (), detail)
+    else:
+        choice = Choice(name, f"backend {name!r} was asked for", _state["config"])
+    if choice is None or (choice.backend != "torch" and choice.backend not in NARROW):
+        return automatic(op, grad)
+    if choice.backend in NARROW:
+        if (why := _unfit(grad, (weight,)) or _refused(choice.backend, op, grad, detail)) is not None:
+            choice = Choice("torch", why)
+        elif not BACKENDS[choice.backend].takes(grad.device.type):
+            choice = Choice("torch", f"backend {choice.backend!r} does not take {grad.device.type} tensors")
+        elif not layout.is_channels_last(grad):
+            choice = Choice("torch", "contiguous NCHW")
+    return note(op, grad, choice)
 
 
 def prefers_channels_last(x, weight, evaluation):

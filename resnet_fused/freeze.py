@@ -238,7 +238,7 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         model: a ResNet, of this package or with torchvision's structure. It is not changed.
         example_input: [N, 3, H, W] on its device; the batch and size to tune for. On a CPU other sizes run too.
         dtype: torch.float32, torch.bfloat16, on a GPU also torch.float16; None: the dtype of the model.
-        exact: CPU: a NaN or an infinity comes out where eager has it. Without it Winograd (float32) spreads one to the 16
+        exact: CPU: a NaN or an infinity comes out where eager has it. Without it Winograd spreads one to the 16
             outputs of its tile, the matrix unit (AMX, float32) makes an infinity a NaN, and oneDNN's ReLU makes a NaN 0, as
             in `torch.compile` with freezing.
         graph: GPU: capture a CUDA graph; False: launch every kernel by itself.

@@ -156,9 +156,10 @@ def named(backend, config):
 def _suits(site, dtype, name):
     """Whether a backend of dispatch.NARROW is worth a measurement."""
     x, conv, narrow = site.shape, site.conv, dispatch.NARROW[name]
+    if site.pool or not narrow.suits(x, conv.weight.shape, conv.stride):
+        return False
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-    weight = conv.weight.shape
-    return not site.pool and narrow.refusal(x, weight, dtype, *geometry) is None and narrow.suits(x, weight)
+    return narrow.refusals["conv_bn_relu"](x, conv.weight.shape, dtype, *geometry) is None
 
 
 def options(site, dtype, device):

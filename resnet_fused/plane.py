@@ -11,6 +11,7 @@ Pure functions: the schedule is tested without a GPU.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -72,18 +73,59 @@ def refusal(x, weight, dtype, groups, least=DEPTH):
     return None
 
 
+def gradient_refusal(grad, turned, dtype, stride, groups, least=DEPTH):
+    """As `refusal`, of the gradient of a convolution's input from `grad` [N, K, P, Q], with a weight [C, K, R, S]."""
+    input_sized = (*grad[:2], grad[2] * stride[0], grad[3] * stride[1])
+    return refusal(input_sized, turned, dtype, groups, least)
+
+
 def suits(x, weight):
     """Whether the plane kernels are worth measuring: images fill a tile, and pixels have neighbours to share (a 1x1
     kernel reads each element once in any kernel)."""
     return x[0] >= SUITS and weight[2] * weight[3] > 1
 
 
+class Side(NamedTuple):
+    """Taps along one side of a filter: i of `count` is tap `tap + i * every`, and reads the input at `start + i * step` of
+    output 0."""
+
+    count: int
+    tap: int
+    every: int
+    start: int
+    step: int
+
+
+def gradient_sides(kernel, stride, padding, dilation):
+    """The Side of every remainder by `stride` of a position in the gradient of a convolution's input.
+
+    Position stride * i + remainder gets from the gradient of the output at i + start + j * step, through the taps r with
+    stride * output = position + padding - r * dilation: every one at stride 1, at stride 2 those of one parity, or none.
+    """
+    shared = math.gcd(stride, dilation)
+    every, step = stride // shared, -(dilation // shared)
+    found = []
+    for remainder in range(stride):
+        first = next(
+            (r for r in range(min(kernel, every)) if (remainder + padding - r * dilation) % stride == 0), kernel
+        )
+        found.append(
+            Side(cdiv(kernel - first, every), first, every, (remainder + padding - first * dilation) // stride, step)
+        )
+    return found
+
+
+def within(start, step, count, size):
+    """(first, end) of the i below `count` whose start + i * step lies inside of `size`; step may be negative."""
+    if step < 0:
+        start, step = size - 1 - start, -step
+    first, end = max(0, cdiv(-start, step)), min(count, cdiv(size - start, step))
+    return (first, end) if first < end else (0, 0)
+
+
 def inside(position, size, kernel, stride, padding, dilation):
     """(first, end) of the taps along one side of the filter that output `position` finds inside of an input of `size`."""
-    start = position * stride - padding
-    first = max(0, cdiv(-start, dilation))
-    end = min(kernel, cdiv(size - start, dilation))
-    return (first, end) if first < end else (0, 0)
+    return within(position * stride - padding, dilation, kernel, size)
 
 
 def pixels(geometry):
@@ -110,6 +152,25 @@ def table(geometry):
     return torch.tensor(rows, dtype=torch.int32)
 
 
+def gradient_table(geometry):
+    """As `table`, for the gradient of a convolution's input: its pixels, and the taps by which they get from the gradient
+    of the output. r0, s0 count in the filter; from tap to tap it is `gradient_sides`' `every` further."""
+    found = []
+    for size, out, kernel, stride, padding, dilation in zip(*geometry, strict=True):
+        sides = gradient_sides(kernel, stride, padding, dilation)
+        rows = [(position // stride, sides[position % stride]) for position in range(size)]
+        found.append([(i, side, *within(i + side.start, side.step, side.count, out)) for i, side in rows])
+    rows = [
+        (
+            h * geometry.size[1] + w, (h1 - h0) * (w1 - w0), max(1, w1 - w0), v.tap + h0 * v.every, u.tap + w0 * u.every,
+            i + v.start + h0 * v.step, j + u.start + w0 * u.step, 0,
+        )
+        for h, (i, v, h0, h1) in enumerate(found[0])
+        for w, (j, u, w0, w1) in enumerate(found[1])
+    ]  # fmt: skip
+    return torch.tensor(sorted(rows, key=lambda row: -row[1]), dtype=torch.int32)
+
+
 def refuse_capture(device):
     """Raises RuntimeError inside of a CUDA graph's capture: a graph cannot hold the copy of a table."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -124,10 +185,11 @@ def dense(t):
 
 
 @functools.cache  # never given up: a CUDA graph may still read it
-def table_on(geometry, device):
-    """`table` on a device. Raises RuntimeError inside of a CUDA graph's capture, which cannot hold the copy."""
+def table_on(geometry, device, gradient=False):
+    """`table`, or `gradient_table`, on a device. Raises RuntimeError inside of a CUDA graph's capture, which cannot hold
+    the copy."""
     refuse_capture(device)
-    return table(geometry).to(device)
+    return (gradient_table if gradient else table)(geometry).to(device)
 
 
 class Launch(NamedTuple):

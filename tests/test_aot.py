@@ -117,15 +117,25 @@ def test_the_joint_command():
     assert done.returncode == 0 and "--arch" in done.stdout
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_the_plane_convolution_in_triton(dtype):
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        ("conv_plane layer3", "fp16"),
+        ("conv_plane statistics layer3", "bf16"),
+        ("conv_patch layer1", "bf16"),
+        ("conv_patch statistics layer2", "fp16"),
+        ("conv_patch layer2 first", "fp16"),
+        ("conv_patch gradient layer2 first", "bf16"),
+    ],
+)
+def test_the_hopper_convolutions_in_triton(case, dtype):
     """HGMMA fed by UTMALDG, nothing read back among the products, no spill, within Hopper's shared memory."""
     code = (
         "import sys; sys.path.insert(0, 'tools'); import aot_triton as aot\n"
-        f"index = [i for i, (case, _) in enumerate(aot.cases({dtype!r})) if case == 'conv_plane layer3']\n"
+        f"index = [i for i, (case, _) in enumerate(aot.cases({dtype!r})) if case == {case!r}]\n"
         f"rows = aot.compile_case(90, {dtype!r}, index[0])\n"
-        "assert len(rows) == 1 and rows[0]['registers'] <= 255, rows\n"
-        "print(rows, [list(aot.faults(row)) for row in rows])"
+        "assert rows and {row['kernel'] for row in rows} & {'_conv_plane_kernel', '_conv_patch_kernel'}, rows\n"
+        "print(rows, [fault for row in rows for fault in aot.faults(row)])"
     )
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -133,4 +143,4 @@ def test_the_plane_convolution_in_triton(dtype):
         [sys.executable, "-c", code], cwd=TOOLS.parent, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("[[]]") and "'copies': 0" not in done.stdout
+    assert done.stdout.strip().endswith(" []")

@@ -140,4 +140,4 @@ def test_the_op_takes_it_where_asked_and_says_where_not(device, dtype, plane_bac
     (_, _, first), (_, _, second), (_, _, third) = rows
     assert first.backend == "triton_plane"
     assert second.backend == third.backend == "triton"
-    assert "input channels in multiples of 64, not 8" in second.reason and "no plane kernel" in third.reason
+    assert "input channels in multiples of 64, not 8" in second.reason and "has no kernel for add_relu" in third.reason

@@ -12,7 +12,8 @@ PASSES = (
 )  # fmt: skip
 CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
 DETAIL = (torch.Size((128, 64, 3, 3)), (1, 1), (1, 1), (1, 1), 1)
-PLANES = {"triton_plane": {"num_stages": 4}, "cuda_plane": {"places": 2}}  # a launch of each
+# A launch of each.
+PLANES = {"triton_plane": {"num_stages": 4}, "triton_patch": {"rows": 64}, "cuda_plane": {"places": 2}}
 
 
 class OnGpu(torch.Tensor):
@@ -65,16 +66,16 @@ def test_what_was_asked_for(gpu, op, name):
 
 @pytest.mark.parametrize("name", PLANES)
 @pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
-def test_a_plane_backend_has_one_op_and_hands_on_the_others(gpu, op, name):
+def test_a_plane_backend_has_some_ops_and_hands_on_the_others(gpu, op, name):
     with dispatch.backend(name):
         choice = chosen(op, OnGpu())
-        if op == "conv_bn_relu":
+        if op == "conv_bn_relu" or (op == "conv_stats" and name != "cuda_plane"):
             assert choice == dispatch.Choice(name, f"backend {name!r} was asked for")
         else:
-            assert choice == dispatch.Choice(name.removesuffix("_plane"), f"{name} has no kernel for {op}")
+            assert choice == dispatch.Choice(name.partition("_")[0], f"{name} has no kernel for {op}")
 
 
-@pytest.mark.parametrize("name", PLANES)
+@pytest.mark.parametrize("name", ["triton_plane", "cuda_plane"])
 def test_a_plane_kernel_hands_on_what_it_refuses(gpu, monkeypatch, name):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     others = name.removesuffix("_plane")
@@ -138,6 +139,19 @@ def test_where_a_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype,
     found = frozen_layers.options(site, dtype, torch.device("cuda"))
     assert (name in found) is candidate
     assert ("cuda_plane places=2" in found) is candidate
+
+
+def test_the_patch_kernel_hands_on_what_it_refuses(gpu):
+    with dispatch.backend("triton_patch"):
+        for detail, why in (
+            (((128, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1), None),
+            (((40, 64, 3, 3), (2, 2), (1, 1), (1, 1), 1), None),
+            (((44, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1), "output channels in multiples of 8, not 44"),
+            (((40, 64, 3, 3), (3, 3), (1, 1), (1, 1), 1), "sizes that stride 3 divides, not 8"),
+            (((128, 32, 3, 3), (1, 1), (1, 1), (1, 1), 2), "one group, not 2"),
+        ):
+            choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=(torch.Size(detail[0]), *detail[1:]))[0]
+            assert choice.backend == ("triton" if why else "triton_patch") and (why or "asked for") in choice.reason
 
 
 STRIP = (torch.Size((64, 64, 3, 3)), *DETAIL[1:])

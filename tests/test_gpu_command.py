@@ -95,6 +95,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
         "instructions-hopper",
         "instructions-boxes",
         "tests-conv-plane",
+        "tests-conv-patch",
         "tests-conv-strip",
         "probes",
         "memcheck",

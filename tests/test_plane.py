@@ -1,6 +1,7 @@
 """The schedule of the plane convolutions: every output pixel once, every tap inside of the input once, heaviest first."""
 
 import collections
+import math
 import re
 
 import pytest
@@ -118,3 +119,22 @@ def test_a_capture_is_refused_only_for_a_new_shape(monkeypatch):
     with pytest.raises(RuntimeError, match="run it once before the graph's capture"):
         plane.table_on(g, torch.device("cuda"))
     assert plane.table_on(g, torch.device("cpu")) is plane.table_on(g, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("g", GEOMETRIES)
+def test_the_table_of_the_gradient_is_the_same_products_seen_from_the_input(g):
+    expected = {(h, w): {} for h in range(g.size[0]) for w in range(g.size[1])}
+    for pixel, own in taps(g).items():
+        for tap, at in own.items():
+            expected[at][tap] = pixel
+    rows = plane.gradient_table(g).tolist()
+    shared = [math.gcd(s, d) for s, d in zip(g.stride, g.dilation, strict=True)]
+    assert len(rows) == len(expected)
+    assert [count for _, count, *_ in rows] == sorted((count for _, count, *_ in rows), reverse=True)
+    for position, count, width, r0, s0, top, left, _ in rows:
+        walked = {}
+        for tap in range(count):
+            r, s = divmod(tap, width)
+            at = (top - r * g.dilation[0] // shared[0], left - s * g.dilation[1] // shared[1])
+            walked[r0 + r * g.stride[0] // shared[0], s0 + s * g.stride[1] // shared[1]] = at
+        assert walked == expected[divmod(position, g.size[1])]

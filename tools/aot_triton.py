@@ -5,13 +5,14 @@
 The real launch functions run on meta tensors with the shapes of ResNets, under a driver that names a target but owns
 no device: what is compiled is what a launch on such a GPU would compile, same specialisation, same launch.py.
 Registers and instructions are read from the cubin. Exit status 1 on spills, on shared memory over the limit of the
-architecture, or when a convolution that should use tensor cores does not. The plane convolution (Hopper only) must go
-from the copy engine to the tensor cores without a detour through registers.
+architecture, or when a convolution that should use tensor cores does not. The plane and patch convolutions (Hopper only) must
+go from the copy engine to the tensor cores without a detour through registers.
 """
 
 import argparse
 import concurrent.futures
 import contextlib
+import functools
 import os
 import re
 import subprocess
@@ -28,8 +29,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from resnet_fused import plane
-from resnet_fused.kernels import _conv_plane, add_relu, bn_relu, conv_bn_relu
+from resnet_fused import patch, plane
+from resnet_fused.kernels import _conv_patch, _conv_plane, add_relu, bn_relu, conv_bn_relu
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Bytes of shared memory a block may have (CUDA programming guide, "maximum amount per thread block").
@@ -105,18 +106,36 @@ PLANES = {  # as CONVS
 }
 
 
-def plane_cases(dtype):
-    for name, (n, c, h, k, r, stride, padding, has_residual) in PLANES.items():
-        x, weight = tensor((n, c, h, h), dtype), tensor((k, c, r, r), dtype)
-        p = (h + 2 * padding - r) // stride + 1
-        out, f = tensor((n, k, p, p), dtype), tensor((k,), torch.float32)
-        residual = out if has_residual else None
-        arguments = (x, weight, f, f, f, f, residual, out, [stride] * 2, [padding] * 2, [1, 1], 1, 1e-5, True)
-        for config in ({}, *plane.alternatives(k)):
-            yield (
-                f"conv_plane {name}",
-                lambda arguments=arguments, config=config: _conv_plane.conv_bn_relu(*arguments, config=config),
-            )
+PATCHES = {
+    "layer1": (256, 64, 56, 64, 3, 1, 1, True),
+    "layer2": (256, 128, 28, 128, 3, 1, 1, True),
+    "layer2 first": (256, 64, 56, 128, 3, 2, 1, False),
+    "layer1, batch 1": (1, 64, 56, 64, 3, 1, 1, True),
+    "layer3, batch 32": (32, 256, 14, 256, 3, 1, 1, True),
+    "bottleneck": (32, 256, 56, 64, 1, 1, 0, False),
+    "ragged": (8, 72, 14, 40, 3, 1, 1, True),
+}
+
+
+def hopper_cases(dtype):
+    for name, module, shapes in (("plane", _conv_plane, PLANES), ("patch", _conv_patch, PATCHES)):
+        for which, shape in shapes.items():
+            for label, launch in hopper_launches(dtype, name, module, *shape):
+                yield f"{label} {which}", launch
+
+
+def hopper_launches(dtype, name, module, n, c, h, k, r, stride, padding, has_residual):
+    x, weight = tensor((n, c, h, h), dtype), tensor((k, c, r, r), dtype)
+    p = (h + 2 * padding - r) // stride + 1
+    out, f = tensor((n, k, p, p), dtype), tensor((k,), torch.float32)
+    residual, conv = out if has_residual else None, ([stride] * 2, [padding] * 2, [1, 1], 1)
+    others = plane.alternatives(k) if module is _conv_plane else patch.alternatives(n, p, p, k)
+    for config in ({}, *others):
+        arguments = (x, weight, f, f, f, f, residual, out, *conv, 1e-5, True)
+        yield f"conv_{name}", functools.partial(module.conv_bn_relu, *arguments, config=config)
+    arguments = (x, weight, out, f, f, f, f, None, *conv, 0.1, 1e-5)
+    yield f"conv_{name} statistics", functools.partial(module.conv_stats, *arguments)
+    yield f"conv_{name} gradient", functools.partial(module.conv_input_grad, out, weight, x, *conv)
 
 
 class TargetDriver:
@@ -198,7 +217,7 @@ def faults(row):
         yield f"shared memory {row['shared']} > {SHARED_LIMIT[arch]}"
     if row["kernel"] == "_conv_kernel" and row["dtype"] != "fp32" and not row["tensor_core"]:
         yield "no tensor-core instruction"
-    if row["kernel"] == "_conv_plane_kernel":
+    if row["kernel"] in ("_conv_plane_kernel", "_conv_patch_kernel"):
         if "HGMMA" not in row["tensor_core"]:
             yield "no HGMMA"
         if not row["copies"]:
@@ -219,7 +238,7 @@ def compile_case(arch, dtype, index):
 def cases(dtype):
     own = DTYPES[dtype]
     elementwise = [] if dtype == "tf32" else elementwise_cases(own)
-    return [*elementwise, *conv_cases(own), *(plane_cases(own) if own.itemsize == 2 else ())]
+    return [*elementwise, *conv_cases(own), *(hopper_cases(own) if own.itemsize == 2 else ())]
 
 
 def rows(archs, only=""):
@@ -229,7 +248,7 @@ def rows(archs, only=""):
         for arch in archs
         for dtype in DTYPES
         for i, (case, _) in enumerate(cases(dtype))
-        if only in case and (arch == 90 or not case.startswith("conv_plane"))
+        if only in case and (arch == 90 or not case.startswith(("conv_plane", "conv_patch")))
     ]
     found = {}
     with concurrent.futures.ProcessPoolExecutor(2) as pool:

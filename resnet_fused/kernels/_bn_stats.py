@@ -162,17 +162,24 @@ def bn_stats_merge(parts, mean, invstd, var, share, count, eps):
         )  # fmt: skip
 
 
+def finalise(partial, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, count):
+    """The second stage: `partial` of a kernel that wrote slices of moments, `count` values a channel together."""
+    channels = mean.numel()
+    slices = partial.numel() // (3 * channels + 1)
+    merge = launch.merge(slices, channels)
+    _bn_finalise_kernel[merge.grid](
+        partial, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, count, channels, slices,
+        BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, **merge.options,
+    )  # fmt: skip
+
+
 def bn_stats(x, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps):
     tiles = launch.reduction(*outer_channels_inner(x))
     channels, slices = tiles.channels, tiles.slices
-    merge = launch.merge(slices, channels)
     partial = torch.empty(slices * (3 * channels + 1), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _bn_stats_kernel[tiles.grid](
             x, partial, tiles.outer, channels, tiles.inner, tiles.position_tiles, tiles.steps, slices, **blocks(tiles)
         )
-        _bn_finalise_kernel[merge.grid](
-            partial, mean, invstd, running_mean, running_var, num_batches_tracked,
-            momentum, eps, x.numel() // channels, channels, slices,
-            BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, **merge.options,
-        )  # fmt: skip
+        count = x.numel() // channels
+        finalise(partial, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, count)

@@ -33,6 +33,15 @@ def inverse_std(spread, eps):
 
 
 @triton.jit
+def scale_shift(channel, mask, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps):
+    """Batch norm of some channels as y = x * scale + shift, float32; without any parameters 1 and 0."""
+    scale = load_channels(bn_weight_ptr, channel, mask, 1.0)
+    scale *= inverse_std(load_channels(var_ptr, channel, mask, 1.0), eps)
+    shift = load_channels(bn_bias_ptr, channel, mask, 0.0)
+    return scale, shift - load_channels(mean_ptr, channel, mask, 0.0) * scale
+
+
+@triton.jit
 def tile_positions(tile, outer, channels, inner, BLOCK_R: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Offsets (channel excluded), mask and number of the valid ones of a tile's BLOCK_R positions; see launch.Tiles."""
     lane = tl.arange(0, BLOCK_R)

@@ -1,8 +1,11 @@
-"""Evaluation on Hopper: conv_bn_relu with tiles of images at one output pixel; see resnet_fused/plane.py.
+"""Convolutions on Hopper with tiles of images at one output pixel: evaluation, statistics, gradient; see
+resnet_fused/plane.py.
 
 Operands come by tensor descriptors (TMA), so there is no address, mask or register of theirs in the loop: the reason for
 this kernel beside conv_bn_relu.py, which gathers them pixel by pixel.
 """
+
+import math
 
 import torch
 import triton
@@ -10,7 +13,9 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import plane
-from ._common import inverse_std, load_channels, relu
+from ._bn_stats import finalise
+from ._common import relu, scale_shift
+from ._conv_moments import store_moments
 from .conv_bn_relu import _multiply
 
 
@@ -31,11 +36,7 @@ def _store(
             )  # fmt: skip
     else:
         channel = first + tl.arange(0, COLUMNS)
-        mask = channel < k
-        scale = load_channels(bn_weight_ptr, channel, mask, 1.0)
-        scale *= inverse_std(load_channels(var_ptr, channel, mask, 1.0), eps)
-        shift = load_channels(bn_bias_ptr, channel, mask, 0.0)
-        shift -= load_channels(mean_ptr, channel, mask, 0.0) * scale
+        scale, shift = scale_shift(channel, channel < k, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps)
         y = acc * scale[None, :] + shift[None, :]
         if residual is not None:
             y += residual.load([row, pixel_column + first]).to(tl.float32)
@@ -47,11 +48,14 @@ def _store(
 @triton.jit
 def _conv_plane_kernel(
     x, weight, residual, out, pixels_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps,
-    tiles, image_blocks, x_h, x_w, k, dilation_h, dilation_w,
+    moments_ptr, slices, tiles, image_blocks, n, x_h, x_w, k, step_h, step_w, tap_h, tap_w,
     C: tl.constexpr, S: tl.constexpr, CHANNEL_BLOCKS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     DEPTH: tl.constexpr, FIELDS: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """x, weight, residual, out: descriptors of matrices [N, H * W * C], [K, R * S * C], [N, P * Q * K] twice."""
+    """x, weight, residual, out: descriptors of matrices [N, H * W * C], [K, R * S * C], [N, P * Q * K] twice.
+
+    From tap to tap of a pixel it is `step` pixels of x, and `tap` taps of the filter, further.
+    """
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         # Output channels fastest, then images: programs that run together read the same taps.
         part = tile // CHANNEL_BLOCKS
@@ -72,13 +76,17 @@ def _conv_plane_kernel(
             channel = (step - tap * (C // DEPTH)) * DEPTH
             r = tap // width
             s = tap - r * width
-            x_column = (top + r * dilation_h) * x_h + (left + s * dilation_w) * x_w + channel
+            x_column = (top + r * step_h) * x_h + (left + s * step_w) * x_w + channel
             a = x.load([row, x_column])
-            b = weight.load([first, ((r0 + r) * S + s0 + s) * C + channel])
+            b = weight.load([first, ((r0 + r * tap_h) * S + s0 + s * tap_w) * C + channel])
             acc = _multiply(a, b.T, acc, "ieee")
         _store(
             acc, row, column, first, k, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual, out, RELU
         )  # fmt: skip
+        if moments_ptr is not None:
+            valid = tl.arange(0, BLOCK_N) < n - row
+            count = tl.minimum(n - row, BLOCK_N).to(tl.float32)
+            store_moments(acc, valid, count, part, first, k, 0, k, out.dtype, moments_ptr, slices)
 
 
 def _matrix(t, block):
@@ -88,25 +96,70 @@ def _matrix(t, block):
     return TensorDescriptor(t, [n, width], [t.stride(0) if n > 1 else width, 1], block)
 
 
+def _run(
+    x, weight, out, pixels, steps, taps=(1, 1), norm=(None,) * 5, residual=None, relu=False, moments=False, config=None
+):  # fmt: skip
+    """One launch over the `pixels` of a table; the moments of its tiles, or None."""
+    n, c = x.shape[:2]
+    k, s = weight.shape[0], weight.shape[3]
+    made = plane.launch(n, k, len(pixels), **(config or {}))
+    operands = [_matrix(x, [made.block_n, plane.DEPTH]), _matrix(weight, [made.block_k, plane.DEPTH])]
+    results = [None if t is None else _matrix(t, [made.block_n, 32]) for t in (residual, out)]
+    slices = len(pixels) * made.image_blocks
+    found = torch.empty(slices * (3 * k + 1), dtype=torch.float32, device=x.device) if moments else None
+    _conv_plane_kernel[(made.programs,)](
+        *operands, *results, pixels, *norm, found, slices, slices * made.channel_blocks, made.image_blocks, n,
+        x.stride(2), x.stride(3), k, *steps, *taps,
+        C=c, S=s, CHANNEL_BLOCKS=made.channel_blocks, BLOCK_N=made.block_n, BLOCK_K=made.block_k,
+        DEPTH=plane.DEPTH, FIELDS=plane.FIELDS, RELU=relu,
+        num_warps=made.num_warps, num_stages=made.num_stages, enable_fp_fusion=True,
+    )  # fmt: skip
+    return found
+
+
+def _taken(x, weight, out, convolution, groups):
+    """(x, weight, pixels) as the kernel takes them. Raises ValueError for what plane.refusal refuses."""
+    if (why := plane.refusal(x.shape, weight.shape, x.dtype, groups)) is not None:
+        raise ValueError(why)
+    geometry = plane.Geometry(*map(tuple, (x.shape[2:], out.shape[2:], weight.shape[2:], *convolution)))
+    return plane.dense(x), plane.dense(weight), plane.table_on(geometry, x.device)
+
+
 def conv_bn_relu(
     x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu, config=None
 ):  # fmt: skip
     """As kernels/conv_bn_relu.py, for what plane.refusal does not refuse. `config`: fields of plane.launch."""
-    if (why := plane.refusal(x.shape, weight.shape, x.dtype, groups)) is not None:
-        raise ValueError(why)
-    n, c, h, w = x.shape
-    k, _, r, s = weight.shape
-    sides = ((h, w), tuple(out.shape[2:]), (r, s), tuple(stride), tuple(padding), tuple(dilation))
-    pixels = plane.table_on(plane.Geometry(*sides), x.device)
-    made = plane.launch(n, k, len(pixels), **(config or {}))
-    x, weight = plane.dense(x), plane.dense(weight)
-    operands = [_matrix(x, [made.block_n, plane.DEPTH]), _matrix(weight, [made.block_k, plane.DEPTH])]
-    results = [None if t is None else _matrix(t, [made.block_n, 32]) for t in (residual, out)]
+    x, weight, pixels = _taken(x, weight, out, (stride, padding, dilation), groups)
+    norm = (mean, var, bn_weight, bn_bias, eps)
     with torch.cuda.device_of(x):
-        _conv_plane_kernel[(made.programs,)](
-            *operands, *results, pixels, mean, var, bn_weight, bn_bias, eps,
-            len(pixels) * made.image_blocks * made.channel_blocks, made.image_blocks, x.stride(2), x.stride(3), k, *dilation,
-            C=c, S=s, CHANNEL_BLOCKS=made.channel_blocks, BLOCK_N=made.block_n, BLOCK_K=made.block_k,
-            DEPTH=plane.DEPTH, FIELDS=plane.FIELDS, RELU=relu,
-            num_warps=made.num_warps, num_stages=made.num_stages, enable_fp_fusion=True,
-        )  # fmt: skip
+        _run(x, weight, out, pixels, dilation, norm=norm, residual=plane.dense(residual), relu=relu, config=config)
+
+
+def conv_stats(
+    x, weight, out, mean, invstd, running_mean, running_var, num_batches_tracked,
+    stride, padding, dilation, groups, momentum, eps, config=None,
+):  # fmt: skip
+    """As kernels/conv_bn_relu.py, for what plane.refusal does not refuse."""
+    x, weight, pixels = _taken(x, weight, out, (stride, padding, dilation), groups)
+    with torch.cuda.device_of(x):
+        moments = _run(x, weight, out, pixels, dilation, moments=True, config=config)
+        count = out.numel() // weight.shape[0]
+        finalise(moments, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, count)
+
+
+def conv_input_grad(grad, weight, out, stride, padding, dilation, groups, config=None):
+    """out [N, C, H, W] = the gradient of a convolution's input; grad [N, K, P, Q], weight [K, C, R, S], all channels_last.
+
+    One launch for all strides. The weight is brought to [C, R, S, K] on every call: a copy of its size. Raises ValueError
+    for what plane.refusal refuses, of `grad` beside the turned weight.
+    """
+    turned = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    if (why := plane.gradient_refusal(grad.shape, turned.shape, grad.dtype, stride, groups)) is not None:
+        raise ValueError(why)
+    sides = (out.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation)
+    pixels = plane.table_on(plane.Geometry(*map(tuple, sides)), grad.device, gradient=True)
+    shared = [math.gcd(by, step) for by, step in zip(stride, dilation, strict=True)]
+    steps = [-step // both for step, both in zip(dilation, shared, strict=True)]
+    taps = [by // both for by, both in zip(stride, shared, strict=True)]
+    with torch.cuda.device_of(grad):
+        _run(plane.dense(grad), turned, out, pixels, steps, taps, config=config)

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 from .. import launch
-from ._bn_stats import _bn_finalise_kernel
-from ._common import INTERPRETED, inverse_std, load_channels, relu
+from ._bn_stats import finalise
+from ._common import INTERPRETED, relu, scale_shift
 from ._conv_moments import store_moments
 
 
@@ -73,10 +73,7 @@ def _finish(
         column = first + tl.arange(0, COLUMNS)
         column_mask = column < k
         column += group * k
-        scale = load_channels(bn_weight_ptr, column, column_mask, 1.0)
-        scale *= inverse_std(load_channels(var_ptr, column, column_mask, 1.0), eps)
-        shift = load_channels(bn_bias_ptr, column, column_mask, 0.0)
-        shift -= load_channels(mean_ptr, column, column_mask, 0.0) * scale
+        scale, shift = scale_shift(column, column_mask, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps)
         image, ahead, row, col = _positions(start, lane, p, q)
         rows = ahead.to(OFFSET) * out_n + row.to(OFFSET) * out_p + col.to(OFFSET) * out_q
         offsets = rows[:, None] + (column.to(OFFSET) * out_k)[None, :]
@@ -180,7 +177,10 @@ def _conv_kernel(
             out_n, out_k, out_p, out_q, OFFSET, RELU,
         )  # fmt: skip
         if moments_ptr is not None:
-            store_moments(acc, start, (tile - block * blocks) * BLOCK_K, group, m, k, out_ptr, moments_ptr, slices)
+            store_moments(
+                acc, lane_mask, tl.minimum(m - start, BLOCK_M).to(tl.float32), block, (tile - block * blocks) * BLOCK_K,
+                k, group * k, k * tl.num_programs(1), out_ptr.dtype.element_ty, moments_ptr, slices,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -267,9 +267,4 @@ def conv_stats(
     k = weight.shape[0]
     with torch.cuda.device_of(x):
         *_, moments = _launch(x, weight, nothing, out, stride, padding, dilation, groups, False, statistics=True)
-        slices = moments.numel() // (3 * k + 1)
-        merge = launch.merge(slices, k)
-        _bn_finalise_kernel[merge.grid](
-            moments, mean, invstd, running_mean, running_var, num_batches_tracked,
-            momentum, eps, out.numel() // k, k, slices, BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, **merge.options,
-        )  # fmt: skip
+        finalise(moments, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, out.numel() // k)
