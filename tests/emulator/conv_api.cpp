@@ -14,7 +14,7 @@
 #include "machine.h"
 
 namespace resnet_fused::cuda {
-void conv_bn_relu_planned(const ConvPlan&, DType, const ConvTensors&, Norm, Conv, bool, bool, void*, void*);
+void conv_bn_relu_planned(const ConvPlan&, DType, const ConvTensors&, Norm, Conv, bool, bool, bool, void*, void*);
 void conv_stats_planned(const ConvPlan&, DType, const ConvTensors&, Conv, float*, float*, MutableChannels,
                         MutableChannels, const int64_t*, double, double, bool, void*, void*);
 void conv_bn_relu_pool_planned(const PoolPlan&, DType, const void*, const void*, Norm, void*, Conv, bool, void*);
@@ -32,6 +32,7 @@ static cuda::ConvPlan plan_of(const ConvCall& a) {
     const auto tile = a.tile >= 0 ? static_cast<cuda::ConvTile>(a.tile) : plan.tile;
     plan = cuda::conv_plan_for(tile, dtype, conv, a.aligned, a.splits > 0 ? a.splits : 1);
   }
+  if (a.cluster) plan.cluster = true, plan.scratch = 0;
   return plan;
 }
 
@@ -79,7 +80,7 @@ EXPORTED const char* conv_bn_relu(const ConvCall* a) {
     const Scratch scratch = poisoned(plan.scratch);
     emu::machine.configure(a->seed, int(a->policy));
     cuda::conv_bn_relu_planned(plan, static_cast<DType>(a->dtype), {a->x, a->weight, a->residual, a->out}, norm_of(*a),
-                               conv_of(*a), a->relu, a->allow_tf32, scratch.get(), nullptr);
+                               conv_of(*a), a->relu, a->allow_tf32, a->early_weights, scratch.get(), nullptr);
   });
 }
 
