@@ -43,15 +43,4 @@ inline void require_hopper(const char* op) {
   if (!why.empty()) throw std::runtime_error(std::string(op) + ": " + why);
 }
 
-// The same for sources named *_sm90.cu, whose instructions (ptx/cluster.cuh) every later device has too.
-inline std::string cluster_refusal(Capability device) {
-  if (device.major >= 9) return "";
-  return "clusters of blocks need compute capability 9.0, but the device has " + std::to_string(device.major) + "." +
-         std::to_string(device.minor);
-}
-inline void require_clusters(const char* op) {
-  const std::string why = cluster_refusal(capability(op));
-  if (!why.empty()) throw std::runtime_error(std::string(op) + ": " + why);
-}
-
 }  // namespace resnet_fused::cuda

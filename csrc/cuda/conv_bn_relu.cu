@@ -1,5 +1,5 @@
 // Host side of conv_bn_relu.
-#include "../hopper.h"
+#include "../clusters.h"
 #include "conv_args.cuh"
 #include "conv_choice.h"
 #include "conv_tile.cuh"
