@@ -8,6 +8,7 @@
 
 #include "conv_call.h"
 #include "cuda/conv_args.cuh"
+#include "cuda/conv_choice.h"
 #include "cuda/conv_pair_plan.h"
 #include "cuda/conv_plan.h"
 #include "cuda/conv_pool_plan.h"
@@ -58,6 +59,31 @@ EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
     const size_t promised = cuda::conv_bn_relu_scratch(static_cast<DType>(a->dtype), conv_of(*a), a->allow_tf32, {});
     if (a->tile < 0 && a->splits == 0 && promised < p.scratch)
       throw std::logic_error("conv_bn_relu_scratch is too small");
+  });
+}
+
+// first and end of the rows that each block of a cluster finishes, of `live` ones.
+EXPORTED void cluster_shares(int64_t live, int64_t size, int64_t* to) {
+  for (int rank = 0; rank < size; ++rank) {
+    const cuda::RowShare share = cuda::cluster_share(int(live), int(size), rank);
+    to[2 * rank] = share.first, to[2 * rank + 1] = share.end;
+  }
+}
+
+// The clusters worth measuring and their predicted clocks, those predicted to be fastest first.
+EXPORTED const char* cluster_choices(const ConvCall* a, int64_t* tile, int64_t* splits, double* clocks, int64_t* count) {
+  return guarded([&] {
+    const DType dtype = static_cast<DType>(a->dtype);
+    const Conv conv = conv_of(*a);
+    *count = 0;
+    for (const ConvChoice& choice : cuda::conv_cluster_choices_of(dtype, conv, a->allow_tf32)) {
+      const cuda::ConvPlan plan = cuda::conv_plan_chosen("conv_bn_relu", choice, dtype, conv, a->allow_tf32, true);
+      if (!plan.cluster || plan.scratch != 0) throw std::logic_error("a cluster needs no scratch");
+      tile[*count] = int64_t(plan.tile), splits[*count] = plan.splits;
+      clocks[(*count)++] = cuda::conv_cluster_cost(cuda::shape_of(plan.tile), cuda::conv_math(dtype, a->allow_tf32),
+                                                   plan.images * conv.p * conv.q, conv.k, conv.groups, plan.steps,
+                                                   plan.splits);
+    }
   });
 }
 
