@@ -1,5 +1,5 @@
-// For the launchers of sources named *_sm90.cu: their instructions (ptx/cluster.cuh) came with compute capability 9.0, and every
-// later one has them, so that they are compiled for all of those (tools/native_build.py).
+// For the launchers of sources named *_sm90.cu: their instructions (ptx/cluster.cuh) came with compute capability 9.0,
+// and every later one has them, so that they are compiled for all of those (tools/native_build.py).
 #pragma once
 
 #include "hopper.h"

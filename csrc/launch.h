@@ -1,5 +1,5 @@
-// launch(op, kernel, grid, block, shared_bytes, stream, args...): starts a kernel in either world; launch_clusters, one whose
-// blocks work together.
+// launch(op, kernel, grid, block, shared_bytes, stream, args...): starts a kernel in either world; launch_clusters, one
+// whose blocks work together.
 //
 // nvcc: cudaLaunchKernel, errors thrown as std::runtime_error("<op>: ..."). g++ -DHOST_EMULATION: runs the kernel to
 // its end on this thread (tests/emulator/launch_emulated.h); a fault found by the emulator is thrown the same way.
@@ -59,9 +59,9 @@ void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, siz
   }(std::forward<Args>(args)...);
 }
 
-// The same in clusters of `cluster` blocks, and early: blocks may start when all blocks of the kernel before have triggered or
-// ended, whatever kernel that is, and keep the rule of ptx/cluster.cuh. A graph that captures the stream keeps this edge.
-// Compute capability 9.0 and later.
+// The same in clusters of `cluster` blocks, and early: blocks may start when all blocks of the kernel before have
+// triggered or ended, whatever kernel that is, and keep the rule of ptx/cluster.cuh. A graph that captures the stream
+// keeps this edge. Compute capability 9.0 and later.
 template <class... Params, class... Args>
 void launch_clusters(const char* op, void (*kernel)(Params...), Grid grid, Grid cluster, int block, size_t shared_bytes,
                      void* stream, Args&&... args) {

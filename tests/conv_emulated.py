@@ -100,7 +100,12 @@ def cluster_shares(live, size):
 
 def cluster_choices(dtype, conv, allow_tf32=False):
     """[(tile, splits, predicted clocks)] of the clusters worth a measurement."""
-    tiles, splits, clocks, count = (ctypes.c_int64 * 16)(), (ctypes.c_int64 * 16)(), (ctypes.c_double * 16)(), ctypes.c_int64()
+    tiles, splits, clocks, count = (
+        (ctypes.c_int64 * 16)(),
+        (ctypes.c_int64 * 16)(),
+        (ctypes.c_double * 16)(),
+        ctypes.c_int64(),
+    )
     run("cluster_choices", Call(dtype=DTYPES[dtype], allow_tf32=allow_tf32, aligned=True, **conv),
         tiles, splits, clocks, ctypes.byref(count))  # fmt: skip
     return [(NAME_OF_TILE[tiles[i]], splits[i], clocks[i]) for i in range(count.value)]

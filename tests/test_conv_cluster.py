@@ -98,7 +98,7 @@ def test_clusters_of_resnet34(layer, batch):
 
 
 class OneAfterTheOther(Conv):
-    """Three convolutions, each of what the one before wrote; the last adds the second's input."""
+    """Three convolutions: of the input, of what the first wrote, and of that again with what the second wrote added."""
 
     def __init__(self, math, n=1):
         super().__init__(math, c=64, k=64, size=(9, 8), n=n)
@@ -115,12 +115,12 @@ class OneAfterTheOther(Conv):
         first, second, third = self.between
         self.layer(ops, self.x, None, first, **form)
         self.layer(ops, first, None, second, **form)
-        return self.layer(ops, second, first, third, **form).clone()
+        return self.layer(ops, first, second, third, **form).clone()
 
 
 @pytest.mark.parametrize("math", MATHS)
 def test_a_chain_of_layers(ops, math):
-    """Every layer is launched before the one it reads from has ended."""
+    """Every layer is launched before the one that it reads, as input or residual, has ended."""
     case = OneAfterTheOther(math)
     two = case.chain(ops)
     assert two.isfinite().all() and two.unique().numel() > 100
@@ -177,7 +177,9 @@ def test_views_that_start_askew_run_automatically(ops):
     buffer = torch.empty(case.x.numel() + 1, dtype=case.x.dtype)
     askew = buffer[1:].as_strided(case.x.shape, case.x.stride()).copy_(case.x)
     out = case.empty()
-    ops.conv_bn_relu(askew, case.weight, *case.norm, None, out, ONE, ONE, ONE, 1, EPS, True, tile="64x64", splits=2, **EARLY)
+    ops.conv_bn_relu(
+        askew, case.weight, *case.norm, None, out, ONE, ONE, ONE, 1, EPS, True, tile="64x64", splits=2, **EARLY
+    )
     case.check(out, case.weight, 1, True)
 
 
@@ -199,6 +201,24 @@ def test_what_cannot_run_is_refused_in_one_line(ops, name):
         ops.conv_bn_relu(case.x, case.weight, *case.norm, None, case.empty(), ONE, ONE, ONE, 1, EPS, True, tile=tile,
                          splits=splits, **form)  # fmt: skip
     assert str(caught.value).splitlines()[0] == f"conv_bn_relu: {message}"
+
+
+def test_the_benchmark_compares_bits(ops, device, monkeypatch):
+    """Every form of a layer, once: what `make gpu` runs at batches 1 and 8."""
+    from benchmarks import cases, harness, latency
+    from resnet_fused import resnet
+
+    model = resnet.resnet18().to(memory_format=torch.channels_last)
+    found = cases.collect(model, 1, 32, torch.float16, ("conv_bn_relu",), ("forward",))
+    case = next(c for c in found if c.shape[1] == 64)
+    monkeypatch.setattr(harness, "measure", lambda runs, *_: runs)
+    names = list(latency.compare(ops, case, device, 0.0))
+    assert names[0] == "default" and [n.split()[0] for n in names[1:4]] == ["two", "cluster", "cluster"]
+    real = latency.call
+    wrong = lambda ops, a, out, tf32, config: real(ops, a, out, tf32, config).add_("cluster" in config)  # noqa: E731
+    monkeypatch.setattr(latency, "call", wrong)
+    with pytest.raises(RuntimeError, match="has other bits than two kernels"):
+        latency.compare(ops, case, device, 0.0)
 
 
 def test_a_graph_keeps_the_early_launches(ops, device):

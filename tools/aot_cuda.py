@@ -136,11 +136,19 @@ def read(log, sass, source, target):
             "local": len(re.findall(r"\b(?:LDL|STL)\b", code[name])),
             "hopper": [i for i in HOPPER_INSTRUCTIONS + CLUSTER_INSTRUCTIONS
                        if re.search(rf"\b{re.escape(i)}\b", code[name])],
+            "early": before_the_wait(code[name]),
             "warnings": [line for line in warnings if name in line or "'" not in line],
         })  # fmt: skip
     if set(code) != {row["kernel"] for row in rows}:
         raise CannotCompile(f"{source}: ptxas reports {len(rows)} kernels, the disassembly has {len(code)}")
     return demangle(rows)
+
+
+def before_the_wait(code):
+    """What no kernel may do before it has waited for the one ahead (csrc/ptx/cluster.cuh), and this one does: in the order of
+    its code, which is not proof but has no reason to differ."""
+    head, wait, _ = code.partition("ACQBULK")
+    return sorted(set(re.findall(r"\b(?:STG|PREEXIT|LD)\b", head))) if wait else []
 
 
 def demangle(rows):
@@ -169,6 +177,8 @@ def faults(row):
         yield "no tensor-core instruction"
     if row["local"]:
         yield f"{row['local']} accesses of local memory"
+    if row["early"]:
+        yield f"{row['early'][0]} before ACQBULK"
     if row["shared"] > MOST_SHARED:
         yield f"{row['shared']} bytes of shared memory, more than {MOST_SHARED}"
     for end, wanted in WANTED.items():
@@ -204,7 +214,7 @@ def main():
         sys.exit(f"aot_cuda: {why}")
     if not table:
         sys.exit(f"aot_cuda: no source with {options.only!r} in its name is compiled for {options.arch}")
-    columns = [c for c in table[0] if c not in ("warnings", "local", "hopper")]
+    columns = [c for c in table[0] if c not in ("warnings", "local", "hopper", "early")]
     widths = {c: max(len(c), *(len(str(row[c])) for row in table)) for c in columns}
     print("  ".join(c.ljust(width) for c, width in widths.items()))
     failed = 0

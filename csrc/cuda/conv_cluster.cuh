@@ -1,10 +1,10 @@
-// A split convolution in one launch: the slices of a tile are the blocks of a cluster, and add each other's sums through
-// shared memory, in the order and with the bits of the second kernel in conv_splitk.cuh.
+// A split convolution in one launch: the slices of a tile are the blocks of a cluster, and add each other's sums
+// through shared memory, in the order and with the bits of the second kernel in conv_splitk.cuh.
 //
-// The kernel is launched early (the rule: ptx/cluster.cuh). With `early_weights` it fetches weights and norm before it waits
-// for the kernels ahead: what is left then is to read the activations. That is the caller's promise that the kernel right
-// ahead writes neither; a frozen engine, whose weights change outside of its graph, can give it, a module cannot: its weight may have been
-// cast just now.
+// The kernel is launched early (the rule: ptx/cluster.cuh). With `early_weights` it fetches weights and norm before it
+// waits for the kernels ahead: what is left then is to read the activations. That is the caller's promise that the
+// kernel right ahead writes neither; a frozen engine, whose weights change outside of its graph, can give it, a module
+// cannot: its weight may have been cast just now.
 #pragma once
 
 #include "../ptx/cluster.cuh"

@@ -1,5 +1,5 @@
-// Slices of a convolution that are the blocks of one cluster: which sizes, who finishes which rows, and what it is predicted
-// to take. Pure functions, so that a CPU can test and print them.
+// Slices of a convolution that are the blocks of one cluster: which sizes, who finishes which rows, and what it is
+// predicted to take. Pure functions, so that a CPU can test and print them.
 #pragma once
 
 #include "../ptx/ptx.cuh"  // __host__, __device__ of either world
@@ -7,8 +7,8 @@
 
 namespace resnet_fused::cuda {
 
-// What every device with clusters runs. 16 needs a permission, and 16 multiprocessors of one GPC to be free at once; odd
-// sizes leave multiprocessors of a GPC without a cluster.
+// What every device with clusters runs. 16 needs a permission, and 16 multiprocessors of one GPC to be free at once;
+// odd sizes leave multiprocessors of a GPC without a cluster.
 inline constexpr int kClusterSizes[] = {2, 4, 8};
 
 constexpr bool is_cluster_size(int64_t splits) {
@@ -29,9 +29,9 @@ __host__ __device__ __forceinline__ RowShare cluster_share(int live, int size, i
   return {first, live - first < most ? live : first + most};
 }
 
-struct ClusterModel {  // clocks; predicted, as ConvModel
-  static constexpr double kBarriers = 800;          // two of a cluster
-  static constexpr double kBytesPerClock = 14;      // from other blocks' memory, per multiprocessor: 3.3 TB/s in all
+struct ClusterModel {                           // clocks; predicted, as ConvModel
+  static constexpr double kBarriers = 800;      // two of a cluster
+  static constexpr double kBytesPerClock = 14;  // from other blocks' memory, per multiprocessor: 3.3 TB/s in all
 };
 
 // Predicted clocks of one launch that replaces the two of conv_cost. The start that an early launch hides is left out.

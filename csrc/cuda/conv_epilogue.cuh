@@ -46,8 +46,8 @@ __device__ __forceinline__ T load_once(const void* p) {
   }
 }
 
-// The residual's eight channels at `at` (the first `valid` of them when not vector_out). Not kReadOnly: another kernel may
-// have written them since this one began.
+// The residual's eight channels at `at` (the first `valid` of them when not vector_out). Not kReadOnly: another kernel
+// may have written them since this one began.
 template <class Element, bool kReadOnly = true>
 __device__ __forceinline__ Eight<Element> load_residual(const ConvArgs& a, int64_t at, int valid) {
   const Element* residual = static_cast<const Element*>(a.residual) + at;

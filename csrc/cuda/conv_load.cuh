@@ -60,8 +60,8 @@ class Loader {
     advance();
   }
 
-  // The same in two parts: the weights of step i, counted from the next one, without taking that step; activations of the
-  // next step.
+  // The same in two parts: the weights of step i, counted from the next one, without taking that step; activations of
+  // the next step.
   __device__ __forceinline__ void weights_of(int i, int stage) const {
     copy_weights(smem_ + stage * Tile::kStageBytes + Tile::kM * kConvStepBytes, i);
   }
@@ -105,9 +105,9 @@ class Loader {
 
   // Of the step `ahead` steps after the next one.
   __device__ __forceinline__ void copy_weights(uint32_t b, int ahead) const {
-    const bool in_filter =
-        ahead == 0 ? tap_.r < args_.r
-                   : (tap_.r * args_.s + tap_.s) * args_.c + tap_.c + ahead * Tile::kStep < args_.filter;
+    const bool in_filter = ahead == 0
+                               ? tap_.r < args_.r
+                               : (tap_.r * args_.s + tap_.s) * args_.c + tap_.c + ahead * Tile::kStep < args_.filter;
 #pragma unroll
     for (int i = 0; i < kRowsB; ++i) {
       const bool valid = in_filter && n_ + i * Tile::kRowsPerPass < args_.k;

@@ -42,9 +42,7 @@ PTX_FN T ld_cluster(uint32_t addr) {
 
 PTX_FN void grid_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 PTX_FN void grid_trigger() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-PTX_FN void prefetch_l2(const void* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
-}
+PTX_FN void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p))); }
 
 #undef PTX_FN
 

@@ -1,5 +1,5 @@
-// The instructions of csrc/ptx/cluster.cuh: one right use of all of them, and mistakes that the emulator must report. On a
-// GPU of compute capability 9.0 or later the right use runs as well, with the same expectations:
+// The instructions of csrc/ptx/cluster.cuh: one right use of all of them, and mistakes that the emulator must report.
+// On a GPU of compute capability 9.0 or later the right use runs as well, with the same expectations:
 //   nvcc -x cu -std=c++17 -arch=sm_90 -Icsrc -Itests/emulator tests/emulator/cluster_checks.cpp -o checks && ./checks
 #include "clusters.h"
 #include "harness.h"
@@ -8,8 +8,21 @@
 namespace micro {
 
 enum class Mistake {
-  none, read_early, read_only, write_early, trigger_early, never_waits, no_barrier, no_last_barrier, no_last_wait,
-  no_arrive, twice, plain_load, no_such_block, outside, overwrites
+  none,
+  read_early,
+  read_only,
+  write_early,
+  trigger_early,
+  never_waits,
+  no_barrier,
+  no_last_barrier,
+  no_last_wait,
+  no_arrive,
+  twice,
+  plain_load,
+  no_such_block,
+  outside,
+  overwrites
 };
 
 constexpr int kThreads = 64, kSharedBytes = 16 * kThreads;
@@ -139,7 +152,8 @@ int main() {
   checks.push_back(wrong<Mistake::no_last_wait>("no wait before the end", "between cluster_arrive and cluster_wait"));
   checks.push_back(wrong<Mistake::no_arrive>("cluster_wait alone", "cluster_wait without cluster_arrive"));
   checks.push_back(wrong<Mistake::twice>("cluster_arrive twice", "cluster_arrive twice"));
-  checks.push_back(wrong<Mistake::plain_load>("ld.shared of another block's memory", "the address is one of a cluster"));
+  checks.push_back(
+      wrong<Mistake::plain_load>("ld.shared of another block's memory", "the address is one of a cluster"));
   checks.push_back(wrong<Mistake::no_such_block>("a rank too high", "cluster_address of block 4"));
   checks.push_back(wrong<Mistake::outside>("outside of another block's memory", "outside the 1024 bytes"));
   checks.push_back(wrong<Mistake::overwrites>("overwrites what others read", "race: "));

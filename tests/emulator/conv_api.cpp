@@ -71,7 +71,8 @@ EXPORTED void cluster_shares(int64_t live, int64_t size, int64_t* to) {
 }
 
 // The clusters worth measuring and their predicted clocks, those predicted to be fastest first.
-EXPORTED const char* cluster_choices(const ConvCall* a, int64_t* tile, int64_t* splits, double* clocks, int64_t* count) {
+EXPORTED const char* cluster_choices(const ConvCall* a, int64_t* tile, int64_t* splits, double* clocks,
+                                     int64_t* count) {
   return guarded([&] {
     const DType dtype = static_cast<DType>(a->dtype);
     const Conv conv = conv_of(*a);
@@ -80,9 +81,9 @@ EXPORTED const char* cluster_choices(const ConvCall* a, int64_t* tile, int64_t* 
       const cuda::ConvPlan plan = cuda::conv_plan_chosen("conv_bn_relu", choice, dtype, conv, a->allow_tf32, true);
       if (!plan.cluster || plan.scratch != 0) throw std::logic_error("a cluster needs no scratch");
       tile[*count] = int64_t(plan.tile), splits[*count] = plan.splits;
-      clocks[(*count)++] = cuda::conv_cluster_cost(cuda::shape_of(plan.tile), cuda::conv_math(dtype, a->allow_tf32),
-                                                   plan.images * conv.p * conv.q, conv.k, conv.groups, plan.steps,
-                                                   plan.splits);
+      clocks[(*count)++] =
+          cuda::conv_cluster_cost(cuda::shape_of(plan.tile), cuda::conv_math(dtype, a->allow_tf32),
+                                  plan.images * conv.p * conv.q, conv.k, conv.groups, plan.steps, plan.splits);
     }
   });
 }

@@ -1,9 +1,9 @@
-// Global memory under an early launch, at its weakest: until a thread's grid_wait the kernel before may still be writing what it
-// writes, and reading anything at all.
+// Global memory under an early launch, at its weakest: until a thread's grid_wait the kernel before may still be
+// writing what it writes, and reading anything at all.
 //
-// Kernels run one after the other here, so that nothing would go wrong by itself: instead, what the last launch wrote is kept.
-// Memory must not have changed hands since: a tensor that the host filled in the place of that one looks as if it were in
-// flight.
+// Kernels run one after the other here, so that nothing would go wrong by itself: instead, what the last launch wrote
+// is kept. Memory must not have changed hands since: a tensor that the host filled in the place of that one looks as if
+// it were in flight.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ namespace emu {
 
 class Early {
  public:
-  void launch(bool early);            // a kernel begins
+  void launch(bool early);             // a kernel begins
   bool now() const { return early_; }  // it was launched early
   // By the current thread: Fault if it has not waited and must have.
   void read(const char* what, const void* p, size_t bytes);

@@ -90,8 +90,8 @@ void Machine::place(Dim cluster, int64_t number) {
   const Dim first{number % x * cluster.x, number / x % y * cluster.y, number / x / y * cluster.z};
   block_indices_.clear();
   for (int64_t i = 0; i < blocks; ++i) {
-    block_indices_.push_back({first.x + i % cluster.x, first.y + i / cluster.x % cluster.y,
-                              first.z + i / cluster.x / cluster.y});
+    block_indices_.push_back(
+        {first.x + i % cluster.x, first.y + i / cluster.x % cluster.y, first.z + i / cluster.x / cluster.y});
   }
 }
 
@@ -244,7 +244,8 @@ void Machine::thread_ends() {
   --running_;
   if (warp.alive == 0) {
     const uint32_t bit = 1u << lane.who.warp;
-    if ((cluster_barrier_.arrived | cluster_barrier_.passed) & bit) fail("the warp ends between cluster_arrive and cluster_wait");
+    if ((cluster_barrier_.arrived | cluster_barrier_.passed) & bit)
+      fail("the warp ends between cluster_arrive and cluster_wait");
     shadow.warp_leaves(lane.who.warp);
     pass_cluster_barrier();  // who has ended is not waited for
   }

@@ -1,10 +1,11 @@
-// One CUDA block, or one cluster of them, at a time: threads as fibers, a seeded scheduler, warp-wide meetings and barriers.
+// One CUDA block, or one cluster of them, at a time: threads as fibers, a seeded scheduler, warp-wide meetings and
+// barriers.
 //
 // Threads run until they reach a point where threads meet. Which one runs next is drawn from the seed under one of two
 // policies: 0 picks any ready warp; 1 runs the warp of highest priority as far as it can and redraws priorities now and
 // then, so that warps drift apart as far as the barriers allow (uniform picks keep them in step and hide missing
-// barriers). Inside a warp the lanes run in random order. Blocks run one after another, in random order; those of a cluster
-// together, their warps in one count.
+// barriers). Inside a warp the lanes run in random order. Blocks run one after another, in random order; those of a
+// cluster together, their warps in one count.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +47,7 @@ struct Copy {
 struct Lane {
   Fiber fiber;
   Who who;
-  bool waited;  // for the kernels before
+  bool waited;                            // for the kernels before
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> open;                 // not committed
 };
