@@ -48,7 +48,7 @@ WRONG = (
     ("conv_cluster.cuh", "loader.weights_of(i, i)", "loader.weights_of(0, i)"),
     ("conv_cluster.cuh", "load_residual<Element, false>", "load_residual<Element>"),
     ("conv_cluster.cuh", "cluster_address(smem, slice)", "cluster_address(smem, args.splits - 1 - slice)"),
-    ("conv_cluster.cuh", "row < share.end", "row <= share.end"),
+    ("conv_cluster.cuh", "row < share.end", "row + 1 < share.end"),
     ("conv_cluster.cuh", "  if (early_weights) {\n#pragma unroll", "  if (true) {\n#pragma unroll"),
     ("conv_strip.cuh", "memory.line(i), x,", "memory.line(i + 1), x,"),
     ("conv_strip.cuh", "memory.line(row + r)", "memory.line(row + r + 1)"),
