@@ -50,7 +50,7 @@ struct Conv {
 
 // How a CUDA convolution cuts its work: the name of a tile and in how many slices its reduction runs
 // (cuda/conv_choice.h); "auto" and 0: as predicted to be fastest for the shape. cluster: the slices in one launch, from
-// compute capability 9.0 on. early_weights, of a cluster: the kernel right ahead in the stream writes neither weight nor norm.
+// compute capability 9.0 on. early_weights, of a cluster: the kernel right ahead in the stream does not write the weight.
 struct ConvChoice {
   std::string_view tile = "auto";
   int64_t splits = 0;

@@ -1,10 +1,10 @@
 // A split convolution in one launch: the slices of a tile are the blocks of a cluster, and add each other's sums
 // through shared memory, in the order and with the bits of the second kernel in conv_splitk.cuh.
 //
-// The kernel is launched early (the rule: ptx/cluster.cuh). With `early_weights` it fetches weights and norm before it
-// waits for the kernels ahead: what is left then is to read the activations. That is the caller's promise that the
-// kernel right ahead writes neither; a frozen engine, whose weights change outside of its graph, can give it, a module
-// cannot: its weight may have been cast just now.
+// The kernel is launched early (the rule: ptx/cluster.cuh). With `early_weights` it fetches weights before it waits for
+// the kernels ahead: what is left then is to read the activations. That is the caller's promise that the kernel right
+// ahead does not write them; a frozen engine, whose weights change outside of its graph, can give it, a module cannot:
+// its weight may have been cast just now.
 #pragma once
 
 #include "../ptx/cluster.cuh"
@@ -74,7 +74,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kShape.blocks)
       if (i < slice.steps) loader.weights_of(i, i);
     }
     prefetch_weights<Tile>(args, place, slice, Tile::kStages - 1);
-    stage_norm<Tile::kN>(args.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
   }
   ptx::grid_wait();
 #pragma unroll
@@ -88,9 +87,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kShape.blocks)
     }
     ptx::cp_async_commit();  // the first group has all early weights too
   }
-  if (!early_weights) {
-    stage_norm<Tile::kN>(args.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
-  }
+  // While the copies are on their way. Before the wait it would hold them up where that is short: its loads are waited
+  // for.
+  stage_norm<Tile::kN>(args.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
   conv_steps<Tile, true>(loader, smem, slice.steps, acc);
   ptx::grid_trigger();  // what is left needs neither memory's nor a multiprocessor's throughput
 

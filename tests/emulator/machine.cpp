@@ -96,8 +96,8 @@ void Machine::place(Dim cluster, int64_t number) {
 }
 
 void Machine::run_cluster() {
-  for (auto& of_block : barriers_) {
-    for (Barrier& b : of_block) b = Barrier{};
+  for (int rank = 0; rank < blocks; ++rank) {
+    for (Barrier& b : barriers_[rank]) b = Barrier{};
   }
   cluster_barrier_ = ClusterBarrier{};
   ready_warps_ = 0;
