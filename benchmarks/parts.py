@@ -92,6 +92,7 @@ def _checks(device, box, smoke):
         hopper = flags.replace("-arch=native", "-gencode=arch=compute_90a,code=sm_90a")
         made.append(_compiled("instructions-hopper", 2, box, f"{hopper} tests/emulator/hopper_checks.cpp"))
         made.append(_compiled("instructions-boxes", 2, box, f"{hopper} tests/emulator/hopper_boxes.cpp"))
+        made.append(_compiled("instructions-clusters", 2, box, f"{flags} tests/emulator/cluster_checks.cpp"))
     for backend in BACKENDS if device == "cuda" else ("native",):
         # Eager's own tensors beyond 2^31 elements are torch's business, and would not fit beside the others'.
         for op in OP_TESTS[:1] if smoke else (*OP_TESTS, *(["large"] if backend != "eager" else [])):
@@ -104,6 +105,7 @@ def _checks(device, box, smoke):
             "static-engine": ["frozen_static"], "private-ops": ["conv_choice", "pool_linear"],
             "conv-plane": ["conv_plane", "cuda_plane"], "conv-strip": ["cuda_strip"],
             "conv-patch": ["conv_patch", "conv_hopper", "conv_input_grad"],
+            "conv-cluster": ["conv_cluster"],
         }  # fmt: skip
         for name, names in files.items():
             tests = _python("-m", "pytest", "-q", "-rf", *(f"tests/test_{f}.py" for f in names), "--device=cuda")
@@ -143,7 +145,7 @@ def _measurements(device, output, size, batches, smoke):
     common = ("--device", device, "--output", output, "--size", size)
     common += ("--model", "resnet18") if smoke else ()
     # Of timing for each group of candidates.
-    timing = {"resnet": 4, "kernels": 0.3, "steering": 0.2}
+    timing = {"resnet": 4, "kernels": 0.3, "steering": 0.2, "latency": 0.2}
 
     def part(name, suite, seconds, *arguments):
         box = SMOKE_BOX if smoke else seconds
@@ -157,13 +159,14 @@ def _measurements(device, output, size, batches, smoke):
     made = [
         *([probes(20)] if device == "cuda" else []),
         part("steering", "steering", 40, "--batch", *batches, *few),
+        *([part("latency", "latency", 20, "--batch", 1, 8)] if device == "cuda" else []),
         *(part(f"inference-{b}", "resnet", 50 if b == "256" else 40, "--batch", b, *plain) for b in batches),
-        part("kernels", "kernels", 70, "--batch", *batches, *one, "--peers", "eager", "fused"),
+        part("kernels", "kernels", 60, "--batch", *batches, *one, "--peers", "eager", "fused"),
         part("training", "resnet", 35, "--mode", "train", "--batch", batches[0], "--peers", *TRAINING),
     ]
     made.append(_tune(device, 50, smoke))
     if not smoke:  # compiling takes minutes
-        made.append(part("compiled", "resnet", 70, "--batch", *batches[:2], "--peers", *COMPILED))
+        made.append(part("compiled", "resnet", 60, "--batch", *batches[:2], "--peers", *COMPILED))
         compiled = ("live", "torch.compile")
         made.append(
             part("compiled-training", "resnet", 35, "--mode", "train", "--batch", batches[0], "--peers", *compiled)

@@ -49,10 +49,12 @@ struct Conv {
 };
 
 // How a CUDA convolution cuts its work: the name of a tile and in how many slices its reduction runs
-// (cuda/conv_choice.h); "auto" and 0: as predicted to be fastest for the shape.
+// (cuda/conv_choice.h); "auto" and 0: as predicted to be fastest for the shape. cluster: the slices in one launch, from
+// compute capability 9.0 on. early_weights, of a cluster: the kernel right ahead in the stream does not write the weight.
 struct ConvChoice {
   std::string_view tile = "auto";
   int64_t splits = 0;
+  bool cluster = false, early_weights = false;
 };
 
 // `stream` is a cudaStream_t; the CPU launchers ignore it. `scratch` holds at least <op>_scratch(...) bytes, aligned to
@@ -103,8 +105,8 @@ size_t conv_bn_relu_scratch(DType dtype, Conv conv, bool allow_tf32, ConvChoice 
 void conv_bn_relu(DType dtype, const void* x, const void* weight, Norm norm, const void* residual, void* out, Conv conv,
                   bool relu, bool allow_tf32, ConvChoice choice, void* scratch, void* stream);
 // Fills `to` with the choices worth measuring, those predicted to be fastest first; at most `room`; returns their
-// count. most_splits 1: for conv_stats.
-int conv_choices(DType dtype, Conv conv, bool allow_tf32, int most_splits, ConvChoice* to, int room);
+// count. most_splits 1: for conv_stats. clusters: those too, last, where the device has them.
+int conv_choices(DType dtype, Conv conv, bool allow_tf32, int most_splits, bool clusters, ConvChoice* to, int room);
 // Two of them that read one x, without a residual: the first convolution of a block and its projection. One launch
 // where that is predicted to be faster; always with the tile and slices of a choice, never with the tile "apart".
 struct ConvSide {

@@ -9,7 +9,8 @@ template <auto kLaunch, auto kScratch>
 void conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
                   const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& residual,
                   const Tensor& out, const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
-                  double eps, bool relu, bool allow_tf32, const std::string& tile, int64_t splits) {
+                  double eps, bool relu, bool allow_tf32, const std::string& tile, int64_t splits, bool cluster,
+                  bool early_weights) {
   const Arguments x_args("conv_bn_relu", "x", x), args("conv_bn_relu", "out", out);
   const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
   check_output(x_args, args, out, conv.n, conv.k * conv.groups, conv.p, conv.q);
@@ -17,7 +18,7 @@ void conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, con
   const void* with = args.like("residual", residual);
   if (args.empty()) return;
   const Place place("conv_bn_relu", x);
-  const ConvChoice choice{tile, splits};
+  const ConvChoice choice{tile, splits, cluster, early_weights};
   const Scratch scratch(x, kScratch(args.dtype(), conv, allow_tf32, choice));
   kLaunch(args.dtype(), x.data_ptr(), weight.data_ptr(), norm, with, out.data_ptr(), conv, relu, allow_tf32, choice,
           scratch.data(), place.stream());
@@ -68,17 +69,21 @@ void conv_stats(const Tensor& x, const Tensor& weight, const Tensor& out, const 
           var_buffer, batches, momentum, eps, allow_tf32, choice, scratch.data(), place.stream());
 }
 
-// The choices worth measuring for a convolution, one a line: "<tile> <splits>".
+// The choices worth measuring for a convolution, one a line: "<tile> <splits>", with clusters those as "<tile> <splits>
+// cluster" at the end.
 template <auto kChoices>
 std::string conv_choices(const Tensor& x, const Tensor& weight, const Pair& stride, const Pair& padding,
-                         const Pair& dilation, int64_t groups, int64_t most_splits, bool allow_tf32) {
+                         const Pair& dilation, int64_t groups, int64_t most_splits, bool allow_tf32, bool clusters) {
   const Arguments args("conv_choices", "x", x);
   const Conv conv = conv_of(args, x, weight, stride, padding, dilation, groups);
   args.require(most_splits >= 1 && most_splits <= 1024, "most_splits must be 1 to 1024, but is ", most_splits);
   ConvChoice choices[64];
-  const int count = kChoices(args.dtype(), conv, allow_tf32, static_cast<int>(most_splits), choices, 64);
+  const Place place("conv_choices", x);
+  const int count = kChoices(args.dtype(), conv, allow_tf32, static_cast<int>(most_splits), clusters, choices, 64);
   std::ostringstream lines;
-  for (int i = 0; i < count; ++i) lines << choices[i].tile << ' ' << choices[i].splits << '\n';
+  for (int i = 0; i < count; ++i) {
+    lines << choices[i].tile << ' ' << choices[i].splits << (choices[i].cluster ? " cluster\n" : "\n");
+  }
   return lines.str();
 }
 
@@ -99,12 +104,13 @@ void conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& mean
 }  // namespace resnet_fused
 
 // allow_tf32: what torch's cudnn flags say at the time of the call; the stable ABI cannot ask for them.
-// tile, splits: how the work is cut (ConvChoice of ops.h).
+// tile, splits, cluster, early_weights: how the work is cut (ConvChoice of ops.h).
 STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
   m.def(
       "conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor? residual, Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, "
-      "bool relu, bool allow_tf32=False, str tile='auto', int splits=0) -> ()");
+      "bool relu, bool allow_tf32=False, str tile='auto', int splits=0, bool cluster=False, "
+      "bool early_weights=False) -> ()");
   // relu(bn(conv(x, weight))), and bn(conv(x, weight2)): a block's first convolution and its projection.
   m.def(
       "conv_bn_relu_pair(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
@@ -117,7 +123,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "int[2] dilation, int groups, float momentum, float eps, bool allow_tf32=False, str tile='auto') -> ()");
   m.def(
       "conv_choices(Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, "
-      "int most_splits, bool allow_tf32=False) -> str");
+      "int most_splits, bool allow_tf32=False, bool clusters=False) -> str");
   m.def(
       "conv_bn_relu_pool(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor(a!) out, int[2] stride, int[2] padding, float eps, bool allow_tf32=False) -> ()");

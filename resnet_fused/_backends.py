@@ -103,6 +103,14 @@ BACKENDS = {
 TILED = ("cuda", "emulator")
 
 
+def tiles(text):
+    """Launch configurations from what the library's conv_choices says: a line is "<tile> <splits>", or that and "cluster"."""
+    found = []
+    for tile, splits, *cluster in map(str.split, text.splitlines()):
+        found.append({"tile": tile, "splits": int(splits)} | ({"cluster": True} if cluster else {}))
+    return found
+
+
 class Narrow(NamedTuple):
     """A backend with kernels for some ops, and some convolutions of those. Convolutions are shapes of x and weight; of
     `conv_input_grad` those of the output's gradient and of the weight with its channels exchanged."""

@@ -60,8 +60,9 @@ def _tiles(call, backend, device):
     )
     stride, padding, dilation, groups = detail(call)[1:]
     ask = dispatch.BACKENDS[backend].kernel("conv_bn_relu", "conv_choices")
-    text = ask(x, weight, stride, padding, dilation, groups, 1 if call.op == "conv_stats" else 32)
-    choices = [{"tile": tile, "splits": int(splits)} for tile, splits in map(str.split, text.splitlines())]
+    most = 1 if call.op == "conv_stats" else 32
+    text = ask(x, weight, stride, padding, dilation, groups, most, clusters=call.op == "conv_bn_relu")
+    choices = dispatch.tiles(text)
     if call.op == "conv_stats":
         return [{"tile": choice["tile"]} for choice in choices]
     return choices + [{"tile": "apart"}] * (call.op == "conv_bn_relu_pair")

@@ -17,6 +17,7 @@ from . import _env, cpu_conv, launch, layout, native, tuning
 from ._backends import BACKENDS, NARROW, tf32_allowed
 from ._backends import TILED as TILED
 from ._backends import Backend as Backend
+from ._backends import tiles as tiles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -14,6 +14,7 @@ from . import cuda_plane, dispatch, layout
 from .fold import fold
 
 CHOICES = 3  # measured besides the tile that is predicted to be fastest; `tune` measures all
+CLUSTERS = 2  # and so many whose slices are the blocks of a cluster
 
 
 class _Layer:
@@ -38,11 +39,22 @@ class Epilogue(_Layer):
 
     def __init__(self, site, dtype, backend, config=None):
         super().__init__(site, dtype)
+        self.early = bool(config and config.get("early_weights"))
+        self._settle()
         # Looked up once: the TF32 flag of this moment is part of the engine.
         choice = dispatch.Choice(backend, "frozen", config)
         self.kernel = dispatch.kernel(choice, "conv_bn_relu", self.op)
 
     op = "conv_bn_relu"
+
+    def load(self):
+        super().load()
+        self._settle()
+
+    def _settle(self):
+        """A kernel that fetches weights early must not come right behind the one that writes them."""
+        if self.early and (device := self.tensors["weight"].device).type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
 
     def _values(self, dtype):
         conv, bn = self.site.conv, self.site.bn
@@ -136,21 +148,25 @@ def _plain(make, site):
 
 
 def choices(site, dtype, device, backend):
-    """Tiles and slices of a backend's convolution at `site`, those predicted to be fastest first; none where it has none."""
+    """(tiles and slices, those in clusters) of a backend's convolution at `site`, each predicted to be fastest first; none
+    where it has none."""
     if backend not in dispatch.TILED:
-        return []
+        return [], []
     conv = site.conv
     x, weight = (
         torch.empty(shape, dtype=dtype, device=device).to(memory_format=layout.CHANNELS_LAST)
         for shape in (site.shape, conv.weight.shape)
     )
     ask = dispatch.BACKENDS[backend].kernel("conv_bn_relu", "conv_choices")
-    text = ask(x, weight, conv.stride, conv.padding, conv.dilation, conv.groups, 32)
-    return [{"tile": tile, "splits": int(splits)} for tile, splits in map(str.split, text.splitlines())]
+    text = ask(x, weight, conv.stride, conv.padding, conv.dilation, conv.groups, 32, clusters=True)
+    found = dispatch.tiles(text)
+    # The layer's own tensors, which `load()` alone writes, outside of the graph: csrc/cuda/conv_cluster.cuh.
+    clusters = [config | {"early_weights": True} for config in found if "cluster" in config]
+    return [config for config in found if "cluster" not in config], clusters
 
 
 def named(backend, config):
-    return f"{backend} {config['tile']} splits={config['splits']}"
+    return f"{backend} {config['tile']} splits={config['splits']}" + (", cluster" if "cluster" in config else "")
 
 
 def _suits(site, dtype, name):
@@ -179,7 +195,8 @@ def options(site, dtype, device):
                     )
             continue
         found[name] = _plain(lambda s, d, name=name: Epilogue(s, d, name), site)
-        for config in choices(site, dtype, device, name)[1 : 1 + CHOICES]:
+        tiles, clusters = choices(site, dtype, device, name)
+        for config in tiles[1 : 1 + CHOICES] + clusters[:CLUSTERS]:
             make = functools.partial(Epilogue, backend=name, config=config)
             found[named(name, config)] = _plain(make, site)
         if site.pool and name != "triton" and site.conv.groups == 1 and site.conv.dilation == (1, 1):

@@ -54,7 +54,7 @@ def options(block, dtype, device):
         entry = dispatch.BACKENDS.get(backend)
         if entry is None or not entry.takes(device.type) or entry.why_not() is not None:
             continue
-        choices = frozen_layers.choices(block.sites[0], dtype, device, backend)
+        choices, _ = frozen_layers.choices(block.sites[0], dtype, device, backend)
         for config in choices[: frozen_layers.CHOICES]:
             found[f"{frozen_layers.named(backend, config)}, paired"] = functools.partial(
                 _make, backend=backend, config=config

@@ -25,7 +25,7 @@ RESNET34 = [  # c, k, r, stride, input size
 @functools.cache
 def library():
     lib = ctypes.CDLL(str(build.c_library("conv_api", "conv_*.cu")))
-    for name in ("conv_plan", "conv_pair_plan", "conv_bn_relu", "conv_bn_relu_pool", "conv_stats"):
+    for name in ("conv_plan", "conv_pair_plan", "conv_bn_relu", "conv_bn_relu_pool", "conv_stats", "cluster_choices"):
         getattr(lib, name).restype = ctypes.c_char_p
     return lib
 
@@ -33,7 +33,7 @@ def library():
 INTEGERS = [
     *("dtype", "param_dtype", "n", "h", "w", "c", "k", "r", "s", "p", "q", "groups"),
     *("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w"),
-    *("relu", "allow_tf32", "aligned", "tile", "splits", "images", "seed", "policy"),
+    *("relu", "allow_tf32", "aligned", "tile", "splits", "images", "cluster", "early_weights", "seed", "policy"),
 ]
 POINTERS = ["x", "weight", "mean", "var", "bn_weight", "bn_bias", "residual", "out"]
 
@@ -91,6 +91,26 @@ def plan(dtype, conv, allow_tf32=False, aligned=True, tile=None, splits=0):
     return result
 
 
+def cluster_shares(live, size):
+    """[(first, end)] of the rows that each block of a cluster finishes."""
+    to = (ctypes.c_int64 * (2 * size))()
+    library().cluster_shares(ctypes.c_int64(live), ctypes.c_int64(size), to)
+    return list(zip(to[::2], to[1::2], strict=True))
+
+
+def cluster_choices(dtype, conv, allow_tf32=False):
+    """[(tile, splits, predicted clocks)] of the clusters worth a measurement."""
+    tiles, splits, clocks, count = (
+        (ctypes.c_int64 * 16)(),
+        (ctypes.c_int64 * 16)(),
+        (ctypes.c_double * 16)(),
+        ctypes.c_int64(),
+    )
+    run("cluster_choices", Call(dtype=DTYPES[dtype], allow_tf32=allow_tf32, aligned=True, **conv),
+        tiles, splits, clocks, ctypes.byref(count))  # fmt: skip
+    return [(NAME_OF_TILE[tiles[i]], splits[i], clocks[i]) for i in range(count.value)]
+
+
 class PairPlan(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("together", "tile", "splits")),
@@ -106,14 +126,15 @@ def pair_plan(dtype, conv, projection, allow_tf32=False, aligned=True):
 
 
 def convolve(name, x, weight, norm, residual, out, conv, eps, *, more=(), relu=True, allow_tf32=False, tile=-1,
-             splits=0, images=0, seed=0, policy=-1):  # fmt: skip
+             splits=0, images=0, cluster=False, early_weights=False, seed=0, policy=-1):  # fmt: skip
     """norm: mean, var, weight, bias (the last two may be None), all of one dtype. `more`: arguments of conv_stats."""
     tensors = [x, weight, *norm, residual, out]
     pointers = {name: None if t is None else t.data_ptr() for name, t in zip(POINTERS, tensors, strict=True)}
     aligned = all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, residual, out))
     params = next((t.dtype for t in norm if t is not None), torch.float32)
     call = Call(dtype=DTYPES[x.dtype], param_dtype=DTYPES[params], eps=eps, relu=relu, allow_tf32=allow_tf32,
-                aligned=aligned, tile=tile, splits=splits, images=images, seed=seed, policy=policy,
+                aligned=aligned, tile=tile, splits=splits, images=images, cluster=cluster,
+                early_weights=early_weights, seed=seed, policy=policy,
                 **pointers, **conv)  # fmt: skip
     run(name, call, *more)
 
@@ -148,6 +169,22 @@ def pair_table(batches=(1, 32, 256)):
         print(f"| {c}, {2 * c}, {size} | " + " | ".join(cells) + " |")
 
 
+def cluster_table(batches=(1, 8)):
+    """Clocks in two kernels / in a cluster, as docs/conv.md shows them."""
+    print("| c, k, kernel, stride, size | " + " | ".join(f"batch {n}" for n in batches) + " |")
+    print("|---|" + "---|" * len(batches))
+    for c, k, r, stride, size in RESNET34:
+        cells = []
+        for n in batches:
+            conv = sizes((n, c, size, size), (k, c, r, r), stride, r // 2)
+            p, found = plan(torch.bfloat16, conv), cluster_choices(torch.bfloat16, conv)
+            split = f" / {p.splits}" if p.splits > 1 else ""
+            cell = f"{NAME_OF_TILE[p.tile]}{split} {p.clocks / 1e3:.1f}k"
+            cells.append(cell + (f"; {found[0][0]} / {found[0][1]} {found[0][2] / 1e3:.1f}k" if found else "; none"))
+        print(f"| {c}, {k}, {r}x{r}, {stride}, {size} | " + " | ".join(cells) + " |")
+
+
 if __name__ == "__main__":
     table()
     pair_table()
+    cluster_table()

@@ -76,13 +76,39 @@ def test_sources_for_hopper_are_compiled_for_hopper_only(tmp_path, monkeypatch):
     assert found == {"conv_kernel": ["no HGMMA", "no UTMALDG"], "conv_reduce_kernel": []}
 
 
+@needs_nvcc
+def test_sources_for_clusters_are_compiled_for_those_who_have_them(tmp_path, monkeypatch):
+    """And what they must hold: each instruction that a kernel lacks is named."""
+    source = tmp_path / "csrc" / "cuda" / "example_sm90.cu"
+    source.parent.mkdir(parents=True)
+    barrier = 'asm volatile("barrier.cluster.arrive.aligned;\\nbarrier.cluster.wait.aligned;" ::: "memory");'
+    source.write_text(f"__global__ void k(float* p) {{ {barrier} p[0] *= 2; }}\n")
+    monkeypatch.setattr(aot_cuda, "CSRC", tmp_path / "csrc")
+    monkeypatch.setattr(aot_cuda, "CACHE", tmp_path / "cache")
+    assert aot_cuda.rows([80, 89]) == []
+    for row in aot_cuda.rows([90, 100]):
+        assert list(aot_cuda.faults(row)) == ["no ACQBULK", "no CCTL.E.PF2", "no LD.E.128", "no PREEXIT"]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", [90, 100])
+def test_the_cluster_convolution_waits_before_it_reads(arch):
+    """It stores, triggers and reads its neighbours' memory after the wait, in the order of its code."""
+    rows = [row for row in aot_cuda.rows([arch], "conv_cluster") if "conv_cluster_kernel" in row["kernel"]]
+    assert len(rows) == 11 and not any(fault for row in rows for fault in aot_cuda.faults(row))
+    assert sum(bool(row["tensor_core"]) for row in rows) == 9
+
+
 def test_faults_of_a_kernel_for_hopper():
     row = {
         "case": "conv_sm90a.cu", "kernel": "conv_kernel<MathF16>", "warnings": [], "spills": 0, "stack": 0, "local": 0,
-        "shared": 0, "tensor_core": "HGMMA.64x128x16.F32", "hopper": ["HGMMA", "UTMALDG"],
+        "shared": 0, "tensor_core": "HGMMA.64x128x16.F32", "hopper": ["HGMMA", "UTMALDG"], "early": [],
     }  # fmt: skip
     assert not list(aot_cuda.faults(row))
     assert list(aot_cuda.faults(row | {"shared": 232449})) == ["232449 bytes of shared memory, more than 232448"]
+    assert list(aot_cuda.faults(row | {"early": aot_cuda.before_the_wait("STG.E R0 ; ACQBULK ; PREEXIT ;")})) == [
+        "STG before ACQBULK"
+    ]
     assert list(aot_cuda.faults(row | {"local": 3})) == ["3 accesses of local memory"]
     assert list(aot_cuda.faults(row | {"warnings": ["C7510: serialized"]})) == ["C7510: serialized"]
 

@@ -116,21 +116,39 @@ def test_architecture_list_is_respected(nvcc, monkeypatch):
         native_build.architectures(nvcc)
 
 
-def test_sources_for_hopper_are_compiled_for_sm_90a_alone(tmp_path, monkeypatch):
-    """Whatever architectures are asked for: nothing else has their instructions, and PTX of compute_90 has none either."""
+def test_sources_for_hopper_and_for_clusters(tmp_path, monkeypatch):
+    """Hopper's for sm_90a alone, whatever is asked for: nothing else has their instructions, and PTX of compute_90 has none
+    either. Those with clusters by a rule of their own."""
     monkeypatch.setattr(native_build, "ROOT", tmp_path)
     monkeypatch.setattr(native_build, "CSRC", tmp_path / "csrc")
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)
-    for name in ("plain.cu", "strip_sm90a.cu"):
+    for name in ("plain.cu", "strip_sm90a.cu", "cluster_sm90.cu"):
         (tmp_path / "csrc" / "cuda" / name).touch()
     file = native_build.NinjaFile(Path("build"))
     hopper = native_build.gencode([native_build.HOPPER])
-    native_build._add_rules(file, tmp_path, "g++", "nvcc", native_build.gencode(["8.0", "9.0+PTX"]), hopper)
+    asked = ["8.0", "9.0+PTX"]
+    flags = native_build.gencode(asked), native_build.with_clusters(asked), hopper
+    native_build._add_rules(file, tmp_path, "g++", "nvcc", *flags)
     native_build._add_sources(file, "nvcc", False)
     assert "build build/cuda/plain.cu.o: nvcc csrc/cuda/plain.cu" in file.lines
     assert "build build/cuda/strip_sm90a.cu.o: nvcc_sm90a csrc/cuda/strip_sm90a.cu" in file.lines
-    command = file.lines[file.lines.index("rule nvcc_sm90a") + 1]
-    assert [word for word in command.split() if "gencode" in word] == ["-gencode=arch=compute_90a,code=sm_90a"]
+    assert "build build/cuda/cluster_sm90.cu.o: nvcc_sm90 csrc/cuda/cluster_sm90.cu" in file.lines
+    for rule, wanted in (
+        ("nvcc_sm90a", native_build.gencode(["9.0a"])),
+        ("nvcc_sm90", native_build.gencode(["9.0+PTX"])),
+    ):
+        command = file.lines[file.lines.index(f"rule {rule}") + 1]
+        assert [word for word in command.split() if "gencode" in word] == wanted.split()
+
+
+def test_architectures_with_clusters():
+    named = native_build.with_clusters
+    assert named(["8.0", "8.6"]) == "-gencode=arch=compute_90a,code=sm_90a", "as for Hopper's own sources"
+    assert named(["8.0", "9.0a", "10.0a", "PTX 100"]).split() == [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100a,code=sm_100a",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
 
 
 def test_an_nvcc_before_hopper_builds_no_cuda_part(monkeypatch):

@@ -47,12 +47,21 @@ def test_hoppers_boxes_of_images():
     assert len(run(build.executable("hopper_boxes"))) == 5
 
 
+def test_clusters_and_early_launches():
+    """Memory of other blocks, their barrier, a kernel that starts before the one ahead has ended; 15 mistakes reported."""
+    assert len(run(build.executable("cluster_checks"))) == 20
+    listed = (build.ROOT / "csrc/ptx/cluster.cuh").read_text().split("#pragma once")[0]
+    source = (build.ROOT / "tests/emulator/cluster_checks.cpp").read_text()
+    names = set(re.findall(r"\b([a-z_0-9]+)(?:<[^>]*>)?\(", listed))
+    assert len(names) == 8 and all(re.search(rf"ptx::{name}\b", source) for name in names)
+
+
 def test_fibers_without_assembly():
     """The ucontext fallback that other processors use."""
     run(build.executable("micro", extra=("-DEMU_UCONTEXT",)))
 
 
-@pytest.mark.parametrize("name", ["micro", "faults", "hopper_checks", "hopper_boxes"])
+@pytest.mark.parametrize("name", ["micro", "faults", "hopper_checks", "hopper_boxes", "cluster_checks"])
 def test_under_sanitizers(name):
     run(build.executable(name, sanitize=True))
 

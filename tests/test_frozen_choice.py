@@ -44,12 +44,14 @@ def emulated(monkeypatch):
             functions[0]()
             assert share <= 1, f"{way.name}: {share:.2f} of the error budget"
             tried.append(way.name)
-            rank = 3 if "paired" in way.name else 2 if "pool fused" in way.name else "splits" in way.name
+            ranks = {"paired": 4, "pool fused": 3, "cluster": 2, "splits": 1}
+            rank = next((rank for what, rank in ranks.items() if what in way.name), 0)
             seconds[way] = 1.0 / (1 + rank) if way.name.startswith("emulator") else 2.0
         return seconds
 
     monkeypatch.setattr(frozen_layers, "options", small)
     monkeypatch.setattr(frozen_layers, "CHOICES", 1)
+    monkeypatch.setattr(frozen_layers, "CLUSTERS", 1)
     monkeypatch.setattr(frozen_pair, "fits", lambda block: fits(block) and block.sites[0].shape[1] <= 64)
     monkeypatch.setattr(frozen_measure, "compare", compare)
     monkeypatch.setattr("resnet_fused.frozen_check.compare", lambda engine, example: {})
@@ -58,8 +60,8 @@ def emulated(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
 def test_the_kernels_of_the_emulator_run_in_the_engine(emulated, kind):
-    """CUDA kernels with batch norm in their epilogue, in the memory of the plan: the stem with its pool, a tile by name, a
-    block's first convolution with its projection, the head."""
+    """CUDA kernels with batch norm in their epilogue, in the memory of the plan: the stem with its pool, slices in a cluster
+    that are launched early, a block's first convolution with its projection, the head."""
     model = narrow(**({} if kind == "basic" else {"block": resnet_fused.Bottleneck})).eval()
     engine = check(model, torch.randn(1, 3, 32, 32), "cpu", torch.float16)
     rows = {row["name"]: row for row in engine.rows}
@@ -67,8 +69,8 @@ def test_the_kernels_of_the_emulator_run_in_the_engine(emulated, kind):
     first, other = ("layer2.0", "layer1.0.conv2") if kind == "basic" else ("layer1.0", "layer1.0.conv2")
     paired = rows[f"{first}.conv1"]["backend"]
     assert paired.endswith(", paired") and rows[f"{first}.downsample"]["backend"] == paired
-    assert rows[other]["backend"].startswith("emulator ") and "splits=" in rows[other]["backend"]
-    assert "apart" in emulated and "torch" in emulated
+    assert rows[other]["backend"].startswith("emulator ") and rows[other]["backend"].endswith(", cluster")
+    assert "apart" in emulated and "torch" in emulated and any(name.endswith("splits=1") for name in emulated)
     assert str(resnet_fused.explain(engine, None)).count(", paired") == 2
     before = engine(x := torch.randn(1, 3, 32, 32))
     with torch.no_grad():

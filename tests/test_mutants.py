@@ -21,6 +21,7 @@ def test_all_kernels_are_mutated(mutants):
         "conv_bn_relu_pool.cuh",
         "conv_plane.cuh",
         "conv_strip.cuh",
+        "conv_cluster.cuh",
     }
     assert any("cp_async_wait" in m.statement for m in mutants)
     assert set(mutate.REDUNDANT) <= {(m.file, m.number) for m in mutants}
@@ -37,6 +38,8 @@ def test_all_kernels_are_mutated(mutants):
         pytest.param("conv_strip.cuh", "mbar_wait(memory.weights_full", "race: reads", id="weights-before-use"),
         pytest.param("conv_strip.cuh", "place.column - 1", "of one rounding", id="a-column-off"),
         pytest.param("conv_strip.cuh", "memory.line(i), x", "never written|race: reads", id="another-slot"),
+        pytest.param("conv_cluster.cuh", "ptx::grid_wait();", "before grid_wait", id="wait-for-the-kernel-before"),
+        pytest.param("conv_cluster.cuh", "// no block may leave", "leave", id="leaving-too-early"),
     ],
 )
 def test_a_removed_statement_is_noticed(mutants, file, statement, reason):

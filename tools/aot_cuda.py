@@ -4,8 +4,9 @@
 
 Needs nvcc, and cuobjdump from the toolkit or from Triton's wheel. Exit status 1 on a compiler warning, on spills or a
 stack frame, or when a kernel for tensor cores has no tensor-core instruction. A source named *_sm90a.cu is compiled for
-sm_90a only; its kernels must multiply with HGMMA what UTMALDG brings, without local memory. Results are kept under
-.cache/aot_cuda by the content of everything a source includes.
+sm_90a only; its kernels must multiply with HGMMA what UTMALDG brings, without local memory. One named *_sm90.cu is compiled
+for 90 and later; its kernels must have a cluster's barrier, reads of other blocks' memory and the early launch's instructions.
+Results are kept under .cache/aot_cuda by the content of everything a source includes.
 """
 
 import argparse
@@ -34,6 +35,11 @@ WANTS_TENSOR_CORE = re.compile(r"conv_\w*kernel<.*Math(F16|BF16|TF32)")
 
 HOPPER_SOURCE, HOPPER = "_sm90a.cu", 90
 HOPPER_INSTRUCTIONS = ("HGMMA", "UTMALDG")
+# barrier.cluster, ld.shared::cluster (nothing else in these kernels is a generic load), griddepcontrol.wait and
+# .launch_dependents, prefetch.global.L2.
+CLUSTER_SOURCE = "_sm90.cu"
+CLUSTER_INSTRUCTIONS = ("UCGABAR_ARV", "UCGABAR_WAIT", "LD.E.128", "ACQBULK", "PREEXIT", "CCTL.E.PF2")
+WANTED = {HOPPER_SOURCE: HOPPER_INSTRUCTIONS, CLUSTER_SOURCE: CLUSTER_INSTRUCTIONS}
 WITHOUT_PRODUCTS = re.compile(r"_(reduce|pack)_kernel")  # in such a source: second kernels, which multiply nothing
 MOST_SHARED = 227 * 1024  # of a block, as declared; what a launch asks for besides is asserted beside the kernel
 
@@ -128,12 +134,21 @@ def read(log, sass, source, target):
             "kernel": name, "case": source, "arch": target, "registers": registers, "spills": stores + loads,
             "stack": stack, "shared": int(shared.group(1)) if shared else 0, "tensor_core": " ".join(cores),
             "local": len(re.findall(r"\b(?:LDL|STL)\b", code[name])),
-            "hopper": [i for i in HOPPER_INSTRUCTIONS if re.search(rf"\b{i}\b", code[name])],
+            "hopper": [i for i in HOPPER_INSTRUCTIONS + CLUSTER_INSTRUCTIONS
+                       if re.search(rf"\b{re.escape(i)}\b", code[name])],
+            "early": before_the_wait(code[name]),
             "warnings": [line for line in warnings if name in line or "'" not in line],
         })  # fmt: skip
     if set(code) != {row["kernel"] for row in rows}:
         raise CannotCompile(f"{source}: ptxas reports {len(rows)} kernels, the disassembly has {len(code)}")
     return demangle(rows)
+
+
+def before_the_wait(code):
+    """What no kernel may do before it has waited for the one ahead (csrc/ptx/cluster.cuh), and this one does: in the order of
+    its code, which is not proof but has no reason to differ."""
+    head, wait, _ = code.partition("ACQBULK")
+    return sorted(set(re.findall(r"\b(?:STG|PREEXIT|LD)\b", head))) if wait else []
 
 
 def demangle(rows):
@@ -162,11 +177,20 @@ def faults(row):
         yield "no tensor-core instruction"
     if row["local"]:
         yield f"{row['local']} accesses of local memory"
+    if row["early"]:
+        yield f"{row['early'][0]} before ACQBULK"
     if row["shared"] > MOST_SHARED:
         yield f"{row['shared']} bytes of shared memory, more than {MOST_SHARED}"
-    if row["case"].endswith(HOPPER_SOURCE) and not WITHOUT_PRODUCTS.search(row["kernel"]):
-        for missing in sorted(set(HOPPER_INSTRUCTIONS) - set(row["hopper"])):
-            yield f"no {missing}"
+    for end, wanted in WANTED.items():
+        if row["case"].endswith(end) and not WITHOUT_PRODUCTS.search(row["kernel"]):
+            for missing in sorted(set(wanted) - set(row["hopper"])):
+                yield f"no {missing}"
+
+
+def _compiled_for(source, arch):
+    if source.name.endswith(HOPPER_SOURCE):
+        return arch == HOPPER
+    return arch >= HOPPER or not source.name.endswith(CLUSTER_SOURCE)
 
 
 def rows(archs=ARCHITECTURES, only=""):
@@ -174,7 +198,7 @@ def rows(archs=ARCHITECTURES, only=""):
     if (why := why_not()) is not None:
         raise CannotCompile(why)
     sources = [s for s in sorted(CSRC.glob("cuda/*.cu")) if only in s.stem]
-    jobs = [(s, arch) for arch in archs for s in sources if arch == HOPPER or not s.name.endswith(HOPPER_SOURCE)]
+    jobs = [(s, arch) for arch in archs for s in sources if _compiled_for(s, arch)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return [row for found in pool.map(lambda job: compile_source(*job), jobs) for row in found]
 
@@ -190,7 +214,7 @@ def main():
         sys.exit(f"aot_cuda: {why}")
     if not table:
         sys.exit(f"aot_cuda: no source with {options.only!r} in its name is compiled for {options.arch}")
-    columns = [c for c in table[0] if c not in ("warnings", "local", "hopper")]
+    columns = [c for c in table[0] if c not in ("warnings", "local", "hopper", "early")]
     widths = {c: max(len(c), *(len(str(row[c])) for row in table)) for c in columns}
     print("  ".join(c.ljust(width) for c, width in widths.items()))
     failed = 0

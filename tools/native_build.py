@@ -23,6 +23,8 @@ DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0a")
 CUDA_ONLY = ("register_conv.cpp", "register_head.cpp", "register_plane.cpp", "register_strip.cpp")
 # Sources with Hopper's own instructions (csrc/ptx/hopper.cuh), which no other architecture, and no PTX, can hold.
 HOPPER_SOURCE, HOPPER = "_sm90a.cu", "9.0a"
+# Sources with instructions that it and all later ones have (csrc/ptx/cluster.cuh).
+CLUSTER_SOURCE = "_sm90.cu"
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512"
 INSTRUCTION_SETS = {
     "avx512_bf16": f"{AVX512} -mavx512bf16",  # for the files that use it
@@ -119,6 +121,14 @@ def architectures(nvcc):
     return gencode(wanted), wanted
 
 
+def with_clusters(archs):
+    """-gencode flags of those of `archs` that have clusters; Hopper's where none has, as for its own sources."""
+    able = [arch for arch in archs if number(arch.removeprefix("PTX ")) >= number(HOPPER)]
+    plain = [arch for arch in able if not arch.startswith("PTX ")]
+    ptx = [f"-gencode=arch=compute_{number(arch)},code=compute_{number(arch)}" for arch in able if arch not in plain]
+    return " ".join([gencode(plain or [HOPPER]), *ptx])
+
+
 def number(arch):
     return int(re.sub(r"\D", "", arch.split("+")[0]))
 
@@ -207,9 +217,10 @@ def _build(folder, cuda, say, extra_flags):
     say(f"torch {torch_version} in {torch}; stable ABI of {TORCH_TARGET}")
     say(f"C++ compiler {compiler}: {compiler_version}")
     info = {**stamp(), "torch": torch_version, "stable_abi": TORCH_TARGET, "compiler": compiler_version}
-    gencodes = None
+    gencodes = clusters = None
     if nvcc:
         gencodes, info["architectures"] = architectures(nvcc)
+        clusters = f"{with_clusters(info['architectures'])} {compression(nvcc_version)}"
         gencodes = f"{gencodes} {compression(nvcc_version)}"
         info["cuda"] = f"nvcc {nvcc_version}"
         say(f"{nvcc} {nvcc_version}: CUDA part for {', '.join(info['architectures'])}")
@@ -220,7 +231,7 @@ def _build(folder, cuda, say, extra_flags):
 
     file = NinjaFile(folder)
     hopper = f"{gencode([HOPPER])} {compression(nvcc_version)}" if nvcc else None
-    _add_rules(file, torch, compiler, nvcc, gencodes, hopper, extra_flags)
+    _add_rules(file, torch, compiler, nvcc, gencodes, clusters, hopper, extra_flags)
     _add_sources(file, nvcc, knows_amx(compiler))
     target = folder / "_native.so"
     file.write(target, "link")
@@ -231,7 +242,7 @@ def _build(folder, cuda, say, extra_flags):
     return ROOT / target, info
 
 
-def _add_rules(file, torch, compiler, nvcc, gencodes, hopper, extra_flags=""):
+def _add_rules(file, torch, compiler, nvcc, gencodes, clusters, hopper, extra_flags=""):
     major, minor = map(int, TORCH_TARGET.split("."))
     depends, extra = {"depfile": "$out.d", "deps": "gcc"}, extra_flags and f" {extra_flags}"
     compile_one = "$flags -MMD -MF $out.d -c $in -o $out"
@@ -241,6 +252,7 @@ def _add_rules(file, torch, compiler, nvcc, gencodes, hopper, extra_flags=""):
     linker, libraries = "--no-as-needed,-z,defs", f"-L{quoted(torch / 'lib')} -ltorch -ltorch_cpu"
     if nvcc:
         file.rule("nvcc", f"{quoted(nvcc)} {NVCC_FLAGS} {gencodes} {compile_one}", **depends)
+        file.rule("nvcc_sm90", f"{quoted(nvcc)} {NVCC_FLAGS} {clusters} {compile_one}", **depends)
         file.rule("nvcc_sm90a", f"{quoted(nvcc)} {NVCC_FLAGS} {hopper} {compile_one}", **depends)
         # cudart is static and knows the driver only through dlopen: the library loads where there is no driver.
         command = f"{quoted(nvcc)} -shared -cudart static -Xlinker {linker},--exclude-libs,ALL"
@@ -269,4 +281,5 @@ def _add_sources(file, nvcc, amx):
         elif source.name not in CUDA_ONLY or nvcc:
             file.compile("cxx", source)
     for source in sorted((CSRC / "cuda").glob("*.cu")) if nvcc else ():
-        file.compile("nvcc_sm90a" if source.name.endswith(HOPPER_SOURCE) else "nvcc", source)
+        rules = {HOPPER_SOURCE: "nvcc_sm90a", CLUSTER_SOURCE: "nvcc_sm90"}
+        file.compile(next((rule for end, rule in rules.items() if source.name.endswith(end)), "nvcc"), source)

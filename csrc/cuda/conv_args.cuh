@@ -44,7 +44,7 @@ inline ConvArgs conv_args(const ConvPlan& plan, DType dtype, const ConvTensors& 
   const int64_t step = kConvStepBytes / (dtype == DType::f32 ? 4 : 2);
   ConvArgs a{};
   a.x = at.x, a.weight = at.weight, a.residual = at.residual, a.out = at.out;
-  a.partial = plan.splits > 1 ? static_cast<float*>(scratch) : nullptr;
+  a.partial = plan.splits > 1 && !plan.cluster ? static_cast<float*>(scratch) : nullptr;
   a.norm = norm;
   a.relu = relu;
   a.vector_out = at.aligned() && conv.k % 8 == 0;

@@ -37,20 +37,30 @@ struct Eight {  // eight consecutive channels of one pixel, as stored
   __device__ __forceinline__ Element& operator[](int e) { return piece[e * kPieces / 8].v[e % (8 / kPieces)]; }
 };
 
-// The residual's eight channels at `at` (the first `valid` of them when not vector_out).
-template <class Element>
+template <bool kReadOnly, class T>
+__device__ __forceinline__ T load_once(const void* p) {
+  if constexpr (kReadOnly) {
+    return ptx::ld_global_nc<T>(p);
+  } else {
+    return ptx::ld_global<T>(p);
+  }
+}
+
+// The residual's eight channels at `at` (the first `valid` of them when not vector_out). Not kReadOnly: another kernel
+// may have written them since this one began.
+template <class Element, bool kReadOnly = true>
 __device__ __forceinline__ Eight<Element> load_residual(const ConvArgs& a, int64_t at, int valid) {
   const Element* residual = static_cast<const Element*>(a.residual) + at;
   Eight<Element> r{};
   if (a.vector_out) {
 #pragma unroll
     for (int i = 0; i < r.kPieces; ++i) {
-      r.piece[i] = ptx::ld_global_nc<ptx::Vec<Element, 8 / r.kPieces>>(residual + i * (8 / r.kPieces));
+      r.piece[i] = load_once<kReadOnly, ptx::Vec<Element, 8 / r.kPieces>>(residual + i * (8 / r.kPieces));
     }
   } else {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      if (e < valid) r[e] = ptx::ld_global_nc<Element>(residual + e);
+      if (e < valid) r[e] = load_once<kReadOnly, Element>(residual + e);
     }
   }
   return r;

@@ -52,12 +52,22 @@ class Loader {
     const uint32_t a = smem_ + stage * Tile::kStageBytes;
     const uint32_t b = a + Tile::kM * kConvStepBytes;
     if constexpr (kVector) {
-      copy_vector(a, b);
+      copy_activations(a);
+      copy_weights(b, 0);
     } else {
       copy_masked(a, b);
     }
-    weight_ += Tile::kStep / kUnit;
-    tap_.advance(args_, args_.step_r, args_.step_s, args_.step_c);
+    advance();
+  }
+
+  // The same in two parts: the weights of step i, counted from the next one, without taking that step; activations of
+  // the next step.
+  __device__ __forceinline__ void weights_of(int i, int stage) const {
+    copy_weights(smem_ + stage * Tile::kStageBytes + Tile::kM * kConvStepBytes, i);
+  }
+  __device__ __forceinline__ void next_activations(int stage) {
+    copy_activations(smem_ + stage * Tile::kStageBytes);
+    advance();
   }
 
  private:
@@ -77,7 +87,12 @@ class Loader {
     return static_cast<const Element*>(base) + static_cast<int64_t>(units) * kUnit;
   }
 
-  __device__ __forceinline__ void copy_vector(uint32_t a, uint32_t b) const {
+  __device__ __forceinline__ void advance() {
+    weight_ += Tile::kStep / kUnit;
+    tap_.advance(args_, args_.step_r, args_.step_s, args_.step_c);
+  }
+
+  __device__ __forceinline__ void copy_activations(uint32_t a) const {
     const bool in_filter = tap_.r < args_.r;
     const int dh = tap_.r * args_.dilation_h, dw = tap_.s * args_.dilation_w;
     const int step = delta(dh, dw, tap_.c);
@@ -86,10 +101,17 @@ class Loader {
       const bool valid = in_filter && inside(i, dh, dw);
       ptx::cp_async16(a + i * kPass, at(args_.x, valid ? offset_[i] + step : 0), valid ? 16 : 0);
     }
+  }
+
+  // Of the step `ahead` steps after the next one.
+  __device__ __forceinline__ void copy_weights(uint32_t b, int ahead) const {
+    const bool in_filter = ahead == 0
+                               ? tap_.r < args_.r
+                               : (tap_.r * args_.s + tap_.s) * args_.c + tap_.c + ahead * Tile::kStep < args_.filter;
 #pragma unroll
     for (int i = 0; i < kRowsB; ++i) {
       const bool valid = in_filter && n_ + i * Tile::kRowsPerPass < args_.k;
-      const int from = weight_ + i * Tile::kRowsPerPass * args_.filter_units;
+      const int from = weight_ + ahead * (Tile::kStep / kUnit) + i * Tile::kRowsPerPass * args_.filter_units;
       ptx::cp_async16(b + i * kPass, at(args_.weight, valid ? from : 0), valid ? 16 : 0);
     }
   }

@@ -23,21 +23,19 @@ struct Place {
   }
 };
 
-// Sums of the slice bid_y() of the k-steps of tile bid_x() - first_block. meanwhile(place) runs once, while the first
-// copies are on their way.
-template <class Tile, bool kVector, class Meanwhile>
-__device__ __forceinline__ void conv_sums(const ConvArgs& args, uint32_t smem, Accumulators<Tile>& acc, int first_block,
-                                          Meanwhile meanwhile) {
-  const Place<Tile> place(args, ptx::bid_x() - first_block);
-  const int first = ptx::bid_y() * args.steps_per_split;
-  const int steps = args.steps - first < args.steps_per_split ? args.steps - first : args.steps_per_split;
-  Loader<Tile, kVector> loader(args, smem, place.m0, place.group, place.n0, first);
-#pragma unroll
-  for (int i = 0; i < Tile::kStages - 1; ++i) {
-    if (i < steps) loader.next(i);
-    ptx::cp_async_commit();
+// The k-steps of slice bid_y().
+struct Slice {
+  int first, steps;
+
+  __device__ __forceinline__ explicit Slice(const ConvArgs& args) : first(ptx::bid_y() * args.steps_per_split) {
+    steps = args.steps - first < args.steps_per_split ? args.steps - first : args.steps_per_split;
   }
-  meanwhile(place);
+};
+
+// All `steps` of a slice, of which the first kStages - 1 are on their way to stages 0, 1, ..., a group of copies each.
+template <class Tile, bool kVector>
+__device__ __forceinline__ void conv_steps(Loader<Tile, kVector>& loader, uint32_t smem, int steps,
+                                           Accumulators<Tile>& acc) {
   int reading = 0;  // stage
   for (int step = 0; step < steps; ++step) {
     ptx::cp_async_wait<Tile::kStages - 2>();
@@ -48,6 +46,23 @@ __device__ __forceinline__ void conv_sums(const ConvArgs& args, uint32_t smem, A
     multiply_step<Tile>(acc, a, a + Tile::kM * kConvStepBytes);
     reading = reading + 1 == Tile::kStages ? 0 : reading + 1;
   }
+}
+
+// Sums of the slice bid_y() of the k-steps of tile bid_x() - first_block. meanwhile(place) runs once, while the first
+// copies are on their way.
+template <class Tile, bool kVector, class Meanwhile>
+__device__ __forceinline__ void conv_sums(const ConvArgs& args, uint32_t smem, Accumulators<Tile>& acc, int first_block,
+                                          Meanwhile meanwhile) {
+  const Place<Tile> place(args, ptx::bid_x() - first_block);
+  const Slice slice(args);
+  Loader<Tile, kVector> loader(args, smem, place.m0, place.group, place.n0, slice.first);
+#pragma unroll
+  for (int i = 0; i < Tile::kStages - 1; ++i) {
+    if (i < slice.steps) loader.next(i);
+    ptx::cp_async_commit();
+  }
+  meanwhile(place);
+  conv_steps<Tile, kVector>(loader, smem, slice.steps, acc);
 }
 
 }  // namespace resnet_fused::cuda

@@ -42,6 +42,7 @@ inline ConvMath conv_math(DType dtype, bool allow_tf32) {
 struct ConvPlan {
   ConvTile tile;
   bool vector;               // 16-byte copies: channels and pointers allow them
+  bool cluster;              // slices are blocks of a cluster (conv_cluster.cuh): no second kernel, no scratch
   int64_t images;            // per launch: pixels are counted in 32 bits, larger batches take several launches
   int64_t tiles_m, tiles_n;  // of a full launch; tiles_n per group
   int steps, splits, steps_per_split;
@@ -126,6 +127,7 @@ inline ConvPlan conv_plan_for(ConvTile tile, DType dtype, const Conv& conv, bool
   const TileShape& shape = shape_of(tile);
   ConvPlan plan;
   plan.tile = tile;
+  plan.cluster = false;
   plan.vector = aligned && conv.c % (16 / element) == 0;
   plan.images = conv_images(conv, plan.vector ? 16 / element : 1);
   plan.tiles_m = ceil_div(plan.images * conv.p * conv.q, shape.m);

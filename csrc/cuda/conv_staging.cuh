@@ -26,17 +26,21 @@ struct Staging {
     }
   }
 
-  // Channels 8 chunk .. 8 chunk + 7 of a row. Half of the lanes read their upper half first: eight lanes at 32-byte
-  // distance would meet in half of the banks.
-  __device__ static __forceinline__ void load(uint32_t smem, int row, int chunk, Sums (&sums)[2]) {
+  // Channels 8 chunk .. 8 chunk + 7 of a row, by read(address). Half of the lanes read their upper half first: eight
+  // lanes at 32-byte distance would meet in half of the banks.
+  template <class Read>
+  __device__ static __forceinline__ void load_by(uint32_t smem, int row, int chunk, Sums (&sums)[2], Read read) {
     const int first = ptx::lane() / 4 % 2;
     const uint32_t at = smem + row * kRowBytes + chunk * 32;
-    const Sums one = ptx::ld_shared<Sums>(at + 16 * first), two = ptx::ld_shared<Sums>(at + 16 * (1 - first));
+    const Sums one = read(at + 16 * first), two = read(at + 16 * (1 - first));
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       sums[0].v[e] = first ? two.v[e] : one.v[e];
       sums[1].v[e] = first ? one.v[e] : two.v[e];
     }
+  }
+  __device__ static __forceinline__ void load(uint32_t smem, int row, int chunk, Sums (&sums)[2]) {
+    load_by(smem, row, chunk, sums, [](uint32_t at) { return ptx::ld_shared<Sums>(at); });
   }
 };
 

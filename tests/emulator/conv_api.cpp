@@ -8,13 +8,14 @@
 
 #include "conv_call.h"
 #include "cuda/conv_args.cuh"
+#include "cuda/conv_choice.h"
 #include "cuda/conv_pair_plan.h"
 #include "cuda/conv_plan.h"
 #include "cuda/conv_pool_plan.h"
 #include "machine.h"
 
 namespace resnet_fused::cuda {
-void conv_bn_relu_planned(const ConvPlan&, DType, const ConvTensors&, Norm, Conv, bool, bool, void*, void*);
+void conv_bn_relu_planned(const ConvPlan&, DType, const ConvTensors&, Norm, Conv, bool, bool, bool, void*, void*);
 void conv_stats_planned(const ConvPlan&, DType, const ConvTensors&, Conv, float*, float*, MutableChannels,
                         MutableChannels, const int64_t*, double, double, bool, void*, void*);
 void conv_bn_relu_pool_planned(const PoolPlan&, DType, const void*, const void*, Norm, void*, Conv, bool, void*);
@@ -32,6 +33,7 @@ static cuda::ConvPlan plan_of(const ConvCall& a) {
     const auto tile = a.tile >= 0 ? static_cast<cuda::ConvTile>(a.tile) : plan.tile;
     plan = cuda::conv_plan_for(tile, dtype, conv, a.aligned, a.splits > 0 ? a.splits : 1);
   }
+  if (a.cluster) plan.cluster = true, plan.scratch = 0;
   return plan;
 }
 
@@ -60,6 +62,32 @@ EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
   });
 }
 
+// first and end of the rows that each block of a cluster finishes, of `live` ones.
+EXPORTED void cluster_shares(int64_t live, int64_t size, int64_t* to) {
+  for (int rank = 0; rank < size; ++rank) {
+    const cuda::RowShare share = cuda::cluster_share(int(live), int(size), rank);
+    to[2 * rank] = share.first, to[2 * rank + 1] = share.end;
+  }
+}
+
+// The clusters worth measuring and their predicted clocks, those predicted to be fastest first.
+EXPORTED const char* cluster_choices(const ConvCall* a, int64_t* tile, int64_t* splits, double* clocks,
+                                     int64_t* count) {
+  return guarded([&] {
+    const DType dtype = static_cast<DType>(a->dtype);
+    const Conv conv = conv_of(*a);
+    *count = 0;
+    for (const ConvChoice& choice : cuda::conv_cluster_choices_of(dtype, conv, a->allow_tf32)) {
+      const cuda::ConvPlan plan = cuda::conv_plan_chosen("conv_bn_relu", choice, dtype, conv, a->allow_tf32, true);
+      if (!plan.cluster || plan.scratch != 0) throw std::logic_error("a cluster needs no scratch");
+      tile[*count] = int64_t(plan.tile), splits[*count] = plan.splits;
+      clocks[(*count)++] =
+          cuda::conv_cluster_cost(cuda::shape_of(plan.tile), cuda::conv_math(dtype, a->allow_tf32),
+                                  plan.images * conv.p * conv.q, conv.k, conv.groups, plan.steps, plan.splits);
+    }
+  });
+}
+
 struct PairPlanned {
   int64_t together, tile, splits;
   double clocks, clocks_apart;
@@ -79,7 +107,7 @@ EXPORTED const char* conv_bn_relu(const ConvCall* a) {
     const Scratch scratch = poisoned(plan.scratch);
     emu::machine.configure(a->seed, int(a->policy));
     cuda::conv_bn_relu_planned(plan, static_cast<DType>(a->dtype), {a->x, a->weight, a->residual, a->out}, norm_of(*a),
-                               conv_of(*a), a->relu, a->allow_tf32, scratch.get(), nullptr);
+                               conv_of(*a), a->relu, a->allow_tf32, a->early_weights, scratch.get(), nullptr);
   });
 }
 

@@ -17,6 +17,7 @@ struct ConvCall {
   int64_t n, h, w, c, k, r, s, p, q, groups, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t relu, allow_tf32, aligned;
   int64_t tile, splits, images;  // -1, 0, 0: the plan's own choice; images: per launch
+  int64_t cluster, early_weights;
   int64_t seed, policy;
   double eps;
 };

@@ -27,6 +27,7 @@ void Hopper::reset() {
 void Hopper::init(uint32_t addr, int arrivals) {
   const Who who = machine.lane().who;
   machine.shadow.write("mbarrier.init", addr, 8, who);
+  if (machine.blocks > 1) machine.fail("mbarriers of clusters are not emulated");
   if (arrivals < 1) machine.fail("mbarrier.init of " + std::to_string(arrivals) + " arrivals");
   if (mbarriers_.count(addr)) machine.fail("mbarrier.init of a barrier in use");
   const int source = static_cast<int>(mbarriers_.size());

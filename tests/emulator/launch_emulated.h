@@ -12,8 +12,8 @@ namespace resnet_fused::cuda {
 inline int multiprocessors(const char*) { return emu::machine.multiprocessors; }
 
 template <class... Params, class... Args>
-void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, size_t shared_bytes, void*,
-            Args&&... args) {
+void launch_as(emu::How how, const char* op, void (*kernel)(Params...), Grid grid, int block, size_t shared_bytes,
+               Args&&... args) {
   using Call = std::pair<void (*)(Params...), std::tuple<Params...>>;
   const Call call(kernel, std::tuple<Params...>(std::forward<Args>(args)...));
   emu::machine.run(
@@ -22,7 +22,19 @@ void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, siz
         const Call& c = *static_cast<const Call*>(context);
         std::apply(c.first, c.second);
       },
-      &call);
+      &call, how);
+}
+
+template <class... Params, class... Args>
+void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, size_t shared_bytes, void*,
+            Args&&... args) {
+  launch_as({}, op, kernel, grid, block, shared_bytes, std::forward<Args>(args)...);
+}
+template <class... Params, class... Args>
+void launch_clusters(const char* op, void (*kernel)(Params...), Grid grid, Grid cluster, int block, size_t shared_bytes,
+                     void*, Args&&... args) {
+  launch_as({{cluster.x, cluster.y, cluster.z}, true}, op, kernel, grid, block, shared_bytes,
+            std::forward<Args>(args)...);
 }
 
 }  // namespace resnet_fused::cuda

@@ -44,7 +44,7 @@ void Machine::configure(uint64_t seed, int policy) {
 }
 
 void Machine::run(const std::string& op, Dim dims, int block, size_t shared_bytes, void (*body)(const void*),
-                  const void* context) {
+                  const void* context, How how) {
   const std::lock_guard<std::mutex> lock(one_at_a_time_);
   const uint64_t launch = launches_++;
   random_.state = seed_ * 0x2545f4914f6cdd1du + launch;
@@ -54,43 +54,68 @@ void Machine::run(const std::string& op, Dim dims, int block, size_t shared_byte
                 std::to_string(dims.z));
   }
   if (shared_bytes > 227 * 1024) throw Fault(op + ": " + std::to_string(shared_bytes) + " bytes of shared memory");
+  const Dim cluster = how.cluster;
+  const int64_t size = cluster.x * cluster.y * cluster.z;
+  if (size < 1 || size > 8 || dims.x % cluster.x != 0 || dims.y % cluster.y != 0 || dims.z % cluster.z != 0) {
+    throw Fault(op + ": clusters of " + std::to_string(size) + " blocks, which the grid is not made of");
+  }
+  if (size * block > 1024) throw Fault(op + ": the emulator has room for clusters of 1024 threads");
   grid = dims;
   threads = block;
+  blocks = static_cast<int>(size);
+  block_warps_ = block / 32;
   body_ = body;
   context_ = context;
-  std::vector<int64_t> order(dims.x * dims.y * dims.z);
+  early.launch(how.early);
+  std::vector<int64_t> order(dims.x * dims.y * dims.z / size);
   std::iota(order.begin(), order.end(), 0);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_.below(static_cast<uint32_t>(i))]);
-  for (int64_t b : order) {
-    block_index = Dim{b % dims.x, b / dims.x % dims.y, b / dims.x / dims.y};
+  for (int64_t number : order) {
+    place(cluster, number);
     policy_ = wanted_policy_ >= 0 ? wanted_policy_ : static_cast<int>(random_.below(2));
     // A base that is aligned as promised and no better.
-    shadow.reset(1024 + 128 * (2 * random_.below(8) + 1), shared_bytes, block / 32);
-    run_block(block);
+    shadow.reset(1024 + 128 * (2 * random_.below(8) + 1), shared_bytes, block_warps_, blocks);
+    run_cluster();
     if (faulted_) {
-      throw Fault(op + ": " + fault_ + " [block " + std::to_string(block_index.x) + "," +
-                  std::to_string(block_index.y) + "," + std::to_string(block_index.z) + ", seed " +
-                  std::to_string(seed_) + ", policy " + std::to_string(policy_) + ", launch " + std::to_string(launch) +
-                  "]");
+      const Dim& first = block_indices_[0];
+      throw Fault(op + ": " + fault_ + " [block " + std::to_string(first.x) + "," + std::to_string(first.y) + "," +
+                  std::to_string(first.z) + ", seed " + std::to_string(seed_) + ", policy " + std::to_string(policy_) +
+                  ", launch " + std::to_string(launch) + "]");
     }
   }
 }
 
-void Machine::run_block(int block) {
-  for (Barrier& b : barriers_) b = Barrier{};
+void Machine::place(Dim cluster, int64_t number) {
+  const int64_t x = grid.x / cluster.x, y = grid.y / cluster.y;
+  const Dim first{number % x * cluster.x, number / x % y * cluster.y, number / x / y * cluster.z};
+  block_indices_.clear();
+  for (int64_t i = 0; i < blocks; ++i) {
+    block_indices_.push_back(
+        {first.x + i % cluster.x, first.y + i / cluster.x % cluster.y, first.z + i / cluster.x / cluster.y});
+  }
+}
+
+void Machine::run_cluster() {
+  for (int rank = 0; rank < blocks; ++rank) {
+    for (Barrier& b : barriers_[rank]) b = Barrier{};
+  }
+  cluster_barrier_ = ClusterBarrier{};
   ready_warps_ = 0;
   sleepers_ = 0;
   hopper.reset();
   faulted_ = false;
-  running_ = block;
-  for (int w = 0; w < block / 32; ++w) {
+  running_ = blocks * threads;
+  warps_running_ = running_ / 32;
+  for (int& left : left_) left = threads;
+  for (int w = 0; w < warps_running_; ++w) {
     warps_[w] = Warp{};
     warps_[w].alive = kFullWarp;
     warps_[w].priority = random_.next();
     wake(w);
   }
-  for (int t = 0; t < block; ++t) {
+  for (int t = 0; t < running_; ++t) {
     lanes_[t].who = Who{t / 32, t % 32};
+    lanes_[t].waited = !early.now();
     lanes_[t].groups.clear();
     lanes_[t].open.clear();
     lanes_[t].fiber.start(&Machine::entry);
@@ -124,7 +149,7 @@ Lane& Machine::next() {
     chosen = nth_bit(ready_warps_, random_.below(__builtin_popcount(ready_warps_)));
   } else {
     if (random_.below(64) == 0) {
-      for (int w = 0; w < threads / 32; ++w) warps_[w].priority = random_.next();
+      for (int w = 0; w < warps_running_; ++w) warps_[w].priority = random_.next();
     }
     chosen = __builtin_ctz(ready_warps_);
     for (uint32_t left = ready_warps_; left != 0; left &= left - 1) {
@@ -179,7 +204,7 @@ void Machine::arrive(int id, int expected, bool wait) {
   if (expected <= 0 || expected % 32 != 0 || expected > threads) {
     fail("barrier " + std::to_string(id) + " of " + std::to_string(expected) + " threads");
   }
-  Barrier& barrier = barriers_[id];
+  Barrier& barrier = barriers_[rank()][id];
   if (barrier.arrived == 0) barrier.expected = expected;
   if (barrier.expected != expected) {
     fail("barrier " + std::to_string(id) + ": " + std::to_string(expected) + " threads here, " +
@@ -213,14 +238,23 @@ void Machine::thread_ends() {
   for (const auto& group : lane.groups) in_flight |= !group.empty();  // a pipeline's last groups are empty
   if (in_flight) fail("the thread ends with a cp.async it has not waited for");
   hopper.thread_ends();
+  if (!lane.waited) fail("the thread ends without grid_wait, although its kernel was launched early");
   if (warp.met != 0) fail(std::string("the thread ends while other lanes of its warp wait in ") + warp.meeting);
   warp.alive &= ~(1u << lane.who.lane);
   --running_;
+  if (warp.alive == 0) {
+    const uint32_t bit = 1u << lane.who.warp;
+    if ((cluster_barrier_.arrived | cluster_barrier_.passed) & bit)
+      fail("the warp ends between cluster_arrive and cluster_wait");
+    shadow.warp_leaves(lane.who.warp);
+    pass_cluster_barrier();  // who has ended is not waited for
+  }
+  if (--left_[rank()] == 0) shadow.block_leaves(rank());
 }
 
 std::string Machine::standstill() const {
   std::map<std::string, int> count;
-  for (int w = 0; w < threads / 32; ++w) {
+  for (int w = 0; w < warps_running_; ++w) {
     const int met = __builtin_popcount(warps_[w].met), alive = __builtin_popcount(warps_[w].alive);
     if (met > 0) count[std::string("wait in ") + warps_[w].meeting] += met;
     if (alive < 32) count["have ended"] += 32 - alive;

@@ -1,9 +1,11 @@
-// One CUDA block at a time: threads as fibers, a seeded scheduler, warp-wide meetings and barriers.
+// One CUDA block, or one cluster of them, at a time: threads as fibers, a seeded scheduler, warp-wide meetings and
+// barriers.
 //
 // Threads run until they reach a point where threads meet. Which one runs next is drawn from the seed under one of two
 // policies: 0 picks any ready warp; 1 runs the warp of highest priority as far as it can and redraws priorities now and
 // then, so that warps drift apart as far as the barriers allow (uniform picks keep them in step and hide missing
-// barriers). Inside a warp the lanes run in random order. Blocks run one after another, in random order.
+// barriers). Inside a warp the lanes run in random order. Blocks run one after another, in random order; those of a
+// cluster together, their warps in one count.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "early.h"
 #include "fiber.h"
 #include "hopper.h"
 #include "shadow.h"
@@ -44,6 +47,7 @@ struct Copy {
 struct Lane {
   Fiber fiber;
   Who who;
+  bool waited;                            // for the kernels before
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> open;                 // not committed
 };
@@ -62,6 +66,18 @@ struct Barrier {
   Clocks clocks;
 };
 
+// Who has arrived at a cluster's barrier (`arrived`), and who has not waited yet since it was passed (`passed`).
+struct ClusterBarrier {
+  uint32_t arrived, passed, waiting;  // warps
+  Clocks gathering, clocks;
+};
+
+// How a kernel is launched besides its grid: see launch.h.
+struct How {
+  Dim cluster;
+  bool early = false;
+};
+
 class Machine {
  public:
   // Seed and policy (-1: drawn per block) of what follows; launches are numbered from here, same seed = same schedule.
@@ -70,14 +86,18 @@ class Machine {
 
   // Runs `body(context)` in every thread of every block. Throws Fault.
   void run(const std::string& op, Dim grid, int block, size_t shared_bytes, void (*body)(const void*),
-           const void* context);
+           const void* context, How how = {});
 
   // The rest is called by the instructions, inside a fiber.
   Lane& lane() { return *current_; }
   Warp& warp() { return warps_[current_->who.warp]; }
   Shadow shadow;
-  Dim grid, block_index;
-  int threads = 0;
+  Early early;  // global memory of a kernel that starts before the one ahead has ended
+  Dim grid;
+  int threads = 0, blocks = 0;  // of a block; of a cluster
+  int rank() const { return current_->who.warp / block_warps_; }
+  const Dim& block_index() const { return block_indices_[rank()]; }
+  int block_warp() const { return current_->who.warp % block_warps_; }
 
   // Every lane of the warp comes here with the same `name`; true for the last one, which works for all and then calls
   // release(); the others have slept until then.
@@ -86,6 +106,9 @@ class Machine {
   // The whole warp arrives at a barrier of `expected` threads (after meet()).
   void arrive(int id, int expected, bool wait);
   void pause();
+  // The whole warp arrives at the cluster's barrier, waits there (after meet()).
+  void cluster_arrive();
+  void cluster_wait();
   // One lane alone waits for something that `wake_lane` reports; `what`: the instruction.
   void sleep(const char* what);
   void wake_lane(Who who);
@@ -95,7 +118,9 @@ class Machine {
   [[noreturn]] void fail(const std::string& why);
 
  private:
-  void run_block(int block);
+  void place(Dim cluster, int64_t number);
+  void run_cluster();
+  void pass_cluster_barrier();
   Lane& next();
   void wake(int warp);
   void thread_ends();
@@ -108,7 +133,11 @@ class Machine {
   Random random_;
   std::vector<Lane> lanes_ = std::vector<Lane>(1024);  // their stacks come with first use
   Warp warps_[kMaxWarps];
-  Barrier barriers_[16];
+  Barrier barriers_[kMaxWarps][16];  // of each block
+  ClusterBarrier cluster_barrier_;
+  std::vector<Dim> block_indices_;
+  int block_warps_ = 1, warps_running_ = 0;  // of a block; of the cluster
+  int left_[kMaxWarps];                      // threads of each block that have not ended
   uint32_t ready_warps_ = 0;
   Lane* current_ = nullptr;
   int sleepers_ = 0;

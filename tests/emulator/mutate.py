@@ -23,6 +23,7 @@ from emulator import build
 
 STATEMENT = re.compile(
     r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit"
+    r"|cluster_arrive|cluster_wait|grid_wait"
     r"|mbar_wait|mbar_arrive|mbar_arrive_expect|mbar_init_fence|wgmma_fence|wgmma_commit|wgmma_wait<[^>]*>|wgmma_finish"
     r")\([^;]*\);"
 )
@@ -36,6 +37,19 @@ WRONG = (
     ("conv_plane.cuh", "before.give_back(shared);\n        before = now", "now.give_back(shared)"),
     ("conv_plane.cuh", "wgmma_wait<kPixels>", "wgmma_wait<kPixels + 1>"),
     ("conv_plane.cuh", "kPlaneConsumers = 8", "kPlaneConsumers = 7"),
+    ("conv_cluster.cuh", "ptx::cluster_arrive();\n  ptx::cluster_wait();\n  finish", "ptx::sync_threads();\n  finish"),
+    (
+        "conv_cluster.cuh",
+        "ptx::cluster_arrive();  // no block may leave while another reads its memory\n  ptx::cluster_wait();",
+        "",
+    ),
+    ("conv_cluster.cuh", "  ptx::grid_wait();", "  ptx::grid_trigger();\n  ptx::grid_wait();"),
+    ("conv_cluster.cuh", "loader.weights_of(i, i)", "loader.next(i)"),
+    ("conv_cluster.cuh", "loader.weights_of(i, i)", "loader.weights_of(0, i)"),
+    ("conv_cluster.cuh", "load_residual<Element, false>", "load_residual<Element>"),
+    ("conv_cluster.cuh", "cluster_address(smem, slice)", "cluster_address(smem, args.splits - 1 - slice)"),
+    ("conv_cluster.cuh", "row < share.end", "row + 1 < share.end"),
+    ("conv_cluster.cuh", "  if (early_weights) {\n#pragma unroll", "  if (true) {\n#pragma unroll"),
     ("conv_strip.cuh", "memory.line(i), x,", "memory.line(i + 1), x,"),
     ("conv_strip.cuh", "memory.line(row + r)", "memory.line(row + r + 1)"),
     ("conv_strip.cuh", "place.column - 1,", "place.column,"),
@@ -55,7 +69,7 @@ REDUNDANT = {
 # A header is mutated in one source only: the one named after it, else the first of these that includes it.
 SOURCES = (
     "bn_relu", "bn_stats", "bn_relu_backward", "conv_bn_relu_f16", "conv_stats_f16", "conv_bn_relu_pool", "pool_linear",
-    "conv_plane_sm90a", "conv_strip_sm90a",
+    "conv_plane_sm90a", "conv_strip_sm90a", "conv_cluster_f16_sm90",
 )  # fmt: skip
 TESTS = {
     "bn_relu": "test_cuda_emulated.py",
@@ -67,6 +81,7 @@ TESTS = {
     "pool_linear": "test_pool_linear.py",
     "conv_plane_sm90a": "test_plane_emulated.py",
     "conv_strip_sm90a": "test_strip_emulated.py",
+    "conv_cluster_f16_sm90": "test_conv_cluster.py",
 }
 
 

@@ -5,23 +5,30 @@
 
 namespace emu {
 
-void Shadow::reset(uint32_t base, size_t bytes, int warps) {
+static constexpr char kRemoteRead[] = "ld.shared::cluster";
+
+void Shadow::reset(uint32_t base, size_t bytes, int warps, int blocks) {
   base_ = base;
   bytes_ = bytes;
+  stride_ = (bytes + 31) / 16 * 16;
   warps_ = warps;
-  memory_.assign(bytes + 16, 0xFF);
-  const size_t cells = (bytes + kGrain - 1) / kGrain;
+  blocks_ = blocks;
+  memory_.assign(stride_ * blocks, 0xFF);
+  const size_t cells = stride_ / kGrain * blocks;
   cells_.assign(cells, Cell{});
-  reads_.resize(cells * warps);  // stale entries are masked by Cell::readers
+  reads_.resize(cells * warps * blocks);  // stale entries are masked by Cell::readers
   for (int w = 0; w < kActors; ++w) {
     known_[w] = Clocks{};
     known_[w].at[w] = 1;
   }
+  for (Clocks& clocks : leaving_) clocks = Clocks{};
+  for (bool& left : left_) left = false;
 }
 
 void Shadow::fail(const char* what, const std::string& why, uint32_t addr, Who who, const Cell* cell) const {
   std::string text = std::string(what) + " at shared address base+" +
-                     std::to_string(static_cast<int64_t>(addr) - static_cast<int64_t>(base_)) + " by warp " +
+                     std::to_string(static_cast<int64_t>(addr % kThere) - static_cast<int64_t>(base_)) +
+                     (addr >= kThere ? " of block " + std::to_string(addr / kThere - 1) : "") + " by warp " +
                      std::to_string(who.warp) + " lane " + std::to_string(who.lane) + ": " + why;
   if (cell != nullptr && (cell->write_clock != 0 || cell->in_flight)) {
     text += cell->warp >= kMaxWarps
@@ -31,19 +38,30 @@ void Shadow::fail(const char* what, const std::string& why, uint32_t addr, Who w
   throw Fault(text);
 }
 
-unsigned char* Shadow::at(const char* what, uint32_t addr, int bytes, Who who) {
+size_t Shadow::offset(const char* what, uint32_t addr, int bytes, Who who) const {
   if (addr % static_cast<uint32_t>(bytes) != 0) fail(what, "not aligned to its size", addr, who, nullptr);
+  size_t rank = who.warp / warps_;
+  if (addr >= kThere) {
+    if (std::strcmp(what, kRemoteRead) != 0) fail(what, "the address is one of a cluster", addr, who, nullptr);
+    rank = addr / kThere - 1;
+    if (rank >= static_cast<size_t>(blocks_)) fail(what, "no such block in the cluster", addr, who, nullptr);
+    if (left_[rank]) fail(what, "the block whose memory it was has left", addr, who, nullptr);
+    addr %= kThere;
+  }
   if (addr < base_ || addr - base_ + static_cast<uint64_t>(bytes) > bytes_) {
     fail(what, "outside the " + std::to_string(bytes_) + " bytes of shared memory", addr, who, nullptr);
   }
-  return memory_.data() + (addr - base_);
+  return rank * stride_ + (addr - base_);
+}
+
+unsigned char* Shadow::at(const char* what, uint32_t addr, int bytes, Who who) {
+  return memory_.data() + offset(what, addr, bytes, who);
 }
 
 void Shadow::read(const char* what, uint32_t addr, int bytes, Who who) {
-  at(what, addr, bytes, who);
+  const size_t first = offset(what, addr, bytes, who) / kGrain, last = first + bytes / kGrain;
   const Clocks& known = known_[who.warp];
   const uint32_t now = known.at[who.warp];
-  const size_t first = (addr - base_) / kGrain, last = first + bytes / kGrain;
   for (size_t i = first; i < last; ++i) {
     Cell& cell = cells_[i];
     if (cell.in_flight) fail(what, "reads a cp.async that has not been waited for", addr, who, &cell);
@@ -62,7 +80,7 @@ void Shadow::read(const char* what, uint32_t addr, int bytes, Who who) {
 void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
   const Clocks& known = known_[who.warp];
   const uint32_t now = known.at[who.warp];
-  const size_t first = (addr - base_) / kGrain, last = first + bytes / kGrain;
+  const size_t first = offset(what, addr, bytes, who) / kGrain, last = first + bytes / kGrain;
   for (size_t i = first; i < last; ++i) {
     Cell& cell = cells_[i];
     if (cell.in_flight) fail(what, "writes where a cp.async is still in flight", addr, who, &cell);
@@ -88,18 +106,17 @@ void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
 }
 
 void Shadow::write(const char* what, uint32_t addr, int bytes, Who who) {
-  at(what, addr, bytes, who);
   record_write(what, addr, bytes, who);
 }
 
 void Shadow::copy_issued(const char* what, uint32_t addr, int bytes, Who who) {
   std::memset(at(what, addr, bytes, who), 0xFF, bytes);
   record_write(what, addr, bytes, who);
-  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) cells_[i].in_flight = 1;
+  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i) cells_[i].in_flight = 1;
 }
 
 void Shadow::copy_landed(const char* what, uint32_t addr, int bytes, Who who) {
-  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) cells_[i].in_flight = 0;
+  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i) cells_[i].in_flight = 0;
   write(what, addr, bytes, who);  // visible to the issuing thread from here, to others after a barrier
 }
 
@@ -120,12 +137,28 @@ void Shadow::bulk_landed(uint32_t addr, const unsigned char* data, int bytes, in
 
 void Shadow::product_issued(const char* what, uint32_t addr, int bytes, Who who) {
   read(what, addr, bytes, who);
-  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) ++cells_[i].products;
+  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i) ++cells_[i].products;
 }
 
 void Shadow::product_done(const char* what, uint32_t addr, int bytes, Who who) {
-  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) --cells_[i].products;
+  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i) --cells_[i].products;
   read(what, addr, bytes, who);
+}
+
+void Shadow::warp_leaves(int warp) { leaving_[warp / warps_].join(known_[warp]); }
+
+void Shadow::block_leaves(int rank) {
+  left_[rank] = true;
+  if (blocks_ == 1) return;
+  const uint32_t own = (warps_ < 32 ? (1u << warps_) - 1 : ~0u) << rank * warps_;
+  for (size_t i = rank * stride_ / kGrain, last = i + bytes_ / kGrain; i < last; ++i) {
+    for (uint32_t left = cells_[i].readers & ~own; left != 0; left &= left - 1) {
+      const int warp = __builtin_ctz(left);
+      if (last_read(i, warp).clock <= leaving_[rank].at[warp]) continue;
+      throw Fault("the block of rank " + std::to_string(rank) + " leaves while warp " + std::to_string(warp) +
+                  " of its cluster may still read its shared memory");
+    }
+  }
 }
 
 }  // namespace emu

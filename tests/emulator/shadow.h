@@ -1,4 +1,4 @@
-// Shared memory of one block, and a happens-before record of who touched each 2 bytes of it.
+// Shared memory of the blocks of one cluster, and a happens-before record of who touched each 2 bytes of it.
 //
 // Every warp has a clock that advances when it synchronises; `known[w][v]` is the latest clock of warp v that warp w
 // has synchronised with. An access must be ordered, by barriers or sync_warp, after every earlier access of another
@@ -19,6 +19,8 @@ constexpr int kGrain = 2;  // bytes per cell: the smallest access
 // is no excuse for reading another.
 constexpr int kBulkSources = 40;
 constexpr int kActors = kMaxWarps + kBulkSources;
+// Shared memory of the block of rank r, as the others of its cluster address it, begins so many times r + 1 further.
+constexpr uint32_t kThere = 1u << 24;
 
 // Something the kernel must not do; the message names the place and the cause.
 struct Fault : std::runtime_error {
@@ -26,7 +28,7 @@ struct Fault : std::runtime_error {
 };
 
 struct Who {
-  int warp, lane;
+  int warp, lane;  // warps are counted through the blocks of a cluster
 };
 
 struct Clocks {
@@ -38,8 +40,8 @@ struct Clocks {
 
 class Shadow {
  public:
-  // A fresh block: memory full of 0xFF (NaN in every float format) and never written.
-  void reset(uint32_t base, size_t bytes, int warps);
+  // Fresh blocks, of `warps` each: memory full of 0xFF (NaN in every float format) and never written.
+  void reset(uint32_t base, size_t bytes, int warps, int blocks);
 
   // Address of [addr, addr + bytes) after bounds and alignment checks; no access is recorded.
   unsigned char* at(const char* what, uint32_t addr, int bytes, Who who);
@@ -63,6 +65,10 @@ class Shadow {
 
   uint32_t base() const { return base_; }
 
+  // A warp of a block ends; its last one takes the memory along: every read by others must be ordered before.
+  void warp_leaves(int warp);
+  void block_leaves(int rank);
+
   // A release advances the clock, so that what the warp does next is not covered by what it published.
   Clocks publish(int warp) {
     Clocks known = known_[warp];
@@ -85,17 +91,21 @@ class Shadow {
   };
   static constexpr int kMany = 32;
 
-  Read& last_read(size_t cell, int warp) { return reads_[cell * warps_ + warp]; }
+  Read& last_read(size_t cell, int warp) { return reads_[cell * warps_ * blocks_ + warp]; }
+  // Of [addr, addr + bytes) in memory_, after the checks of `at`.
+  size_t offset(const char* what, uint32_t addr, int bytes, Who who) const;
   void record_write(const char* what, uint32_t addr, int bytes, Who who);
   [[noreturn]] void fail(const char* what, const std::string& why, uint32_t addr, Who who, const Cell* cell) const;
 
   uint32_t base_ = 0;
-  size_t bytes_ = 0;
-  int warps_ = 0;
+  size_t bytes_ = 0, stride_ = 0;  // of a block's memory; from one to the next
+  int warps_ = 0, blocks_ = 0;     // warps of a block
   std::vector<unsigned char> memory_;
   std::vector<Cell> cells_;
   std::vector<Read> reads_;
   Clocks known_[kActors];
+  Clocks leaving_[kMaxWarps];  // of a block: what its warps knew when they ended
+  bool left_[kMaxWarps] = {};
 };
 
 }  // namespace emu

@@ -20,14 +20,14 @@ namespace resnet_fused::ptx {
 
 using emu::machine;
 
-inline int tid() { return machine.lane().who.warp * 32 + machine.lane().who.lane; }
+inline int tid() { return machine.block_warp() * 32 + machine.lane().who.lane; }
 inline int threads() { return machine.threads; }
 inline int lane() { return machine.lane().who.lane; }
-inline int warp() { return machine.lane().who.warp; }
-inline int bid_x() { return static_cast<int>(machine.block_index.x); }
+inline int warp() { return machine.block_warp(); }
+inline int bid_x() { return static_cast<int>(machine.block_index().x); }
 inline int bid_x_again() { return bid_x(); }
-inline int bid_y() { return static_cast<int>(machine.block_index.y); }
-inline int bid_z() { return static_cast<int>(machine.block_index.z); }
+inline int bid_y() { return static_cast<int>(machine.block_index().y); }
+inline int bid_z() { return static_cast<int>(machine.block_index().z); }
 inline int grid_x() { return static_cast<int>(machine.grid.x); }
 inline int grid_y() { return static_cast<int>(machine.grid.y); }
 inline int grid_z() { return static_cast<int>(machine.grid.z); }
@@ -75,12 +75,14 @@ template <class T>
 T ld_global(const void* p) {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "ld_global: 2, 4, 8, 16 bytes");
   check_global("ld.global", p, sizeof(T));
+  machine.early.read("ld.global", p, sizeof(T));
   T value;
   std::memcpy(&value, p, sizeof(T));
   return value;
 }
 template <class T>
 T ld_global_nc(const void* p) {
+  machine.early.read_only(p, sizeof(T));
   return ld_global<T>(p);
 }
 template <class T>
@@ -91,6 +93,7 @@ template <class T>
 void st_global(void* p, T value) {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "st_global: 2, 4, 8, 16 bytes");
   check_global("st.global", p, sizeof(T));
+  machine.early.write("st.global", p, sizeof(T));
   std::memcpy(p, &value, sizeof(T));
 }
 template <class T>
@@ -104,6 +107,7 @@ inline void copy(const char* what, uint32_t dst, const void* src, int bytes, int
   if (src_bytes < 0 || src_bytes > bytes)
     machine.fail(std::string(what) + ": source size " + std::to_string(src_bytes));
   check_global(what, src, bytes);
+  if (src_bytes > 0) machine.early.read(what, src, src_bytes);
   emu::Copy c{dst, bytes, {}};
   std::memcpy(c.data, src, src_bytes);  // now, so that AddressSanitizer blames the instruction and not the wait
   machine.shadow.copy_issued(what, dst, bytes, machine.lane().who);
