@@ -50,7 +50,8 @@ struct Conv {
 
 // How a CUDA convolution cuts its work: the name of a tile and in how many slices its reduction runs
 // (cuda/conv_choice.h); "auto" and 0: as predicted to be fastest for the shape. cluster: the slices in one launch, from
-// compute capability 9.0 on. early_weights, of a cluster: the kernel right ahead in the stream does not write the weight.
+// compute capability 9.0 on. early_weights, of a cluster: the kernel right ahead in the stream does not write the
+// weight.
 struct ConvChoice {
   std::string_view tile = "auto";
   int64_t splits = 0;
@@ -78,7 +79,7 @@ struct ConvChoice {
   /* out = relu(xhat * weight + bias + zhat * weight_z + bias_z), z normalised by norm_z: the end of a residual block \
      whose shortcut is a projection, in one pass. out may be x or z. */                                               \
   void bn_add_bn_relu(Layout layout, const void* x, Norm norm, const void* z, Norm norm_z, void* out, void* stream);  \
-  /* g = relu && out <= 0 ? 0 : grad [+ grad2], a sum in float32 that is rounded as if it were stored. sum_g = sum g,  \
+  /* g = relu && out <= 0 ? 0 : grad [+ grad2], a sum in float32 that is rounded as if it were stored. sum_g = sum g, \
      sum_gx = sum g * xhat per channel, float32. x == nullptr: sum_g only. out may be nullptr when !relu. masked = g; \
      it may be absent, and it may be grad or grad2. */                                                                \
   size_t bn_relu_backward_reduce_scratch(Layout layout);                                                              \

@@ -1,7 +1,8 @@
 // residual_block: a whole residual block in evaluation on a CPU, in one call.
 //
 // What resnet_fused/ops does one convolution at a time, by the same kernels in the same order, so bit for bit the same;
-// without the Python between them, which took 1.5 of ResNet-34's 13.7 ms at batch 1 in bfloat16 (resnet_fused/cpu_block.py).
+// without the Python between them, which took 1.5 of ResNet-34's 13.7 ms at batch 1 in bfloat16
+// (resnet_fused/cpu_block.py).
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <array>
@@ -66,7 +67,7 @@ Tensor run(const Tensor& x, const Unit& unit, const OptionalTensor& residual, bo
     z = torch::stable::contiguous(z, format);
   }
   const Arguments args("residual_block", "x", z);
-  const Norm norm{args.channels("mean", *unit.mean), args.channels("var", *unit.var), true, unit.eps,
+  const Norm norm{args.channels("mean", *unit.mean),           args.channels("var", *unit.var),        true, unit.eps,
                   args.channels("bn_weight", *unit.bn_weight), args.channels("bn_bias", *unit.bn_bias)};
   cpu::bn_relu(args.layout(), z.data_ptr(), norm, args.like("residual", residual), z.data_ptr(), relu, nullptr);
   return z;
@@ -75,10 +76,9 @@ Tensor run(const Tensor& x, const Unit& unit, const OptionalTensor& residual, bo
 OptionalTensor residual_block(Tensor x, std::vector<Tensor> tensors, std::vector<int64_t> numbers,
                               std::vector<double> eps, bool projection, OptionalTensor shortcut) {
   const size_t count = eps.size();
-  STD_TORCH_CHECK(count > size_t{projection} && tensors.size() == kTensors * count &&
-                      numbers.size() == kNumbers * count,
-                  "residual_block: ", tensors.size(), " tensors and ", numbers.size(), " numbers for ", count,
-                  " convolutions");
+  STD_TORCH_CHECK(
+      count > size_t{projection} && tensors.size() == kTensors * count && numbers.size() == kNumbers * count,
+      "residual_block: ", tensors.size(), " tensors and ", numbers.size(), " numbers for ", count, " convolutions");
   std::vector<Unit> units;
   for (size_t i = 0; i < count; ++i) {
     const Tensor* t = &tensors[kTensors * i];
@@ -96,9 +96,9 @@ OptionalTensor residual_block(Tensor x, std::vector<Tensor> tensors, std::vector
 }  // namespace resnet_fused
 
 STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
-  // tensors: weight, mean, var, bn_weight, bn_bias of each convolution, the projection's last; numbers: stride, padding,
-  // dilation (two each), groups, whether Winograd's kernel runs it; shortcut: of x, if neither x itself nor a projection.
-  // None: tensors that the passes do not take.
+  // tensors: weight, mean, var, bn_weight, bn_bias of each convolution, the projection's last; numbers: stride,
+  // padding, dilation (two each), groups, whether Winograd's kernel runs it; shortcut: of x, if neither x itself nor a
+  // projection. None: tensors that the passes do not take.
   library.def(
       "residual_block(Tensor x, Tensor[] tensors, int[] numbers, float[] eps, bool projection, Tensor? shortcut) -> "
       "Tensor?");

@@ -58,7 +58,8 @@ void conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual,
                   "direct: out has the wrong shape");
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::BFloat16 && packed.is_contiguous() &&
                       packed.numel() == cpu::direct_packed_size(shape),
-                  "direct: packed must come from ", kMatrix ? "amx_pack" : "direct_pack", " of a weight of this shape and dtype");
+                  "direct: packed must come from ", kMatrix ? "amx_pack" : "direct_pack",
+                  " of a weight of this shape and dtype");
   STD_TORCH_CHECK(shift.scalar_type() == ScalarType::Float && shift.is_contiguous() && shift.numel() == shape.k,
                   "direct: shift must be contiguous float32 of ", shape.k, " values");
   if (residual) {

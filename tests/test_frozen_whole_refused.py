@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_frozen_whole import _the_unit_or_its_emulation, cifar, frozen, network  # noqa: F401 (a fixture)
+from test_frozen_whole import _vectors_or_the_unit_or_its_emulation, cifar, frozen, network  # noqa: F401 (a fixture)
 
 from resnet_fused import frozen_whole, native
 

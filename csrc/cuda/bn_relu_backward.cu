@@ -23,9 +23,9 @@ void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2,
   float* partial = static_cast<float*>(scratch);
   with_type(layout.dtype, [&](auto element) {
     using T = decltype(element);
-    const int width = vector_width<T>(layout, static_cast<const char*>(grad), static_cast<const char*>(grad2),
-                                      static_cast<const char*>(x), static_cast<const char*>(out),
-                                      static_cast<const char*>(masked));
+    const int width =
+        vector_width<T>(layout, static_cast<const char*>(grad), static_cast<const char*>(grad2),
+                        static_cast<const char*>(x), static_cast<const char*>(out), static_cast<const char*>(masked));
     with_walk<T>(layout, width, [&](auto n, auto planes) {
       using Partial = GradientSums<Walk<n, planes>::kChannels>;
       const Share s = reduction_share(layout, n, multiprocessors(op));

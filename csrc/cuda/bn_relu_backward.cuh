@@ -44,7 +44,8 @@ struct Inputs {
   }
 };
 
-// First stage of sum_g = sum g, sum_gx = sum g * (x - mean) * invstd (x == nullptr: sum_g alone); stored = g, if wanted.
+// First stage of sum_g = sum g, sum_gx = sum g * (x - mean) * invstd (x == nullptr: sum_g alone); stored = g, if
+// wanted.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads)
     bn_relu_backward_reduce_kernel(Share share, Gradient<T> from, const T* x, Norm norm, T* stored, float* scratch) {

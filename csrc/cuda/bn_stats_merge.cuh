@@ -5,8 +5,8 @@
 
 namespace resnet_fused::cuda {
 
-// Over processes; parts: see ops.h. Means are taken relative to the first one, so that their differences are exact before
-// anything is rounded.
+// Over processes; parts: see ops.h. Means are taken relative to the first one, so that their differences are exact
+// before anything is rounded.
 __global__ void __launch_bounds__(kMergeThreads)
     bn_stats_over_processes_kernel(int64_t world, int64_t channels, const float* parts, float count, float eps,
                                    float* mean, float* invstd, float* var, float* share) {

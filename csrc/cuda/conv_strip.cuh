@@ -1,9 +1,9 @@
 // 3x3, stride 1, padding 1, 64 -> 64 channels: out = [relu](bn(conv(x, weight)) [+ residual]) on Hopper.
 //
-// D [64 channels, 112] = sum over 9 taps of W_tap [64, 64] * X_tap [112, 64]^T. The weights stay in shared memory; X_tap is
-// the line of the tap in the ring, from its pixel `s` on: pixels lie 1024 bytes apart (eight images, innermost), so a tap
-// is an address and every line serves nine products. Pixels outside of the image and images outside of the batch are the
-// copy engine's zeros.
+// D [64 channels, 112] = sum over 9 taps of W_tap [64, 64] * X_tap [112, 64]^T. The weights stay in shared memory;
+// X_tap is the line of the tap in the ring, from its pixel `s` on: pixels lie 1024 bytes apart (eight images,
+// innermost), so a tap is an address and every line serves nine products. Pixels outside of the image and images
+// outside of the batch are the copy engine's zeros.
 //
 // The gradient of the input is the same convolution with the taps in the opposite order.
 #pragma once
@@ -27,9 +27,7 @@ struct StripMemory {
   uint32_t base = (ptx::smem_base() + 1023) / 1024 * 1024;
 
   __device__ __forceinline__ uint32_t tap(int i) const { return base + i * kStripTapBytes; }
-  __device__ __forceinline__ uint32_t line(int i) const {
-    return base + kStripLines + strip_slot(i) * kStripLineBytes;
-  }
+  __device__ __forceinline__ uint32_t line(int i) const { return base + kStripLines + strip_slot(i) * kStripLineBytes; }
   __device__ __forceinline__ uint32_t staging(int consumer) const {
     return base + kStripStaging + consumer * kStripStagingBytes;
   }
@@ -110,9 +108,8 @@ __device__ __forceinline__ void strip_products(const StripMemory& memory, int ro
 #pragma unroll
     for (int step = 0; step < 12; ++step) {
       const int s = step / 4, bytes = step % 4 * 32;  // descriptors count 16 bytes
-      ptx::wgmma<Element, kStripColumns * kStripImages>(
-          sums, weights + ((3 * r + s) * kStripTapBytes + bytes) / 16, line + (s * kStripPixelBytes + bytes) / 16,
-          r + step > 0);
+      ptx::wgmma<Element, kStripColumns * kStripImages>(sums, weights + ((3 * r + s) * kStripTapBytes + bytes) / 16,
+                                                        line + (s * kStripPixelBytes + bytes) / 16, r + step > 0);
     }
   }
   ptx::wgmma_commit();
@@ -129,10 +126,10 @@ __device__ __forceinline__ void strip_consume(const StripArgs& args, const Strip
                                               int consumer) {
   const int tid = ptx::tid() % 128, lane = ptx::lane(), warp = ptx::warp() % 4;
   const uint32_t staging = memory.staging(consumer);
-  // Of stmatrix and ldmatrix: matrices 0 and 1 are the warp's lower and upper eight channels of a pixel, 2 and 3 those of
-  // the next; rows are images.
-  const uint32_t fragment = staging + lane / 16 * kStripPixelBytes + lane % 8 * 128 +
-                            ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
+  // Of stmatrix and ldmatrix: matrices 0 and 1 are the warp's lower and upper eight channels of a pixel, 2 and 3 those
+  // of the next; rows are images.
+  const uint32_t fragment =
+      staging + lane / 16 * kStripPixelBytes + lane % 8 * 128 + ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
   const StripNorm norm(args.norm, 16 * warp + lane / 4);
   const Element* residual = static_cast<const Element*>(args.residual);
   Element* out = static_cast<Element*>(args.out);

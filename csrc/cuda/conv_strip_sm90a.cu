@@ -11,9 +11,10 @@ void conv_strip_planned(const StripPlan& plan, DType dtype, const void* x, const
                         const void* residual, void* out, Conv conv, bool gradient, bool relu, void* stream) {
   require_hopper("conv_strip");
   constexpr int64_t kFilter = kStripTaps * kStripChannels;
-  const auto x_map = images_map(
-      "conv_strip", {x, dtype, conv.n, conv.h, conv.w, kStripChannels, kStripImages, kStripPixels});
-  const auto weight_map = matrix_map("conv_strip", {weight, dtype, kStripChannels, kFilter, 2 * kFilter, kStripChannels});
+  const auto x_map =
+      images_map("conv_strip", {x, dtype, conv.n, conv.h, conv.w, kStripChannels, kStripImages, kStripPixels});
+  const auto weight_map =
+      matrix_map("conv_strip", {weight, dtype, kStripChannels, kFilter, 2 * kFilter, kStripChannels});
   const StripArgs args{plan, residual, out, norm, gradient, relu};
   launch("conv_strip", dtype == DType::f16 ? conv_strip_kernel<ptx::f16> : conv_strip_kernel<ptx::bf16>, {plan.blocks},
          kStripThreads, kStripShared, stream, args, x_map, weight_map);

@@ -47,7 +47,7 @@ inline HeadPlan head_plan_for(int images, int64_t outputs, DType dtype, int64_t 
 inline HeadPlan head_plan(DType dtype, int64_t n, int64_t pixels, int64_t c, int64_t k, bool vector) {
   if (c * 4 > kHeadShared) {
     throw std::runtime_error("pool_linear: takes up to " + std::to_string(kHeadShared / 4) + " channels, got " +
-                                std::to_string(c));
+                             std::to_string(c));
   }
   HeadPlan best = head_plan_for(1, kHeadStep, dtype, n, pixels, c, k, vector);
   for (const int images : kHeadImages) {
@@ -58,7 +58,7 @@ inline HeadPlan head_plan(DType dtype, int64_t n, int64_t pixels, int64_t c, int
   }
   if (best.blocks_n > 65535) {
     throw std::runtime_error("pool_linear: takes up to " + std::to_string(65535 * best.images) +
-                                " images of this shape, got " + std::to_string(n));
+                             " images of this shape, got " + std::to_string(n));
   }
   return best;
 }

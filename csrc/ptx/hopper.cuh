@@ -5,34 +5,37 @@
 //   mbarrier    mbar_init(addr, arrivals)          8 bytes of shared memory; one thread, then mbar_init_fence()
 //               mbar_arrive(addr)                  one arrival: what this thread did before is seen by who waits
 //               mbar_arrive_expect(addr, bytes)    an arrival that also waits for so many bytes of copies
-//               mbar_wait(addr, parity)            until the phase of this parity has completed (the first has parity 0)
-//   copies      copy_2d(dst, map, column, row, mbar)    a box of a matrix into shared memory, one thread; outside of the
+//               mbar_wait(addr, parity)            until the phase of this parity has completed (the first has parity
+//               0)
+//   copies      copy_2d(dst, map, column, row, mbar)    a box of a matrix into shared memory, one thread; outside of
+//   the
 //                                                       matrix zeros; the bytes of the whole box arrive at mbar
 //               copy_4d(dst, map, i0, i1, i2, i3, mbar)     the same of four dimensions, the innermost first
 //   products    wgmma_fence()                      before the first product, and after registers were touched
-//               wgmma<T, N>(d, a, b, add)          d (+)= A B^T of a warpgroup: A 64 x 16, B N x 16, both k-major; d, a, b are
+//               wgmma<T, N>(d, a, b, add)          d (+)= A B^T of a warpgroup: A 64 x 16, B N x 16, both k-major; d,
+//               a, b are
 //                                                  the warpgroup's alone until its wait
 //               wgmma_commit()  wgmma_wait<P>()    all but the newest P > 0 groups are done with shared memory
 //               wgmma_finish(d)                    all groups are done; d may be read
-//   fragments   stmatrix_x4_trans(addr, r)         the inverse of ldmatrix_x4_trans: matrix i from r[i]; addr: lane l's row
-//   registers   registers_down<R>()  registers_up<R>()    of every thread of a warpgroup
+//   fragments   stmatrix_x4_trans(addr, r)         the inverse of ldmatrix_x4_trans: matrix i from r[i]; addr: lane l's
+//   row registers   registers_down<R>()  registers_up<R>()    of every thread of a warpgroup
 #pragma once
 
 #include "ptx.cuh"
 
 namespace resnet_fused::ptx {
 
-// A matrix or a block of images in global memory as the copy engine knows it: made on the host by tensor_map.h, 128 bytes that no kernel
-// reads.
+// A matrix or a block of images in global memory as the copy engine knows it: made on the host by tensor_map.h, 128
+// bytes that no kernel reads.
 struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
 
-constexpr int kSwizzleRow = 128;                // bytes of a row of an operand in shared memory
-constexpr int kSwizzleAtom = 8 * kSwizzleRow;   // its pattern repeats after eight rows; operands begin at a multiple
-constexpr uint64_t kDescriptorBase = 1ull << 62                                   // swizzle of 128 bytes
+constexpr int kSwizzleRow = 128;                 // bytes of a row of an operand in shared memory
+constexpr int kSwizzleAtom = 8 * kSwizzleRow;    // its pattern repeats after eight rows; operands begin at a multiple
+constexpr uint64_t kDescriptorBase = 1ull << 62  // swizzle of 128 bytes
                                      | static_cast<uint64_t>(kSwizzleAtom / 16) << 32  // from eight rows to the next
-                                     | 1ull << 16;                                // not read for this layout
+                                     | 1ull << 16;                                     // not read for this layout
 
 }  // namespace resnet_fused::ptx
 

@@ -19,8 +19,8 @@ PTX_FN void mbar_arrive_expect(uint32_t addr, int bytes) {
 }
 PTX_FN void mbar_wait(uint32_t addr, int parity) {
   asm volatile(
-      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(
-          addr),
+      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::
+          "r"(addr),
       "r"(parity)
       : "memory");
 }
@@ -28,15 +28,16 @@ PTX_FN void mbar_wait(uint32_t addr, int parity) {
 // shared::cluster of a block without a cluster is its own shared memory; older assemblers know no other form.
 PTX_FN void copy_2d(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(dst),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          dst),
       "l"(&map), "r"(column), "r"(row), "r"(mbar)
       : "memory");
 }
 
 PTX_FN void copy_4d(uint32_t dst, const TensorMap& map, int i0, int i1, int i2, int i3, uint32_t mbar) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::
-          "r"(dst),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(dst),
       "l"(&map), "r"(i0), "r"(i1), "r"(i2), "r"(i3), "r"(mbar)
       : "memory");
 }
@@ -73,8 +74,8 @@ PTX_FN void wgmma_finish(float (&d)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Accumulators of a thread, with g = lane / 4, t = lane % 4 and w its warp in the warpgroup: d[4 j + i] is row 16 w + g +
-// 8 (i / 2), column 8 j + 2 t + i % 2.
+// Accumulators of a thread, with g = lane / 4, t = lane % 4 and w its warp in the warpgroup: d[4 j + i] is row 16 w + g
+// + 8 (i / 2), column 8 j + 2 t + i % 2.
 template <class T, int N>
 PTX_FN void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool add);
 
@@ -86,34 +87,34 @@ PTX_FN void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool add);
 #define PTX_D64(i) PTX_D32(i), PTX_D32(i + 32)
 #define PTX_D128(i) PTX_D64(i), PTX_D64(i + 64)
 // The last four numbers: neither operand negated (1, 1), both k-major (0, 0).
-#define PTX_WGMMA(TYPE, NAME, N, REGISTERS, A, B, ADD, OUTPUTS)                                                     \
-  template <>                                                                                                       \
-  __device__ __forceinline__ void wgmma<TYPE, N>(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {             \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME  \
-                 "." NAME " {" REGISTERS "}, %" A ", %" B ", p, 1, 1, 0, 0;\n}"                                      \
-                 : OUTPUTS                                                                                          \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                                     \
+#define PTX_WGMMA(TYPE, NAME, N, REGISTERS, A, B, ADD, OUTPUTS)                                                        \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void wgmma<TYPE, N>(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {                \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME \
+                 "." NAME " {" REGISTERS "}, %" A ", %" B ", p, 1, 1, 0, 0;\n}"                                        \
+                 : OUTPUTS                                                                                             \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                                        \
   }
-#define PTX_NAMES32 \
+#define PTX_NAMES32                                                        \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define PTX_NAMES56 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define PTX_NAMES56                                                                  \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55"
-#define PTX_NAMES64 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define PTX_NAMES64                                                                  \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define PTX_NAMES128 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+#define PTX_NAMES128                                                                             \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 PTX_WGMMA(f16, "f16", 64, PTX_NAMES32, "32", "33", "34", PTX_D32(0))

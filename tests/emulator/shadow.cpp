@@ -105,18 +105,18 @@ void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
   }
 }
 
-void Shadow::write(const char* what, uint32_t addr, int bytes, Who who) {
-  record_write(what, addr, bytes, who);
-}
+void Shadow::write(const char* what, uint32_t addr, int bytes, Who who) { record_write(what, addr, bytes, who); }
 
 void Shadow::copy_issued(const char* what, uint32_t addr, int bytes, Who who) {
   std::memset(at(what, addr, bytes, who), 0xFF, bytes);
   record_write(what, addr, bytes, who);
-  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i) cells_[i].in_flight = 1;
+  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i)
+    cells_[i].in_flight = 1;
 }
 
 void Shadow::copy_landed(const char* what, uint32_t addr, int bytes, Who who) {
-  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i) cells_[i].in_flight = 0;
+  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i)
+    cells_[i].in_flight = 0;
   write(what, addr, bytes, who);  // visible to the issuing thread from here, to others after a barrier
 }
 
@@ -137,11 +137,13 @@ void Shadow::bulk_landed(uint32_t addr, const unsigned char* data, int bytes, in
 
 void Shadow::product_issued(const char* what, uint32_t addr, int bytes, Who who) {
   read(what, addr, bytes, who);
-  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i) ++cells_[i].products;
+  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i)
+    ++cells_[i].products;
 }
 
 void Shadow::product_done(const char* what, uint32_t addr, int bytes, Who who) {
-  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i) --cells_[i].products;
+  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i)
+    --cells_[i].products;
   read(what, addr, bytes, who);
 }
 
