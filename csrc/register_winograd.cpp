@@ -1,20 +1,15 @@
 // The private ops around csrc/cpu/winograd.h: schemas and checks. Activations are dense channels_last; float32,
 // of a frozen convolution also bfloat16.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 #include <optional>
 
+#include "check.h"
 #include "cpu/parallel.h"
 #include "cpu/winograd.h"
 #include "winograd_op.h"
 
 namespace resnet_fused {
 namespace {
-
-using torch::stable::Tensor;
 
 constexpr int64_t kAlignment = 16;  // floats: the workspace starts on a cache line
 
@@ -36,12 +31,8 @@ void check_activation(const Tensor& tensor, bool half, const char* name) {
   STD_TORCH_CHECK(tensor.scalar_type() == (half ? ScalarType::BFloat16 : ScalarType::Float), "winograd: ", name,
                   half ? " must be bfloat16" : " must be float32");
   STD_TORCH_CHECK(tensor.dim() == 4, "winograd: ", name, " must be [n, c, h, w]");
-  int64_t stride = 1;
-  for (const int axis : {1, 3, 2, 0}) {
-    STD_TORCH_CHECK(tensor.size(axis) == 1 || tensor.stride(axis) == stride, "winograd: ", name,
-                    " must be dense channels_last");
-    stride *= tensor.size(axis);
-  }
+  STD_TORCH_CHECK(tensor.numel() == 0 || is_channels_last(tensor), "winograd: ", name,
+                  " must be dense channels_last, but has strides ", Strides{tensor}, " for shape ", Shape{tensor});
 }
 
 cpu::WinogradShape shape_of(const Tensor& x, int64_t k, int64_t m, int64_t padding, bool half) {

@@ -60,7 +60,7 @@ class Case:
             assert a is b or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True), "an input was written"
         return self.out
 
-    def check(self, **kwargs):
+    def check(self, factor=2.0, **kwargs):
         out, oracle, eager = self.run(**kwargs), self.reference(exact), self.reference(lambda t: t)
         unit = torch.finfo(self.dtype).eps / 2
         error = (out.double() - oracle).abs()
@@ -68,7 +68,7 @@ class Case:
         worst = (error / allowed).max().item()  # NaN where nothing was written
         assert worst <= 1, f"{worst:.2f} of one rounding of the output and of float32 sums"
         if not self.tf32:  # eager on a CPU has no TF32 to compare with
-            assert_within_budget(out, eager, oracle, "conv_bn_relu")
+            assert_within_budget(out, eager, oracle, "conv_bn_relu", factor=factor)
         return out
 
     def plan(self, **kwargs):
@@ -184,7 +184,9 @@ def test_a_large_mean_does_not_cancel():
     case = Case("f32", (1, 64, 9, 9), 16, 3, padding=1, residual=False, relu=False)
     case.x += 100
     case.norm[0] = F.conv2d(case.x, case.weight, None, *case.options).mean((0, 2, 3))
-    case.check(splits=1)
+    # One running sum over 576 terms near 100. Some of oneDNN's kernels add sums of parts: on Zen 5 the error is 2.6 times
+    # eager's there; the bound of float32 sums, which cancelling would break a thousandfold, holds on every CPU.
+    case.check(splits=1, factor=4.0)
 
 
 @pytest.mark.parametrize("batch", [1, 8, 32, 256])
