@@ -3,7 +3,7 @@
 RESNET_FUSED_BACKEND  auto (default) or the name of a backend that every op must use
 RESNET_FUSED_STRICT   1: an op that would fall back to eager raises instead
 RESNET_FUSED_BUILD    auto (default) | 0 | cpu | 1: what installing builds of the compiled library
-RESNET_FUSED_CPU_ISA  portable | avx2 | avx512 | amx: caps the instruction set of the CPU kernels (read by the library)
+RESNET_FUSED_CPU_ISA  portable | avx2 | avx512 | avx512_bf16 | amx: caps the CPU kernels (read by the library)
 RESNET_FUSED_CACHE    folder for tuning results; default: the user's cache folder
 """
 

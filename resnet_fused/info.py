@@ -68,6 +68,6 @@ def _isa(used):
     wanted = _env.CPU_ISA
     if wanted in (None, "", used):
         return used
-    known = wanted in ("portable", "avx2", "avx512", "amx")
+    known = wanted in ("portable", "avx2", "avx512", "avx512_bf16", "amx")
     why = "this CPU, its system or the compiler of the library does not have it" if known else "no such instruction set"
     return f"{used}, not {wanted}: {why}"
