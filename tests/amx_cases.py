@@ -1,9 +1,12 @@
-"""Convolutions for the matrix unit and how the tests run them: test_amx.py, test_amx_special_values.py."""
+"""Convolutions and how the tests of the matrix unit and of vectors run them: test_amx.py, test_amx_special_values.py,
+test_direct.py."""
 
 import functools
 
 import torch
 import torch.nn.functional as F
+
+from resnet_fused.accuracy import assert_within_budget, channel_dim_of
 
 ops = torch.ops.resnet_fused_native
 DTYPES = [torch.float32, torch.bfloat16]
@@ -94,7 +97,7 @@ def problem(case, dtype):
     return x, weight, shift, residual, convolve
 
 
-def run(case, x, packed, shift, residual=None, relu=False, out=None):
+def run(case, x, packed, shift, residual=None, relu=False, out=None, unit="amx"):
     """The op on `x`, which may have another batch than the case; into poisoned memory between sentinels, or `out`."""
     k, kernel_h, kernel_w, stride, padding, dilation = case[2], *case[5:]
     size = [
@@ -102,9 +105,30 @@ def run(case, x, packed, shift, residual=None, relu=False, out=None):
         for length, kernel in zip(x.shape[2:], (kernel_h, kernel_w), strict=True)
     ]
     out = between_sentinels((len(x), k, *size), x.dtype) if out is None else out
-    ops.amx_conv(x, packed, shift, residual, out, kernel_h, kernel_w, stride, padding, dilation, relu)
+    convolve = getattr(ops, f"{unit}_conv")
+    convolve(x, packed, shift, residual, out, kernel_h, kernel_w, stride, padding, dilation, relu)
     assert sentinels_intact(out) and sentinels_intact(x)
     return out
+
+
+def check_numbers(case, dtype, unit):
+    """`unit`'s convolution against float64 beside torch's own error, and what follows the sum, exactly."""
+    x, weight, shift, residual, convolve = problem(case, dtype)
+    packed, call = getattr(ops, f"{unit}_pack")(weight), functools.partial(run, unit=unit)
+    exact, eager = convolve(x.double(), weight.double(), shift), convolve(x, weight, shift)
+    # torch rounds a half's sum before it adds; what is wrong by a part or a tap is wrong by far more than half a unit.
+    got = call(case, x, packed, shift)
+    assert_within_budget(got, eager, exact, "convolution", channel_dim=channel_dim_of(got))
+
+    assert torch.equal(call(case, x, packed, shift, relu=True), torch.relu(got))
+    added = call(case, x, packed, shift, residual)
+    exact, eager = exact + residual.double(), eager + residual
+    assert_within_budget(added, eager, exact, "with a residual", channel_dim=channel_dim_of(got))
+    if dtype == torch.float32:
+        assert torch.equal(added, got + residual)
+    in_place = between_sentinels(residual.shape, dtype).copy_(residual)
+    call(case, x, packed, shift, in_place, relu=True, out=in_place)
+    assert torch.equal(in_place, torch.relu(added)) and sentinels_intact(residual)
 
 
 def outputs(names=FEW):

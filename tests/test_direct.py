@@ -3,13 +3,15 @@
 The loops around the kernels are those of the matrix unit, and so are the shapes: amx_cases.py.
 """
 
+import functools
+
+import amx_cases
 import isa
 import pytest
 import torch
-from amx_cases import CASES, DTYPES, between_sentinels, problem, sentinels_intact
+from amx_cases import CASES, DTYPES, between_sentinels, check_numbers, problem
 
 from resnet_fused import native
-from resnet_fused.accuracy import assert_within_budget, channel_dim_of
 
 pytestmark = pytest.mark.skipif(native.why_absent() is not None, reason=str(native.why_absent()))
 DTYPE_IDS = ["f32", "bf16"]
@@ -25,36 +27,13 @@ OWN = {
 ALL = {**{name: case for name, case in CASES.items() if not name.startswith("resnet")}, **OWN}
 
 
-def run(case, x, packed, shift, residual=None, relu=False, out=None):
-    k, kernel_h, kernel_w, stride, padding, dilation = case[2], *case[5:]
-    size = [
-        (length + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
-        for length, kernel in zip(x.shape[2:], (kernel_h, kernel_w), strict=True)
-    ]
-    out = between_sentinels((len(x), k, *size), x.dtype) if out is None else out
-    native.namespace().direct_conv(x, packed, shift, residual, out, kernel_h, kernel_w, stride, padding, dilation, relu)
-    assert sentinels_intact(out) and sentinels_intact(x)
-    return out
+run = functools.partial(amx_cases.run, unit="direct")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 def test_against_float64(case, dtype):
-    x, weight, shift, residual, convolve = problem(case, dtype)
-    packed = native.namespace().direct_pack(weight)
-    exact, eager = convolve(x.double(), weight.double(), shift), convolve(x, weight, shift)
-    got = run(case, x, packed, shift)
-    assert_within_budget(got, eager, exact, "convolution", channel_dim=channel_dim_of(got))
-
-    assert torch.equal(run(case, x, packed, shift, relu=True), torch.relu(got))
-    added = run(case, x, packed, shift, residual)
-    exact, eager = exact + residual.double(), eager + residual
-    assert_within_budget(added, eager, exact, "with a residual", channel_dim=channel_dim_of(got))
-    if dtype == torch.float32:
-        assert torch.equal(added, got + residual)
-    in_place = between_sentinels(residual.shape, dtype).copy_(residual)
-    run(case, x, packed, shift, in_place, relu=True, out=in_place)
-    assert torch.equal(in_place, torch.relu(added)) and sentinels_intact(residual)
+    check_numbers(case, dtype, "direct")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
