@@ -97,6 +97,33 @@ def test_f4_is_dropped_where_it_is_not_accurate_enough(monkeypatch):
     assert any("F(2x2" in b for b in backends) and not any("F(4x4" in b for b in backends)
 
 
+def test_f4_is_dropped_in_the_deep_layers_first(monkeypatch):
+    monkeypatch.setattr(
+        freeze_module,
+        "ways",
+        lambda site, dtype, exact: (
+            [frozen_conv.StemWithPool]
+            if site.pool
+            else [w for w in (frozen_conv.WinogradF4, frozen_conv.WinogradF2) if w.why_not(site, dtype) is None]
+            or [frozen_conv.Direct]
+        ),
+    )
+    monkeypatch.setattr(freeze_module, "measure", lambda sites, able, *_: {w: float(i) for i, w in enumerate(able)})
+    monkeypatch.setattr(freeze_module.Engine, "_known", lambda self, key, able, measure: measure())
+
+    def backends(*errors):
+        left = iter(errors)
+        monkeypatch.setattr(freeze_module.Engine, "_errors", lambda self, example: next(left))
+        engine = resnet_fused.freeze(resnet_fused.resnet18().eval(), torch.randn(1, 3, 32, 32))
+        assert next(left, None) is None
+        return {site.conv.in_channels: site.way.name for site in engine._sites if site.conv.stride == (1, 1)}
+
+    f2, f4 = frozen_conv.WinogradF2.name, frozen_conv.WinogradF4.name
+    assert backends((0.5, False)) == dict.fromkeys((64, 128, 256, 512), f4)
+    assert backends((1.5, False), (0.5, False)) == {64: f4, 128: f4, 256: f2, 512: f2}
+    assert backends((1.5, False), (1.5, False), (0.5, False)) == dict.fromkeys((64, 128, 256, 512), f2)
+
+
 @pytest.mark.parametrize("shortcut", ["zero_pad", "projection"])
 def test_networks_for_small_images(shortcut):
     model = with_lively_norms(resnet_fused.resnet20(shortcut=shortcut)).eval()
