@@ -273,7 +273,7 @@ def _add_sources(file, nvcc, amx):
             file.compile("cxx", source, flags="-DRESNET_FUSED_WITH_AMX" if amx else "")
         elif "namespace resnet_fused::cpu::RESNET_FUSED_ISA" in text:
             for isa, flags in INSTRUCTION_SETS.items():
-                used = isa != "avx512_bf16" or "__AVX512BF16__" in text
+                used = isa != "avx512_bf16" or '#include "dot.h"' in text
                 if used and (x86 or isa == "portable"):
                     file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
         elif source.name == "register.cpp":

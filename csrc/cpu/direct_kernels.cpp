@@ -1,13 +1,11 @@
-// Products of packed pixels and weights on vectors: kRows pixels x 2 vectors of filters stay in registers. Compiled
-// with
-// __AVX512BF16__ too, for bfloat16.
+// Products of packed pixels and weights on vectors: kRows pixels x 2 vectors of filters stay in registers.
 #include "direct_kernels.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "direct_lines.h"
-#include "winograd_vec.h"
+#include "dot.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {

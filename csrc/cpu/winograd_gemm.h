@@ -2,6 +2,7 @@
 // set.
 #pragma once
 
+#include "dot.h"
 #include "winograd_kernels.h"
 #include "winograd_vec.h"
 

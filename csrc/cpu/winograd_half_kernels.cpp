@@ -1,6 +1,7 @@
-// The same for bfloat16 (WinogradWeights::half). Compiled with __AVX512BF16__ too.
+// winograd_kernels.cpp for bfloat16 (WinogradWeights::half).
 #include <utility>
 
+#include "dot.h"
 #include "winograd_gemm.h"
 #include "winograd_kernels.h"
 #include "winograd_transforms.h"

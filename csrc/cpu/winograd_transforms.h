@@ -1,6 +1,7 @@
 // The input and output transforms; a lane is a channel. Compiled once per instruction set (vec.h).
 #pragma once
 
+#include "dot.h"
 #include "winograd_kernels.h"
 #include "winograd_points.h"
 #include "winograd_vec.h"
