@@ -6,6 +6,7 @@
 #include "isa.h"
 #include "parallel.h"
 #include "winograd_kernels.h"
+#include "winograd_tiles.h"
 
 namespace resnet_fused::cpu {
 namespace portable {
@@ -48,10 +49,6 @@ int64_t part_begin(int64_t count, int64_t parts, int64_t i) {
   const int64_t longer = count % parts;
   return count / parts * i + (i < longer ? i : longer);
 }
-int64_t part_of(int64_t count, int64_t parts, int64_t item) {
-  const int64_t size = count / parts, longer = count % parts;
-  return item < longer * (size + 1) ? item / (size + 1) : longer + (item - longer * (size + 1)) / size;
-}
 
 // Sizes, in floats, that follow from a plan.
 struct Sizes {
@@ -59,15 +56,17 @@ struct Sizes {
       : points((plan.shape.m + 2) * (plan.shape.m + 2)),
         panels(divide_up(plan.shape.k, kWinogradPanel)),
         panel_weights(winograd_packed_size(kWinogradPanel, plan.shape.c, plan.shape.m, plan.weights)),
-        part(points * plan.rows * divide_up(plan.depth(), kWinogradLine) * kWinogradLine),
+        lines(divide_up(plan.depth(), kWinogradLine)),
         // Strides of an odd number of lines: powers of two would map all that is stored together to few sets of L1.
         product(points * kWinogradPanel + kWinogradLine),
         expanded_point(plan.chunk * kWinogradPanel + kWinogradLine),
-        transformed(part * divide_up(plan.block, plan.rows)),
+        transformed(lines * line(plan.block)),
         products(product * plan.block * plan.group),
         expanded(plan.weights == WinogradWeights::taps ? points * expanded_point : 0),
         task((plan.split_panels ? 0 : transformed) + products + expanded) {}
-  int64_t points, panels, panel_weights, part, product, expanded_point, transformed, products, expanded, task;
+  // The transformed input of `tiles` tiles, 16 channels.
+  int64_t line(int64_t tiles) const { return (points * tiles | 1) * kWinogradLine; }
+  int64_t points, panels, panel_weights, lines, product, expanded_point, transformed, products, expanded, task;
 };
 
 class Run {
@@ -87,78 +86,72 @@ class Run {
         out_(static_cast<char*>(out)),
         relu_(relu) {}
 
-  // Channels c_begin to c_end of tile `tile` of the block of `count` tiles that starts at tile `first`.
-  void transform(int64_t first, int64_t count, int64_t tile, int64_t c_begin, int64_t c_end, float* v) const {
-    const int64_t parts = divide_up(count, plan_.rows), part = part_of(count, parts, tile);
-    const int64_t part_first = part_begin(count, parts, part), rows = part_begin(count, parts, part + 1) - part_first;
-    const Place at = place(first + tile);
-    const WinogradInput in{x_ + at.image * shape_.h * shape_.w * shape_.c * bytes_,
+  // Channels c_begin to c_end of tile i of a block.
+  void transform(const WinogradBlock& block, int64_t i, int64_t c_begin, int64_t c_end, float* v) const {
+    const WinogradTile& tile = block[i];
+    const WinogradInput in{x_ + tile.image * shape_.h * shape_.w * shape_.c * bytes_,
                            shape_.h,
                            shape_.w,
                            shape_.c,
-                           at.y - shape_.padding,
-                           at.x - shape_.padding};
-    float* to = v + part * sizes_.part + (tile - part_first) * kWinogradLine;
-    (shape_.m == 2 ? kernels_.input2 : kernels_.input4)(in, c_begin, c_end, to, sizes_.points * rows * kWinogradLine,
-                                                        rows * kWinogradLine);
+                           tile.y - shape_.padding,
+                           tile.x - shape_.padding};
+    const WinogradTransforms& transforms = kernels_.transforms;
+    (shape_.m == 2 ? transforms.input2 : transforms.input4[4 - tile.height][4 - tile.width])(
+        in, c_begin, c_end, v + i * kWinogradLine, sizes_.line(block.count()), block.count() * kWinogradLine);
   }
 
   bool finite() const { return finite_.load(std::memory_order_relaxed); }
 
-  // Output panels [panel_begin, panel_end) of that block. own: the task's memory for products and expanded weights.
-  void multiply(int64_t first, int64_t count, int64_t panel_begin, int64_t panel_end, const float* v,
-                float* own) const {
+  // Output panels [panel_begin, panel_end) of a block. own: the task's memory for products and expanded weights.
+  void multiply(const WinogradBlock& block, int64_t panel_begin, int64_t panel_end, const float* v, float* own) const {
     for (int64_t group = panel_begin; group < panel_end; group += plan_.group) {
       const int64_t panels = group + plan_.group < panel_end ? plan_.group : panel_end - group;
-      for (int64_t c = 0; c < plan_.depth(); c += plan_.chunk) multiply_chunk(count, group, panels, c, v, own);
-      for (int64_t tile = 0; tile < count; ++tile) {
+      for (int64_t c = 0; c < plan_.depth(); c += plan_.chunk) multiply_chunk(block, group, panels, c, v, own);
+      for (int64_t tile = 0; tile < block.count(); ++tile) {
         for (int64_t i = 0; i < panels; ++i) {
-          output(first + tile, group + i, own + (tile * panels + i) * sizes_.product);
+          output(block[tile], group + i, own + (tile * panels + i) * sizes_.product);
         }
       }
     }
   }
 
  private:
-  struct Place {
-    int64_t image, y, x;  // of the tile's first output
-  };
-  Place place(int64_t tile) const {
-    const int64_t tile_row = tile / plan_.tiles_w;
-    return {tile_row / plan_.tiles_h, tile_row % plan_.tiles_h * shape_.m, tile % plan_.tiles_w * shape_.m};
-  }
-
   // The products of `panels` panels from `group` on with c to c + chunk of the depth.
-  void multiply_chunk(int64_t count, int64_t group, int64_t panels, int64_t c, const float* v, float* own) const {
+  void multiply_chunk(const WinogradBlock& block, int64_t group, int64_t panels, int64_t c, const float* v,
+                      float* own) const {
     const int64_t channels = c + plan_.chunk < plan_.depth() ? plan_.chunk : plan_.depth() - c;
     const bool taps = plan_.weights == WinogradWeights::taps;
     float* expanded = own + sizes_.products;
     const float* weights = packed_ + group * sizes_.panel_weights + c * 9 * kWinogradPanel;
     if (taps) (shape_.m == 2 ? kernels_.expand2 : kernels_.expand4)(weights, channels, expanded, sizes_.expanded_point);
 
-    const int64_t parts = divide_up(count, plan_.rows);
     WinogradGemm gemm;
     gemm.c = channels;
+    gemm.line_stride = sizes_.line(block.count());
     gemm.product_stride = panels * sizes_.product;
     gemm.accumulate = c > 0;
     // Weights to be read next: the taps after these, over all calls, or the next panel's or point's, over those of one.
     const int64_t ahead_bytes = taps ? channels * 9 * kWinogradPanel * 4 : channels * kWinogradPanel * 4;
-    const int64_t ahead_calls = taps ? parts * sizes_.points : parts;
-    gemm.ahead_step = ahead_bytes / ahead_calls / channels;
+    const float* lines = v + c / kWinogradLine * gemm.line_stride;
     int64_t call = 0;
     for (int64_t point = 0; point < sizes_.points; ++point) {
+      const auto [begin, end] = block.with(point);
+      const int64_t parts = divide_up(end - begin, plan_.most);
+      if (parts == 0) continue;
+      const int64_t ahead_calls = taps ? parts * sizes_.points : parts;
+      gemm.ahead_step = ahead_bytes / ahead_calls / channels;
       for (int64_t i = 0; i < panels; ++i) {
         gemm.u = taps ? expanded + point * sizes_.expanded_point : weights_at(group + i, point);
         const float* next = taps             ? weights + channels * 9 * kWinogradPanel
                             : i + 1 < panels ? weights_at(group + i + 1, point)
                                              : weights_at(group, point + 1);
         for (int64_t part = 0; part < parts; ++part, ++call) {
-          const int64_t row = part_begin(count, parts, part), rows = part_begin(count, parts, part + 1) - row;
-          gemm.line_stride = sizes_.points * rows * kWinogradLine;
-          gemm.v = v + part * sizes_.part + c / kWinogradLine * gemm.line_stride + point * rows * kWinogradLine;
-          gemm.products = own + (row * panels + i) * sizes_.product + point * kWinogradPanel;
+          const int64_t tile = begin + part_begin(end - begin, parts, part);
+          const int64_t tiles = begin + part_begin(end - begin, parts, part + 1) - tile;
+          gemm.v = lines + (point * block.count() + tile) * kWinogradLine;
+          gemm.products = own + (tile * panels + i) * sizes_.product + point * kWinogradPanel;
           gemm.ahead = reinterpret_cast<const char*>(next) + call % ahead_calls * gemm.ahead_step * channels;
-          kernels_.gemm[rows](gemm);
+          kernels_.gemm[tiles](gemm);
         }
       }
     }
@@ -168,10 +161,9 @@ class Run {
     return packed_ + panel * sizes_.panel_weights + point * plan_.depth() * kWinogradPanel;
   }
 
-  void output(int64_t tile, int64_t panel, const float* products) const {
-    const Place at = place(tile);
+  void output(const WinogradTile& tile, int64_t panel, const float* products) const {
     const int64_t height = shape_.out_h(), width = shape_.out_w(), k = panel * kWinogradPanel;
-    const int64_t offset = ((at.image * height + at.y) * width + at.x) * shape_.k + k;
+    const int64_t offset = ((tile.image * height + tile.y) * width + tile.x) * shape_.k + k;
     const auto at_most = [](int64_t left, int64_t limit) { return static_cast<int>(left < limit ? left : limit); };
     WinogradOutput to;
     to.out = out_ + offset * bytes_;
@@ -180,11 +172,13 @@ class Run {
     to.shift = shift_ + k;
     to.row_stride = width * shape_.k;
     to.pixel_stride = shape_.k;
-    to.height = at_most(height - at.y, shape_.m);
-    to.width = at_most(width - at.x, shape_.m);
+    to.height = at_most(height - tile.y, tile.height);
+    to.width = at_most(width - tile.x, tile.width);
     to.channels = at_most(shape_.k - k, kWinogradPanel);
     to.relu = relu_;
-    const bool finite = (shape_.m == 2 ? kernels_.output2 : kernels_.output4)(products, to);
+    const WinogradTransforms& transforms = kernels_.transforms;
+    const bool finite =
+        (shape_.m == 2 ? transforms.output2 : transforms.output4[4 - tile.height][4 - tile.width])(products, to);
     if (!finite) finite_.store(false, std::memory_order_relaxed);
   }
 
@@ -219,12 +213,11 @@ bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, 
         const int64_t task_first = part_begin(plan.tiles, plan.tasks, task);
         const int64_t tiles = part_begin(plan.tiles, plan.tasks, task + 1) - task_first;
         const int64_t blocks = divide_up(tiles, plan.block);
-        for (int64_t block = 0; block < blocks; ++block) {
-          const int64_t first = part_begin(tiles, blocks, block), count = part_begin(tiles, blocks, block + 1) - first;
-          for (int64_t tile = 0; tile < count; ++tile) {
-            run.transform(task_first + first, count, tile, 0, plan.shape.c, v);
-          }
-          run.multiply(task_first + first, count, 0, sizes.panels, v, v + sizes.transformed);
+        for (int64_t i = 0; i < blocks; ++i) {
+          const int64_t first = part_begin(tiles, blocks, i), count = part_begin(tiles, blocks, i + 1) - first;
+          const WinogradBlock block(plan, task_first + first, count);
+          for (int64_t tile = 0; tile < count; ++tile) run.transform(block, tile, 0, plan.shape.c, v);
+          run.multiply(block, 0, sizes.panels, v, v + sizes.transformed);
         }
       }
     });
@@ -233,18 +226,19 @@ bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, 
   float* own = workspace + sizes.transformed;
   for (int64_t first = 0; first < plan.tiles; first += plan.block) {
     const int64_t count = first + plan.block < plan.tiles ? plan.block : plan.tiles - first;
+    const WinogradBlock block(plan, first, count);
     // Pieces of 64 channels, so that there are enough of them for every thread where tiles are few.
     const int64_t pieces = divide_up(plan.shape.c, 64);
     parallel_for(count * pieces, divide_up(count * pieces, plan.tasks), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t tile = i / pieces, c = i % pieces * 64;
-        run.transform(first, count, tile, c, c + 64 < plan.shape.c ? c + 64 : plan.shape.c, workspace);
+        run.transform(block, tile, c, c + 64 < plan.shape.c ? c + 64 : plan.shape.c, workspace);
       }
     });
     parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        run.multiply(first, count, part_begin(sizes.panels, plan.tasks, task),
-                     part_begin(sizes.panels, plan.tasks, task + 1), workspace, own + task * sizes.task);
+        run.multiply(block, part_begin(sizes.panels, plan.tasks, task), part_begin(sizes.panels, plan.tasks, task + 1),
+                     workspace, own + task * sizes.task);
       }
     });
   }

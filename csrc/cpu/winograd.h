@@ -23,19 +23,28 @@ struct WinogradShape {
 // half: points rounded to bfloat16, for bfloat16 activations; so are the transformed pixels, and all sums are float32.
 enum class WinogradWeights { points, taps, half };
 
+// The tiles along one axis: the first `whole` have m outputs, the others, of F(4, 3) alone, one less.
+struct WinogradAxis {
+  int m;
+  int64_t whole, count;
+  int64_t begin(int64_t tile) const { return tile * m - (tile > whole ? tile - whole : 0); }
+  int size(int64_t tile) const { return tile < whole ? m : m - 1; }
+};
+
 // How one convolution is cut up; a pure function of its arguments (winograd_plan.cpp). No choice here changes a bit of
 // the result: every output sums over its input channels in the same order.
 struct WinogradPlan {
   WinogradShape shape;
   WinogradWeights weights;
   int64_t depth() const { return weights == WinogradWeights::half ? (shape.c + 1) / 2 : shape.c; }  // of a sum: pairs
-  int64_t tiles_h, tiles_w, tiles;  // m x m outputs each; tiles: of the whole batch
-  int tasks;                        // pieces that run in parallel
-  bool split_panels;                // tasks share the transformed input and split the output channels, not the tiles
-  int rows;                         // tiles per micro-kernel call, at most
-  int64_t block;                    // tiles transformed, multiplied and transformed back at a time
-  int64_t group;                    // output panels (32 channels) whose products are kept until they are transformed
-  int64_t chunk;                    // of depth(): whose weights are transformed at a time
+  WinogradAxis rows, columns;
+  int64_t tiles;      // of the whole batch
+  int tasks;          // pieces that run in parallel
+  bool split_panels;  // tasks share the transformed input and split the output channels, not the tiles
+  int most;           // tiles per micro-kernel call
+  int64_t block;      // tiles transformed, multiplied and transformed back at a time
+  int64_t group;      // output panels (32 channels) whose products are kept until they are transformed
+  int64_t chunk;      // of depth(): whose weights are transformed at a time
 };
 
 WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, int threads);

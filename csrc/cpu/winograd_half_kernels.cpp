@@ -11,15 +11,9 @@ namespace {
 
 template <int... kTilesMinusOne>
 constexpr WinogradKernels kernels(std::integer_sequence<int, kTilesMinusOne...>) {
-  return {kRows,
-          {nullptr, winograd_gemm<true, kTilesMinusOne + 1, 2>...},
-          winograd_input<2, bf16>,
-          winograd_input<4, bf16>,
-          nullptr,
-          nullptr,
-          nullptr,
-          winograd_output<2, bf16>,
-          winograd_output<4, bf16>};
+  return {
+      kRows,  {nullptr, winograd_gemm<true, kTilesMinusOne + 1, 2>...}, winograd_transforms<bf16>(), nullptr, nullptr,
+      nullptr};
 }
 
 }  // namespace

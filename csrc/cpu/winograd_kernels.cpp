@@ -13,13 +13,10 @@ template <int... kRowsMinusOne>
 constexpr WinogradKernels kernels(std::integer_sequence<int, kRowsMinusOne...>) {
   return {kRows,
           {nullptr, winograd_gemm<false, kRowsMinusOne + 1, 2>...},
-          winograd_input<2, float>,
-          winograd_input<4, float>,
+          winograd_transforms<float>(),
           winograd_gather,
           winograd_expand<2>,
-          winograd_expand<4>,
-          winograd_output<2, float>,
-          winograd_output<4, float>};
+          winograd_expand<4>};
 }
 
 }  // namespace

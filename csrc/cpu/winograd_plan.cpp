@@ -4,16 +4,33 @@
 #include "winograd_kernels.h"
 
 namespace resnet_fused::cpu {
+namespace {
+
+// The tiles that cover `size` outputs with the fewest products, of m + 2 points each.
+WinogradAxis axis_of(int m, int64_t size) {
+  WinogradAxis best{m, (size + m - 1) / m, (size + m - 1) / m};
+  if (m == 2) return best;
+  int64_t least = 6 * best.count;
+  for (int64_t whole = best.whole - 1; whole >= 0 && whole + 3 >= best.whole; --whole) {
+    const int64_t shorter = (size - 4 * whole + 2) / 3;
+    if (6 * whole + 5 * shorter >= least) continue;
+    least = 6 * whole + 5 * shorter;
+    best = {m, whole, whole + shorter};
+  }
+  return best;
+}
+
+}  // namespace
 
 WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, int threads) {
   WinogradPlan plan{};
   plan.shape = shape;
   plan.weights = weights;
-  plan.tiles_h = (shape.out_h() + shape.m - 1) / shape.m;
-  plan.tiles_w = (shape.out_w() + shape.m - 1) / shape.m;
-  plan.tiles = shape.n * plan.tiles_h * plan.tiles_w;
+  plan.rows = axis_of(shape.m, shape.out_h());
+  plan.columns = axis_of(shape.m, shape.out_w());
+  plan.tiles = shape.n * plan.rows.count * plan.columns.count;
   plan.tasks = threads;
-  plan.rows = winograd_kernels(weights).max_rows;
+  plan.most = winograd_kernels(weights).max_rows;
 
   // Tasks that split the tiles each read all weights; tasks that split the panels each read all transformed tiles.
   const int64_t panels = (shape.k + kWinogradPanel - 1) / kWinogradPanel;
