@@ -3,6 +3,7 @@
 Between two convolutions Python, its allocations and their page faults took 3 of 26 ms (ResNet-34, bfloat16, batch 8).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ COPY, STEM, AMX_STEM, DIRECT, AMX, WINOGRAD, PAD, MEAN = range(8)  # StepKind
 NONE, INPUT, OUTPUT = -1, -2, -3
 LINE = 64
 SHAPES = 16  # of inputs whose steps are remembered
+PIECE = 7 << 19  # bytes of a map that stays in the caches: 4 images of 64 channels at 56x56 in float32
 WINOGRADS = (WinogradF4, WinogradF4Taps, WinogradF2, WinogradF2Taps)
 KINDS = {StemWithPool: STEM, AmxStem: AMX_STEM, Direct: DIRECT, Amx: AMX, **dict.fromkeys(WINOGRADS, WINOGRAD)}
 
@@ -109,12 +111,17 @@ class Whole:
 
 
 class _Value(NamedTuple):
-    """A map: a value of the memory plan, or INPUT, and its shape without the batch."""
+    """A map: a value of the memory plan, or INPUT or OUTPUT, the shape of an image, and which image of it comes first."""
 
     place: int
     channels: int
     height: int
     width: int
+    first: int = 0
+
+    @property
+    def shape(self):
+        return self[1:4]
 
 
 class _Steps:
@@ -122,18 +129,14 @@ class _Steps:
     `activations` of which are for maps."""
 
     def __init__(self, whole, shape):
-        self.shape, self.plan, self.rows = tuple(shape), Plan(), []
+        self.shape, self.images, self.plan, self.rows = tuple(shape), shape[0], Plan(), []
         engine = whole.engine
-        x = _Value(INPUT, *shape[1:])
-        if KINDS[engine._stem.way] not in (STEM, AMX_STEM):
-            x = self._simple(COPY, x, x.channels)
-        before, x = x, self._convolution(engine._stem, x)
-        if before.place != INPUT:
-            self.plan.give_back(before.place)
-        for block in engine._blocks:
+        blocks, images = _pieces(engine, self.shape, whole.dtype.itemsize)
+        x = self._in_pieces(engine, blocks, images)
+        for block in engine._blocks[blocks:]:
             x = self._block(block, x)
         x = self._simple(MEAN, x, x.channels)
-        self._step(KINDS[whole.head_way], x, OUTPUT, engine._model.fc.out_features, constants=whole.head)
+        self._step(KINDS[whole.head_way], x, _Value(OUTPUT, engine._model.fc.out_features, 1, 1), constants=whole.head)
         self._settle(whole)
 
     def _settle(self, whole):
@@ -142,52 +145,73 @@ class _Steps:
         for elements in self.plan.sizes:
             starts.append(size)
             size += _lines(elements * whole.dtype.itemsize)
-        places = [starts[slot] for slot, _ in self.plan.places]
-        for row in self.rows:
-            row[1:4] = [value if value < 0 else places[value] for value in row[1:4]]
-        self.numbers, self.activations = torch.tensor(self.rows, dtype=torch.int64), size
+
+        def settled(value):
+            if value is None or value.place < 0:
+                return NONE if value is None else value.place
+            slot, (_, *image) = self.plan.places[value.place]
+            return starts[slot] + value.first * math.prod(image) * whole.dtype.itemsize
+
+        rows = [[kind, *map(settled, values), *numbers] for kind, values, numbers in self.rows]
+        self.numbers, self.activations = torch.tensor(rows, dtype=torch.int64), size
         self.bytes = size + whole.ops.frozen_network_workspace(self.numbers, whole.half)
 
+    def _in_pieces(self, engine, blocks, images):
+        """The stem and the first `blocks` blocks, so many images at a time: the map of all images."""
+        image = _Value(INPUT, *self.shape[1:])
+        if images == self.images:
+            return self._beginning(engine, image, blocks)
+        out = self._take(*_shape_after(engine, image.shape, blocks))
+        for first in range(0, self.shape[0], images):
+            self.images = min(images, self.shape[0] - first)
+            self._beginning(engine, image._replace(first=first), blocks, out._replace(first=first))
+        self.images = self.shape[0]
+        return out
+
+    def _beginning(self, engine, x, blocks, out=None):
+        if KINDS[engine._stem.way] not in (STEM, AMX_STEM):
+            x = self._simple(COPY, x, x.channels)
+        before, x = x, self._convolution(engine._stem, x)
+        if before.place != INPUT:
+            self.plan.give_back(before.place)
+        for block in engine._blocks[:blocks]:
+            x = self._block(block, x, out if block is engine._blocks[blocks - 1] else None)
+        return x
+
     def _step(
-        self, kind, x, to, k, *, residual=NONE, constants=(0, 0), kernel=(1, 1), stride=1, padding=0, dilation=1,
+        self, kind, x, to, *, residual=None, constants=(0, 0), kernel=(1, 1), stride=1, padding=0, dilation=1,
         relu=False, m=0, taps=False,
     ):  # fmt: skip
         self.rows.append(
-            [kind, x.place, residual, to, *constants, self.shape[0], x.height, x.width, x.channels, k,
-             *kernel, stride, padding, dilation, relu, m, taps]
+            (kind, (x, residual, to),
+             (*constants, self.images, x.height, x.width, x.channels, to.channels, *kernel, stride, padding, dilation,
+              relu, m, taps, x.first if x.place == INPUT else 0))
         )  # fmt: skip
 
     def _take(self, channels, height, width):
-        return _Value(self.plan.take((self.shape[0], channels, height, width)), channels, height, width)
+        return _Value(self.plan.take((self.images, channels, height, width)), channels, height, width)
 
     def _simple(self, kind, x, k, stride=1):
         out = self._take(k, *((1, 1) if kind == MEAN else (-(-x.height // stride), -(-x.width // stride))))
-        self._step(kind, x, out.place, k, stride=stride)
+        self._step(kind, x, out, stride=stride)
         return out
 
-    def _convolution(self, site, x, residual=None):
-        """The result is written over `residual`, which nobody needs afterwards."""
+    def _convolution(self, site, x, residual=None, out=None):
+        """The result is written to `out`; without one over `residual`, which nobody needs afterwards."""
         conv, way = site.conv, site.way
-        stride, padding, dilation = conv.stride[0], conv.padding[0], conv.dilation[0]
-        height, width = (
-            (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
-            for size, kernel in zip((x.height, x.width), conv.kernel_size, strict=True)
-        )
-        if site.pool:
-            height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
-        if height < 1 or width < 1:
+        shape = _after(site, x.shape)
+        if min(shape) < 1:
             raise ValueError(f"engine: x is {self.shape}: {site.name} has no output pixel")
-        out = self._take(conv.out_channels, height, width) if residual is None else residual
+        out = out or residual or self._take(*shape)
         kind = KINDS[way]
         m, taps = (way.m, way.taps) if kind == WINOGRAD else (0, False)
         self._step(
-            kind, x, out.place, out.channels, residual=NONE if residual is None else residual.place,
-            constants=site.constants, kernel=conv.kernel_size, stride=stride, padding=padding, dilation=dilation,
-            relu=site.relu, m=m, taps=taps,
+            kind, x, out, residual=residual, constants=site.constants, kernel=conv.kernel_size, stride=conv.stride[0],
+            padding=conv.padding[0], dilation=conv.dilation[0], relu=site.relu, m=m, taps=taps,
         )  # fmt: skip
         return out
 
-    def _block(self, block, x):
+    def _block(self, block, x, result=None):
         shortcut, out = x, x
         if block.projection is not None:
             shortcut = self._convolution(block.projection, x)
@@ -199,9 +223,42 @@ class _Steps:
                 self.plan.give_back(before.place)
         if shortcut is not x:
             self.plan.give_back(x.place)
-        last = self._convolution(block.sites[-1], out, shortcut)
+        last = self._convolution(block.sites[-1], out, shortcut, result)
         self.plan.give_back(out.place)
+        if result is not None:
+            self.plan.give_back(shortcut.place)
         return last
+
+
+def _after(site, shape):
+    """(channels, height, width) of what `site` makes of an image of that shape."""
+    conv = site.conv
+    stride, padding, dilation = conv.stride[0], conv.padding[0], conv.dilation[0]
+    height, width = (
+        (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
+        for size, kernel in zip(shape[1:], conv.kernel_size, strict=True)
+    )
+    if site.pool:
+        height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
+    return conv.out_channels, height, width
+
+
+def _shape_after(engine, shape, blocks):
+    """The same after the stem and the first `blocks` blocks."""
+    for site in (engine._stem, *(site for block in engine._blocks[:blocks] for site in block.sites)):
+        shape = _after(site, shape)
+    return shape
+
+
+def _pieces(engine, shape, itemsize):
+    """(blocks, images): how many blocks run how many images at a time, so that their maps stay in the caches: all up to the
+    last that reads a map at least half as large as the largest. Deeper ones would read their weights too often."""
+    maps = [math.prod(_shape_after(engine, shape[1:], i)) for i in range(len(engine._blocks))]
+    images = max(1, PIECE // max(1, max(maps) * itemsize))
+    if images >= shape[0]:
+        return 0, shape[0]
+    blocks = max(i for i, size in enumerate(maps) if 2 * size >= max(maps)) + 1
+    return blocks, -(-shape[0] // -(-shape[0] // images))
 
 
 def _lines(size):

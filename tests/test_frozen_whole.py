@@ -6,6 +6,7 @@ Where there is no matrix unit its kernels run emulated, which is slow: the netwo
 import copy
 import functools
 import importlib
+import math
 import re
 import threading
 
@@ -109,6 +110,28 @@ def test_inputs_of_any_strides_and_sizes(engine):
     assert torch.equal(engine(x[:1]), logits[:1])  # the bits do not depend on the batch
     assert engine(torch.randn(3, 3, 40, 56)).shape == (3, 7)
     assert engine(x[:0]).shape == (0, 7)
+
+
+@pytest.mark.parametrize("make", [network, lambda: network(Bottleneck), cifar], ids=["basic", "bottleneck", "cifar"])
+def test_large_maps_run_in_pieces_of_the_batch(make, monkeypatch):
+    engine = frozen(make)
+    x = torch.randn(5, 3, 48, 48)
+    whole = engine._whole
+    expected = engine(x)
+    together = whole.steps.pop((x.shape, torch.get_num_threads()))
+    one = 4 * max(math.prod(frozen_whole._shape_after(engine, x.shape[1:], i)) for i in range(len(engine._blocks)))
+    for piece, sizes in ((one, [1] * 5), (2 * one, [2, 2, 1]), (5 * one, [5])):
+        monkeypatch.setattr(frozen_whole, "PIECE", piece)
+        steps = frozen_whole._Steps(whole, x.shape)
+        first = steps.numbers[steps.numbers[:, 1] == frozen_whole.INPUT]
+        assert first[:, 6].tolist() == sizes and first[:, 19].tolist() == [sum(sizes[:i]) for i in range(len(sizes))]
+        assert steps.activations <= together.activations
+        whole.steps[x.shape, torch.get_num_threads()] = steps
+        for arena in whole.arenas:
+            arena.fill_(255)  # every value a NaN
+        assert torch.equal(engine(x), expected)
+        assert torch.equal(engine(x[:, :, :, ::2].repeat_interleave(2, 3)[..., :48].copy_(x)), expected)
+    whole.steps.clear()
 
 
 def test_bfloat16_takes_both_dtypes():

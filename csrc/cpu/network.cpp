@@ -136,7 +136,8 @@ void check_places(const Network& network, const NetworkInput& x, int64_t activat
     const auto inside = [](int64_t place, int64_t bytes, int64_t size) { return place >= 0 && place <= size - bytes; };
     const bool reads_x = s.kind == StepKind::copy || s.kind == StepKind::stem || s.kind == StepKind::amx_stem;
     if (reads_x) {
-      if (s.from != kInput || x.sizes[0] != s.n || x.sizes[1] != s.c || x.sizes[2] != s.h || x.sizes[3] != s.w) {
+      if (s.from != kInput || s.first < 0 || s.first > x.sizes[0] - s.n || x.sizes[1] != s.c || x.sizes[2] != s.h ||
+          x.sizes[3] != s.w) {
         refuse(i, "reads an input of another shape");
       }
     } else if (!inside(s.from, read_by(s) * item, activations)) {
@@ -175,14 +176,14 @@ To from_value(float value) {
 }
 
 template <class From, class To>
-void copy_input(const Step& s, const NetworkInput& x, To* to) {
+void copy_input(const Step& s, const From* x, const int64_t (&strides)[4], To* to) {
   parallel_for(s.n * s.h, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const From* from = static_cast<const From*>(x.data) + row / s.h * x.strides[0] + row % s.h * x.strides[2];
+      const From* from = x + row / s.h * strides[0] + row % s.h * strides[2];
       To* out = to + row * s.w * s.c;
       for (int64_t c = 0; c < s.c; ++c) {
         for (int64_t i = 0; i < s.w; ++i) {
-          out[i * s.c + c] = from_value<To>(value_of(from[c * x.strides[1] + i * x.strides[3]]));
+          out[i * s.c + c] = from_value<To>(value_of(from[c * strides[1] + i * strides[3]]));
         }
       }
     }
@@ -232,19 +233,20 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
   const char* residual = s.residual == kNone ? nullptr : arena + s.residual;
   const char* weight = network.constants + s.weight;
   const auto* shift = reinterpret_cast<const float*>(network.constants + s.shift);
+  const void* input = static_cast<const char*>(x.data) + s.first * x.strides[0] * (x.half ? 2 : 4);
   switch (s.kind) {
     case StepKind::copy:
       if (x.half) {
-        copy_input<uint16_t>(s, x, static_cast<T*>(to));
+        copy_input(s, static_cast<const uint16_t*>(input), x.strides, static_cast<T*>(to));
       } else {
-        copy_input<float>(s, x, static_cast<T*>(to));
+        copy_input(s, static_cast<const float*>(input), x.strides, static_cast<T*>(to));
       }
       return;
     case StepKind::stem:
-      return stem_run(stem_shape(s), x.data, x.half, x.strides, reinterpret_cast<const float*>(weight), shift, to, half,
+      return stem_run(stem_shape(s), input, x.half, x.strides, reinterpret_cast<const float*>(weight), shift, to, half,
                       num_threads(), reinterpret_cast<float*>(workspace));
     case StepKind::amx_stem:
-      return amx_stem_run(amx_stem_shape(s, half), x.data, x.half, x.strides, reinterpret_cast<const uint16_t*>(weight),
+      return amx_stem_run(amx_stem_shape(s, half), input, x.half, x.strides, reinterpret_cast<const uint16_t*>(weight),
                           shift, to, num_threads(), workspace);
     case StepKind::direct:
     case StepKind::amx:

@@ -18,7 +18,7 @@ enum class StepKind : int64_t {
   count
 };
 
-// As it lies in the list, 19 numbers a step. Places are bytes from the start of the arena; kInput and kOutput are the
+// As it lies in the list, 20 numbers a step. Places are bytes from the start of the arena; kInput and kOutput are the
 // tensors outside of it.
 struct Step {
   StepKind kind;
@@ -26,6 +26,7 @@ struct Step {
   int64_t weight, shift;       // bytes from the start of the constants
   int64_t n, h, w, c, k, kernel_h, kernel_w, stride, padding, dilation, relu;
   int64_t m, taps;  // of Winograd
+  int64_t first;    // image of the input, where a step reads from it
 
   int64_t out_h() const { return size(h, kernel_h); }
   int64_t out_w() const { return size(w, kernel_w); }
@@ -35,7 +36,7 @@ struct Step {
     return (in + 2 * padding - (kernel - 1) * dilation - 1) / stride + 1;
   }
 };
-static_assert(sizeof(Step) == 19 * sizeof(int64_t), "the numbers of a step");
+static_assert(sizeof(Step) == 20 * sizeof(int64_t), "the numbers of a step");
 constexpr int64_t kNone = -1, kInput = -2, kOutput = -3;
 
 struct Network {
