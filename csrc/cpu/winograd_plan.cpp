@@ -32,21 +32,25 @@ WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, 
   plan.tasks = threads;
   plan.most = winograd_kernels(weights).max_rows;
 
-  // Tasks that split the tiles each read all weights; tasks that split the panels each read all transformed tiles.
+  // Tasks that split the tiles each read all weights; tasks that split the panels each read all transformed tiles, most
+  // of them from another core's cache. So only where a task would not fill a block: 256 channels at 14x14, 8 images,
+  // two threads of a Zen 5 whose L3 is busy 1.28 ms, 1.92 with panels split.
+  const bool taps = weights == WinogradWeights::taps;
+  constexpr int64_t kFewTiles = 32;
   const int64_t panels = (shape.k + kWinogradPanel - 1) / kWinogradPanel;
-  plan.split_panels = plan.tiles < shape.k && panels >= threads;
+  plan.split_panels = plan.tiles < shape.k && plan.tiles < kFewTiles * threads && panels >= threads;
 
   // The more tiles a block has, the fewer times the weights are read, but the less of the block stays in L2. At 16
-  // images a core: 64 channels 14 or 28 tiles, 128 channels 28 (7.0 ms; 42: 7.3, 84: 7.9), 512 channels 64 (8.9 ms;
-  // 32: 10.9). Weights that are transformed again for every block want larger ones.
-  const bool taps = weights == WinogradWeights::taps;
-  const bool narrow = shape.c <= (shape.m == 4 ? 160 : 64);
-  plan.block = taps ? (shape.m == 4 ? 64 : 128) : narrow ? 28 : 64;
+  // images a core of the Xeon: 64 channels 14 or 28 tiles, 128 channels 28 (7.0 ms; 42: 7.3, 84: 7.9), 512 channels 64
+  // (8.9 ms; 32: 10.9). Zen 5, 8 images: 256 channels 32 (1.28 ms; 64: 1.43). Weights that are transformed again for
+  // every block want larger ones.
+  const int64_t widths[] = {shape.m == 4 ? 160 : 64, shape.m == 4 ? 320 : 64};
+  plan.block = taps ? (shape.m == 4 ? 64 : 128) : shape.c <= widths[0] ? 28 : shape.c <= widths[1] ? kFewTiles : 64;
   if (plan.block > plan.tiles && plan.tiles > 0) plan.block = plan.tiles;
 
   // A group reads the transformed tiles once for all its panels; its products share L2 with them. One panel at a time
   // cost 7 % (64 channels) and 16 % (512); eight panels gained nothing over four.
-  plan.group = taps ? 1 : narrow ? 2 : 4;
+  plan.group = taps ? 1 : 4;
 
   // 295 KB (m = 4) and 262 KB of weights are transformed at a time and stay in L2 until they have been multiplied.
   plan.chunk = !taps ? plan.depth() : shape.m == 4 ? 64 : 128;
