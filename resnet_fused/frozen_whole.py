@@ -171,7 +171,7 @@ class _Steps:
     def _beginning(self, engine, x, blocks, out=None):
         if KINDS[engine._stem.way] not in (STEM, AMX_STEM):
             x = self._simple(COPY, x, x.channels)
-        before, x = x, self._convolution(engine._stem, x)
+        before, x = x, self._convolution(engine._stem, x, out=None if blocks else out)
         if before.place != INPUT:
             self.plan.give_back(before.place)
         for block in engine._blocks[:blocks]:
@@ -252,12 +252,12 @@ def _shape_after(engine, shape, blocks):
 
 def _pieces(engine, shape, itemsize):
     """(blocks, images): how many blocks run how many images at a time, so that their maps stay in the caches: all up to the
-    last that reads a map at least half as large as the largest. Deeper ones would read their weights too often."""
-    maps = [math.prod(_shape_after(engine, shape[1:], i)) for i in range(len(engine._blocks))]
+    last that makes a map at least half as large as the largest. Deeper ones would read their weights too often."""
+    maps = [math.prod(_shape_after(engine, shape[1:], i)) for i in range(len(engine._blocks) + 1)]
     images = max(1, PIECE // max(1, max(maps) * itemsize))
     if images >= shape[0]:
         return 0, shape[0]
-    blocks = max(i for i, size in enumerate(maps) if 2 * size >= max(maps)) + 1
+    blocks = max(i for i, size in enumerate(maps) if 2 * size >= max(maps))
     return blocks, -(-shape[0] // -(-shape[0] // images))
 
 
