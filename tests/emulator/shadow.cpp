@@ -5,7 +5,13 @@
 
 namespace emu {
 
-static constexpr char kRemoteRead[] = "ld.shared::cluster";
+// What takes addresses of other blocks.
+static bool reaches_others(const char* what) {
+  for (const char* name : {"ld.shared::cluster", "mbarrier.arrive.shared::cluster", "multicast copy"}) {
+    if (std::strcmp(what, name) == 0) return true;
+  }
+  return false;
+}
 
 void Shadow::reset(uint32_t base, size_t bytes, int warps, int blocks) {
   base_ = base;
@@ -42,7 +48,7 @@ size_t Shadow::offset(const char* what, uint32_t addr, int bytes, Who who) const
   if (addr % static_cast<uint32_t>(bytes) != 0) fail(what, "not aligned to its size", addr, who, nullptr);
   size_t rank = who.warp / warps_;
   if (addr >= kThere) {
-    if (std::strcmp(what, kRemoteRead) != 0) fail(what, "the address is one of a cluster", addr, who, nullptr);
+    if (!reaches_others(what)) fail(what, "the address is one of a cluster", addr, who, nullptr);
     rank = addr / kThere - 1;
     if (rank >= static_cast<size_t>(blocks_)) fail(what, "no such block in the cluster", addr, who, nullptr);
     if (left_[rank]) fail(what, "the block whose memory it was has left", addr, who, nullptr);
@@ -124,7 +130,8 @@ void Shadow::bulk_issued(const char* what, uint32_t addr, int bytes, Who who) { 
 
 void Shadow::bulk_landed(uint32_t addr, const unsigned char* data, int bytes, int source) {
   const int actor = kMaxWarps + source;
-  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) {
+  const size_t first = (addr / kThere - 1) * stride_ + addr % kThere - base_;  // every address names its block
+  for (size_t i = first / kGrain, last = i + bytes / kGrain; i < last; ++i) {
     Cell& cell = cells_[i];
     cell.in_flight = 0;
     cell.readers = 0;
@@ -132,7 +139,7 @@ void Shadow::bulk_landed(uint32_t addr, const unsigned char* data, int bytes, in
     cell.warp = static_cast<uint8_t>(actor);
     cell.lane = 0;
   }
-  std::memcpy(memory_.data() + (addr - base_), data, bytes);
+  std::memcpy(memory_.data() + first, data, bytes);
 }
 
 void Shadow::product_issued(const char* what, uint32_t addr, int bytes, Who who) {

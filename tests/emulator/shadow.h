@@ -15,9 +15,9 @@ namespace emu {
 
 constexpr int kMaxWarps = 32;
 constexpr int kGrain = 2;  // bytes per cell: the smallest access
-// Who else has a clock: the copies that arrive at one mbarrier. Each barrier has its own, so that waiting for one copy
-// is no excuse for reading another.
-constexpr int kBulkSources = 40;
+// Who else has a clock: the copies that arrive at one mbarrier, those of its own block and those of others. Each has
+// its own, so that waiting for one copy is no excuse for reading another.
+constexpr int kBulkSources = 56;
 constexpr int kActors = kMaxWarps + kBulkSources;
 // Shared memory of the block of rank r, as the others of its cluster address it, begins so many times r + 1 further.
 constexpr uint32_t kThere = 1u << 24;
@@ -64,6 +64,9 @@ class Shadow {
   void product_done(const char* what, uint32_t addr, int bytes, Who who);
 
   uint32_t base() const { return base_; }
+  int rank_of(uint32_t addr, Who who) const {
+    return addr >= kThere ? static_cast<int>(addr / kThere) - 1 : who.warp / warps_;
+  }
 
   // A warp of a block ends; its last one takes the memory along: every read by others must be ordered before.
   void warp_leaves(int warp);
