@@ -52,16 +52,26 @@ def refusal(dtype, conv, gradient=False, capability=(9, 0)):
     return library().plane_refusal(ctypes.byref(Call(dtype=DTYPES[dtype], **conv)), gradient, *capability).decode()
 
 
-def convolve(x, weight, norm, residual, out, conv, eps=0.0, *, gradient=False, places=4, relu=True, seed=0, policy=-1,
-             multiprocessors=3):  # fmt: skip
+def convolve(x, weight, norm, residual, out, conv, eps=0.0, *, gradient=False, places=4, cluster=1, relu=True, seed=0,
+             policy=-1, multiprocessors=3):  # fmt: skip
     """norm: mean, var, weight, bias of one dtype, or four times None: none."""
     tensors = [x, weight, *norm, residual, out]
     pointers = {name: None if t is None else t.data_ptr() for name, t in zip(POINTERS, tensors, strict=True)}
     params = next((t.dtype for t in norm if t is not None), torch.float32)
     call = Call(dtype=DTYPES[x.dtype], param_dtype=DTYPES[params], eps=eps, relu=relu, seed=seed, policy=policy,
                 **pointers, **conv)  # fmt: skip
-    if (why := library().conv_plane(ctypes.byref(call), gradient, places, multiprocessors)) is not None:
+    if (why := library().conv_plane(ctypes.byref(call), gradient, places, cluster, multiprocessors)) is not None:
         raise RuntimeError(why.decode())
+
+
+def spots(conv, gradient=False, places=4, cluster=1):
+    """Of every step and rank (group, first image, first channel)."""
+    call = ctypes.byref(Call(**conv))
+    steps = library().plane_spots(call, gradient, places, cluster, None, ctypes.c_int64(0))
+    found = (ctypes.c_int * (3 * steps * cluster))()
+    library().plane_spots(call, gradient, places, cluster, found, ctypes.c_int64(len(found)))
+    triples = [tuple(found[i : i + 3]) for i in range(0, len(found), 3)]
+    return [triples[i : i + cluster] for i in range(0, len(triples), cluster)]
 
 
 # What the prediction assumes of an H100 or H200: multiprocessors, clocks a second, bytes a clock that one of them gets from

@@ -8,7 +8,7 @@ namespace resnet_fused::cuda {
 
 struct PlaneArgs {
   const int* table;  // of conv_plane_plan.h
-  int groups, image_blocks, channel_blocks, tiles;
+  PlaneSchedule schedule;
   int n, c, k, pixels;   // pixels of an image of out
   const void* residual;  // or nullptr
   void* out;
@@ -16,17 +16,15 @@ struct PlaneArgs {
   bool relu;
 };
 
-// Channels fastest, then images: blocks that run together read the same planes.
 struct PlaneTile {
   int first, image;  // channel, image
   const int *header, *records;
 
-  __device__ __forceinline__ PlaneTile(const PlaneArgs& a, int tile) {
-    const int part = tile / a.channel_blocks, group = part / a.image_blocks;
-    first = (tile - part * a.channel_blocks) * kPlaneColumns;
-    image = (part - group * a.image_blocks) * kPlaneImages;
-    header = a.table + group * kHeaderInts;
-    records = a.table + a.groups * kHeaderInts;
+  __device__ __forceinline__ PlaneTile(const PlaneArgs& a, int step, int rank) {
+    const PlaneSpot spot = plane_spot(a.schedule, step, rank);
+    first = spot.channel, image = spot.image;
+    header = a.table + spot.group * kHeaderInts;
+    records = a.table + a.schedule.groups * kHeaderInts;
   }
 };
 

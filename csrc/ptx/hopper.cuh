@@ -14,9 +14,9 @@
 //               copy_2d_multicast(.., mbar, blocks)    the same into each block of the cluster whose bit is set, at the
 //                                                       offsets that dst and mbar have in this one
 //               copy_4d(dst, map, i0, i1, i2, i3, mbar)     the same of four dimensions, the innermost first
-//   clusters    mbar_arrive_cluster(addr)          an arrival at a barrier of any block: addr from cluster_address
-//               mbar_wait_cluster(addr, parity)    a wait that also sees what other blocks did before they arrived, or
-//                                                  have multicast; mbar_wait sees this block's
+//   clusters    mbar_arrive_cluster(addr)          an arrival at a barrier of any block: addr from cluster_address. Who
+//                                                  waits there knows that this thread has read what it has read; what
+//                                                  it has written is for its own block
 //   products    wgmma_fence()                      before the first product, and after registers were touched
 //               wgmma<T, N>(d, a, b, add)          d (+)= A B^T of a warpgroup: A 64 x 16, B N x 16, both k-major; d,
 //               a, b are

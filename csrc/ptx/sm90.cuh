@@ -25,15 +25,10 @@ PTX_FN void mbar_wait(uint32_t addr, int parity) {
       : "memory");
 }
 
+// No .release.cluster here and no .acquire.cluster in the wait: ptxas (13.0) makes a MEMBAR.ALL.GPU of the one and a
+// CCTL.IVALL of the other, for every tap. They would order what this thread has written; it has only read.
 PTX_FN void mbar_arrive_cluster(uint32_t addr) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(addr) : "memory");
-}
-PTX_FN void mbar_wait_cluster(uint32_t addr, int parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n}" ::"r"(addr),
-      "r"(parity)
-      : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(addr) : "memory");
 }
 
 // shared::cluster of a block without a cluster is its own shared memory; older assemblers know no other form.

@@ -31,16 +31,12 @@ static uint32_t named(uint32_t addr) {
   return addr % kThere + kThere * static_cast<uint32_t>(rank + 1);
 }
 
-Hopper::Origin Hopper::Mbarrier::origin(Who who) const {
-  return machine.shadow.rank_of(0, who) == rank ? Origin::own : Origin::others;
-}
-
 void Hopper::init(uint32_t addr, int arrivals) {
   const Who who = machine.lane().who;
   machine.shadow.write("mbarrier.init", addr, 8, who);
   if (arrivals < 1) machine.fail("mbarrier.init of " + std::to_string(arrivals) + " arrivals");
   if (mbarriers_.count(named(addr))) machine.fail("mbarrier.init of a barrier in use");
-  mbarriers_[named(addr)] = Mbarrier{arrivals, arrivals, 0, 0, false, machine.rank(), {-1, -1}, {}, {}, {}};
+  mbarriers_[named(addr)] = Mbarrier{arrivals, arrivals, 0, 0, false, machine.rank(), -1, {}, {}, {}, {}, {}};
 }
 
 void Hopper::init_fence() {
@@ -56,43 +52,40 @@ Hopper::Mbarrier& Hopper::at(const char* what, uint32_t addr) {
 
 void Hopper::arrive(const char* what, uint32_t addr, int64_t expect) {
   Mbarrier& barrier = at(what, addr);
-  const Origin origin = barrier.origin(machine.lane().who);
-  if (origin == Origin::others && !barrier.fenced) {
-    machine.fail(std::string(what) + ": an mbarrier whose initialisation was not fenced");
-  }
+  const bool here = barrier.rank == machine.rank();
+  if (!here && !barrier.fenced) machine.fail(std::string(what) + ": an mbarrier whose initialisation was not fenced");
   if (barrier.pending == 0) machine.fail(std::string(what) + ": more arrivals than the barrier counts");
   barrier.bytes += expect;
   --barrier.pending;
-  barrier.gathering[origin].join(machine.shadow.publish(machine.lane().who.warp));
+  (here ? barrier.gathering : barrier.read_there).join(machine.shadow.publish(machine.lane().who.warp));
   advance(barrier);
 }
 
-void Hopper::acquire(const Mbarrier& barrier, Waiter waiter) {
-  machine.shadow.acquire(waiter.who.warp, barrier.passed[Origin::own]);
-  if (waiter.cluster) machine.shadow.acquire(waiter.who.warp, barrier.passed[Origin::others]);
+void Hopper::acquire(const Mbarrier& barrier, Who who) {
+  machine.shadow.acquire(who.warp, barrier.passed);
+  machine.shadow.acquire_reads(who.warp, barrier.read_passed);
 }
 
 void Hopper::advance(Mbarrier& barrier) {
   if (barrier.pending > 0 || barrier.bytes != 0) return;
   ++barrier.phase;
   barrier.pending = barrier.arrivals;
-  for (int origin = 0; origin < 2; ++origin) {
-    barrier.passed[origin].join(barrier.gathering[origin]);
-    barrier.gathering[origin] = Clocks{};
-  }
-  for (Waiter waiter : barrier.waiting) {
-    acquire(barrier, waiter);
-    machine.wake_lane(waiter.who);
+  barrier.passed.join(barrier.gathering);
+  barrier.read_passed.join(barrier.read_there);
+  barrier.gathering = barrier.read_there = Clocks{};
+  for (Who who : barrier.waiting) {
+    acquire(barrier, who);
+    machine.wake_lane(who);
   }
   barrier.waiting.clear();
 }
 
-void Hopper::wait(uint32_t addr, int parity, bool cluster) {
+void Hopper::wait(uint32_t addr, int parity) {
   Mbarrier& barrier = at("mbarrier wait", addr);
   if (parity != 0 && parity != 1) machine.fail("mbarrier wait for parity " + std::to_string(parity));
-  const Waiter waiter{machine.lane().who, cluster};
-  if (static_cast<int>(barrier.phase & 1) != parity) return acquire(barrier, waiter);  // has completed
-  barrier.waiting.push_back(waiter);
+  const Who who = machine.lane().who;
+  if (static_cast<int>(barrier.phase & 1) != parity) return acquire(barrier, who);  // the phase has completed
+  barrier.waiting.push_back(who);
   machine.sleep("mbarrier wait");
 }
 
@@ -132,7 +125,7 @@ void Hopper::copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], ui
     for (int row = 0; row < rows; ++row) {
       machine.shadow.bulk_issued(what, (here ? dst : dst + there) + row * kRow, kRow, who);
     }
-    copies_.push_back(Copy{dst + there, mbar + there, barrier.origin(who), data});
+    copies_.push_back(Copy{dst + there, mbar + there, data});
   }
 }
 
@@ -141,11 +134,10 @@ void Hopper::land_one() {
   const Copy copy = std::move(copies_[chosen]);
   copies_.erase(copies_.begin() + static_cast<int64_t>(chosen));
   Mbarrier& barrier = mbarriers_.at(copy.mbar);
-  int& source = barrier.source[copy.origin];
-  if (source < 0) source = sources_++;
-  if (source >= kBulkSources) throw Fault("copies land at more mbarriers than the emulator has clocks for");
-  machine.shadow.bulk_landed(copy.dst, copy.data.data(), static_cast<int>(copy.data.size()), source);
-  barrier.gathering[copy.origin].join(machine.shadow.bulk_clock(source));
+  if (barrier.source < 0) barrier.source = sources_++;
+  if (barrier.source >= kBulkSources) throw Fault("copies land at more mbarriers than the emulator has clocks for");
+  machine.shadow.bulk_landed(copy.dst, copy.data.data(), static_cast<int>(copy.data.size()), barrier.source);
+  barrier.gathering.join(machine.shadow.bulk_clock(barrier.source));
   barrier.bytes -= static_cast<int64_t>(copy.data.size());
   advance(barrier);
 }

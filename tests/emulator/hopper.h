@@ -1,9 +1,9 @@
 // What Hopper adds to a block: mbarriers, bulk copies by tensor maps, asynchronous products of a warpgroup.
 //
 // Everything is modelled at its weakest. A copy lands at a random moment, in each block of a cluster at another, and
-// only who waited at its own barrier may read it; what other blocks brought or did before they arrived, only who waited
-// there in the scope of the cluster. A product reads its operands at any moment between issue and wait, and its
-// accumulators are NaN until then. Each warp of a warpgroup computes its 16 rows without waiting for the others.
+// only who waited at its own barrier may read it. An arrival from another block says that its thread has read what it
+// has read, nothing about what it has written. A product reads its operands at any moment between issue and wait, and
+// its accumulators are NaN until then. Each warp of a warpgroup computes its 16 rows without waiting for the others.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +37,7 @@ class Hopper {
   void init(uint32_t addr, int arrivals);
   void init_fence();
   void arrive(const char* what, uint32_t addr, int64_t expect);
-  void wait(uint32_t addr, int parity, bool cluster);
+  void wait(uint32_t addr, int parity);
 
   // blocks: a bit for each block of the cluster that it goes to; 0: only this one.
   void copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], uint32_t mbar, uint32_t blocks);
@@ -54,25 +54,19 @@ class Hopper {
   void thread_ends();
 
  private:
-  enum Origin { own, others };  // by whom: threads of the barrier's block, or of another
-  struct Waiter {
-    Who who;
-    bool cluster;
-  };
   struct Mbarrier {
     int arrivals, pending;
     int64_t bytes;  // still expected
     uint32_t phase;
     bool fenced;
-    int rank;       // of its block
-    int source[2];  // clocks in the shadow of what lands here; -1: nothing has yet
-    Clocks gathering[2], passed[2];
-    std::vector<Waiter> waiting;
-    Origin origin(Who who) const;
+    int rank;                        // of its block
+    int source;                      // its clock in the shadow; -1: nothing has landed yet
+    Clocks gathering, passed;        // of its block and of copies
+    Clocks read_there, read_passed;  // of other blocks
+    std::vector<Who> waiting;
   };
   struct Copy {
     uint32_t dst, mbar;  // with their block
-    Origin origin;
     std::vector<unsigned char> data;
   };
   // Of a warp: groups in flight, oldest first, and the true values of accumulators that show NaN.
@@ -85,7 +79,7 @@ class Hopper {
 
   Mbarrier& at(const char* what, uint32_t addr);
   void advance(Mbarrier& barrier);
-  static void acquire(const Mbarrier& barrier, Waiter waiter);
+  static void acquire(const Mbarrier& barrier, Who who);
   void operands(const Product& product, bool done);
   void compute(const Product& product);
 

@@ -23,7 +23,7 @@ from emulator import build
 
 STATEMENT = re.compile(
     r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit"
-    r"|cluster_arrive|cluster_wait|grid_wait"
+    r"|cluster_arrive|cluster_wait|mbar_arrive_cluster|grid_wait"
     r"|mbar_wait|mbar_arrive|mbar_arrive_expect|mbar_init_fence|wgmma_fence|wgmma_commit|wgmma_wait<[^>]*>|wgmma_finish"
     r")\([^;]*\);"
 )
@@ -37,6 +37,17 @@ WRONG = (
     ("conv_plane.cuh", "before.give_back(shared);\n        before = now", "now.give_back(shared)"),
     ("conv_plane.cuh", "wgmma_wait<kPixels>", "wgmma_wait<kPixels + 1>"),
     ("conv_plane.cuh", "kPlaneConsumers = 8", "kPlaneConsumers = 7"),
+    ("conv_plane.cuh", "kPlaneConsumers * kCluster", "kPlaneConsumers"),
+    ("conv_plane.cuh", "kBothBlocks = 3", "kBothBlocks = 1"),
+    ("conv_plane.cuh", "1 - plane_rank<kCluster>()", "plane_rank<kCluster>()"),
+    ("conv_plane.cuh", "at.first + rank *", "at.first + (1 - rank) *"),
+    ("conv_plane.cuh", "shared.tap_full(turn.slot), kTapBytes", "shared.tap_full(turn.slot), kTapBytes / kCluster"),
+    (
+        "conv_plane.cuh",
+        "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n  }\n  if",
+        "    ptx::sync_threads();\n  }\n  if",
+    ),
+    ("conv_plane.cuh", "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n  }\n}", "  }\n}"),
     ("conv_cluster.cuh", "ptx::cluster_arrive();\n  ptx::cluster_wait();\n  finish", "ptx::sync_threads();\n  finish"),
     (
         "conv_cluster.cuh",

@@ -26,6 +26,7 @@ void Shadow::reset(uint32_t base, size_t bytes, int warps, int blocks) {
   for (int w = 0; w < kActors; ++w) {
     known_[w] = Clocks{};
     known_[w].at[w] = 1;
+    over_[w] = Clocks{};
   }
   for (Clocks& clocks : leaving_) clocks = Clocks{};
   for (bool& left : left_) left = false;
@@ -84,7 +85,7 @@ void Shadow::read(const char* what, uint32_t addr, int bytes, Who who) {
 }
 
 void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
-  const Clocks& known = known_[who.warp];
+  const Clocks &known = known_[who.warp], &over = over_[who.warp];
   const uint32_t now = known.at[who.warp];
   const size_t first = offset(what, addr, bytes, who) / kGrain, last = first + bytes / kGrain;
   for (size_t i = first; i < last; ++i) {
@@ -92,14 +93,15 @@ void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
     if (cell.in_flight) fail(what, "writes where a cp.async is still in flight", addr, who, &cell);
     if (cell.products) fail(what, "writes what a product is still reading", addr, who, &cell);
     if (cell.write_clock != 0) {
-      const bool ordered = cell.warp == who.warp ? cell.lane == who.lane || cell.write_clock < now
-                                                 : cell.write_clock <= known.at[cell.warp];
+      const bool ordered = cell.warp == who.warp   ? cell.lane == who.lane || cell.write_clock < now
+                           : cell.warp < kMaxWarps ? cell.write_clock <= known.at[cell.warp]
+                                                   : cell.write_clock <= over.at[cell.warp];  // who read it waited
       if (!ordered) fail(what, "race: two threads write without a barrier in between", addr, who, &cell);
     }
     for (uint32_t left = cell.readers; left != 0; left &= left - 1) {
       const int warp = __builtin_ctz(left);
       const Read& read = last_read(i, warp);
-      const bool ordered = warp == who.warp ? read.lane == who.lane || read.clock < now : read.clock <= known.at[warp];
+      const bool ordered = warp == who.warp ? read.lane == who.lane || read.clock < now : read.clock <= over.at[warp];
       if (!ordered) {
         fail(what, "race: overwrites what warp " + std::to_string(warp) + " may still read", addr, who, &cell);
       }

@@ -15,9 +15,9 @@ namespace emu {
 
 constexpr int kMaxWarps = 32;
 constexpr int kGrain = 2;  // bytes per cell: the smallest access
-// Who else has a clock: the copies that arrive at one mbarrier, those of its own block and those of others. Each has
-// its own, so that waiting for one copy is no excuse for reading another.
-constexpr int kBulkSources = 56;
+// Who else has a clock: the copies that arrive at one mbarrier. Each barrier has its own, so that waiting for one copy
+// is no excuse for reading another.
+constexpr int kBulkSources = 40;
 constexpr int kActors = kMaxWarps + kBulkSources;
 // Shared memory of the block of rank r, as the others of its cluster address it, begins so many times r + 1 further.
 constexpr uint32_t kThere = 1u << 24;
@@ -78,7 +78,12 @@ class Shadow {
     ++known_[warp].at[warp];
     return known;
   }
-  void acquire(int warp, const Clocks& clocks) { known_[warp].join(clocks); }
+  void acquire(int warp, const Clocks& clocks) {
+    known_[warp].join(clocks);
+    over_[warp].join(clocks);
+  }
+  // Only that what was read there has been read, so that it may be overwritten.
+  void acquire_reads(int warp, const Clocks& clocks) { over_[warp].join(clocks); }
 
  private:
   struct Cell {
@@ -106,8 +111,8 @@ class Shadow {
   std::vector<unsigned char> memory_;
   std::vector<Cell> cells_;
   std::vector<Read> reads_;
-  Clocks known_[kActors];
-  Clocks leaving_[kMaxWarps];  // of a block: what its warps knew when they ended
+  Clocks known_[kActors], over_[kActors];  // what is seen; what is over, seen or not
+  Clocks leaving_[kMaxWarps];              // of a block: what its warps knew when they ended
   bool left_[kMaxWarps] = {};
 };
 

@@ -13,8 +13,7 @@ inline void mbar_arrive(uint32_t addr) { machine.hopper.arrive("mbarrier.arrive"
 inline void mbar_arrive_expect(uint32_t addr, int bytes) {
   machine.hopper.arrive("mbarrier.arrive.expect_tx", addr, bytes);
 }
-inline void mbar_wait(uint32_t addr, int parity) { machine.hopper.wait(addr, parity, false); }
-inline void mbar_wait_cluster(uint32_t addr, int parity) { machine.hopper.wait(addr, parity, true); }
+inline void mbar_wait(uint32_t addr, int parity) { machine.hopper.wait(addr, parity); }
 inline void mbar_arrive_cluster(uint32_t addr) {
   if (addr < emu::kThere) machine.fail("mbar_arrive_cluster at an address that cluster_address did not make");
   machine.hopper.arrive("mbarrier.arrive.shared::cluster", addr, 0);
