@@ -18,10 +18,8 @@ def refusal(x, weight, dtype, groups):
 
 
 def alternatives(images):
-    """Arguments of `conv_bn_relu` worth measuring beside its defaults. Clusters where the groups of 64 images are even in
-    number: else a block multiplies zeros beside the last one, a fourth of the work for three groups, a sixth for five."""
-    pairs = -(-images // 64) % 2 == 0
-    return [{"places": 2}] + [{"cluster": 2}, {"places": 2, "cluster": 2}] * pairs
+    """Arguments of `conv_bn_relu` worth measuring beside its defaults. A cluster needs two groups of 64 images."""
+    return [{"places": 2}] + [{"cluster": 2}, {"places": 2, "cluster": 2}] * (images > 64)
 
 
 def table(library, geometry, gradient=False, places=4):
