@@ -43,7 +43,8 @@ def conv_bn_relu(
     places=4, cluster=1,
 ):  # fmt: skip
     """As kernels/conv_bn_relu.py, by the ops of `library`, for what `refusal` does not refuse. `places`: output pixels of
-    a tile, 4 or 2; `cluster`: blocks that load their weights together, 1 or, of more than 64 images, 2. Raises ValueError for what it refuses, RuntimeError as table_on does."""
+    a tile, 4 or 2; `cluster`: blocks that load their weights together, 1 or, of more than 64 images, 2. Raises ValueError
+    for what it refuses, RuntimeError as table_on does."""
     if (why := refusal(x.shape, weight.shape, x.dtype, groups)) is not None:
         raise ValueError(why)
     sides = (x.shape[2:], out.shape[2:], weight.shape[2:], stride, padding, dilation)

@@ -75,7 +75,7 @@ def spots(conv, gradient=False, places=4, cluster=1):
 
 
 # What the prediction assumes of an H100 or H200: multiprocessors, clocks a second, bytes a clock that one of them gets from
-# L2, multiplications a clock at 788 TFLOP/s, clocks in which a tile fills its rings and waits for its residual.
+# L2, multiplications a clock at 788 TFLOP/s, clocks in which a tile fills its rings and is written besides its bytes.
 PROCESSORS, CLOCK, L2, MACS, LATENCY = 132, 1.76e9, 28, 1696, 2500
 
 
@@ -90,9 +90,9 @@ def predicted(conv, gradient=False, places=4, residual=True, cluster=1):
         count = sum(plane >= 0 for record in group.records for plane in record.read)
         steps = read // 64
         multiply = steps * count * 64 * 128 * 64 / MACS
-        copy = steps * (group.planes * 8192 + len(group.records) * 16384 / cluster) / L2
         pixels = sum(pixel >= 0 for pixel in group.pixels)
-        clocks += [max(multiply, copy) + pixels * 16384 * (1 + residual) / L2 + LATENCY] * (images * blocks)
+        copied = steps * (group.planes * 8192 + len(group.records) * 16384 / cluster) + residual * pixels * 16384
+        clocks += [max(multiply, copied / L2) + pixels * 16384 / L2 + LATENCY] * (images * blocks)
         products += count
     side_by_side = min(PROCESSORS // cluster, len(clocks))
     longest = max(sum(clocks[i::side_by_side]) for i in range(side_by_side))

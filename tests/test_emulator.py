@@ -66,7 +66,9 @@ def test_fibers_without_assembly():
     run(build.executable("micro", extra=("-DEMU_UCONTEXT",)))
 
 
-@pytest.mark.parametrize("name", ["micro", "faults", "hopper_checks", "hopper_boxes", "multicast_checks", "cluster_checks"])
+@pytest.mark.parametrize(
+    "name", ["micro", "faults", "hopper_checks", "hopper_boxes", "multicast_checks", "cluster_checks"]
+)
 def test_under_sanitizers(name):
     run(build.executable(name, sanitize=True))
 

@@ -72,6 +72,18 @@ def test_pairs_of_blocks(name, images, places):
         assert torch.equal(together.out, alone)
 
 
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_the_residual_may_be_the_result(cluster):
+    """A tile's part of it is in shared memory before any of the tile is written."""
+    given = {"shape": (66, 64, 3, 6), "k": 192, "r": 3, "padding": 1}
+    case, expected = PlaneCase("f16", **given), PlaneCase("f16", **given).run()
+    case.out = case.residual
+    emulated.convolve(
+        case.x, case.weight, case.norm, case.residual, case.out, case.conv, EPS, relu=case.relu, cluster=cluster, seed=5
+    )
+    assert torch.equal(case.out, expected)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_one_block_walks_over_all_tiles(seed):
     """Rings, parities and norms carry over from tile to tile."""

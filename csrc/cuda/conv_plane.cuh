@@ -56,12 +56,20 @@ __device__ __forceinline__ int plane_rank() {
 
 // Planes come before the tap that needs them: who has waited for a tap's own barrier knows that the slots of its planes
 // have passed into the phase it will wait for. Without that a warpgroup which skipped a plane (its pixels did not read
-// it) could take an old phase for the new one.
+// it) could take an old phase for the new one. For the same reason a tap without weights follows the planes of a tile's
+// residual, which pass through the ring after those of the input.
 template <int kCluster>
-__device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::TensorMap& weight, const PlaneArgs& a,
+__device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::TensorMap& weight,
+                                           const ptx::TensorMap& residual, const PlaneArgs& a,
                                            const PlaneShared& shared) {
   const int rank = plane_rank<kCluster>();
   uint32_t planes = 0, taps = 0;
+  const auto plane = [&](const ptx::TensorMap& map, int column, int image) {
+    const PlaneTurn turn(planes++);
+    ptx::mbar_wait(shared.plane_empty(turn.slot), turn.parity ^ 1);
+    ptx::mbar_arrive_expect(shared.plane_full(turn.slot), kPlaneBytes);
+    ptx::copy_2d(shared.plane(turn.slot), map, column, image, shared.plane_full(turn.slot));
+  };
   for (int step = ptx::bid_x() / kCluster; step < a.schedule.steps(); step += ptx::grid_x() / kCluster) {
     const PlaneTile at(a, step, rank);
     const ptx::Words4 header = ptx::ld_global_nc<ptx::Words4>(at.header);
@@ -73,11 +81,7 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
 #pragma unroll
         for (uint32_t i = 0; i < kPlanePlaces; ++i) {
           if (i >= head.w[1]) break;
-          const PlaneTurn turn(planes++);
-          ptx::mbar_wait(shared.plane_empty(turn.slot), turn.parity ^ 1);
-          ptx::mbar_arrive_expect(shared.plane_full(turn.slot), kPlaneBytes);
-          ptx::copy_2d(shared.plane(turn.slot), x, static_cast<int>(pixels.w[i]) * a.c + channel, at.image,
-                       shared.plane_full(turn.slot));
+          plane(x, static_cast<int>(pixels.w[i]) * a.c + channel, at.image);
         }
         const TapTurn turn(taps++);
         ptx::mbar_wait(shared.tap_empty(turn.slot), turn.parity ^ 1);
@@ -91,8 +95,38 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
         }
       }
     }
+    const int halves = plane_halves(a, at.first);
+    for (uint32_t place = 0; place < kPlanePlaces && halves > 0; ++place) {
+      const int pixel = ptx::ld_global_nc<int>(at.header + 2 + place);
+      for (int i = 0; i < halves && pixel >= 0; ++i) {
+        plane(residual, pixel * a.k + at.first + i * kPlaneChannels, at.image);
+      }
+    }
+    if (a.added) {  // a tap without weights
+      const TapTurn turn(taps++);
+      ptx::mbar_wait(shared.tap_empty(turn.slot), turn.parity ^ 1);
+      ptx::mbar_arrive(shared.tap_full(turn.slot));
+    }
   }
 }
+
+// Planes of the residual, from number `first` on: `count` that this warp reads, or that it only gives back.
+struct PlaneAdded {
+  uint32_t first;
+  int count;
+
+  __device__ __forceinline__ void wait(const PlaneShared& shared) const {
+    for (int i = 0; i < count; ++i) {
+      const PlaneTurn turn(first + i);
+      ptx::mbar_wait(shared.plane_full(turn.slot), turn.parity);
+    }
+  }
+  __device__ __forceinline__ void give_back(const PlaneShared& shared) const {
+    ptx::sync_warp();
+    if (ptx::lane() != 0) return;
+    for (int i = 0; i < count; ++i) ptx::mbar_arrive(shared.plane_empty(PlaneTurn(first + i).slot));
+  }
+};
 
 // Slots whose products are in flight, to be given back once they are done.
 struct PlaneUsed {
@@ -170,19 +204,45 @@ __device__ __forceinline__ void plane_multiply(const PlaneArgs& a, const PlaneSh
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) ptx::wgmma_finish(sums[i]);
     before.give_back<kCluster>(shared);
+    if (a.added) {  // the planes of the residual are on their way
+      const TapTurn tap(taps++);
+      ptx::mbar_wait(shared.tap_full(tap.slot), tap.parity);
+      ptx::sync_warp();
+      PlaneUsed last;
+      last.any = true, last.tap = tap.slot;
+      last.give_back<kCluster>(shared);
+    }
     ptx::bar_sync(1 + group, 128);  // the norms of this tile are there
+    const int halves = plane_halves(a, at.first);
+    const auto others = [&](int from) {  // the other warpgroup's
+      for (int i = from; i < from + kPixels && halves > 0; ++i) {
+        if (ptx::ld_global_nc<int>(at.header + 2 + i) < 0) continue;
+        const PlaneAdded added{planes, halves};
+        added.wait(shared);
+        added.give_back(shared);
+        planes += halves;
+      }
+    };
+    if (group == 1) others(0);
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       const int pixel = ptx::ld_global_nc<int>(at.header + 2 + place + i);
-      if (pixel >= 0) plane_store<T>(a, norm, at, pixel, multiplied[i], sums[i]);
+      if (pixel < 0) continue;
+      const PlaneAdded added{planes, halves};
+      added.wait(shared);
+      const uint32_t slots[2] = {shared.plane(PlaneTurn(planes).slot), shared.plane(PlaneTurn(planes + 1).slot)};
+      plane_store<T>(a, norm, at, pixel, multiplied[i], sums[i], slots);
+      added.give_back(shared);
+      planes += halves;
     }
+    if (group == 0) others(kPixels);
   }
 }
 
 template <class T, int kPixels, int kCluster>
 __global__ void __launch_bounds__(kPlaneThreads, 1)
     conv_plane_kernel(const __grid_constant__ ptx::TensorMap x, const __grid_constant__ ptx::TensorMap weight,
-                      const PlaneArgs a) {
+                      const __grid_constant__ ptx::TensorMap residual, const PlaneArgs a) {
   const PlaneShared shared = PlaneShared::at(ptx::smem_base());
   if (ptx::tid() == 0) {
     for (uint32_t i = 0; i < kPlaneSlots; ++i) {
@@ -203,7 +263,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
   }
   if (ptx::warp() < 4) {
     ptx::registers_down<40>();
-    if (ptx::tid() == 0) plane_copy<kCluster>(x, weight, a, shared);
+    if (ptx::tid() == 0) plane_copy<kCluster>(x, weight, residual, a, shared);
   } else {
     ptx::registers_up<232>();  // 128 * 40 + 256 * 232 of 65536
     plane_multiply<T, kPixels, kCluster>(a, shared);

@@ -234,7 +234,8 @@ inline std::string plane_refusal(Capability device, DType dtype, const Conv& con
   }
   constexpr int64_t kMost = int64_t{1} << 31;
   const int64_t pixels = shape.rows() * shape.columns();
-  if (shape.read_rows() * shape.read_columns() * read >= kMost || conv.r * conv.s * read >= kMost ||
+  if (shape.read_rows() * shape.read_columns() * read >= kMost || pixels * written >= kMost ||
+      conv.r * conv.s * read >= kMost ||
       pixels * (conv.n / kPlaneImages + 2) * (written / kPlaneColumns + 1) >= kMost) {
     return "the kernel counts in 32 bits, too few for " + std::to_string(conv.n) + " images of " +
            std::to_string(shape.read_rows()) + " x " + std::to_string(shape.read_columns()) + " x " +

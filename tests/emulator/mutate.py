@@ -40,6 +40,9 @@ WRONG = (
     ("conv_plane.cuh", "kPlaneConsumers * kCluster", "kPlaneConsumers"),
     ("conv_plane.cuh", "kBothBlocks = 3", "kBothBlocks = 1"),
     ("conv_plane.cuh", "1 - plane_rank<kCluster>()", "plane_rank<kCluster>()"),
+    ("conv_plane.cuh", "at.first + i * kPlaneChannels", "at.first + (1 - i) * kPlaneChannels"),
+    ("conv_plane.cuh", "    if (group == 1) others(0);", ""),
+    ("conv_plane_store.cuh", "16 * (piece ^ line % 8)", "16 * piece"),
     ("conv_plane.cuh", "at.first + rank *", "at.first + (1 - rank) *"),
     ("conv_plane.cuh", "shared.tap_full(turn.slot), kTapBytes", "shared.tap_full(turn.slot), kTapBytes / kCluster"),
     (
