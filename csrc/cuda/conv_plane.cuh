@@ -64,6 +64,11 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
                                            const PlaneShared& shared) {
   const int rank = plane_rank<kCluster>();
   uint32_t planes = 0, taps = 0;
+  const auto free_tap = [&] {
+    const TapTurn turn(taps++);
+    ptx::mbar_wait(shared.tap_empty(turn.slot), turn.parity ^ 1);
+    return turn.slot;
+  };
   const auto plane = [&](const ptx::TensorMap& map, int column, int image) {
     const PlaneTurn turn(planes++);
     ptx::mbar_wait(shared.plane_empty(turn.slot), turn.parity ^ 1);
@@ -83,15 +88,14 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
           if (i >= head.w[1]) break;
           plane(x, static_cast<int>(pixels.w[i]) * a.c + channel, at.image);
         }
-        const TapTurn turn(taps++);
-        ptx::mbar_wait(shared.tap_empty(turn.slot), turn.parity ^ 1);
-        ptx::mbar_arrive_expect(shared.tap_full(turn.slot), kTapBytes);
+        const uint32_t slot = free_tap();
+        ptx::mbar_arrive_expect(shared.tap_full(slot), kTapBytes);
         const int column = static_cast<int>(head.w[0]) * a.c + channel;
         if constexpr (kCluster == 1) {
-          ptx::copy_2d(shared.tap(turn.slot), weight, column, at.first, shared.tap_full(turn.slot));
+          ptx::copy_2d(shared.tap(slot), weight, column, at.first, shared.tap_full(slot));
         } else {  // the other half may have come before the barrier expects it: its bytes count below zero
-          ptx::copy_2d_multicast(shared.tap(turn.slot) + rank * (kTapBytes / kCluster), weight, column,
-                                 at.first + rank * (kPlaneColumns / kCluster), shared.tap_full(turn.slot), kBothBlocks);
+          ptx::copy_2d_multicast(shared.tap(slot) + rank * (kTapBytes / kCluster), weight, column,
+                                 at.first + rank * (kPlaneColumns / kCluster), shared.tap_full(slot), kBothBlocks);
         }
       }
     }
@@ -103,9 +107,7 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
       }
     }
     if (a.added) {  // a tap without weights
-      const TapTurn turn(taps++);
-      ptx::mbar_wait(shared.tap_empty(turn.slot), turn.parity ^ 1);
-      ptx::mbar_arrive(shared.tap_full(turn.slot));
+      ptx::mbar_arrive(shared.tap_full(free_tap()));
     }
   }
 }

@@ -32,7 +32,7 @@ WRONG = (
     ("conv_plane.cuh", "shared.plane_empty(turn.slot), turn.parity ^ 1", "shared.plane_empty(turn.slot), turn.parity"),
     ("conv_plane.cuh", "shared.tap_empty(turn.slot), turn.parity ^ 1", "shared.tap_empty(turn.slot), 1"),
     ("conv_plane.cuh", "shared.plane_full(plane.slot), plane.parity", "shared.plane_full(plane.slot), 0"),
-    ("conv_plane.cuh", "shared.tap_full(tap.slot), tap.parity", "shared.tap_full(tap.slot), tap.parity ^ 1"),
+    ("conv_plane.cuh", "tap.parity);\n#pragma unroll", "tap.parity ^ 1);\n#pragma unroll"),
     ("conv_plane.cuh", "shared.plane_full(turn.slot), kPlaneBytes", "shared.plane_full(turn.slot), kPlaneBytes / 2"),
     ("conv_plane.cuh", "before.give_back<kCluster>(shared);\n        before = now", "now.give_back<kCluster>(shared)"),
     ("conv_plane.cuh", "wgmma_wait<kPixels>", "wgmma_wait<kPixels + 1>"),
@@ -44,7 +44,7 @@ WRONG = (
     ("conv_plane.cuh", "    if (group == 1) others(0);", ""),
     ("conv_plane_store.cuh", "16 * (piece ^ line % 8)", "16 * piece"),
     ("conv_plane.cuh", "at.first + rank *", "at.first + (1 - rank) *"),
-    ("conv_plane.cuh", "shared.tap_full(turn.slot), kTapBytes", "shared.tap_full(turn.slot), kTapBytes / kCluster"),
+    ("conv_plane.cuh", "shared.tap_full(slot), kTapBytes", "shared.tap_full(slot), kTapBytes / kCluster"),
     (
         "conv_plane.cuh",
         "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n  }\n  if",
@@ -78,8 +78,8 @@ WRONG = (
 )
 # (file, number of the statement in it): why it stays although no test can notice its removal.
 REDUNDANT = {
-    ("conv_plane.cuh", 12): "ptxas wants a fence on the way without products too (C7519); there is nothing to order",
-    ("conv_plane.cuh", 21): "the last barrier takes whole warps; the emulator brings their lanes together itself",
+    ("conv_plane.cuh", 16): "ptxas wants a fence on the way without products too (C7519); there is nothing to order",
+    ("conv_plane.cuh", 27): "the last barrier takes whole warps; the emulator brings their lanes together itself",
 }
 # A header is mutated in one source only: the one named after it, else the first of these that includes it.
 SOURCES = (
