@@ -5,7 +5,8 @@
 Needs nvcc, and cuobjdump from the toolkit or from Triton's wheel. Exit status 1 on a compiler warning, on spills or a
 stack frame, or when a kernel for tensor cores has no tensor-core instruction. A source named *_sm90a.cu is compiled for
 sm_90a only; its kernels must multiply with HGMMA what UTMALDG brings (in pairs of blocks with .MULTICAST), without local
-memory. One named *_sm90.cu is compiled for 90 and later; its kernels must have a cluster's barrier, reads of other blocks' memory and the early launch's instructions.
+memory. One named *_sm90.cu is compiled for 90 and later; its kernels must have a cluster's barrier, reads of other blocks'
+memory and the early launch's instructions.
 Results are kept under .cache/aot_cuda by the content of everything a source includes.
 """
 
