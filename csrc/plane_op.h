@@ -16,9 +16,9 @@ struct PlaneTable {
 };
 
 // gradient: of the convolution's input. Then x is the gradient of its output [n, p, q, k], out that of its input
-// [n, h, w, c], and the weight is [c, r, s, k].
+// [n, h, w, c], and the weight is [c, r, s, k]. cluster: 2 blocks that load their weights together, or 1.
 void conv_plane(DType dtype, const void* x, const void* weight, Norm norm, const void* residual, void* out, Conv conv,
-                bool gradient, bool relu, PlaneTable table, void* stream);
+                bool gradient, bool relu, PlaneTable table, int cluster, void* stream);
 // Depends on everything in `conv` but the batch and the channels.
 std::vector<int> conv_plane_table(Conv conv, bool gradient, int places);
 int64_t conv_plane_groups(Conv conv, bool gradient, int places);

@@ -17,22 +17,25 @@ cuda::PlaneTable table_of(const Arguments& args, const Tensor& table, const Conv
   return {static_cast<const int*>(table.data_ptr()), static_cast<int>(places)};
 }
 
-void require_runs(const Arguments& args, const Conv& conv, bool gradient) {
+void require_runs(const Arguments& args, const Conv& conv, bool gradient, int64_t cluster) {
   const std::string why = cuda::conv_plane_refusal(args.dtype(), conv, gradient);
   args.require(why.empty(), why);
+  args.require(cluster == 1 || cluster == 2, "cluster must be 1 or 2, but is ", cluster);
+  args.require(cluster == 1 || conv.n > 64, "cluster must be 1 for at most 64 images, but is ", cluster, " for ",
+               conv.n);
 }
 
 void conv_plane(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
                 const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& residual,
                 const Tensor& out, const Tensor& table, const Pair& stride, const Pair& padding, const Pair& dilation,
-                int64_t groups, double eps, bool relu, int64_t places) {
+                int64_t groups, double eps, bool relu, int64_t places, int64_t cluster) {
   const Arguments x_args("conv_plane", "x", x), args("conv_plane", "out", out);
   const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
   check_output(x_args, args, out, conv.n, conv.k * groups, conv.p, conv.q);
   const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
   const void* with = args.like("residual", residual);
   const Place place("conv_plane", x);
-  require_runs(args, conv, false);
+  require_runs(args, conv, false, cluster);
   const cuda::PlaneTable list = table_of(args, table, conv, false, places);
   for (const auto& [name, data] : {std::pair<const char*, const void*>{"x", x.data_ptr()},
                                    {"weight", weight.data_ptr()},
@@ -43,13 +46,14 @@ void conv_plane(const Tensor& x, const Tensor& weight, const Tensor& mean, const
   }
   if (args.empty()) return;
   cuda::conv_plane(args.dtype(), x.data_ptr(), weight.data_ptr(), norm, with, out.data_ptr(), conv, false, relu, list,
-                   place.stream());
+                   static_cast<int>(cluster), place.stream());
 }
 
 // out = the gradient of the input of a convolution, of its output's gradient. turned: its weight [k, c, r, s] as a
 // channels_last tensor [c, k, r, s].
 void conv_plane_gradient(const Tensor& grad, const Tensor& turned, const Tensor& out, const Tensor& table,
-                         const Pair& stride, const Pair& padding, const Pair& dilation, int64_t places) {
+                         const Pair& stride, const Pair& padding, const Pair& dilation, int64_t places,
+                         int64_t cluster) {
   const Arguments grad_args("conv_plane_gradient", "grad", grad), args("conv_plane_gradient", "out", out);
   args.require(turned.dim() == 4 && is_channels_last(turned), "turned has shape ", Shape{turned}, " and strides ",
                Strides{turned}, ", but must have 4 dimensions and be channels_last");
@@ -63,7 +67,7 @@ void conv_plane_gradient(const Tensor& grad, const Tensor& turned, const Tensor&
                                padding, dilation, 1);
   check_output(args, grad_args, grad, conv.n, conv.k, conv.p, conv.q);
   const Place place("conv_plane_gradient", grad);
-  require_runs(args, conv, true);
+  require_runs(args, conv, true, cluster);
   const cuda::PlaneTable list = table_of(args, table, conv, true, places);
   for (const auto& [name, data] : {std::pair<const char*, const void*>{"grad", grad.data_ptr()},
                                    {"turned", turned.data_ptr()},
@@ -73,7 +77,7 @@ void conv_plane_gradient(const Tensor& grad, const Tensor& turned, const Tensor&
   }
   if (args.empty()) return;
   cuda::conv_plane(args.dtype(), grad.data_ptr(), turned.data_ptr(), Norm{}, nullptr, out.data_ptr(), conv, true, false,
-                   list, place.stream());
+                   list, static_cast<int>(cluster), place.stream());
 }
 
 // Fills `out` [>= size] on the CPU with the list of a convolution of images of `size`; returns the integers it takes.
@@ -117,10 +121,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
   m.def(
       "conv_plane(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor? residual, Tensor(a!) out, Tensor table, int[2] stride, int[2] padding, int[2] dilation, int groups, "
-      "float eps, bool relu, int places=4) -> ()");
+      "float eps, bool relu, int places=4, int cluster=1) -> ()");
   m.def(
       "conv_plane_gradient(Tensor grad, Tensor turned, Tensor(a!) out, Tensor table, int[2] stride, int[2] padding, "
-      "int[2] dilation, int places=4) -> ()");
+      "int[2] dilation, int places=4, int cluster=1) -> ()");
   m.def(
       "conv_plane_table(Tensor(a!) out, int[2] size, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, "
       "bool gradient, int places) -> int");

@@ -44,7 +44,8 @@ def options(call, device):
         configurations += [("triton_plane", c) for c in plane.alternatives(detail(call)[0][0])]
     if "triton_patch" in found:
         configurations += [("triton_patch", c) for c in patch.alternatives(*_pixels(call), detail(call)[0][0])]
-    configurations += [("cuda_plane", c) for c in cuda_plane.alternatives() if "cuda_plane" in found]
+    if "cuda_plane" in found:
+        configurations += [("cuda_plane", c) for c in cuda_plane.alternatives(_pixels(call)[0])]
     for name, config in configurations:
         found[f"{name} {' '.join(f'{k}={v}' for k, v in config.items())}"] = (name, config)
     return found

@@ -17,9 +17,9 @@ def refusal(x, weight, dtype, groups):
     return plane.refusal(x, weight, dtype, groups, LEAST)
 
 
-def alternatives():
-    """Arguments of `conv_bn_relu` worth measuring beside its defaults."""
-    return [{"places": 2}]
+def alternatives(images):
+    """Arguments of `conv_bn_relu` worth measuring beside its defaults. A cluster needs two groups of 64 images."""
+    return [{"places": 2}] + [{"cluster": 2}, {"places": 2, "cluster": 2}] * (images > 64)
 
 
 def table(library, geometry, gradient=False, places=4):
@@ -40,10 +40,11 @@ def table_on(library, geometry, gradient, places, device):
 
 def conv_bn_relu(
     library, x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu,
-    places=4,
+    places=4, cluster=1,
 ):  # fmt: skip
     """As kernels/conv_bn_relu.py, by the ops of `library`, for what `refusal` does not refuse. `places`: output pixels of
-    a tile, 4 or 2. Raises ValueError for what it refuses, RuntimeError as table_on does."""
+    a tile, 4 or 2; `cluster`: blocks that load their weights together, 1 or, of more than 64 images, 2. Raises ValueError
+    for what it refuses, RuntimeError as table_on does."""
     if (why := refusal(x.shape, weight.shape, x.dtype, groups)) is not None:
         raise ValueError(why)
     sides = (x.shape[2:], out.shape[2:], weight.shape[2:], stride, padding, dilation)
@@ -51,11 +52,11 @@ def conv_bn_relu(
     x, weight, residual = map(plane.dense, (x, weight, residual))
     library.conv_plane(
         x, weight, mean, var, bn_weight, bn_bias, residual, out, products, stride, padding, dilation, groups, eps, relu,
-        places,
+        places, cluster,
     )  # fmt: skip
 
 
-def conv_input_grad(library, grad, weight, out, stride, padding, dilation, groups, places=4):
+def conv_input_grad(library, grad, weight, out, stride, padding, dilation, groups, places=4, cluster=1):
     """out [N, C, H, W] = the gradient of a convolution's input; grad [N, K, P, Q], weight [K, C, R, S], all channels_last.
 
     The weight is brought to [C, R, S, K] on every call: a copy of its size. Raises ValueError for what the kernel cannot
@@ -66,4 +67,4 @@ def conv_input_grad(library, grad, weight, out, stride, padding, dilation, group
     sides = (out.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation)
     products = table_on(library, plane.Geometry(*map(tuple, sides)), True, places, grad.device)
     turned = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-    library.conv_plane_gradient(plane.dense(grad), turned, out, products, stride, padding, dilation, places)
+    library.conv_plane_gradient(plane.dense(grad), turned, out, products, stride, padding, dilation, places, cluster)

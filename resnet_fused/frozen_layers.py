@@ -189,10 +189,9 @@ def options(site, dtype, device):
         if name in dispatch.NARROW:
             if _suits(site, dtype, name):
                 found[name] = lambda s, d, name=name: Epilogue(s, d, name)
-                for config in cuda_plane.alternatives() if name == "cuda_plane" else ():
-                    found[f"{name} places={config['places']}"] = functools.partial(
-                        Epilogue, backend=name, config=config
-                    )
+                for config in cuda_plane.alternatives(site.shape[0]) if name == "cuda_plane" else ():
+                    text = " ".join(f"{key}={value}" for key, value in config.items())
+                    found[f"{name} {text}"] = functools.partial(Epilogue, backend=name, config=config)
             continue
         found[name] = _plain(lambda s, d, name=name: Epilogue(s, d, name), site)
         tiles, clusters = choices(site, dtype, device, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 # Raised when a schema in csrc/register*.cpp changes: a library built for another number is not used.
-ABI = 5
+ABI = 6
 LIBRARY = Path(__file__).with_name("_native.so")
 RECORD = Path(__file__).with_name("_native_build.json")
 

@@ -80,15 +80,19 @@ def check(ours, x, weight, params, residual, arguments, relu):
     assert_within_budget(ours, eager, reference(*wide, relu=relu, **arguments), "out")
 
 
+@pytest.mark.parametrize("cluster", [1, 2])
 @pytest.mark.parametrize("places", [4, 2])
 @pytest.mark.parametrize(("x_shape", "weight_shape", "arguments", "residual"), CONVS)
-def test_against_float64(library, device, dtype, x_shape, weight_shape, arguments, residual, places):
+def test_against_float64(library, device, dtype, x_shape, weight_shape, arguments, residual, places, cluster):
+    if x_shape[0] <= 64 and cluster == 2:
+        pytest.skip("no second group of images")
     if device == "cpu" and x_shape[0] * x_shape[1] * x_shape[2] > 50_000:
         pytest.skip("too large for the emulator")
     x, weight, params, r = make(device, dtype, x_shape, weight_shape, residual, arguments)
-    ours = run(library, x, weight, params, r, arguments, residual, places=places)
+    how = {"places": places, "cluster": cluster}
+    ours = run(library, x, weight, params, r, arguments, residual, **how)
     check(ours, x, weight, params, r, arguments, residual)
-    assert torch.equal(ours, run(library, x, weight, params, r, arguments, residual, places=places)), "the same bits"
+    assert torch.equal(ours, run(library, x, weight, params, r, arguments, residual, **how)), "the same bits"
 
 
 def test_views_that_start_askew(library, device):
@@ -109,10 +113,10 @@ def geometry(x, weight, out, padding=(1, 1)):
     return plane.Geometry(tuple(x.shape[2:]), tuple(out.shape[2:]), tuple(weight.shape[2:]), (1, 1), padding, (1, 1))
 
 
-def launch(library, x, weight, out, products, places=4):
+def launch(library, x, weight, out, products, places=4, cluster=1):
     one = torch.ones(weight.shape[0], device=x.device)
     library.conv_plane(
-        x, weight, one, one, None, None, None, out, products, [1, 1], [1, 1], [1, 1], 1, EPS, True, places
+        x, weight, one, one, None, None, None, out, products, [1, 1], [1, 1], [1, 1], 1, EPS, True, places, cluster
     )
 
 
@@ -120,6 +124,8 @@ def launch(library, x, weight, out, products, places=4):
     ("change", "why"),
     [
         pytest.param({"places": 3}, "places must be 2 or 4, but is 3", id="places"),
+        pytest.param({"cluster": 4}, "cluster must be 1 or 2, but is 4", id="cluster"),
+        pytest.param({"cluster": 2}, "cluster must be 1 for at most 64 images, but is 2 for 2", id="cluster-of-few"),
         pytest.param({"products": torch.zeros(3, dtype=torch.int32)}, "table has 3 values, but the headers of this "
                      "convolution are 24: it is another's", id="table-of-another"),
         pytest.param({"products": torch.zeros(240)}, "table has dtype Float", id="table-of-floats"),
@@ -175,22 +181,25 @@ def test_the_public_op_runs_it(library, device, monkeypatch):
     check(ours, x, weight, params, r, {"padding": 1}, True)
 
 
-@pytest.mark.parametrize("places", [4, 2])
+@pytest.mark.parametrize(("places", "cluster"), [(4, 1), (2, 1), (4, 2)])
 @pytest.mark.parametrize(
     ("shape", "weight_shape", "stride", "padding"),
     [
         pytest.param((3, 128, 5, 6), (64, 128, 3, 3), 1, 1, id="3x3"),
         pytest.param((3, 128, 7, 6), (192, 128, 3, 3), 2, 1, id="stride-2"),
         pytest.param((3, 192, 5, 5), (64, 192, 1, 1), 2, 0, id="projection"),
+        pytest.param((70, 128, 3, 4), (64, 128, 3, 3), 1, 1, id="two-groups-of-images"),
     ],
 )
-def test_gradient_of_the_input(library, device, dtype, shape, weight_shape, stride, padding, places):
+def test_gradient_of_the_input(library, device, dtype, shape, weight_shape, stride, padding, places, cluster):
+    if shape[0] <= 64 and cluster == 2:
+        pytest.skip("no second group of images")
     weight = activation(weight_shape, dtype, device=device, mean=0.0, std=(weight_shape[0] * 9) ** -0.5)
     like = F.conv2d(torch.empty(shape, device=device), weight.float(), None, stride, padding)
     grad = activation(like.shape, dtype, device=device)
     out = torch.empty(shape, dtype=dtype, device=device).contiguous(memory_format=LAST).fill_(torch.nan)
     where = [stride, stride], [padding, padding], [1, 1]
-    cuda_plane.conv_input_grad(library, grad, weight, out, *where, 1, places=places)
+    cuda_plane.conv_input_grad(library, grad, weight, out, *where, 1, places=places, cluster=cluster)
     eager, oracle = (
         torch.nn.grad.conv2d_input(shape, convert(weight), convert(grad), stride, padding)
         for convert in (lambda t: t, exact)

@@ -122,6 +122,7 @@ def convolution_call(shape, conv, dtype=torch.bfloat16):
     ("n", "k", "kernel", "dtype", "candidate"),
     [
         pytest.param(64, 128, 3, torch.bfloat16, True, id="large-batch"),
+        pytest.param(65, 128, 3, torch.bfloat16, True, id="two-groups-of-images"),
         pytest.param(8, 128, 3, torch.bfloat16, False, id="small-batch"),
         pytest.param(64, 128, 1, torch.bfloat16, False, id="1x1"),
         pytest.param(64, 100, 3, torch.bfloat16, False, id="ragged-channels"),
@@ -139,6 +140,9 @@ def test_where_a_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype,
     found = frozen_layers.options(site, dtype, torch.device("cuda"))
     assert (name in found) is candidate
     assert ("cuda_plane places=2" in found) is candidate
+    pairs = {"cuda_plane cluster=2", "cuda_plane places=2 cluster=2"}
+    assert pairs & set(found) == (pairs if n > 64 else set())
+    assert pairs & set(tune.options(call, torch.device("cuda"))) == (pairs if n > 64 else set())
 
 
 def test_the_patch_kernel_hands_on_what_it_refuses(gpu):

@@ -47,6 +47,11 @@ def test_hoppers_boxes_of_images():
     assert len(run(build.executable("hopper_boxes"))) == 5
 
 
+def test_multicast_copies():
+    """Halves of a slot that each block of a cluster fills in both, released by both; ten mistakes reported."""
+    assert len(run(build.executable("multicast_checks"))) == 11
+
+
 def test_clusters_and_early_launches():
     """Memory of other blocks, their barrier, a kernel that starts before the one ahead has ended; 15 mistakes reported."""
     assert len(run(build.executable("cluster_checks"))) == 20
@@ -61,7 +66,9 @@ def test_fibers_without_assembly():
     run(build.executable("micro", extra=("-DEMU_UCONTEXT",)))
 
 
-@pytest.mark.parametrize("name", ["micro", "faults", "hopper_checks", "hopper_boxes", "cluster_checks"])
+@pytest.mark.parametrize(
+    "name", ["micro", "faults", "hopper_checks", "hopper_boxes", "multicast_checks", "cluster_checks"]
+)
 def test_under_sanitizers(name):
     run(build.executable(name, sanitize=True))
 

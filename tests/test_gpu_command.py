@@ -94,6 +94,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
         "instructions",
         "instructions-hopper",
         "instructions-boxes",
+        "instructions-multicast",
         "instructions-clusters",
         "tests-conv-plane",
         "tests-conv-patch",

@@ -56,10 +56,41 @@ def test_same_bits_whatever_the_schedule(places):
     assert all(torch.equal(r, results[0]) for r in results)
 
 
+@pytest.mark.parametrize(("places", "multiprocessors"), [(4, 2), (2, 7)])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        pytest.param("3x3", (65, 128, 3, 4), id="3x3"),
+        pytest.param("3x3 stride 2", (66, 64, 3, 5), id="stride-2"),
+        pytest.param("1x1 stride 2", (130, 128, 3, 3), id="three-groups-of-images"),
+        pytest.param("pixels without taps", (3, 64, 2, 3), id="one-block-has-no-image"),
+    ],
+)
+def test_pairs_of_blocks(name, shape, places, multiprocessors):
+    """Each loads half of the weights for both; the bits of blocks on their own."""
+    given = SHAPES[name] | {"shape": shape}
+    together = PlaneCase("f16", **given)
+    together.check(places=places, cluster=2, seed=places, multiprocessors=multiprocessors)
+    assert torch.equal(together.out, PlaneCase("f16", **given).run(places=places))
+
+
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_the_residual_may_be_the_result(cluster):
+    """A tile's part of it is in shared memory before any of the tile is written."""
+    given = {"shape": (66, 64, 2, 3), "k": 192, "r": 3, "padding": 1}
+    case, expected = PlaneCase("f16", **given), PlaneCase("f16", **given).run()
+    case.out = case.residual
+    emulated.convolve(
+        case.x, case.weight, case.norm, case.residual, case.out, case.conv, EPS, relu=case.relu, cluster=cluster, seed=5
+    )
+    assert torch.equal(case.out, expected)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_one_block_walks_over_all_tiles(seed):
     """Rings, parities and norms carry over from tile to tile."""
-    PlaneCase("bf16", (66, 64, 3, 5), 192, 3, stride=2, padding=1).check(seed=seed, policy=seed % 2, multiprocessors=1)
+    case = PlaneCase("bf16", (66, 64, 3, 5), 192, 3, stride=2, padding=1)
+    case.check(seed=seed, policy=seed % 2, multiprocessors=1, cluster=1 + seed // 2 % 2)
 
 
 @pytest.mark.parametrize("params", [torch.float32, torch.float16, torch.bfloat16])
@@ -96,7 +127,11 @@ def test_gradient_of_the_input(shape, k, r, stride, padding, dtype, places):
     grad = torch.randn(shape[0], k, conv["p"], conv["q"]).to(dtype).contiguous(memory_format=LAST)
     turned = weight.transpose(0, 1).contiguous(memory_format=LAST)
     out = torch.empty(shape, dtype=dtype).contiguous(memory_format=LAST).fill_(torch.nan)
-    emulated.convolve(grad, turned, [None] * 4, None, out, conv, gradient=True, places=places, relu=False, seed=3)
+    how = {"gradient": True, "places": places, "relu": False}
+    emulated.convolve(grad, turned, [None] * 4, None, out, conv, **how, seed=3)
+    pair = torch.full_like(out, torch.nan)
+    emulated.convolve(grad, turned, [None] * 4, None, pair, conv, **how, seed=4, cluster=2)
+    assert torch.equal(pair, out)
     eager, oracle = (
         torch.nn.grad.conv2d_input(shape, convert(weight), convert(grad), stride, padding)
         for convert in (lambda t: t, exact)

@@ -94,6 +94,24 @@ def test_a_slot_is_free_when_its_next_plane_comes(a, gradient, places):
             assert freed[plane - emulated.SLOTS] <= loaded[plane] - 2
 
 
+@pytest.mark.parametrize("cluster", [1, 2])
+@pytest.mark.parametrize("gradient", [False, True], ids=["convolution", "gradient"])
+@pytest.mark.parametrize("n", [1, 64, 65, 128, 129, 256])
+def test_every_tile_once_and_the_same_weights_in_a_cluster(n, gradient, cluster):
+    """Blocks of a cluster step through one list and the same output channels; what lies past the batch is a partner's."""
+    a = conv((5, 6), n=n, c=192, k=320)
+    written = a["c"] if gradient else a["k"]
+    spots = emulated.spots(a, gradient, cluster=cluster)
+    for ranks in spots:
+        assert len(ranks) == cluster and len({(group, channel) for group, _, channel in ranks}) == 1
+        assert [image for _, image, _ in ranks] == [ranks[0][1] + 64 * rank for rank in range(cluster)]
+        assert ranks[0][1] < n, "a cluster without any image"
+    real = [spot for ranks in spots for spot in ranks if spot[1] < n]
+    groups = range(len(emulated.groups(a, gradient)))
+    assert sorted(real) == [(g, i, k) for g in groups for i in range(0, n, 64) for k in range(0, written, 128)]
+    assert [ranks[0][0] for ranks in spots] == sorted(ranks[0][0] for ranks in spots), "the heaviest first"
+
+
 @pytest.mark.parametrize("a", CONVS)
 def test_the_heaviest_come_first(a):
     costs = [sum(plane >= 0 for record in g.records for plane in record.read) for g in emulated.groups(a)]
@@ -139,6 +157,7 @@ def test_a_group_that_is_not_full_keeps_both_warpgroups_busy(places):
         pytest.param({"k": 160}, "float16", False, (9, 0), "multiples of 64 from 128 on, not 160", id="k"),
         pytest.param({}, "float16", True, (9, 0), "multiples of 64 from 128 on, not 64", id="gradient to 64"),
         pytest.param({"h": 2**13, "w": 2**12}, "float16", False, (9, 0), "counts in 32 bits", id="large image"),
+        pytest.param({"p": 2**10, "q": 2**10, "k": 2**11}, "float16", False, (9, 0), "counts in 32 bits", id="large result"),
         pytest.param({"n": 2**30}, "float16", False, (9, 0), "counts in 32 bits", id="many images"),
     ],
 )  # fmt: skip

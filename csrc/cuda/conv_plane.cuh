@@ -3,8 +3,12 @@
 // x is a matrix [n, h * w * c]: the box of 64 images x 64 channels at column pixel * c + channel is one instruction of
 // the copy engine, whatever stride and padding are. One warp copies; two warpgroups multiply, each for half of the
 // tile's pixels, and write what they have multiplied.
+//
+// The two blocks of a cluster load half of each tap and send it to both. So a tap's slot is free when the warps of both
+// have given it back, and only then; planes are each block's own.
 #pragma once
 
+#include "../ptx/cluster.cuh"
 #include "../ptx/hopper.cuh"
 #include "conv_plane_store.cuh"
 
@@ -12,6 +16,7 @@ namespace resnet_fused::cuda {
 
 constexpr int kPlaneThreads = 3 * 128;  // the first warpgroup copies
 constexpr int kPlaneConsumers = 8;      // warps, each of which gives a slot back
+constexpr int kBothBlocks = 3;          // a bit for each block of a cluster
 
 // Slots of shared memory and their barriers.
 struct PlaneShared {
@@ -42,14 +47,36 @@ struct Turn {
 using PlaneTurn = Turn<kPlaneSlots>;
 using TapTurn = Turn<kTapSlots>;
 
+// Of this block in its cluster of kCluster.
+template <int kCluster>
+__device__ __forceinline__ int plane_rank() {
+  if constexpr (kCluster == 1) return 0;
+  return ptx::cluster_rank();
+}
+
 // Planes come before the tap that needs them: who has waited for a tap's own barrier knows that the slots of its planes
 // have passed into the phase it will wait for. Without that a warpgroup which skipped a plane (its pixels did not read
-// it) could take an old phase for the new one.
-__device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::TensorMap& weight, const PlaneArgs& a,
+// it) could take an old phase for the new one. For the same reason a tap without weights follows the planes of a tile's
+// residual, which pass through the ring after those of the input.
+template <int kCluster>
+__device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::TensorMap& weight,
+                                           const ptx::TensorMap& residual, const PlaneArgs& a,
                                            const PlaneShared& shared) {
+  const int rank = plane_rank<kCluster>();
   uint32_t planes = 0, taps = 0;
-  for (int tile = ptx::bid_x(); tile < a.tiles; tile += ptx::grid_x()) {
-    const PlaneTile at(a, tile);
+  const auto free_tap = [&] {
+    const TapTurn turn(taps++);
+    ptx::mbar_wait(shared.tap_empty(turn.slot), turn.parity ^ 1);
+    return turn.slot;
+  };
+  const auto plane = [&](const ptx::TensorMap& map, int column, int image) {
+    const PlaneTurn turn(planes++);
+    ptx::mbar_wait(shared.plane_empty(turn.slot), turn.parity ^ 1);
+    ptx::mbar_arrive_expect(shared.plane_full(turn.slot), kPlaneBytes);
+    ptx::copy_2d(shared.plane(turn.slot), map, column, image, shared.plane_full(turn.slot));
+  };
+  for (int step = ptx::bid_x() / kCluster; step < a.schedule.steps(); step += ptx::grid_x() / kCluster) {
+    const PlaneTile at(a, step, rank);
     const ptx::Words4 header = ptx::ld_global_nc<ptx::Words4>(at.header);
     const int* records = at.records + static_cast<int>(header.w[0]) * kRecordInts;
     for (int channel = 0; channel < a.c; channel += kPlaneChannels) {
@@ -59,21 +86,49 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
 #pragma unroll
         for (uint32_t i = 0; i < kPlanePlaces; ++i) {
           if (i >= head.w[1]) break;
-          const PlaneTurn turn(planes++);
-          ptx::mbar_wait(shared.plane_empty(turn.slot), turn.parity ^ 1);
-          ptx::mbar_arrive_expect(shared.plane_full(turn.slot), kPlaneBytes);
-          ptx::copy_2d(shared.plane(turn.slot), x, static_cast<int>(pixels.w[i]) * a.c + channel, at.image,
-                       shared.plane_full(turn.slot));
+          plane(x, static_cast<int>(pixels.w[i]) * a.c + channel, at.image);
         }
-        const TapTurn turn(taps++);
-        ptx::mbar_wait(shared.tap_empty(turn.slot), turn.parity ^ 1);
-        ptx::mbar_arrive_expect(shared.tap_full(turn.slot), kTapBytes);
-        ptx::copy_2d(shared.tap(turn.slot), weight, static_cast<int>(head.w[0]) * a.c + channel, at.first,
-                     shared.tap_full(turn.slot));
+        const uint32_t slot = free_tap();
+        ptx::mbar_arrive_expect(shared.tap_full(slot), kTapBytes);
+        const int column = static_cast<int>(head.w[0]) * a.c + channel;
+        if constexpr (kCluster == 1) {
+          ptx::copy_2d(shared.tap(slot), weight, column, at.first, shared.tap_full(slot));
+        } else {  // the other half may have come before the barrier expects it: its bytes count below zero
+          ptx::copy_2d_multicast(shared.tap(slot) + rank * (kTapBytes / kCluster), weight, column,
+                                 at.first + rank * (kPlaneColumns / kCluster), shared.tap_full(slot), kBothBlocks);
+        }
       }
+    }
+    const int halves = plane_halves(a, at.first);
+    for (uint32_t place = 0; place < kPlanePlaces && halves > 0; ++place) {
+      const int pixel = ptx::ld_global_nc<int>(at.header + 2 + place);
+      for (int i = 0; i < halves && pixel >= 0; ++i) {
+        plane(residual, pixel * a.k + at.first + i * kPlaneChannels, at.image);
+      }
+    }
+    if (a.added) {  // a tap without weights
+      ptx::mbar_arrive(shared.tap_full(free_tap()));
     }
   }
 }
+
+// Planes of the residual, from number `first` on: `count` that this warp reads, or that it only gives back.
+struct PlaneAdded {
+  uint32_t first;
+  int count;
+
+  __device__ __forceinline__ void wait(const PlaneShared& shared) const {
+    for (int i = 0; i < count; ++i) {
+      const PlaneTurn turn(first + i);
+      ptx::mbar_wait(shared.plane_full(turn.slot), turn.parity);
+    }
+  }
+  __device__ __forceinline__ void give_back(const PlaneShared& shared) const {
+    ptx::sync_warp();
+    if (ptx::lane() != 0) return;
+    for (int i = 0; i < count; ++i) ptx::mbar_arrive(shared.plane_empty(PlaneTurn(first + i).slot));
+  }
+};
 
 // Slots whose products are in flight, to be given back once they are done.
 struct PlaneUsed {
@@ -81,9 +136,13 @@ struct PlaneUsed {
   uint32_t tap = 0, planes = 0, count = 0;
   ptx::Words4 freed{};
 
+  template <int kCluster>
   __device__ __forceinline__ void give_back(const PlaneShared& shared) const {
     if (!any || ptx::lane() != 0) return;
     ptx::mbar_arrive(shared.tap_empty(tap));
+    if constexpr (kCluster > 1) {
+      ptx::mbar_arrive_cluster(ptx::cluster_address(shared.tap_empty(tap), 1 - plane_rank<kCluster>()));
+    }
 #pragma unroll
     for (uint32_t i = 0; i < kPlanePlaces; ++i) {
       if (i < count) ptx::mbar_arrive(shared.plane_empty(PlaneTurn(planes + freed.w[i]).slot));
@@ -92,14 +151,14 @@ struct PlaneUsed {
 };
 
 // A warpgroup's kPixels of every tile.
-template <class T, int kPixels>
+template <class T, int kPixels, int kCluster>
 __device__ __forceinline__ void plane_multiply(const PlaneArgs& a, const PlaneShared& shared) {
   const int group = ptx::shfl_idx(ptx::warp() / 4, 0) - 1, place = group * kPixels;  // shfl: see below
   const uint32_t norm = shared.norms + group * kPlaneNormBytes;
   float sums[kPixels][kPlaneColumns / 2];
   uint32_t planes = 0, taps = 0;
-  for (int tile = ptx::bid_x(); tile < a.tiles; tile += ptx::grid_x()) {
-    const PlaneTile at(a, tile);
+  for (int step = ptx::bid_x() / kCluster; step < a.schedule.steps(); step += ptx::grid_x() / kCluster) {
+    const PlaneTile at(a, step, plane_rank<kCluster>());
     ptx::bar_sync(1 + group, 128);  // the tile before has been written: its norms are not read any more
     plane_norm(a, norm, at.first);
     const ptx::Words4 header = ptx::ld_global_nc<ptx::Words4>(at.header);
@@ -127,10 +186,10 @@ __device__ __forceinline__ void plane_multiply(const PlaneArgs& a, const PlaneSh
             ptx::mbar_wait(shared.plane_full(plane.slot), plane.parity);
             ptx::wgmma_fence();
 #pragma unroll
-            for (int step = 0; step < kPlaneChannels / 16; ++step) {
-              ptx::wgmma<T, kPlaneColumns>(sums[i], ptx::wgmma_descriptor(shared.plane(plane.slot) + 32 * step),
-                                           ptx::wgmma_descriptor(shared.tap(tap.slot) + 32 * step),
-                                           step > 0 || multiplied[i]);
+            for (int k = 0; k < kPlaneChannels / 16; ++k) {
+              ptx::wgmma<T, kPlaneColumns>(sums[i], ptx::wgmma_descriptor(shared.plane(plane.slot) + 32 * k),
+                                           ptx::wgmma_descriptor(shared.tap(tap.slot) + 32 * k),
+                                           k > 0 || multiplied[i]);
             }
             multiplied[i] = true;
             ptx::wgmma_commit();
@@ -140,26 +199,52 @@ __device__ __forceinline__ void plane_multiply(const PlaneArgs& a, const PlaneSh
           }
         }
         ptx::wgmma_wait<kPixels>();  // all but the products of this tap
-        before.give_back(shared);
+        before.give_back<kCluster>(shared);
         before = now;
       }
     }
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) ptx::wgmma_finish(sums[i]);
-    before.give_back(shared);
+    before.give_back<kCluster>(shared);
+    if (a.added) {  // the planes of the residual are on their way
+      const TapTurn tap(taps++);
+      ptx::mbar_wait(shared.tap_full(tap.slot), tap.parity);
+      ptx::sync_warp();
+      PlaneUsed last;
+      last.any = true, last.tap = tap.slot;
+      last.give_back<kCluster>(shared);
+    }
     ptx::bar_sync(1 + group, 128);  // the norms of this tile are there
+    const int halves = plane_halves(a, at.first);
+    const auto others = [&](int from) {  // the other warpgroup's
+      for (int i = from; i < from + kPixels && halves > 0; ++i) {
+        if (ptx::ld_global_nc<int>(at.header + 2 + i) < 0) continue;
+        const PlaneAdded added{planes, halves};
+        added.wait(shared);
+        added.give_back(shared);
+        planes += halves;
+      }
+    };
+    if (group == 1) others(0);
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       const int pixel = ptx::ld_global_nc<int>(at.header + 2 + place + i);
-      if (pixel >= 0) plane_store<T>(a, norm, at, pixel, multiplied[i], sums[i]);
+      if (pixel < 0) continue;
+      const PlaneAdded added{planes, halves};
+      added.wait(shared);
+      const uint32_t slots[2] = {shared.plane(PlaneTurn(planes).slot), shared.plane(PlaneTurn(planes + 1).slot)};
+      plane_store<T>(a, norm, at, pixel, multiplied[i], sums[i], slots);
+      added.give_back(shared);
+      planes += halves;
     }
+    if (group == 0) others(kPixels);
   }
 }
 
-template <class T, int kPixels>
+template <class T, int kPixels, int kCluster>
 __global__ void __launch_bounds__(kPlaneThreads, 1)
     conv_plane_kernel(const __grid_constant__ ptx::TensorMap x, const __grid_constant__ ptx::TensorMap weight,
-                      const PlaneArgs a) {
+                      const __grid_constant__ ptx::TensorMap residual, const PlaneArgs a) {
   const PlaneShared shared = PlaneShared::at(ptx::smem_base());
   if (ptx::tid() == 0) {
     for (uint32_t i = 0; i < kPlaneSlots; ++i) {
@@ -168,17 +253,27 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
     }
     for (uint32_t i = 0; i < kTapSlots; ++i) {
       ptx::mbar_init(shared.tap_full(i), 1);
-      ptx::mbar_init(shared.tap_empty(i), kPlaneConsumers);
+      ptx::mbar_init(shared.tap_empty(i), kPlaneConsumers * kCluster);
     }
     ptx::mbar_init_fence();
   }
-  ptx::sync_threads();
+  if constexpr (kCluster == 1) {
+    ptx::sync_threads();
+  } else {  // the other block's barriers are there too
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  }
   if (ptx::warp() < 4) {
     ptx::registers_down<40>();
-    if (ptx::tid() == 0) plane_copy(x, weight, a, shared);
+    if (ptx::tid() == 0) plane_copy<kCluster>(x, weight, residual, a, shared);
   } else {
     ptx::registers_up<232>();  // 128 * 40 + 256 * 232 of 65536
-    plane_multiply<T, kPixels>(a, shared);
+    plane_multiply<T, kPixels, kCluster>(a, shared);
+  }
+  if constexpr (kCluster > 1) {  // no block leaves while the other may still give back slots of it
+    ptx::sync_warp();
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
   }
 }
 

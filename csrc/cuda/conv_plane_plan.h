@@ -18,6 +18,7 @@
 
 #include "../hopper.h"
 #include "../plane_op.h"
+#include "../ptx/ptx.cuh"  // __host__, __device__ of either world
 
 namespace resnet_fused::cuda {
 
@@ -191,6 +192,33 @@ inline std::vector<int> plane_table(const std::vector<PlaneGroup>& groups) {
   return table;
 }
 
+// Who works on what. The blocks of a cluster (1 or 2) take tiles that differ in their images alone: they go through one
+// list and one sequence of weights, of which each loads its part for all. An odd number of blocks of 64 images is
+// rounded up: the copy engine's zeros are multiplied beside the last one, by a block that had nothing else to do.
+struct PlaneSchedule {
+  int groups, image_blocks, channel_blocks, cluster;  // image_blocks: a multiple of `cluster`
+
+  __host__ __device__ int steps() const { return groups * (image_blocks / cluster) * channel_blocks; }
+};
+struct PlaneSpot {
+  int group, image, channel;  // the first of 64 images, of 128 channels
+};
+
+inline PlaneSchedule plane_schedule(const PlaneShape& shape, int places, int cluster) {
+  const int64_t written = shape.gradient ? shape.conv.c : shape.conv.k, images = kPlaneImages * cluster;
+  return {static_cast<int>(plane_group_count(shape, places)),
+          static_cast<int>((shape.conv.n + images - 1) / images) * cluster,
+          static_cast<int>((written + kPlaneColumns - 1) / kPlaneColumns), cluster};
+}
+
+// What the block of rank `rank` does in step `step` of all clusters together. Channels fastest, then images: blocks
+// that run together read the same planes.
+__host__ __device__ __forceinline__ PlaneSpot plane_spot(const PlaneSchedule& s, int step, int rank) {
+  const int part = step / s.channel_blocks, images = s.image_blocks / s.cluster, group = part / images;
+  return {group, ((part - group * images) * s.cluster + rank) * kPlaneImages,
+          (step - part * s.channel_blocks) * kPlaneColumns};
+}
+
 // Why the kernel cannot run a convolution, or the gradient of its input, on a device, or "".
 inline std::string plane_refusal(Capability device, DType dtype, const Conv& conv, bool gradient) {
   if (const std::string why = hopper_refusal(device); !why.empty()) return why;
@@ -206,8 +234,9 @@ inline std::string plane_refusal(Capability device, DType dtype, const Conv& con
   }
   constexpr int64_t kMost = int64_t{1} << 31;
   const int64_t pixels = shape.rows() * shape.columns();
-  if (shape.read_rows() * shape.read_columns() * read >= kMost || conv.r * conv.s * read >= kMost ||
-      pixels * (conv.n / kPlaneImages + 1) * (written / kPlaneColumns + 1) >= kMost) {
+  if (shape.read_rows() * shape.read_columns() * read >= kMost || pixels * written >= kMost ||
+      conv.r * conv.s * read >= kMost ||
+      pixels * (conv.n / kPlaneImages + 2) * (written / kPlaneColumns + 1) >= kMost) {
     return "the kernel counts in 32 bits, too few for " + std::to_string(conv.n) + " images of " +
            std::to_string(shape.read_rows()) + " x " + std::to_string(shape.read_columns()) + " x " +
            std::to_string(read);

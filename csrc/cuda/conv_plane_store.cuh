@@ -8,25 +8,27 @@ namespace resnet_fused::cuda {
 
 struct PlaneArgs {
   const int* table;  // of conv_plane_plan.h
-  int groups, image_blocks, channel_blocks, tiles;
-  int n, c, k, pixels;   // pixels of an image of out
-  const void* residual;  // or nullptr
+  PlaneSchedule schedule;
+  int n, c, k, pixels;  // pixels of an image of out
   void* out;
   Norm norm;
-  bool relu;
+  bool added, relu;  // added: a residual
 };
 
-// Channels fastest, then images: blocks that run together read the same planes.
+// Planes of the residual for one pixel of a tile: 64 channels each. The last 64 of 192 are a tile of their own.
+__device__ __forceinline__ int plane_halves(const PlaneArgs& a, int first) {
+  return !a.added ? 0 : first + kPlaneChannels < a.k ? kPlaneColumns / kPlaneChannels : 1;
+}
+
 struct PlaneTile {
   int first, image;  // channel, image
   const int *header, *records;
 
-  __device__ __forceinline__ PlaneTile(const PlaneArgs& a, int tile) {
-    const int part = tile / a.channel_blocks, group = part / a.image_blocks;
-    first = (tile - part * a.channel_blocks) * kPlaneColumns;
-    image = (part - group * a.image_blocks) * kPlaneImages;
-    header = a.table + group * kHeaderInts;
-    records = a.table + a.groups * kHeaderInts;
+  __device__ __forceinline__ PlaneTile(const PlaneArgs& a, int step, int rank) {
+    const PlaneSpot spot = plane_spot(a.schedule, step, rank);
+    first = spot.channel, image = spot.image;
+    header = a.table + spot.group * kHeaderInts;
+    records = a.table + a.schedule.groups * kHeaderInts;
   }
 };
 
@@ -64,10 +66,12 @@ __device__ __forceinline__ void plane_transpose(float (&v)[4][2]) {
   }
 }
 
-// Sums of one output pixel -> out: relu((sum - mean) * scale + bias [+ residual]) in float32, rounded once.
+// Sums of one output pixel -> out: relu((sum - mean) * scale + bias [+ residual]) in float32, rounded once. added: the
+// planes of the residual, as the copy engine swizzles them.
 template <class T>
 __device__ __forceinline__ void plane_store(const PlaneArgs& a, uint32_t norm, const PlaneTile& at, int pixel,
-                                            bool multiplied, const float (&sums)[kPlaneColumns / 2]) {
+                                            bool multiplied, const float (&sums)[kPlaneColumns / 2],
+                                            const uint32_t (&added)[2]) {
   const int row = ptx::warp() % 4 * 16 + ptx::lane() / 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -85,7 +89,10 @@ __device__ __forceinline__ void plane_store(const PlaneArgs& a, uint32_t norm, c
       if (image >= a.n || channel >= a.k) continue;
       const int64_t to = (static_cast<int64_t>(image) * a.pixels + pixel) * a.k + channel;
       Elements<T, 8> residual{}, result;
-      if (a.residual) residual = ptx::ld_global_nc<Elements<T, 8>>(static_cast<const T*>(a.residual) + to);
+      if (a.added) {
+        const int piece = 4 * (block % 2) + ptx::lane() % 4, line = row + 8 * half;
+        residual = ptx::ld_shared<Elements<T, 8>>(added[block / 2] + 128 * line + 16 * (piece ^ line % 8));
+      }
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const auto mean = ptx::ld_shared<ptx::Vec<float, 2>>(norm + 4 * (column + 2 * j));
@@ -94,7 +101,7 @@ __device__ __forceinline__ void plane_store(const PlaneArgs& a, uint32_t norm, c
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float y = ptx::fma(ptx::add(v[j][i], -mean.v[i]), scale.v[i], bias.v[i]);
-          if (a.residual) y = ptx::add(y, ptx::to_float(residual.v[2 * j + i]));
+          if (a.added) y = ptx::add(y, ptx::to_float(residual.v[2 * j + i]));
           if (a.relu) y = relu(y);
           result.v[2 * j + i] = ptx::from_float<T>(y);
         }

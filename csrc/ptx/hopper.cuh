@@ -1,6 +1,7 @@
 // The instructions that Hopper (sm_90a) adds to ptx.cuh, and the two worlds that implement them: sm90.cuh for nvcc,
 // tests/emulator/sm90.h for g++. Proven by
-// tests/emulator/hopper_checks.cpp and hopper_boxes.cpp. Sources that use it are named *_sm90a.cu (csrc/hopper.h).
+// tests/emulator/hopper_checks.cpp, hopper_boxes.cpp and multicast_checks.cpp. Sources that use it are named *_sm90a.cu
+// (csrc/hopper.h).
 //
 //   mbarrier    mbar_init(addr, arrivals)          8 bytes of shared memory; one thread, then mbar_init_fence()
 //               mbar_arrive(addr)                  one arrival: what this thread did before is seen by who waits
@@ -10,7 +11,12 @@
 //   copies      copy_2d(dst, map, column, row, mbar)    a box of a matrix into shared memory, one thread; outside of
 //   the
 //                                                       matrix zeros; the bytes of the whole box arrive at mbar
+//               copy_2d_multicast(.., mbar, blocks)    the same into each block of the cluster whose bit is set, at the
+//                                                       offsets that dst and mbar have in this one
 //               copy_4d(dst, map, i0, i1, i2, i3, mbar)     the same of four dimensions, the innermost first
+//   clusters    mbar_arrive_cluster(addr)          an arrival at a barrier of any block: addr from cluster_address. Who
+//                                                  waits there knows that this thread has read what it has read; what
+//                                                  it has written is for its own block
 //   products    wgmma_fence()                      before the first product, and after registers were touched
 //               wgmma<T, N>(d, a, b, add)          d (+)= A B^T of a warpgroup: A 64 x 16, B N x 16, both k-major; d,
 //               a, b are

@@ -25,12 +25,26 @@ PTX_FN void mbar_wait(uint32_t addr, int parity) {
       : "memory");
 }
 
+// No .release.cluster here and no .acquire.cluster in the wait: ptxas (13.0) makes a MEMBAR.ALL.GPU of the one and a
+// CCTL.IVALL of the other, for every tap. They would order what this thread has written; it has only read.
+PTX_FN void mbar_arrive_cluster(uint32_t addr) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(addr) : "memory");
+}
+
 // shared::cluster of a block without a cluster is its own shared memory; older assemblers know no other form.
 PTX_FN void copy_2d(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
           dst),
       "l"(&map), "r"(column), "r"(row), "r"(mbar)
+      : "memory");
+}
+
+PTX_FN void copy_2d_multicast(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar, int blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst),
+      "l"(&map), "r"(column), "r"(row), "r"(mbar), "h"(static_cast<uint16_t>(blocks))
       : "memory");
 }
 

@@ -16,6 +16,7 @@ static constexpr uint32_t kRow = 128, kAtom = 1024;  // bytes of an operand's ro
 
 void Hopper::reset() {
   mbarriers_.clear();
+  sources_ = 0;
   copies_.clear();
   for (Products& p : products_) p = Products{};
   for (auto& log : issued_) log.clear();
@@ -24,35 +25,45 @@ void Hopper::reset() {
 
 // Barriers.
 
+// An address that names its block.
+static uint32_t named(uint32_t addr) {
+  const int rank = machine.shadow.rank_of(addr, machine.lane().who);
+  return addr % kThere + kThere * static_cast<uint32_t>(rank + 1);
+}
+
 void Hopper::init(uint32_t addr, int arrivals) {
   const Who who = machine.lane().who;
   machine.shadow.write("mbarrier.init", addr, 8, who);
-  if (machine.blocks > 1) machine.fail("mbarriers of clusters are not emulated");
   if (arrivals < 1) machine.fail("mbarrier.init of " + std::to_string(arrivals) + " arrivals");
-  if (mbarriers_.count(addr)) machine.fail("mbarrier.init of a barrier in use");
-  const int source = static_cast<int>(mbarriers_.size());
-  if (source == kBulkSources) machine.fail("more mbarriers than the emulator has clocks for");
-  mbarriers_[addr] = Mbarrier{arrivals, arrivals, 0, 0, false, source, {}, {}, {}};
+  if (mbarriers_.count(named(addr))) machine.fail("mbarrier.init of a barrier in use");
+  mbarriers_[named(addr)] = Mbarrier{arrivals, arrivals, 0, 0, false, machine.rank(), -1, {}, {}, {}, {}, {}};
 }
 
 void Hopper::init_fence() {
-  for (auto& [addr, barrier] : mbarriers_) barrier.fenced = true;
+  for (auto& [addr, barrier] : mbarriers_) barrier.fenced |= barrier.rank == machine.rank();
 }
 
 Hopper::Mbarrier& Hopper::at(const char* what, uint32_t addr) {
   machine.shadow.read(what, addr, 8, machine.lane().who);  // ordered after the initialisation
-  const auto found = mbarriers_.find(addr);
+  const auto found = mbarriers_.find(named(addr));
   if (found == mbarriers_.end()) machine.fail(std::string(what) + ": no mbarrier there");
   return found->second;
 }
 
 void Hopper::arrive(const char* what, uint32_t addr, int64_t expect) {
   Mbarrier& barrier = at(what, addr);
+  const bool here = barrier.rank == machine.rank();
+  if (!here && !barrier.fenced) machine.fail(std::string(what) + ": an mbarrier whose initialisation was not fenced");
   if (barrier.pending == 0) machine.fail(std::string(what) + ": more arrivals than the barrier counts");
   barrier.bytes += expect;
   --barrier.pending;
-  barrier.gathering.join(machine.shadow.publish(machine.lane().who.warp));
+  (here ? barrier.gathering : barrier.read_there).join(machine.shadow.publish(machine.lane().who.warp));
   advance(barrier);
+}
+
+void Hopper::acquire(const Mbarrier& barrier, Who who) {
+  machine.shadow.acquire(who.warp, barrier.passed);
+  machine.shadow.acquire_reads(who.warp, barrier.read_passed);
 }
 
 void Hopper::advance(Mbarrier& barrier) {
@@ -60,9 +71,10 @@ void Hopper::advance(Mbarrier& barrier) {
   ++barrier.phase;
   barrier.pending = barrier.arrivals;
   barrier.passed.join(barrier.gathering);
-  barrier.gathering = Clocks{};
+  barrier.read_passed.join(barrier.read_there);
+  barrier.gathering = barrier.read_there = Clocks{};
   for (Who who : barrier.waiting) {
-    machine.shadow.acquire(who.warp, barrier.passed);
+    acquire(barrier, who);
     machine.wake_lane(who);
   }
   barrier.waiting.clear();
@@ -71,23 +83,19 @@ void Hopper::advance(Mbarrier& barrier) {
 void Hopper::wait(uint32_t addr, int parity) {
   Mbarrier& barrier = at("mbarrier wait", addr);
   if (parity != 0 && parity != 1) machine.fail("mbarrier wait for parity " + std::to_string(parity));
-  if (static_cast<int>(barrier.phase & 1) != parity) {  // the phase of that parity has completed
-    machine.shadow.acquire(machine.lane().who.warp, barrier.passed);
-    return;
-  }
-  barrier.waiting.push_back(machine.lane().who);
+  const Who who = machine.lane().who;
+  if (static_cast<int>(barrier.phase & 1) != parity) return acquire(barrier, who);  // the phase has completed
+  barrier.waiting.push_back(who);
   machine.sleep("mbarrier wait");
 }
 
 // Copies.
 
-void Hopper::copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], uint32_t mbar) {
-  Mbarrier& barrier = this->at("bulk copy", mbar);
-  if (!barrier.fenced) machine.fail("bulk copy to an mbarrier whose initialisation was not fenced");
+void Hopper::copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], uint32_t mbar, uint32_t blocks) {
   if (dst % kRow != 0) machine.fail("bulk copy to an address that is no multiple of 128");
   const int rows = map.box[1] * map.box[2] * map.box[3];
   const Who who = machine.lane().who;
-  Copy made{dst, mbar, std::vector<unsigned char>(rows * kRow, 0)};
+  std::vector<unsigned char> data(rows * kRow, 0);
   for (int row = 0; row < rows; ++row) {  // the second dimension is the fastest
     const int64_t index[kBoxRank] = {0, at[1] + row % map.box[1], at[2] + row / map.box[1] % map.box[2],
                                      at[3] + row / map.box[1] / map.box[2]};
@@ -103,12 +111,22 @@ void Hopper::copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], ui
       // The swizzle is one of address bits: 16-byte chunk (bits 4 to 6) xor row of eight (bits 7 to 9).
       const uint32_t plain = dst + static_cast<uint32_t>(row * kRow + j * map.stride[0]);
       const uint32_t to = (plain ^ (plain >> 7 & 7) << 4) - dst;
-      std::memcpy(&made.data[to], line + column * map.stride[0], map.stride[0]);
+      std::memcpy(&data[to], line + column * map.stride[0], map.stride[0]);
     }
-    machine.shadow.at("bulk copy", dst + row * kRow, kRow, who);
   }
-  for (int row = 0; row < rows; ++row) machine.shadow.bulk_issued("bulk copy", dst + row * kRow, kRow, who);
-  copies_.push_back(std::move(made));
+  const char* what = blocks == 0 ? "bulk copy" : "multicast copy";
+  if (blocks == 0) blocks = 1u << machine.rank();
+  for (uint32_t left = blocks; left != 0; left &= left - 1) {
+    const uint32_t there = kThere * static_cast<uint32_t>(__builtin_ctz(left) + 1);
+    const bool here = __builtin_ctz(left) == machine.rank();
+    const Mbarrier& barrier = this->at(what, here ? mbar : mbar + there);
+    if (!barrier.fenced) machine.fail(std::string(what) + " to an mbarrier whose initialisation was not fenced");
+    for (int row = 0; row < rows; ++row) machine.shadow.at(what, (here ? dst : dst + there) + row * kRow, kRow, who);
+    for (int row = 0; row < rows; ++row) {
+      machine.shadow.bulk_issued(what, (here ? dst : dst + there) + row * kRow, kRow, who);
+    }
+    copies_.push_back(Copy{dst + there, mbar + there, data});
+  }
 }
 
 void Hopper::land_one() {
@@ -116,10 +134,18 @@ void Hopper::land_one() {
   const Copy copy = std::move(copies_[chosen]);
   copies_.erase(copies_.begin() + static_cast<int64_t>(chosen));
   Mbarrier& barrier = mbarriers_.at(copy.mbar);
+  if (barrier.source < 0) barrier.source = sources_++;
+  if (barrier.source >= kBulkSources) throw Fault("copies land at more mbarriers than the emulator has clocks for");
   machine.shadow.bulk_landed(copy.dst, copy.data.data(), static_cast<int>(copy.data.size()), barrier.source);
   barrier.gathering.join(machine.shadow.bulk_clock(barrier.source));
   barrier.bytes -= static_cast<int64_t>(copy.data.size());
   advance(barrier);
+}
+
+void Hopper::block_leaves(int rank) {
+  for (const Copy& copy : copies_) {
+    if (static_cast<int>(copy.dst / kThere) - 1 == rank) throw Fault("the block ends while a bulk copy is in flight");
+  }
 }
 
 // Products.

@@ -1,8 +1,9 @@
 // What Hopper adds to a block: mbarriers, bulk copies by tensor maps, asynchronous products of a warpgroup.
 //
-// Everything is modelled at its weakest. A copy lands at a random moment, and only who waited at its own barrier may
-// read it. A product reads its operands at any moment between issue and wait, and its accumulators are NaN until then.
-// Each warp of a warpgroup computes its 16 rows without waiting for the others.
+// Everything is modelled at its weakest. A copy lands at a random moment, in each block of a cluster at another, and
+// only who waited at its own barrier may read it. An arrival from another block says that its thread has read what it
+// has read, nothing about what it has written. A product reads its operands at any moment between issue and wait, and
+// its accumulators are NaN until then. Each warp of a warpgroup computes its 16 rows without waiting for the others.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +39,10 @@ class Hopper {
   void arrive(const char* what, uint32_t addr, int64_t expect);
   void wait(uint32_t addr, int parity);
 
-  void copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], uint32_t mbar);
+  // blocks: a bit for each block of the cluster that it goes to; 0: only this one.
+  void copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], uint32_t mbar, uint32_t blocks);
   bool copies_in_flight() const { return !copies_.empty(); }
+  void block_leaves(int rank);
   void land_one();
 
   // Of the current warp, called once for all of its lanes.
@@ -56,12 +59,14 @@ class Hopper {
     int64_t bytes;  // still expected
     uint32_t phase;
     bool fenced;
-    int source;  // its clock in the shadow
-    Clocks gathering, passed;
+    int rank;                        // of its block
+    int source;                      // its clock in the shadow; -1: nothing has landed yet
+    Clocks gathering, passed;        // of its block and of copies
+    Clocks read_there, read_passed;  // of other blocks
     std::vector<Who> waiting;
   };
   struct Copy {
-    uint32_t dst, mbar;
+    uint32_t dst, mbar;  // with their block
     std::vector<unsigned char> data;
   };
   // Of a warp: groups in flight, oldest first, and the true values of accumulators that show NaN.
@@ -74,10 +79,12 @@ class Hopper {
 
   Mbarrier& at(const char* what, uint32_t addr);
   void advance(Mbarrier& barrier);
+  static void acquire(const Mbarrier& barrier, Who who);
   void operands(const Product& product, bool done);
   void compute(const Product& product);
 
-  std::map<uint32_t, Mbarrier> mbarriers_;
+  std::map<uint32_t, Mbarrier> mbarriers_;  // by addresses that name the block
+  int sources_ = 0;
   std::vector<Copy> copies_;
   Products products_[kMaxWarps];
   std::vector<std::pair<uint64_t, uint64_t>> issued_[kMaxWarps / 4];  // by the warpgroup's first warp to come

@@ -132,10 +132,6 @@ void Machine::run_cluster() {
     current_ = &next();
     current_->fiber.resume();
   }
-  if (!faulted_ && hopper.copies_in_flight()) {
-    fault_ = "the block ends while a bulk copy is in flight";
-    faulted_ = true;
-  }
 }
 
 static int nth_bit(uint32_t bits, uint32_t n) {
@@ -249,7 +245,10 @@ void Machine::thread_ends() {
     shadow.warp_leaves(lane.who.warp);
     pass_cluster_barrier();  // who has ended is not waited for
   }
-  if (--left_[rank()] == 0) shadow.block_leaves(rank());
+  if (--left_[rank()] == 0) {
+    shadow.block_leaves(rank());
+    hopper.block_leaves(rank());
+  }
 }
 
 std::string Machine::standstill() const {

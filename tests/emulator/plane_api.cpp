@@ -25,7 +25,19 @@ EXPORTED const char* plane_refusal(const ConvCall* a, int gradient, int major, i
 
 EXPORTED int plane_shared() { return cuda::kPlaneShared; }
 
-EXPORTED const char* conv_plane(const ConvCall* a, int gradient, int places, int multiprocessors) {
+// Of every step of every rank the group, first image and first channel; room for `room` integers. Returns the steps.
+EXPORTED int plane_spots(const ConvCall* a, int gradient, int places, int cluster, int* to, int64_t room) {
+  const cuda::PlaneSchedule schedule = cuda::plane_schedule({conv_of(*a), gradient != 0}, places, cluster);
+  for (int step = 0; 3 * (step + 1) * cluster <= room; ++step) {
+    for (int rank = 0; rank < cluster; ++rank) {
+      const cuda::PlaneSpot spot = cuda::plane_spot(schedule, step, rank);
+      for (int value : {spot.group, spot.image, spot.channel}) *to++ = value;
+    }
+  }
+  return schedule.steps();
+}
+
+EXPORTED const char* conv_plane(const ConvCall* a, int gradient, int places, int cluster, int multiprocessors) {
   return guarded([&] {
     const Conv conv = conv_of(*a);
     const std::vector<int> table = cuda::conv_plane_table(conv, gradient, places);
@@ -33,6 +45,6 @@ EXPORTED const char* conv_plane(const ConvCall* a, int gradient, int places, int
     emu::machine.multiprocessors = multiprocessors;
     const Norm norm = a->var ? norm_of(*a) : Norm{};
     cuda::conv_plane(static_cast<DType>(a->dtype), a->x, a->weight, norm, a->residual, a->out, conv, gradient, a->relu,
-                     {table.data(), places}, nullptr);
+                     {table.data(), places}, cluster, nullptr);
   });
 }

@@ -5,7 +5,13 @@
 
 namespace emu {
 
-static constexpr char kRemoteRead[] = "ld.shared::cluster";
+// What takes addresses of other blocks.
+static bool reaches_others(const char* what) {
+  for (const char* name : {"ld.shared::cluster", "mbarrier.arrive.shared::cluster", "multicast copy"}) {
+    if (std::strcmp(what, name) == 0) return true;
+  }
+  return false;
+}
 
 void Shadow::reset(uint32_t base, size_t bytes, int warps, int blocks) {
   base_ = base;
@@ -20,6 +26,7 @@ void Shadow::reset(uint32_t base, size_t bytes, int warps, int blocks) {
   for (int w = 0; w < kActors; ++w) {
     known_[w] = Clocks{};
     known_[w].at[w] = 1;
+    over_[w] = Clocks{};
   }
   for (Clocks& clocks : leaving_) clocks = Clocks{};
   for (bool& left : left_) left = false;
@@ -42,7 +49,7 @@ size_t Shadow::offset(const char* what, uint32_t addr, int bytes, Who who) const
   if (addr % static_cast<uint32_t>(bytes) != 0) fail(what, "not aligned to its size", addr, who, nullptr);
   size_t rank = who.warp / warps_;
   if (addr >= kThere) {
-    if (std::strcmp(what, kRemoteRead) != 0) fail(what, "the address is one of a cluster", addr, who, nullptr);
+    if (!reaches_others(what)) fail(what, "the address is one of a cluster", addr, who, nullptr);
     rank = addr / kThere - 1;
     if (rank >= static_cast<size_t>(blocks_)) fail(what, "no such block in the cluster", addr, who, nullptr);
     if (left_[rank]) fail(what, "the block whose memory it was has left", addr, who, nullptr);
@@ -78,7 +85,7 @@ void Shadow::read(const char* what, uint32_t addr, int bytes, Who who) {
 }
 
 void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
-  const Clocks& known = known_[who.warp];
+  const Clocks &known = known_[who.warp], &over = over_[who.warp];
   const uint32_t now = known.at[who.warp];
   const size_t first = offset(what, addr, bytes, who) / kGrain, last = first + bytes / kGrain;
   for (size_t i = first; i < last; ++i) {
@@ -86,14 +93,15 @@ void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
     if (cell.in_flight) fail(what, "writes where a cp.async is still in flight", addr, who, &cell);
     if (cell.products) fail(what, "writes what a product is still reading", addr, who, &cell);
     if (cell.write_clock != 0) {
-      const bool ordered = cell.warp == who.warp ? cell.lane == who.lane || cell.write_clock < now
-                                                 : cell.write_clock <= known.at[cell.warp];
+      const bool ordered = cell.warp == who.warp   ? cell.lane == who.lane || cell.write_clock < now
+                           : cell.warp < kMaxWarps ? cell.write_clock <= known.at[cell.warp]
+                                                   : cell.write_clock <= over.at[cell.warp];  // who read it waited
       if (!ordered) fail(what, "race: two threads write without a barrier in between", addr, who, &cell);
     }
     for (uint32_t left = cell.readers; left != 0; left &= left - 1) {
       const int warp = __builtin_ctz(left);
       const Read& read = last_read(i, warp);
-      const bool ordered = warp == who.warp ? read.lane == who.lane || read.clock < now : read.clock <= known.at[warp];
+      const bool ordered = warp == who.warp ? read.lane == who.lane || read.clock < now : read.clock <= over.at[warp];
       if (!ordered) {
         fail(what, "race: overwrites what warp " + std::to_string(warp) + " may still read", addr, who, &cell);
       }
@@ -124,7 +132,8 @@ void Shadow::bulk_issued(const char* what, uint32_t addr, int bytes, Who who) { 
 
 void Shadow::bulk_landed(uint32_t addr, const unsigned char* data, int bytes, int source) {
   const int actor = kMaxWarps + source;
-  for (size_t i = (addr - base_) / kGrain, last = i + bytes / kGrain; i < last; ++i) {
+  const size_t first = (addr / kThere - 1) * stride_ + addr % kThere - base_;  // every address names its block
+  for (size_t i = first / kGrain, last = i + bytes / kGrain; i < last; ++i) {
     Cell& cell = cells_[i];
     cell.in_flight = 0;
     cell.readers = 0;
@@ -132,7 +141,7 @@ void Shadow::bulk_landed(uint32_t addr, const unsigned char* data, int bytes, in
     cell.warp = static_cast<uint8_t>(actor);
     cell.lane = 0;
   }
-  std::memcpy(memory_.data() + (addr - base_), data, bytes);
+  std::memcpy(memory_.data() + first, data, bytes);
 }
 
 void Shadow::product_issued(const char* what, uint32_t addr, int bytes, Who who) {

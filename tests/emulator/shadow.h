@@ -64,6 +64,9 @@ class Shadow {
   void product_done(const char* what, uint32_t addr, int bytes, Who who);
 
   uint32_t base() const { return base_; }
+  int rank_of(uint32_t addr, Who who) const {
+    return addr >= kThere ? static_cast<int>(addr / kThere) - 1 : who.warp / warps_;
+  }
 
   // A warp of a block ends; its last one takes the memory along: every read by others must be ordered before.
   void warp_leaves(int warp);
@@ -75,7 +78,12 @@ class Shadow {
     ++known_[warp].at[warp];
     return known;
   }
-  void acquire(int warp, const Clocks& clocks) { known_[warp].join(clocks); }
+  void acquire(int warp, const Clocks& clocks) {
+    known_[warp].join(clocks);
+    over_[warp].join(clocks);
+  }
+  // Only that what was read there has been read, so that it may be overwritten.
+  void acquire_reads(int warp, const Clocks& clocks) { over_[warp].join(clocks); }
 
  private:
   struct Cell {
@@ -103,8 +111,8 @@ class Shadow {
   std::vector<unsigned char> memory_;
   std::vector<Cell> cells_;
   std::vector<Read> reads_;
-  Clocks known_[kActors];
-  Clocks leaving_[kMaxWarps];  // of a block: what its warps knew when they ended
+  Clocks known_[kActors], over_[kActors];  // what is seen; what is over, seen or not
+  Clocks leaving_[kMaxWarps];              // of a block: what its warps knew when they ended
   bool left_[kMaxWarps] = {};
 };
 

@@ -14,16 +14,28 @@ inline void mbar_arrive_expect(uint32_t addr, int bytes) {
   machine.hopper.arrive("mbarrier.arrive.expect_tx", addr, bytes);
 }
 inline void mbar_wait(uint32_t addr, int parity) { machine.hopper.wait(addr, parity); }
+inline void mbar_arrive_cluster(uint32_t addr) {
+  if (addr < emu::kThere) machine.fail("mbar_arrive_cluster at an address that cluster_address did not make");
+  machine.hopper.arrive("mbarrier.arrive.shared::cluster", addr, 0);
+}
 
-inline void copy_box(int rank, uint32_t dst, const TensorMap& map, const int (&at)[emu::kBoxRank], uint32_t mbar) {
+inline void copy_box(int rank, uint32_t dst, const TensorMap& map, const int (&at)[emu::kBoxRank], uint32_t mbar,
+                     uint32_t blocks = 0) {
   emu::BoxMap known;
   std::memcpy(&known, &map, sizeof known);
   if (known.rank != rank)
     machine.fail("bulk copy of " + std::to_string(rank) + " dimensions by a map of another number");
-  machine.hopper.copy(dst, known, at, mbar);
+  machine.hopper.copy(dst, known, at, mbar, blocks);
 }
 inline void copy_2d(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar) {
   copy_box(2, dst, map, {column, row, 0, 0}, mbar);
+}
+inline void copy_2d_multicast(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar, int blocks) {
+  if (blocks <= 0 || blocks >> machine.blocks != 0) {
+    machine.fail("multicast copy to the blocks of mask " + std::to_string(blocks) +
+                 ", which the cluster does not have");
+  }
+  copy_box(2, dst, map, {column, row, 0, 0}, mbar, static_cast<uint32_t>(blocks));
 }
 inline void copy_4d(uint32_t dst, const TensorMap& map, int i0, int i1, int i2, int i3, uint32_t mbar) {
   copy_box(4, dst, map, {i0, i1, i2, i3}, mbar);
