@@ -39,10 +39,10 @@ class StaticEngine(Engine):
         self._x = self._logits = self._live = None
         super().__init__(model, example, dtype, False)
         self.options = {"graph": graph, "batch": batch}
-        self._program, plan = frozen_program.arrange(self._stem, self._pool, self._blocks)
-        self._places = plan.allocate(dtype, self.device)
+        self._program, plan, stored = frozen_program.arrange(self._stem, self._pool, self._blocks, dtype)
+        self._places = plan.allocate(stored, self.device)
         own = [t for part in self._parts for t in part.tensors.values()]
-        self.memory = {"activations": plan.nbytes(dtype.itemsize), "parameters": sum(t.nbytes for t in own)}
+        self.memory = {"activations": sum(plan.sizes), "parameters": sum(t.nbytes for t in own)}
         if graph:
             self._capture()
         frozen_check.check(self, example)

@@ -195,8 +195,9 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
         # (with 4 warps float32 spills on sm_100; computed ahead of time, no GPU).
         block_d = min(64 // itemsize, max(16, pow2(taps * c)))
     else:
-        # 128 bytes of depth per row, whatever the type: the widest swizzle, 8 copies of 16 bytes a row.
-        block_d = min(128 // itemsize, pow2(c))
+        # 128 bytes of depth per row, whatever the type: the widest swizzle, 8 copies of 16 bytes a row. At least 32 bytes: in
+        # e4m3 one product of the matrix unit.
+        block_d = max(32 // itemsize, min(128 // itemsize, pow2(c)))
     # Too few tiles for the GPU: smaller ones first,
     if cdiv(m, block_m) * cdiv(k, block_k) * groups < SMS:
         block_k = min(64, block_k)
