@@ -244,7 +244,7 @@ def choose_conv_input_grad(grad, weight, *detail):
 
 
 def choose_fp8(op, x):
-    """The backend of an op on e4m3 values: `triton`, the only one with kernels for them, or `eager` where that was asked for."""
+    """The backend of an op on e4m3 values: `triton`, the only one with kernels for them, or `eager` if that was asked for."""
     if _state["backend"] == "eager":
         return note(op, x, Choice("eager", "backend 'eager' was asked for"), asked=True)
     triton = BACKENDS["triton"]

@@ -71,7 +71,9 @@ def quantised_weight(weight):
 
 def half_step(y, dtype):
     """The largest error that rounding `y` (float64) to `dtype` may make: half the distance of its neighbours there."""
-    bits, smallest = (4, -6) if dtype == E4M3 else (8, -126)  # of the significand; the exponent below which steps stay equal
+    bits, smallest = (
+        (4, -6) if dtype == E4M3 else (8, -126)
+    )  # of the significand; the exponent below which steps stay equal
     exponent = torch.frexp(y.nan_to_num())[1] - 1
     return torch.exp2((exponent.clamp_min(smallest) - bits).double())
 

@@ -35,7 +35,8 @@ class _Module:
 
 
 def arrange(stem, pool, blocks, dtype):
-    """(steps in their order, Plan in bytes, dtypes of its values): `stem` and the sites of `blocks` have their layers (`site.run`); value 0 is the input.
+    """(steps in their order, Plan in bytes, dtypes of its values): `stem` and the sites of `blocks` have their layers
+    (`site.run`); value 0 is the input.
 
     A layer reads what it `takes` and writes what it has `stored`. Where its input was not stored so, its `entry` converts
     it, once for all that read it.
@@ -81,8 +82,8 @@ def arrange(stem, pool, blocks, dtype):
 
 
 def _placed(steps, shapes, dtypes):
-    """(the steps with places in a plan, the Plan, its dtypes): a slot is free again after the last step that reads its value, or what a
-    module made of it."""
+    """(the steps with places in a plan, the Plan, its dtypes): a slot is free again after the last step that reads its
+    value, or what a module made of it."""
     last = {value: i for i, step in enumerate(steps) for value in (step.x, step.residual)}
     for step in reversed(steps):
         if isinstance(step.layer, _Module):

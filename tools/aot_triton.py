@@ -25,11 +25,10 @@ if os.environ.pop("TRITON_INTERPRET", "0") != "0":
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import aot_fp8
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-
-import aot_fp8
 
 from resnet_fused import fp8, patch, plane
 from resnet_fused.kernels import _conv_patch, _conv_plane, add_relu, bn_relu, conv_bn_relu

@@ -16,7 +16,7 @@ def relu(y):
 
 @triton.jit
 def widen(t):
-    """A tensor of any dtype in float32. The interpreter reads e4m3's NaN as 480: there the bits are float16's, 2^-8 too small."""
+    """A tensor of any dtype in float32. The interpreter reads e4m3's NaN as 480: there by its bits, float16's of a 256th."""
     if INTERPRETED and t.dtype == tl.float8e4nv:
         bits = t.to(tl.uint8, bitcast=True)
         magnitude = ((bits & 127).to(tl.uint16) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
@@ -30,9 +30,10 @@ def widen(t):
 def narrow(y, TO: tl.constexpr):
     """float32 as it is stored: in e4m3, which has no infinity, what is above 448 becomes 448, and NaN stays NaN.
 
-    The interpreter rounds to e4m3 half away from zero and loses carries: there the nearest, even at ties, by its bits.
+    The interpreter rounds to e4m3 half away from zero and loses carries, and cuts bfloat16 off: there the nearest, even at
+    ties, by the bits.
     """
-    if TO == tl.float8e4nv:
+    if TO == tl.float8e4nv:  # noqa: SIM300
         y = tl.where(y > 448.0, 448.0, tl.where(y < -448.0, -448.0, y))
         if INTERPRETED:
             magnitude = tl.abs(y)
@@ -45,6 +46,9 @@ def narrow(y, TO: tl.constexpr):
             return (code | sign).to(tl.float8e4nv, bitcast=True)
         else:
             return y.to(TO)
+    elif INTERPRETED and tl.bfloat16 == TO:
+        bits = y.to(tl.uint32, bitcast=True)
+        return tl.where(y == y, ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True), y)
     else:
         return y
 

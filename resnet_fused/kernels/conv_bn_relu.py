@@ -262,7 +262,7 @@ def conv_bn_relu(
 
 
 def evaluate(x, weight, norm, out, stride, padding, dilation, groups, relu, config):
-    """The kernel and, where the reduction is cut, the second one. `norm`: its arguments from the mean to the residual's scale."""
+    """The kernel and, where the reduction is cut, the second one. `norm`: its arguments from mean to residual_scale."""
     with torch.cuda.device_of(x):
         offset, splits, partial, _ = _launch(
             x, weight, norm, out, stride, padding, dilation, groups, relu, config=config
