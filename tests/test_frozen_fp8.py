@@ -39,6 +39,13 @@ def quick(device):
         yield
 
 
+@pytest.fixture
+def interpreted():
+    """For what needs no GPU: skipped where the tests run on one, and nothing is interpreted."""
+    if (why := fp8.device_refusal(torch.device("cpu"))) is not None:
+        pytest.skip(why)
+
+
 def net(kind, device="cpu"):
     """Networks of two or three blocks: float64 convolutions of wide layers take a second each."""
     if kind == "zero_pad":
@@ -147,6 +154,7 @@ def test_calibration_sees_what_every_convolution_reads(device):
     assert len(engine.largest) == len(found) + 2
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_forms_of_a_network_with_convolutions_that_stay_in_bfloat16():
     """A grouped convolution in every block: it reads and writes bfloat16, and its neighbours convert."""
     with resnet_fused.backend("eager"):
@@ -192,7 +200,8 @@ def test_refresh_quantises_again_in_the_same_memory(device):
     assert addresses == [t.data_ptr() for layer in layers for t in layer.tensors.values()] and engine.largest == scales
     kept = {"largest": scales, "errors": engine.errors}
     again = freeze_fp8(model, x, graph=device == "cuda", calibration=kept)
-    assert torch.equal(engine(x), again(x)) and not torch.equal(engine(x), before)
+    torch.testing.assert_close(engine(x), again(x), rtol=0 if device == "cpu" else 2e-2, atol=0)
+    assert not torch.allclose(engine(x), before, rtol=5e-2)
 
 
 @pytest.mark.usefixtures("quick")
@@ -207,6 +216,7 @@ def test_files_keep_scales_and_errors(device, tmp_path):
     assert torch.equal(loaded(x[:1]), engine(x[:1]))
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_the_steps_around_a_replay(waits):
     model, x = net("zero_pad"), torch.randn(4, 3, 16, 16)
     with resnet_fused.backend("eager"), torch.no_grad():
@@ -222,6 +232,7 @@ class Doubles(CifarResNet):
         return 2 * super().forward(x)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_what_cannot_be_frozen_is_refused_in_one_line(monkeypatch):
     model, x = net("zero_pad"), torch.randn(1, 3, 16, 16)
     for kwargs, message in (
