@@ -200,7 +200,8 @@ def test_refresh_quantises_again_in_the_same_memory(device):
     assert addresses == [t.data_ptr() for layer in layers for t in layer.tensors.values()] and engine.largest == scales
     kept = {"largest": scales, "errors": engine.errors}
     again = freeze_fp8(model, x, graph=device == "cuda", calibration=kept)
-    torch.testing.assert_close(engine(x), again(x), rtol=0 if device == "cpu" else 2e-2, atol=0)
+    off = (engine(x) - again(x)).abs().max()
+    assert off <= (0 if device == "cpu" else 2e-2 * before.abs().max()), "on a GPU another tile may have been chosen"
     assert not torch.allclose(engine(x), before, rtol=5e-2)
 
 
