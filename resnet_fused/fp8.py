@@ -42,8 +42,8 @@ def device_refusal(device):
 
 
 def alternatives(n, p, q, weight):
-    """Configurations worth measuring beside the default for a weight [K, C, R, S] and n images of p x q output pixels. With
-    eight warps: promoted sums stand in registers twice (128 x 64: 122 a thread with 8 warps, 164 with 4; ahead of time)."""
+    """Configurations worth measuring beside the default for a weight [K, C, R, S] and n images of p x q output pixels: those of
+    eight warps (see launch.conv)."""
     k, c, r, s = weight
     default = launch.conv(n * p * q, k, c, r * s, 1, 1, "ieee")
     found = launch.conv_alternatives(default, 1)

@@ -16,6 +16,7 @@ SHAPES = {  # name: (n, c, h, k, r, stride, padding, what is added, what is writ
     "layer4, batch 1": (1, 512, 7, 512, 3, 1, 1, "e4m3", "e4m3"),
     "small": (128, 16, 32, 16, 3, 1, 1, "e4m3", "e4m3"),
     "ragged": (8, 48, 14, 40, 3, 1, 1, None, "e4m3"),
+    "small, batch 1": (1, 16, 32, 16, 3, 1, 1, "e4m3", "e4m3"),
 }
 DTYPES = {"e4m3": fp8.E4M3, "bf16": torch.bfloat16}
 
