@@ -106,7 +106,7 @@ def _checks(device, box, smoke):
             "static-engine": ["frozen_static"], "private-ops": ["conv_choice", "pool_linear"],
             "conv-plane": ["conv_plane", "cuda_plane"], "conv-strip": ["cuda_strip"],
             "conv-patch": ["conv_patch", "conv_hopper", "conv_input_grad"],
-            "conv-cluster": ["conv_cluster"],
+            "conv-cluster": ["conv_cluster"], "fp8": ["conv_fp8", "frozen_fp8", "frozen_fp8_refused"],
         }  # fmt: skip
         for name, names in files.items():
             tests = _python("-m", "pytest", "-q", "-rf", *(f"tests/test_{f}.py" for f in names), "--device=cuda")
@@ -146,7 +146,7 @@ def _measurements(device, output, size, batches, smoke):
     common = ("--device", device, "--output", output, "--size", size)
     common += ("--model", "resnet18") if smoke else ()
     # Of timing for each group of candidates.
-    timing = {"resnet": 4, "kernels": 0.3, "steering": 0.2, "latency": 0.2}
+    timing = {"resnet": 4, "kernels": 0.3, "steering": 0.2, "latency": 0.2, "fp8": 2}
 
     def part(name, suite, seconds, *arguments):
         box = SMOKE_BOX if smoke else seconds
@@ -162,12 +162,14 @@ def _measurements(device, output, size, batches, smoke):
         part("steering", "steering", 40, "--batch", *batches, *few),
         *([part("latency", "latency", 20, "--batch", 1, 8)] if device == "cuda" else []),
         *(part(f"inference-{b}", "resnet", 50 if b == "256" else 40, "--batch", b, *plain) for b in batches),
-        part("kernels", "kernels", 60, "--batch", *batches, *one, "--peers", "eager", "fused"),
+        part("kernels", "kernels", 50, "--batch", *batches, *one, "--peers", "eager", "fused"),
         part("training", "resnet", 35, "--mode", "train", "--batch", batches[0], "--peers", *TRAINING),
     ]
-    made.append(_tune(device, 50, smoke))
+    if device == "cuda":
+        made.append(part("fp8", "fp8", 30, "--batch", batches[0]))
+    made.append(_tune(device, 40, smoke))
     if not smoke:  # compiling takes minutes
-        made.append(part("compiled", "resnet", 60, "--batch", *batches[:2], "--peers", *COMPILED))
+        made.append(part("compiled", "resnet", 50, "--batch", *batches[:2], "--peers", *COMPILED))
         compiled = ("live", "torch.compile")
         made.append(
             part("compiled-training", "resnet", 35, "--mode", "train", "--batch", batches[0], "--peers", *compiled)
@@ -181,7 +183,7 @@ def _tune(device, box, smoke):
     what = (
         ("resnet18", "1x3x32x32", "--seconds", 1)
         if smoke
-        else ("resnet34", "256x3x224x224", "--dtype", "bfloat16", "--seconds", 35)
+        else ("resnet34", "256x3x224x224", "--dtype", "bfloat16", "--seconds", 25)
     )
     return Part(
         "tune", 3, SMOKE_BOX if smoke else box, _python("-m", "resnet_fused", "tune", *what, "--device", device)

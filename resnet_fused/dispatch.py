@@ -243,6 +243,16 @@ def choose_conv_input_grad(grad, weight, *detail):
     return note(op, grad, choice)
 
 
+def choose_fp8(op, x):
+    """The backend of an op on e4m3 values: `triton`, the only one with kernels for them, or `eager` if that was asked for."""
+    if _state["backend"] == "eager":
+        return note(op, x, Choice("eager", "backend 'eager' was asked for"), asked=True)
+    triton = BACKENDS["triton"]
+    if (why := triton.why_not()) is not None or not triton.takes(x.device.type):
+        raise RuntimeError(f"{op}: {why or f'no kernel takes {x.device.type} tensors'}")
+    return note(op, x, Choice("triton", "the only kernels for e4m3"))
+
+
 def prefers_channels_last(x, weight, evaluation):
     """Whether a network runs faster on `x` in channels_last, where its weights are as `weight` and may not change.
 

@@ -17,13 +17,14 @@ COLUMNS = {"name": "layer", "op": "op", "shape": "shape", "dtype": "dtype", "bac
 
 
 class Report:
-    """`rows`: one dict per op in order of execution, with the keys of COLUMNS; `str()` is a table."""
+    """`rows`: one dict per op in order of execution, with the keys of COLUMNS; `notes`: sentences about the whole; `str()` is
+    a table and the notes."""
 
-    def __init__(self, rows):
-        self.rows = rows
+    def __init__(self, rows, notes=()):
+        self.rows, self.notes = rows, list(notes)
 
     def __str__(self):
-        return table.render(COLUMNS, self.rows)
+        return "\n".join([table.render(COLUMNS, self.rows), *self.notes])
 
 
 def explain(model, x):
@@ -34,7 +35,7 @@ def explain(model, x):
     What a backward pass would use is not part of the report. An engine of `freeze` reports what it was built of.
     """
     if hasattr(model, "rows"):
-        return Report([_row(**row) for row in model.rows])
+        return Report([_row(**row) for row in model.rows], getattr(model, "notes", ()))
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper: the watcher must see every op
     rows, unfused = [], set()
     with contextlib.ExitStack() as stack:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import frozen_whole, layout, tuning
+from . import fp8, frozen_whole, layout, tuning
 from .accuracy import budget_used, exact
 from .frozen_conv import WinogradF4, WinogradF4Taps, ways
 from .frozen_site import Block, Site, best_of_calls, check_model, check_site, measure, pool_of, stages
@@ -206,6 +206,10 @@ class Engine:
         return FoldedResNet(self._stem, pool, self._blocks, model.avgpool, model.fc, self.dtype)
 
     @property
+    def dtype_name(self):
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def rows(self):
         return [
             {
@@ -247,7 +251,9 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
     Args:
         model: a ResNet, of this package or with torchvision's structure. It is not changed.
         example_input: [N, 3, H, W] on its device; the batch and size to tune for. On a CPU other sizes run too.
-        dtype: torch.float32, torch.bfloat16, on a GPU also torch.float16; None: the dtype of the model.
+        dtype: torch.float32, torch.bfloat16, on a GPU also torch.float16; None: the dtype of the model. "fp8" (or
+            torch.float8_e4m3fn), on a GPU of compute capability 8.9 or later: convolutions of 8-bit floats, calibrated on the
+            example, outside of the promise of twice eager's error (docs/fp8.md).
         exact: CPU: a NaN or an infinity comes out where eager has it. Without it Winograd spreads one to the 16
             outputs of its tile, the matrix unit (AMX, float32) makes an infinity a NaN, and oneDNN's ReLU makes a NaN 0, as
             in `torch.compile` with freezing.
@@ -255,14 +261,19 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         batch: GPU: "exact" refuses other batches than that of the example; "pad" fills them up or cuts them in pieces.
 
     Returns:
-        `Engine` on a CPU, `frozen_static.StaticEngine` on a GPU. That one is measured beside the live model: where its layers
-        are slower, a snapshot of the live model runs in their place, and `rows` says so.
+        `Engine` on a CPU, `frozen_static.StaticEngine` on a GPU (fp8: `frozen_fp8.Fp8Engine`). That one is measured beside
+        the live model: where its layers are slower, a snapshot of the live model runs in their place (not of an fp8 engine),
+        and `rows` says so.
 
     Raises:
         TypeError: not a ResNet, or a part that cannot be folded (named).
         ValueError: a dtype, a batch policy or an example that does not fit; a layer outside of the error budget (named); a
             forward that is not that of a ResNet.
     """
+    if fp8.asked(dtype):
+        from .frozen_fp8 import freeze_fp8
+
+        return freeze_fp8(model, example_input, exact=exact, graph=graph, batch=batch)
     device = next(model.parameters()).device
     if device.type != "cpu":
         from .frozen_static import freeze_static

@@ -19,16 +19,21 @@ class Way(NamedTuple):
 
 def choose(engine):
     """Gives every site of `engine` its way and reason; returns ({block: way of a pair}, way of the head, its reason)."""
+    convolutions(engine, engine._sites)
+    return _pairs(engine), *head(engine)
+
+
+def convolutions(engine, sites):
+    """Gives each of these sites its way and reason."""
     groups = {}
-    for site in engine._sites:
+    for site in sites:
         groups.setdefault(site.key, []).append(site)
     for sites in groups.values():
-        able = _ways(frozen_layers.options(sites[0], engine.dtype, engine.device))
+        able = ways(frozen_layers.options(sites[0], engine.dtype, engine.device))
         measure = functools.partial(frozen_measure.layers, sites, able, *_where(engine))
-        choice, reason = _fastest(engine, _key(engine, "static", *sites[0].key), able, measure)
+        choice, reason = fastest(engine, _key(engine, "static", *sites[0].key), able, measure)
         for site in sites:
             site.way, site.reason = choice, reason
-    return _pairs(engine), *_head(engine)
 
 
 def _pairs(engine):
@@ -37,11 +42,11 @@ def _pairs(engine):
         found = frozen_pair.options(block, engine.dtype, engine.device)
         if not found:
             continue
-        able = _ways({"apart": frozen_pair.Apart} | found)
+        able = ways({"apart": frozen_pair.Apart} | found)
         sites = block.sites[0], block.projection
         key = _key(engine, "static_pair", *sites[0].key, *sites[1].key)
         measure = functools.partial(frozen_measure.pairs, block, able, *_where(engine))
-        choice, reason = _fastest(engine, key, able, measure)
+        choice, reason = fastest(engine, key, able, measure)
         if choice.name != "apart":
             chosen[block] = choice
             for site in sites:
@@ -49,18 +54,19 @@ def _pairs(engine):
     return chosen
 
 
-def _head(engine):
+def head(engine):
+    """(the way of the head, its reason)."""
     model, shape = engine._model, frozen_layers.out_shape(engine._blocks[-1].sites[-1])
-    able = _ways(frozen_head.options(model, engine.device))
+    able = ways(frozen_head.options(model, engine.device))
     key = _key(engine, "static_head", shape, tuple(model.fc.weight.shape))
-    return _fastest(engine, key, able, functools.partial(frozen_measure.heads, model, shape, able, *_where(engine)))
+    return fastest(engine, key, able, functools.partial(frozen_measure.heads, model, shape, able, *_where(engine)))
 
 
-def _ways(found):
+def ways(found):
     return [Way(name, make) for name, make in found.items()]
 
 
-def _fastest(engine, key, able, measure):
+def fastest(engine, key, able, measure):
     """(the way of least time, why): remembered under `key`, or as `measure()` finds."""
     if len(able) == 1:
         return able[0], "the only way for this layer"

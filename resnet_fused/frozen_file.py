@@ -107,7 +107,7 @@ def save(engine, path):
     engine.refresh()
     model = engine._model
     header = {
-        "format": FORMAT, "dtype": str(engine.dtype).removeprefix("torch."), "shape": engine.example_shape,
+        "format": FORMAT, "dtype": engine.dtype_name, "shape": engine.example_shape,
         "options": engine.options, "network": _network(model),
         "measured": {key: entry._asdict() for key, entry in engine.entries.items()},
     }  # fmt: skip
@@ -147,11 +147,14 @@ def load_engine(path, device=None):
     model.to(device, tensors["conv1.weight"].dtype)
     entries = {key: tuning.Entry(**entry) for key, entry in header["measured"].items()}
     example = torch.randn(header["shape"], generator=torch.Generator().manual_seed(0)).to(device)
-    dtype = getattr(torch, header["dtype"])
     from .freeze import freeze
+    from .frozen_fp8 import freeze_fp8
     from .frozen_static import freeze_static
 
     with tuning.given(entries):
+        if header["dtype"] == "fp8":  # with the scales and errors of its calibration: the example here is noise
+            return freeze_fp8(model, example, **header["options"])
+        dtype = getattr(torch, header["dtype"])
         return (freeze_static if static else freeze)(model, example, dtype=dtype, **header["options"])
 
 

@@ -17,11 +17,13 @@ CHOICES = 3  # measured besides the tile that is predicted to be fastest; `tune`
 CLUSTERS = 2  # and so many whose slices are the blocks of a cluster
 
 
-class _Layer:
+class Layer:
+    """`takes`, `stored`: the dtypes of what it reads and of its result."""
+
     writes_out = False
 
     def __init__(self, site, dtype):
-        self.site = site
+        self.site, self.takes, self.stored = site, dtype, dtype
         conv = site.conv
         self.geometry = conv.stride, conv.padding, conv.dilation, conv.groups
         self.tensors = {name: t.clone() for name, t in self._values(dtype).items()}
@@ -32,7 +34,7 @@ class _Layer:
             self.tensors[name].copy_(value)
 
 
-class Epilogue(_Layer):
+class Epilogue(Layer):
     """The implicit GEMM of a backend with the batch norm in its epilogue: nothing is folded, so nothing is rounded twice."""
 
     writes_out = True
@@ -85,7 +87,7 @@ class EpiloguePool(Epilogue):
         return out
 
 
-class Folded(_Layer):
+class Folded(Layer):
     """torch's own convolution with the batch norm folded in, then what follows it."""
 
     def _values(self, dtype):
@@ -116,7 +118,7 @@ class ThenPool:
 
     def __init__(self, layer, shape):
         self.layer, self.shape = layer, shape
-        self.tensors, self.load = layer.tensors, layer.load
+        self.tensors, self.load, self.takes, self.stored = layer.tensors, layer.load, layer.takes, layer.stored
 
     def __call__(self, x, residual, out):
         between = None

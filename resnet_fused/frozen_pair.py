@@ -11,6 +11,8 @@ from . import dispatch, frozen_layers
 class Pair:
     """`__call__(x, None, (out, out2))` -> (out, out2): what the layers `first` and `second` compute, by one kernel."""
 
+    writes_out = True
+
     def __init__(self, first, second, backend, config):
         self.first, self.second = first, second
         choice = dispatch.Choice(backend, "frozen", config)

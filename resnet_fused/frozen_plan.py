@@ -13,13 +13,13 @@ import torch
 class Plan:
     """Values are taken and given back in the order of execution; slots grow to the largest value they hold."""
 
-    sizes: list = field(default_factory=list)  # elements of each slot
+    sizes: list = field(default_factory=list)  # of each slot, in elements, or in bytes where `take` is told an itemsize
     free: list = field(default_factory=list)
     places: list = field(default_factory=list)  # (slot, shape) of every value
 
-    def take(self, shape):
+    def take(self, shape, itemsize=1):
         """The number of a new value of `shape`: in the free slot that fits best, else in the one that grows least."""
-        size = math.prod(shape)
+        size = math.prod(shape) * itemsize
         fits = [slot for slot in self.free if self.sizes[slot] >= size]
         if fits:
             slot = min(fits, key=lambda s: self.sizes[s])
@@ -37,15 +37,14 @@ class Plan:
     def give_back(self, value):
         self.free.append(self.places[value][0])
 
-    def allocate(self, dtype, device):
-        """[channels_last tensor of every value], views into one allocation a slot."""
-        slots = [torch.empty(size, dtype=dtype, device=device) for size in self.sizes]
-        return [_channels_last(slots[slot], shape) for slot, shape in self.places]
+    def allocate(self, dtypes, device):
+        """[channels_last tensor of every value], of a dtype each, views into one allocation a slot."""
+        slots = [torch.empty(size, dtype=torch.uint8, device=device) for size in self.sizes]
+        return [
+            _channels_last(slots[slot], shape, dtype) for (slot, shape), dtype in zip(self.places, dtypes, strict=True)
+        ]
 
-    def nbytes(self, itemsize):
-        return itemsize * sum(self.sizes)
 
-
-def _channels_last(flat, shape):
+def _channels_last(slot, shape, dtype):
     n, c, h, w = shape
-    return flat[: n * c * h * w].view(n, h, w, c).permute(0, 3, 1, 2)
+    return slot[: n * c * h * w * dtype.itemsize].view(dtype).view(n, h, w, c).permute(0, 3, 1, 2)

@@ -1,7 +1,8 @@
 """A frozen network as a list of steps, and the plan of the memory they write to."""
 
-import itertools
 from typing import NamedTuple
+
+import torch
 
 from . import frozen_layers, layout
 from .frozen_plan import Plan
@@ -19,60 +20,83 @@ class Step(NamedTuple):
 
 
 class _Module:
-    """A module of the network as a layer: a pool of another kind, a shortcut without a convolution."""
+    """A module of the network as a layer: a pool of another kind, a shortcut without a convolution. What it returns may be
+    what it was given, or a view of it."""
+
+    writes_out = False
 
     def __init__(self, module):
         self.module = module
 
     def __call__(self, x, residual, out):
+        if x.dtype.itemsize == 1:  # e4m3, for which torch has few operators: what moves values, and zeros, moves bytes
+            return layout.in_format(self.module(x.view(torch.uint8)), layout.CHANNELS_LAST).view(x.dtype)
         return layout.in_format(self.module(x), layout.CHANNELS_LAST)
 
 
-def arrange(stem, pool, blocks):
-    """(steps in their order, Plan): `stem` and the sites of `blocks` have their layers (`site.run`); value 0 is the input."""
-    plan, steps, numbers = Plan(), [], itertools.count(1)
+def arrange(stem, pool, blocks, dtype):
+    """(steps in their order, Plan in bytes, dtypes of its values): `stem` and the sites of `blocks` have their layers
+    (`site.run`); value 0 is the input.
+
+    A layer reads what it `takes` and writes what it has `stored`. Where its input was not stored so, its `entry` converts
+    it, once for all that read it.
+    """
+    steps, dtypes, shapes, entries = [], {0: dtype}, {}, {}
+
+    def step(layer, x, residual, sites):
+        outs = tuple(len(dtypes) + i for i in range(len(sites)))
+        for out, (shape, stored) in zip(outs, sites, strict=True):
+            shapes[out], dtypes[out] = shape, stored
+        steps.append(Step(layer, x, residual, outs, (None,) * len(outs)))
+        return outs
+
+    def written(site):
+        return frozen_layers.out_shape(site), site.run.stored
 
     def add(site, x, residual=None):
-        place = plan.take(frozen_layers.out_shape(site)) if site.run.writes_out else None
-        steps.append(Step(site.run, x, residual, (next(numbers),), (place,)))
-        return steps[-1].outs[0]
-
-    def together(block, x):
-        """(first convolution, projection) in one launch."""
-        places = tuple(plan.take(frozen_layers.out_shape(site)) for site in (block.sites[0], block.projection))
-        steps.append(Step(block.pair, x, None, (next(numbers), next(numbers)), places))
-        return steps[-1].outs
+        if site.run.takes != dtypes[x]:
+            if x not in entries:
+                (entries[x],) = step(site.run.entry, x, None, [(site.shape, site.run.takes)])
+            x = entries[x]
+        return step(site.run, x, residual, [written(site)])[0]
 
     def through(module, x):
-        steps.append(Step(_Module(module), x, None, (next(numbers),), (None,)))
-        return steps[-1].outs[0]
-
-    def done(*values):
-        for step in steps:
-            for value, place in zip(step.outs, step.places, strict=True):
-                if value in values and place is not None:
-                    plan.give_back(place)
+        return step(_Module(module), x, None, [(None, dtypes[x])])[0]
 
     x = add(stem, 0)
     if pool is not None:
-        before, x = x, through(pool, x)
-        done(before)
+        x = through(pool, x)
     for block in blocks:
         shortcut, out, sites = x, x, block.sites
         if block.pair is not None:
-            out, shortcut = together(block, x)
+            out, shortcut = step(block.pair, x, None, [written(site) for site in (block.sites[0], block.projection)])
             sites = sites[1:]
         elif block.projection is not None:
             shortcut = add(block.projection, x)
         elif block.shortcut is not None:
             shortcut = through(block.shortcut, x)
         for site in sites:
-            before, out = out, add(site, out, shortcut if site.residual else None)
-            if before != x:
-                done(before)
-        done(*{x, shortcut})
+            out = add(site, out, shortcut if site.residual else None)
         x = out
-    return steps, plan
+    return _placed(steps, shapes, dtypes)
+
+
+def _placed(steps, shapes, dtypes):
+    """(the steps with places in a plan, the Plan, its dtypes): a slot is free again after the last step that reads its
+    value, or what a module made of it."""
+    last = {value: i for i, step in enumerate(steps) for value in (step.x, step.residual)}
+    for step in reversed(steps):
+        if isinstance(step.layer, _Module):
+            last[step.x] = max(last[step.x], last.get(step.outs[0], len(steps)))
+    plan, places, placed, stored = Plan(), {}, [], []
+    for i, step in enumerate(steps):
+        for out in step.outs if step.layer.writes_out else ():
+            places[out] = plan.take(shapes[out], dtypes[out].itemsize)
+            stored.append(dtypes[out])
+        placed.append(step._replace(places=tuple(places.get(out) for out in step.outs)))
+        for value in [value for value in places if last.get(value, len(steps)) == i]:
+            plan.give_back(places.pop(value))
+    return placed, plan, stored
 
 
 def run(steps, places, x):

@@ -39,20 +39,24 @@ class StaticEngine(Engine):
         self._x = self._logits = self._live = None
         super().__init__(model, example, dtype, False)
         self.options = {"graph": graph, "batch": batch}
-        self._program, plan = frozen_program.arrange(self._stem, self._pool, self._blocks)
-        self._places = plan.allocate(dtype, self.device)
+        self._program, plan, stored = frozen_program.arrange(self._stem, self._pool, self._blocks, dtype)
+        self._places = plan.allocate(stored, self.device)
         own = [t for part in self._parts for t in part.tensors.values()]
-        self.memory = {"activations": plan.nbytes(dtype.itemsize), "parameters": sum(t.nbytes for t in own)}
+        self.memory = {"activations": sum(plan.sizes), "parameters": sum(t.nbytes for t in own)}
         if graph:
             self._capture()
-        frozen_check.check(self, example)
+        self._verify(example)
         self._measured_beside_live(example)
 
     def _tune(self, without):
         self._pairs, self._head_way, self._head_reason = frozen_choose.choose(self)
 
     def _check(self, example):
-        """Later, when there is a program, and layer by layer: frozen_check.py."""
+        """Later, when there is a program: `_verify`."""
+
+    def _verify(self, example):
+        """Layer by layer where the whole is not within its error budget."""
+        frozen_check.check(self, example)
 
     @torch.no_grad()
     def refresh(self):
@@ -166,12 +170,8 @@ class StaticEngine(Engine):
         return F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).to(memory_format=layout.CHANNELS_LAST) if missing else x
 
 
-@torch.no_grad()
-def freeze_static(model, example, *, dtype=None, graph=True, batch="exact"):
-    """A `StaticEngine` for `model` on inputs of the shape of `example`; see `freeze` for the arguments and errors."""
-    dtype = next(model.parameters()).dtype if dtype is None else dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"freeze: dtype should be torch.float32, torch.float16 or torch.bfloat16, not {dtype}")
+def check_arguments(model, example, graph, batch):
+    """Raises ValueError for what no engine of fixed shapes is made of."""
     if batch not in BATCH:
         raise ValueError(f"freeze: batch should be 'exact' or 'pad', not {batch!r}")
     if example.dim() != 4 or example.numel() == 0:
@@ -181,4 +181,13 @@ def freeze_static(model, example, *, dtype=None, graph=True, batch="exact"):
         raise ValueError(f"freeze: example_input is on {example.device}, the model on {device}")
     if graph and device.type != "cuda":
         raise ValueError(f"freeze: graph=True needs a model on a CUDA device, not on {device}")
+
+
+@torch.no_grad()
+def freeze_static(model, example, *, dtype=None, graph=True, batch="exact"):
+    """A `StaticEngine` for `model` on inputs of the shape of `example`; see `freeze` for the arguments and errors."""
+    dtype = next(model.parameters()).dtype if dtype is None else dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"freeze: dtype should be torch.float32, torch.float16 or torch.bfloat16, not {dtype}")
+    check_arguments(model, example, graph, batch)
     return StaticEngine(model, example, dtype, graph, batch)

@@ -195,8 +195,9 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
         # (with 4 warps float32 spills on sm_100; computed ahead of time, no GPU).
         block_d = min(64 // itemsize, max(16, pow2(taps * c)))
     else:
-        # 128 bytes of depth per row, whatever the type: the widest swizzle, 8 copies of 16 bytes a row.
-        block_d = min(128 // itemsize, pow2(c))
+        # 128 bytes of depth per row, whatever the type: the widest swizzle, 8 copies of 16 bytes a row. At least 32 bytes: in
+        # e4m3 one product of the matrix unit.
+        block_d = max(32 // itemsize, min(128 // itemsize, pow2(c)))
     # Too few tiles for the GPU: smaller ones first,
     if cdiv(m, block_m) * cdiv(k, block_k) * groups < SMS:
         block_k = min(64, block_k)
@@ -210,7 +211,9 @@ def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precisio
     splits = max(1, min(SMS // tiles, iterations // 4))
     splits = cdiv(iterations, cdiv(iterations, splits))  # no program without work
     # 98304 bytes of shared memory for a full tile either way: two blocks per SM on sm_90, one on sm_86 and sm_89.
-    num_warps, num_stages = (8, 3) if block_k == 128 or ieee else (8 if flat else 4, 4)
+    # Eight warps in e4m3, whose promoted sums stand in registers twice: 128 x 64 takes 122 a thread, with four warps 164, and
+    # 64 x 64 with four spills on sm_100 (Triton 3.9, computed ahead of time, no GPU).
+    num_warps, num_stages = (8, 3) if block_k == 128 or ieee else (8 if flat or itemsize == 1 else 4, 4)
     return Conv(flat, m, k, groups, block_m, block_k, block_d, iterations, splits, num_warps, num_stages)
 
 

@@ -159,17 +159,47 @@ def test_the_joint_command():
 )
 def test_the_hopper_convolutions_in_triton(case, dtype):
     """HGMMA fed by UTMALDG, nothing read back among the products, no spill, within Hopper's shared memory."""
+    compiled_without_faults(90, case, dtype, {"_conv_plane_kernel", "_conv_patch_kernel"})
+
+
+@pytest.mark.parametrize(
+    ("arch", "case"), [(90, "conv_fp8 layer2"), (90, "conv_fp8 layer1 first"), (89, "conv_fp8 layer2")]
+)
+def test_the_e4m3_convolution(arch, case):
+    """QGMMA on Hopper, QMMA on Ada, sums promoted by additions in float32, no spill."""
+    compiled_without_faults(arch, case, "e4m3", {"_conv_kernel"})
+
+
+def test_sums_that_are_not_promoted_are_seen():
+    """With tl.dot's accumulator in place of the addition there is none left (Triton 3.9)."""
+    pytest.importorskip("triton")
+    code = "import sys; sys.path.insert(0, 'tools'); import aot_fp8\n"
+    for cores, products, additions, fault in (
+        ("QGMMA.64x128x32", 4, 64, "[]"),
+        ("QGMMA.64x128x32", 4, 0, "['0 additions in float32, fewer than 64: sums are not promoted']"),
+        ("HMMA.16816", 64, 64, "['no QGMMA']"),
+    ):
+        row = {"kernel": "_conv_kernel", "arch": "sm_90", "tensor_core": cores, "promotions": (products, additions)}
+        code += f"assert str(list(aot_fp8.faults({row!r}))) == {fault!r}\n"
+    run_without_interpreter(code)
+
+
+def compiled_without_faults(arch, case, dtype, kernels):
     code = (
         "import sys; sys.path.insert(0, 'tools'); import aot_triton as aot\n"
         f"index = [i for i, (case, _) in enumerate(aot.cases({dtype!r})) if case == {case!r}]\n"
-        f"rows = aot.compile_case(90, {dtype!r}, index[0])\n"
-        "assert rows and {row['kernel'] for row in rows} & {'_conv_plane_kernel', '_conv_patch_kernel'}, rows\n"
+        f"rows = aot.compile_case({arch}, {dtype!r}, index[0])\n"
+        f"assert rows and {{row['kernel'] for row in rows}} & {kernels!r}, rows\n"
         "print(rows, [fault for row in rows for fault in aot.faults(row)])"
     )
     pytest.importorskip("triton")
+    assert run_without_interpreter(code).endswith(" []")
+
+
+def run_without_interpreter(code):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=TOOLS.parent, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(" []")
+    return done.stdout.strip()

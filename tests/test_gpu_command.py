@@ -100,6 +100,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
         "tests-conv-patch",
         "tests-conv-strip",
         "tests-conv-cluster",
+        "tests-fp8",
         "probes",
         "memcheck",
         "racecheck",
@@ -107,7 +108,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
         "inference-256",
         "kernels",
     } <= set(names)
-    assert quick or {"latency", "training", "tune", "compiled", "inference-1", "inference-32"} <= set(names)
+    assert quick or {"latency", "fp8", "training", "tune", "compiled", "inference-1", "inference-32"} <= set(names)
     assert len({part.stage for part in made if part.stage > 2}) == len([p for p in made if p.stage > 2]), (
         "one at a time"
     )

@@ -25,17 +25,18 @@ if os.environ.pop("TRITON_INTERPRET", "0") != "0":
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import aot_fp8
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from resnet_fused import patch, plane
+from resnet_fused import fp8, patch, plane
 from resnet_fused.kernels import _conv_patch, _conv_plane, add_relu, bn_relu, conv_bn_relu
 
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": fp8.E4M3}
 # Bytes of shared memory a block may have (CUDA programming guide, "maximum amount per thread block").
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-TENSOR_CORE = re.compile(r"\b(?:HG|H|UTC\w*)MMA(?:\.\d+(?:x\d+x\d+)?)?")
+TENSOR_CORE = re.compile(r"\b(?:HG|QG|H|Q|UTC\w*)MMA(?:\.\d+(?:x\d+x\d+)?)?")
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -199,6 +200,7 @@ def describe(kernel, case, arch, dtype):
         "tensor_core": " ".join(cores),
         "copies": len(re.findall(r"\bUTMALDG\b", sass)),
         "detours": detours(sass),
+        "promotions": aot_fp8.promotions(sass),
     }
 
 
@@ -217,6 +219,8 @@ def faults(row):
         yield f"shared memory {row['shared']} > {SHARED_LIMIT[arch]}"
     if row["kernel"] == "_conv_kernel" and row["dtype"] != "fp32" and not row["tensor_core"]:
         yield "no tensor-core instruction"
+    if row["dtype"] == "e4m3":
+        yield from aot_fp8.faults(row)
     if row["kernel"] in ("_conv_plane_kernel", "_conv_patch_kernel"):
         if "HGMMA" not in row["tensor_core"]:
             yield "no HGMMA"
@@ -237,6 +241,8 @@ def compile_case(arch, dtype, index):
 
 def cases(dtype):
     own = DTYPES[dtype]
+    if own == fp8.E4M3:
+        return list(aot_fp8.cases(tensor))
     elementwise = [] if dtype == "tf32" else elementwise_cases(own)
     return [*elementwise, *conv_cases(own), *(hopper_cases(own) if own.itemsize == 2 else ())]
 
@@ -249,6 +255,7 @@ def rows(archs, only=""):
         for dtype in DTYPES
         for i, (case, _) in enumerate(cases(dtype))
         if only in case and (arch == 90 or not case.startswith(("conv_plane", "conv_patch")))
+        if dtype != "e4m3" or (arch // 10, arch % 10) >= fp8.CAPABILITY
     ]
     found = {}
     with concurrent.futures.ProcessPoolExecutor(2) as pool:

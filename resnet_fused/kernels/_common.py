@@ -1,4 +1,4 @@
-"""What the kernels share: ReLU, per-channel parameters, the position of a tile."""
+"""What the kernels share: ReLU, e4m3, per-channel parameters, the position of a tile."""
 
 import triton
 import triton.language as tl
@@ -12,6 +12,45 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def relu(y):
     # not tl.maximum: it turns NaN into 0, and -0.0 into 0.0
     return tl.where(y < 0.0, 0.0, y)
+
+
+@triton.jit
+def widen(t):
+    """A tensor of any dtype in float32. The interpreter reads e4m3's NaN as 480: there by its bits, float16's of a 256th."""
+    if INTERPRETED and t.dtype == tl.float8e4nv:
+        bits = t.to(tl.uint8, bitcast=True)
+        magnitude = ((bits & 127).to(tl.uint16) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+        magnitude = tl.where((bits & 127) == 127, float("nan"), magnitude)
+        return tl.where(bits > 127, -magnitude, magnitude)
+    else:
+        return t.to(tl.float32)
+
+
+@triton.jit
+def narrow(y, TO: tl.constexpr):
+    """float32 as it is stored: in e4m3, which has no infinity, what is above 448 becomes 448, and NaN stays NaN.
+
+    The interpreter rounds to e4m3 half away from zero and loses carries, and cuts bfloat16 off: there the nearest, even at
+    ties, by the bits.
+    """
+    if TO == tl.float8e4nv:  # noqa: SIM300
+        y = tl.where(y > 448.0, 448.0, tl.where(y < -448.0, -448.0, y))
+        if INTERPRETED:
+            magnitude = tl.abs(y)
+            bits = magnitude.to(tl.uint32, bitcast=True)
+            normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
+            # 2^14 has e4m3's smallest step, 2^-9, as its unit in the last place: the addition rounds.
+            small = (magnitude + 16384.0).to(tl.uint32, bitcast=True) - 0x46800000
+            code = tl.where(magnitude < 0.015625, small, tl.where(y == y, normal, 127)).to(tl.uint8)
+            sign = ((y.to(tl.uint32, bitcast=True) >> 31) << 7).to(tl.uint8)
+            return (code | sign).to(tl.float8e4nv, bitcast=True)
+        else:
+            return y.to(TO)
+    elif INTERPRETED and tl.bfloat16 == TO:
+        bits = y.to(tl.uint32, bitcast=True)
+        return tl.where(y == y, ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True), y)
+    else:
+        return y
 
 
 @triton.jit

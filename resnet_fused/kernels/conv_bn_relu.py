@@ -15,16 +15,26 @@ import triton.language as tl
 
 from .. import launch
 from ._bn_stats import finalise
-from ._common import INTERPRETED, relu, scale_shift
+from ._common import INTERPRETED, narrow, relu, scale_shift, widen
 from ._conv_moments import store_moments
 
 
 @triton.jit
 def _multiply(a, b, acc, PRECISION: tl.constexpr):
-    if INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+    if a.dtype == tl.float8e4nv:
+        # The matrix unit keeps about 14 bits of a sum of e4m3 products (Hopper, Ada): at most 128 of them, four instructions,
+        # before an addition in float32. The addition is written out because only Hopper's lowering heeds the limit, and the
+        # limit keeps the compiler from folding it back (QGMMA or QMMA, then FADD: Triton 3.6 and 3.9, ahead of time).
+        tl.static_assert(a.shape[1] <= 128)
+        if INTERPRETED:
+            return acc + tl.dot(widen(a), widen(b), input_precision="ieee")
+        else:
+            return acc + tl.dot(a, b, max_num_imprecise_acc=a.shape[1])
+    else:
+        if INTERPRETED:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
@@ -51,7 +61,7 @@ def _inside(coordinate, size):
 @triton.jit
 def _finish(
     acc, start, first, group, m, k, p, q,
-    mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, out_ptr,
+    mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
     out_n, out_k, out_p, out_q, OFFSET: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """The epilogue of the tile acc: positions start + ..., channels first + ... of `group`, which has k of them."""
@@ -65,7 +75,7 @@ def _finish(
         for i in tl.static_range(2):
             _finish(
                 halves[i], start, first + i * (COLUMNS // 2), group, m, k, p, q,
-                mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, out_ptr,
+                mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
                 out_n, out_k, out_p, out_q, OFFSET, RELU,
             )  # fmt: skip
     else:
@@ -80,16 +90,19 @@ def _finish(
         mask = (lane < m - start)[:, None] & column_mask[None, :]
         y = acc * scale[None, :] + shift[None, :]
         if residual_ptr is not None:
-            y += tl.load(residual_ptr + image * out_n + offsets, mask=mask, other=0.0).to(tl.float32)
+            added = widen(tl.load(residual_ptr + image * out_n + offsets, mask=mask, other=0.0))
+            if residual_scale is not None:
+                added *= residual_scale
+            y += added
         if RELU:
             y = relu(y)
-        tl.store(out_ptr + image * out_n + offsets, y, mask=mask)
+        tl.store(out_ptr + image * out_n + offsets, narrow(y, out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _conv_kernel(
-    x_ptr, weight_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, out_ptr, partial_ptr,
-    moments_ptr, slices, m, c, h, w, k, p, q,
+    x_ptr, weight_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale,
+    out_ptr, partial_ptr, moments_ptr, slices, m, c, h, w, k, p, q,
     x_n, x_c, x_h, x_w, weight_k, weight_c, weight_r, weight_s, out_n, out_k, out_p, out_q,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, iterations,
     R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -173,7 +186,7 @@ def _conv_kernel(
     else:
         _finish(
             acc, start, (tile - block * blocks) * BLOCK_K, group, m, k, p, q,
-            mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, out_ptr,
+            mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
             out_n, out_k, out_p, out_q, OFFSET, RELU,
         )  # fmt: skip
         if moments_ptr is not None:
@@ -185,8 +198,8 @@ def _conv_kernel(
 
 @triton.jit
 def _conv_merge_kernel(
-    partial_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, out_ptr, m, k, p, q, splits,
-    out_n, out_k, out_p, out_q, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    partial_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
+    m, k, p, q, splits, out_n, out_k, out_p, out_q, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     OFFSET: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """Sums the splits in their order (no atomics: the same bits on every run), then the epilogue."""
@@ -203,7 +216,8 @@ def _conv_merge_kernel(
     for split in range(splits):
         acc += tl.load(at + tl.cast(split, tl.int64) * m * k, mask=mask, other=0.0)
     _finish(
-        acc, start, first, 0, m, k, p, q, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, out_ptr,
+        acc, start, first, 0, m, k, p, q,
+        mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
         out_n, out_k, out_p, out_q, OFFSET, RELU,
     )  # fmt: skip
 
@@ -243,7 +257,12 @@ def _launch(x, weight, norm, out, stride, padding, dilation, groups, relu, stati
 def conv_bn_relu(
     x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu, config=None
 ):  # fmt: skip
-    norm = (mean, var, bn_weight, bn_bias, eps, residual)
+    norm = (mean, var, bn_weight, bn_bias, eps, residual, None)
+    evaluate(x, weight, norm, out, stride, padding, dilation, groups, relu, config)
+
+
+def evaluate(x, weight, norm, out, stride, padding, dilation, groups, relu, config):
+    """The kernel and, where the reduction is cut, the second one. `norm`: its arguments from mean to residual_scale."""
     with torch.cuda.device_of(x):
         offset, splits, partial, _ = _launch(
             x, weight, norm, out, stride, padding, dilation, groups, relu, config=config
@@ -263,7 +282,7 @@ def conv_stats(
     stride, padding, dilation, groups, momentum, eps,
 ):  # fmt: skip
     """out = conv(x, weight), and what bn_stats would give for it without another pass over it."""
-    nothing = (None,) * 6  # of a norm and a residual: the epilogue stores the sums themselves
+    nothing = (None,) * 7  # of a norm and a residual: the epilogue stores the sums themselves
     k = weight.shape[0]
     with torch.cuda.device_of(x):
         *_, moments = _launch(x, weight, nothing, out, stride, padding, dilation, groups, False, statistics=True)
