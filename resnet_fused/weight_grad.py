@@ -19,6 +19,8 @@ WORKSPACE = 64 << 20
 # Pixels that one sum runs over, unless WORKSPACE forbids: a float32 sum of n values is off by 0.2 * sqrt(n) of its last
 # place, and tensor cores cut what they add instead of rounding it, 2**-24 for each 16 pixels.
 LONGEST = {2: 16384, 4: 4096}
+# Bytes of shared memory for a pipeline that every GPU since sm_80 has, and that Hopper has.
+_ANYWHERE, _MOST = 98304, 224 << 10
 
 
 def refusal(x, weight, groups):
@@ -52,6 +54,10 @@ class Launch(NamedTuple):
         return 4 * self.slices * k * columns if self.slices > 1 else 0
 
 
+# What a measured configuration may set.
+FIELDS = ("block_m", "block_k", "block_n", "num_warps", "num_stages", "slices")
+
+
 class Merge(NamedTuple):
     """Second kernel: block_e values of the gradient, block_s slices at a time."""
 
@@ -67,14 +73,28 @@ def merge(slices, values):
 
 
 def _shapes(k, columns, c, itemsize, ieee):
-    """(block_m, block_k, block_n, num_warps, num_stages) that may be worth it, the default's first where clocks are equal."""
+    """(block_m, block_k, block_n, num_warps, num_stages) that may be worth it. Those of more than _ANYWHERE are only
+    measured."""
     block_k = max(16, min(128, pow2(k)))
     if ieee:  # plain multiply-add: operands go through registers (launch.conv)
         return [(16, min(64, block_k), 64, 8, 3)]
     if c < 16:  # every element has an address of its own, and none is copied 16 bytes at a time
         return [(32, min(64, block_k), 64, 8, 3)]
-    widths = [n for n in (256 if itemsize == 2 else 128, 128, 64) if n <= max(64, pow2(columns))]
-    return [(128 // itemsize, block_k, n, 8 if block_k * n >= 64 * 256 else 4, 3) for n in dict.fromkeys(widths)]
+    made, deep = [], 128 // itemsize
+    if itemsize == 2 and columns > 128:
+        made += [(32, block_k, 256, 8, 4), (deep, block_k, 256, 8, 3)]
+    if columns > 64:
+        made.append((deep, block_k, 128, 8 if block_k == 128 else 4, 3))
+    return [*made, (deep, block_k, 64, 4, 3)]
+
+
+def _shared(shape, itemsize):
+    block_m, block_k, block_n, _, num_stages = shape
+    return num_stages * block_m * (block_k + block_n) * itemsize
+
+
+def _ieee(itemsize, precision):
+    return itemsize == 4 and precision == "ieee"
 
 
 def _fewest(m, k, columns, itemsize):
@@ -105,13 +125,30 @@ def launch(m, k, columns, c, itemsize, precision):
     """The Launch for m output pixels, k output and c input channels, columns = R * S * c; precision: of float32."""
     least = _fewest(m, k, columns, itemsize)
     most = max(least, min(4 * SMS, cdiv(m, 256), WORKSPACE // (4 * k * columns)))
-    shapes = _shapes(k, columns, c, itemsize, itemsize == 4 and precision == "ieee")
+    shapes = [
+        s for s in _shapes(k, columns, c, itemsize, _ieee(itemsize, precision)) if _shared(s, itemsize) <= _ANYWHERE
+    ]
     made = [_cut(m, k, columns, shape, slices) for shape in shapes for slices in range(least, most + 1)]
     return min(made, key=lambda one: _clocks(one, k, columns, itemsize))
 
 
+def alternatives(m, k, columns, c, itemsize, precision):
+    """Configurations worth measuring beside the default, as the `config` of `launch_as`: other tiles, for one, two and four
+    programs a multiprocessor, and deeper pipelines where shared memory holds them."""
+    default = launch(m, k, columns, c, itemsize, precision)
+    least, found = _fewest(m, k, columns, itemsize), {}
+    for shape in _shapes(k, columns, c, itemsize, _ieee(itemsize, precision)):
+        tiles = cdiv(k, shape[1]) * cdiv(columns, shape[2])
+        for stages in (shape[4], shape[4] + 1):
+            for programs in (SMS, 2 * SMS, 4 * SMS):
+                config = dict(zip(FIELDS, (*shape[:4], stages, max(least, programs // tiles)), strict=True))
+                one = launch_as(default, m, k, columns, config)
+                if one.workspace(k, columns) <= WORKSPACE and _shared((*shape[:4], stages), itemsize) <= _MOST:
+                    found.setdefault(one, config)
+    return [config for one, config in found.items() if one != default]
+
+
 def launch_as(default, m, k, columns, config):
-    """`default` with the fields in `config` (block_m, block_k, block_n, slices, num_warps, num_stages): what was measured."""
-    made = default._replace(**config)
-    shape = made.block_m, made.block_k, made.block_n, made.num_warps, made.num_stages
-    return _cut(m, k, columns, shape, min(made.slices, max(1, cdiv(m, made.block_m))))
+    """`default` with the FIELDS in `config`: what was measured."""
+    *shape, slices = (config.get(field, getattr(default, field)) for field in FIELDS)
+    return _cut(m, k, columns, shape, slices)

@@ -24,6 +24,31 @@ def _target(at, columns, c, S: tl.constexpr, out_k, out_c, out_r, out_s):
 
 
 @triton.jit
+def _store(
+    acc, channel, first, piece, k, columns, c, S: tl.constexpr, partial_ptr, out_ptr, out_k, out_c, out_r, out_s
+):  # fmt: skip
+    """The sums of columns first + ..., 64 at a time: the shared memory through which Triton brings a tile into the order of
+    rows would be 131072 bytes for 128 x 256, more than the pipeline takes."""
+    ROWS: tl.constexpr = acc.shape[0]
+    COLUMNS: tl.constexpr = acc.shape[1]
+    if COLUMNS > 64:
+        halves = tl.split(tl.permute(tl.reshape(acc, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
+        for i in tl.static_range(2):
+            _store(
+                halves[i], channel, first + i * (COLUMNS // 2), piece, k, columns, c, S,
+                partial_ptr, out_ptr, out_k, out_c, out_r, out_s,
+            )  # fmt: skip
+    else:
+        column = first + tl.arange(0, COLUMNS)
+        at = channel[:, None] * columns + column[None, :]
+        mask = (channel < k)[:, None] & (column < columns)[None, :]
+        if partial_ptr is not None:
+            tl.store(partial_ptr + tl.cast(piece, tl.int64) * k * columns + at, acc, mask=mask)
+        else:
+            tl.store(out_ptr + _target(at, columns, c, S, out_k, out_c, out_r, out_s), acc, mask=mask)
+
+
+@triton.jit
 def _conv_weight_grad_kernel(
     grad_ptr, x_ptr, partial_ptr, out_ptr, m, steps, k, columns, c, h, w, p, q, x_n, x_c, x_h, x_w,
     out_k, out_c, out_r, out_s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, step_n, step_p, step_q,
@@ -79,12 +104,9 @@ def _conv_weight_grad_kernel(
         grad_step += tl.cast(BLOCK_M, tl.int64) * k
         left -= BLOCK_M
 
-    at = channel[:, None] * columns + column[None, :]
-    mask = channel_mask[:, None] & column_mask[None, :]
-    if partial_ptr is not None:
-        tl.store(partial_ptr + tl.cast(piece, tl.int64) * k * columns + at, acc, mask=mask)
-    else:
-        tl.store(out_ptr + _target(at, columns, c, S, out_k, out_c, out_r, out_s), acc, mask=mask)
+    _store(
+        acc, channel, tile % n_blocks * BLOCK_N, piece, k, columns, c, S, partial_ptr, out_ptr, out_k, out_c, out_r, out_s
+    )  # fmt: skip
 
 
 @triton.jit
