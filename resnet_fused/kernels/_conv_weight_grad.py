@@ -92,8 +92,7 @@ def _conv_weight_grad_kernel(
         a = tl.load(grad_step + grad_tile, mask=lane_mask[:, None] & channel_mask[None, :], other=0.0)
         b = tl.load(x_base + (x_rows[:, None] + x_columns[None, :]), mask=inside, other=0.0)
         acc = _multiply(tl.trans(a), b, acc, PRECISION)
-        # BLOCK_M pixels further are step_n images, step_p rows and step_q columns: additions, where dividing anew would
-        # take a third of the loop's instructions.
+        # BLOCK_M pixels further are step_n images, step_p rows and step_q columns: additions and carries, no division.
         col += step_q
         carry = col >= q
         col = tl.where(carry, col - q, col)
