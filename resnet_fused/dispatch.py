@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, cpu_conv, launch, layout, native, tuning
+from . import _env, cpu_conv, launch, layout, native, tuning, weight_grad
 from ._backends import BACKENDS, NARROW, tf32_allowed
 from ._backends import TILED as TILED
 from ._backends import Backend as Backend
 from ._backends import tiles as tiles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# The gradients of a convolution, and who has kernels for them; torch's own otherwise.
+GRADIENTS = {"conv_input_grad": tuple(NARROW), "conv_weight_grad": ("triton",)}
 
 
 class Choice(NamedTuple):
@@ -119,7 +121,7 @@ _ON_CPU = {"conv_bn_relu": "Winograd F(2x2,3x3)", "conv_bn_relu_pool": "convolut
 def automatic(op, x, detail=()):
     """The default choice for `op` on `x`, where nothing was measured and nothing asked for."""
     conv = op.startswith("conv")
-    if op == "conv_input_grad":
+    if op in GRADIENTS:
         return Choice("torch", "torch's own where nothing else was asked for or measured")
     if x.device.type == "cuda":
         # Unmeasured defaults: compiled kernels where they exist; for the convolution in IEEE float32 torch's own,
@@ -224,17 +226,34 @@ def choose_conv_input_grad(grad, weight, *detail):
 
     `detail`: stride, padding, dilation, groups. Torch's own is noted only where there was a choice: it is no op of ours.
     """
-    op, name, detail = "conv_input_grad", _state["backend"], (weight.transpose(0, 1).shape, *detail)
+    return _gradient("conv_input_grad", grad, (weight,), (weight.transpose(0, 1).shape, *detail), _refused)
+
+
+def choose_conv_weight_grad(grad, x, weight, *detail):
+    """The same for the gradient of its weight. Backends of NARROW hand it on, as they do with all they have no kernel for."""
+
+    def refused(name, op, grad, detail):
+        if not layout.is_channels_last(x):
+            return "contiguous NCHW"
+        return weight_grad.refusal(x.shape, weight.shape, detail[-1])
+
+    return _gradient("conv_weight_grad", grad, (x, weight), (weight.shape, *detail), refused)
+
+
+def _gradient(op, grad, others, detail, refused):
+    name, able = _state["backend"], GRADIENTS[op]
     if (keys := _state["keys"]) is not None:
         keys.append(_key(op, grad, (), detail))
     if name == "auto":
         choice = _measured(op, grad, (), detail)
     else:
-        choice = Choice(name, f"backend {name!r} was asked for", _state["config"])
-    if choice is None or (choice.backend != "torch" and choice.backend not in NARROW):
+        own = NARROW[name].others if name in NARROW and name not in able else name
+        # A configuration is one of the backend that was asked for.
+        choice = Choice(own, f"backend {name!r} was asked for", _state["config"] if own == name else None)
+    if choice is None or choice.backend not in (*able, "torch"):
         return automatic(op, grad)
-    if choice.backend in NARROW:
-        if (why := _unfit(grad, (weight,)) or _refused(choice.backend, op, grad, detail)) is not None:
+    if choice.backend in able:
+        if (why := _unfit(grad, others) or refused(choice.backend, op, grad, detail)) is not None:
             choice = Choice("torch", why)
         elif not BACKENDS[choice.backend].takes(grad.device.type):
             choice = Choice("torch", f"backend {choice.backend!r} does not take {grad.device.type} tensors")

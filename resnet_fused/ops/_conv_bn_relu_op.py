@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import dispatch, layout
+from ._conv_gradients import conv_gradients
 from ._library import LIB, define, left_to_torch
 from .bn_relu import apply, backward_apply, sums
 
@@ -113,14 +114,13 @@ def _run_backward(
             grad, None, out, None, var, bn_weight, None, None,
             grad_z if wants_conv else None, grad_residual if want_residual else None, eps, relu,
         )  # fmt: skip
-    grad_x, grad_weight = none, none
-    if wants_conv:
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad_z, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [want_x, want_weight, False]
-        )
-    grad_x = torch.empty_like(x).copy_(grad_x) if want_x else none
-    grad_weight = torch.empty_like(weight).copy_(grad_weight) if want_weight else none
-    return grad_x, grad_weight, grad_bias, grad_residual
+    dense = layout.in_format(x, memory_format)
+    grad_x, grad_weight = conv_gradients(
+        grad_z, dense, weight, stride, padding, dilation, groups, want_x, want_weight
+    )  # fmt: skip
+    if want_x and grad_x.stride() != x.stride():
+        grad_x = torch.empty_like(x).copy_(grad_x)
+    return grad_x if want_x else none, grad_weight if want_weight else none, grad_bias, grad_residual
 
 
 def _fake_backward(

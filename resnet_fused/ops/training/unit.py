@@ -10,6 +10,7 @@ import torch
 from ... import dispatch, layout
 from .. import _bn_eager as eager
 from .._conv_bn_relu_op import out_format, out_shape
+from .._conv_gradients import conv_gradients
 from ..bn_relu import apply, backward_apply, sums
 from . import sync
 
@@ -161,27 +162,4 @@ def conv_backward(grad_z, x, unit, want_x, want_weight):
     if not (want_x or want_weight):
         return None, None
     x = layout.in_format(x, out_format(x, unit.weight))
-    own = _input_grad(grad_z, x, unit) if want_x else None
-    if own is not None and not want_weight:
-        return own, None
-    want_x = want_x and own is None
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad_z, x, unit.weight, None, *unit.convolution, False, [0, 0], unit.groups, [want_x, want_weight, False]
-    )
-    # Distributed training lays gradients over buckets in the strides of the weights, and torch's own gradient of a 1x1
-    # weight has others.
-    if want_weight and grad_weight.stride() != unit.weight.stride():
-        grad_weight = torch.empty_like(unit.weight).copy_(grad_weight)
-    return grad_x if want_x else own, grad_weight if want_weight else None
-
-
-def _input_grad(grad_z, x, unit):
-    """The gradient of x by a kernel of ours, or None where it is torch's to compute."""
-    geometry = *map(tuple, unit.convolution), unit.groups
-    choice = dispatch.choose_conv_input_grad(grad_z, unit.weight, *geometry)
-    # Not from one pixel to a larger map, as in `convolve`.
-    if choice.backend in ("torch", "eager") or not layout.is_channels_last(x):
-        return None
-    grad_x = torch.empty_like(x, memory_format=layout.CHANNELS_LAST)
-    dispatch.kernel(choice, "conv_bn_relu", "conv_input_grad")(grad_z, unit.weight, grad_x, *geometry)
-    return grad_x
+    return conv_gradients(grad_z, x, unit.weight, *unit.convolution, unit.groups, want_x, want_weight)
