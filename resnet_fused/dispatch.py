@@ -208,7 +208,6 @@ def choose(op, x, *others, detail=()):
 
 def choose_conv_stats(x, weight, out, *detail):
     """The backend of a convolution with batch statistics in its epilogue; "torch": a convolution, then another pass.
-
     `detail`: stride, padding, dilation, groups.
 
     The kernel cannot cut its reduction (statistics need finished sums), so below half a wave of tiles it leaves a GPU idle
@@ -231,13 +230,8 @@ def choose_conv_input_grad(grad, weight, *detail):
 
 def choose_conv_weight_grad(grad, x, weight, *detail):
     """The same for the gradient of its weight. Backends of NARROW hand it on, as they do with all they have no kernel for."""
-
-    def refused(name, op, grad, detail):
-        if not layout.is_channels_last(x):
-            return "contiguous NCHW"
-        return weight_grad.refusal(x.shape, weight.shape, detail[-1])
-
-    return _gradient("conv_weight_grad", grad, (x, weight), (weight.shape, *detail), refused)
+    why = weight_grad.refusal(x.shape, weight.shape, detail[-1])
+    return _gradient("conv_weight_grad", grad, (x, weight), (weight.shape, *detail), lambda *_: why)
 
 
 def _gradient(op, grad, others, detail, refused):
@@ -257,7 +251,7 @@ def _gradient(op, grad, others, detail, refused):
             choice = Choice("torch", why)
         elif not BACKENDS[choice.backend].takes(grad.device.type):
             choice = Choice("torch", f"backend {choice.backend!r} does not take {grad.device.type} tensors")
-        elif not layout.is_channels_last(grad):
+        elif not all(map(layout.is_channels_last, (grad, *others[:-1]))):  # the last is the weight
             choice = Choice("torch", "contiguous NCHW")
     return note(op, grad, choice)
 
@@ -266,8 +260,7 @@ def choose_fp8(op, x):
     """The backend of an op on e4m3 values: `triton`, the only one with kernels for them, or `eager` if that was asked for."""
     if _state["backend"] == "eager":
         return note(op, x, Choice("eager", "backend 'eager' was asked for"), asked=True)
-    triton = BACKENDS["triton"]
-    if (why := triton.why_not()) is not None or not triton.takes(x.device.type):
+    if (why := BACKENDS["triton"].why_not()) is not None or not BACKENDS["triton"].takes(x.device.type):
         raise RuntimeError(f"{op}: {why or f'no kernel takes {x.device.type} tensors'}")
     return note(op, x, Choice("triton", "the only kernels for e4m3"))
 
@@ -276,9 +269,9 @@ def prefers_channels_last(x, weight, evaluation):
     """Whether a network runs faster on `x` in channels_last, where its weights are as `weight` and may not change.
 
     CUDA: the layout of every fast kernel. CPU, in evaluation: that of Winograd, and in half types of oneDNN's fast kernels
-    (ResNet-34 in bfloat16 with contiguous weights 20.0 -> 15.8 ms at batch 1, 100 -> 53 at batch 8). Else that of the
-    weights, since torch's convolution of a channels_last input reorders contiguous weights on every call by a slow path:
-    3.4 ms instead of 1.2 for 512 channels at 7x7, batch 1 (measured: 2-core Intel Xeon, 2 threads, 2026-11-24).
+    (docs/performance.md). Else that of the weights, since torch's convolution of a channels_last input reorders contiguous
+    weights on every call by a slow path: 3.4 ms instead of 1.2 for 512 channels at 7x7, batch 1 (measured: 2-core Intel
+    Xeon, 2 threads, 2026-11-24).
     """
     if x.device.type != "cpu" or layout.format_of(weight) == layout.CHANNELS_LAST:
         return True

@@ -9,6 +9,7 @@ import resnet_fused
 from resnet_fused import dispatch, weight_grad
 from resnet_fused.accuracy import assert_within_budget, exact
 from resnet_fused.ops._conv_bn_relu_op import out_shape
+from resnet_fused.ops._conv_gradients import conv_gradients
 
 pytest.importorskip("triton")
 from resnet_fused.kernels._conv_weight_grad import conv_weight_grad
@@ -44,6 +45,42 @@ def test_against_float64(device, x_shape, weight_shape, arguments, dtype, slices
         for g, y, w in ((grad, x, weight), (exact(grad), exact(x), weight.double()))
     )
     assert_within_budget(out, eager, oracle, "the gradient of the weight", channel_dim=0)
+
+
+@pytest.mark.parametrize("how", ["sliced", "every-second", "expanded", "nchw"])
+def test_inputs_of_any_strides(how, device):
+    x = {
+        "sliced": activation((3, 20, 9, 11), device=device)[:, 2:18, 1:8, 3:9],
+        "every-second": activation((3, 16, 14, 12), device=device)[:, :, ::2, 1::2],
+        "expanded": activation((1, 16, 7, 6), device=device).expand(3, 16, 7, 6),
+        "nchw": activation((3, 16, 7, 6), device=device).contiguous(),
+    }[how]
+    weight, grad = torch.empty(8, 16, 3, 3, device=device), activation((3, 8, 7, 6), device=device, mean=0.0)
+    outs = [torch.empty_like(weight).fill_(torch.nan) for _ in range(2)]
+    dense = x.clone(memory_format=LAST)
+    for out, given, over in zip(outs, (x, dense), (grad.contiguous(), grad), strict=True):
+        conv_weight_grad(over, given, weight, out, [1, 1], [1, 1], [1, 1], 1)
+    assert torch.equal(*outs)
+    oracle = torch.nn.grad.conv2d_weight(dense.double(), weight.shape, grad.double(), 1, 1)
+    assert_within_budget(outs[0], torch.nn.grad.conv2d_weight(dense, weight.shape, grad, 1, 1), oracle, how, channel_dim=0)
+
+
+def test_the_stem_trains_with_it(device):
+    """7x7, stride 2, three channels, no gradient of the image; the bits of one run are those of the next."""
+    if (why := dispatch.BACKENDS["triton"].why_not()) is not None:
+        pytest.skip(why)
+    torch.manual_seed(7)
+    weight = (torch.randn(8, 3, 7, 7, device=device) / 12).contiguous(memory_format=LAST)
+    x, grad = activation((2, 3, 20, 18), device=device), activation((2, 8, 10, 9), device=device, mean=0.0)
+    geometry = [2, 2], [3, 3], [1, 1], 1
+    with resnet_fused.backend("triton"), dispatch.record() as rows:
+        (none, first), (_, second) = (conv_gradients(grad, x, weight, *geometry, False, True) for _ in range(2))
+    assert none is None and torch.equal(first, second) and first.stride() == weight.stride()
+    assert [(op, choice.backend) for op, _, choice in rows] == [("conv_weight_grad", "triton")] * 2
+    eager, oracle = (
+        torch.nn.grad.conv2d_weight(convert(x), weight.shape, convert(grad), 2, 3) for convert in (lambda t: t, exact)
+    )
+    assert_within_budget(first, eager, oracle, "the gradient of the weight", channel_dim=0)
 
 
 def test_no_images_are_zeros(device):
