@@ -14,7 +14,7 @@ from .launch import SMS, cdiv, pow2
 # What an H100 is taken for (predicted: docs/conv.md): products and bytes from L2 a clock and multiprocessor, bytes of memory a
 # clock, clocks of a program besides its products, and of the second kernel.
 _PRODUCTS, _L2, _MEMORY, _PROGRAM, _SECOND = 2048, 28, 1900, 2500, 3000
-# Bytes of the slices' sums, beyond which no slice is cut.
+# Bytes of the slices' sums, beyond which no second slice is cut.
 WORKSPACE = 64 << 20
 # Pixels that one sum runs over, unless WORKSPACE forbids: a float32 sum of n values is off by 0.2 * sqrt(n) of its last
 # place, and tensor cores cut what they add instead of rounding it, 2**-24 for each 16 pixels.
@@ -50,8 +50,8 @@ class Launch(NamedTuple):
         return self.k_blocks * self.n_blocks * self.slices
 
     def workspace(self, k, columns):
-        """Bytes of the slices' sums; one slice has none."""
-        return 4 * self.slices * k * columns if self.slices > 1 else 0
+        """Bytes of the slices' sums."""
+        return 4 * self.slices * k * columns
 
 
 # What a measured configuration may set.
@@ -76,9 +76,10 @@ def _shapes(k, columns, c, itemsize, ieee):
     """(block_m, block_k, block_n, num_warps, num_stages) that may be worth it. Those of more than _ANYWHERE are only
     measured."""
     block_k = max(16, min(128, pow2(k)))
+    alone = c * itemsize % 16 != 0  # every element has an address of its own, and none is copied 16 bytes at a time
     if ieee:  # plain multiply-add: operands go through registers (launch.conv)
-        return [(16, min(64, block_k), 64, 8, 3)]
-    if c < 16:  # every element has an address of its own, and none is copied 16 bytes at a time
+        return [(16, min(64, block_k), 32 if alone else 64, 8, 3)]
+    if alone:
         return [(32, min(64, block_k), 64, 8, 3)]
     made, deep = [], 128 // itemsize
     if itemsize == 2 and columns > 128:
@@ -108,7 +109,7 @@ def _clocks(made, k, columns, itemsize):
     width = made.k_blocks * made.n_blocks * made.block_k + made.k_blocks * columns  # columns past the last are not read
     load = made.block_m * width * itemsize / (made.k_blocks * made.n_blocks * _L2)
     first = cdiv(made.programs, SMS) * (made.steps * max(multiply, load) + _PROGRAM)
-    return first + (0 if made.slices == 1 else _SECOND + 2 * made.workspace(k, columns) / _MEMORY)
+    return first + _SECOND + 2 * made.workspace(k, columns) / _MEMORY
 
 
 def _cut(m, k, columns, shape, slices):

@@ -62,7 +62,9 @@ def test_inputs_of_any_strides(how, device):
         conv_weight_grad(over, given, weight, out, [1, 1], [1, 1], [1, 1], 1)
     assert torch.equal(*outs)
     oracle = torch.nn.grad.conv2d_weight(dense.double(), weight.shape, grad.double(), 1, 1)
-    assert_within_budget(outs[0], torch.nn.grad.conv2d_weight(dense, weight.shape, grad, 1, 1), oracle, how, channel_dim=0)
+    assert_within_budget(
+        outs[0], torch.nn.grad.conv2d_weight(dense, weight.shape, grad, 1, 1), oracle, how, channel_dim=0
+    )
 
 
 def test_the_stem_trains_with_it(device):

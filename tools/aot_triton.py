@@ -219,7 +219,11 @@ def faults(row):
         yield "spills"
     if row["shared"] > SHARED_LIMIT[arch]:
         yield f"shared memory {row['shared']} > {SHARED_LIMIT[arch]}"
-    if row["kernel"] in ("_conv_kernel", "_conv_weight_grad_kernel") and row["dtype"] != "fp32" and not row["tensor_core"]:
+    if (
+        row["kernel"] in ("_conv_kernel", "_conv_weight_grad_kernel")
+        and row["dtype"] != "fp32"
+        and not row["tensor_core"]
+    ):
         yield "no tensor-core instruction"
     if row["dtype"] == "e4m3":
         yield from aot_fp8.faults(row)

@@ -24,9 +24,7 @@ def _target(at, columns, c, S: tl.constexpr, out_k, out_c, out_r, out_s):
 
 
 @triton.jit
-def _store(
-    acc, channel, first, piece, k, columns, c, S: tl.constexpr, partial_ptr, out_ptr, out_k, out_c, out_r, out_s
-):  # fmt: skip
+def _store(acc, channel, first, k, columns, partial_ptr):
     """The sums of columns first + ..., 64 at a time: the shared memory through which Triton brings a tile into the order of
     rows would be 131072 bytes for 128 x 256, more than the pipeline takes."""
     ROWS: tl.constexpr = acc.shape[0]
@@ -34,28 +32,21 @@ def _store(
     if COLUMNS > 64:
         halves = tl.split(tl.permute(tl.reshape(acc, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
         for i in tl.static_range(2):
-            _store(
-                halves[i], channel, first + i * (COLUMNS // 2), piece, k, columns, c, S,
-                partial_ptr, out_ptr, out_k, out_c, out_r, out_s,
-            )  # fmt: skip
+            _store(halves[i], channel, first + i * (COLUMNS // 2), k, columns, partial_ptr)
     else:
         column = first + tl.arange(0, COLUMNS)
         at = channel[:, None] * columns + column[None, :]
-        mask = (channel < k)[:, None] & (column < columns)[None, :]
-        if partial_ptr is not None:
-            tl.store(partial_ptr + tl.cast(piece, tl.int64) * k * columns + at, acc, mask=mask)
-        else:
-            tl.store(out_ptr + _target(at, columns, c, S, out_k, out_c, out_r, out_s), acc, mask=mask)
+        tl.store(partial_ptr + at, acc, mask=(channel < k)[:, None] & (column < columns)[None, :])
 
 
 @triton.jit
 def _conv_weight_grad_kernel(
-    grad_ptr, x_ptr, partial_ptr, out_ptr, m, steps, k, columns, c, h, w, p, q, x_n, x_c, x_h, x_w,
-    out_k, out_c, out_r, out_s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, step_n, step_p, step_q,
+    grad_ptr, x_ptr, partial_ptr, m, steps, k, columns, c, h, w, p, q, x_n, x_c, x_h, x_w,
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, step_n, step_p, step_q,
     S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     OFFSET: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one slice. grad: dense [m, k]. partial: float32 [slices, k, columns]; None: one slice, into out."""
+    """A tile of one slice. grad: dense [m, k]. partial: float32 [slices, k, columns]."""
     # Tiles fastest: the programs that run together read the same pixels.
     n_blocks = tl.cdiv(columns, BLOCK_N)
     tiles = tl.cdiv(k, BLOCK_K) * n_blocks
@@ -103,9 +94,8 @@ def _conv_weight_grad_kernel(
         grad_step += tl.cast(BLOCK_M, tl.int64) * k
         left -= BLOCK_M
 
-    _store(
-        acc, channel, tile % n_blocks * BLOCK_N, piece, k, columns, c, S, partial_ptr, out_ptr, out_k, out_c, out_r, out_s
-    )  # fmt: skip
+    slice_ptr = partial_ptr + tl.cast(piece, tl.int64) * k * columns
+    _store(acc, channel, tile % n_blocks * BLOCK_N, k, columns, slice_ptr)
 
 
 @triton.jit
@@ -140,22 +130,20 @@ def conv_weight_grad(grad, x, weight, out, stride, padding, dilation, groups, co
         made = weight_grad.launch_as(made, m, k, columns, config)
     images = made.steps * made.block_m // (p * q) + 3
     wide = images * abs(x.stride(0)) >= 2**31
-    partial = None
-    if made.slices > 1:
-        partial = torch.empty((made.slices, k, columns), dtype=torch.float32, device=x.device)
+    # One slice too goes through it: with strides of any weight in its epilogue a tile of 128 x 256 spills.
+    partial = torch.empty((made.slices, k, columns), dtype=torch.float32, device=x.device)
     further = made.block_m // (p * q), made.block_m // q % p, made.block_m % q
     grad = layout.in_format(grad, layout.CHANNELS_LAST)
     with torch.cuda.device_of(x):
         _conv_weight_grad_kernel[(made.programs,)](
-            grad, x, partial, out, m, made.steps, k, columns, c, h, w, p, q, *x.stride(), *out.stride(),
+            grad, x, partial, m, made.steps, k, columns, c, h, w, p, q, *x.stride(),
             *stride, *padding, *dilation, *further,
             S=s, BLOCK_M=made.block_m, BLOCK_K=made.block_k, BLOCK_N=made.block_n,
             OFFSET=tl.int64 if wide else tl.int32, PRECISION=precision,
             num_warps=made.num_warps, num_stages=made.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
-        if partial is not None:
-            merge = weight_grad.merge(made.slices, k * columns)
-            _conv_weight_grad_merge_kernel[(merge.programs,)](
-                partial, out, made.slices, k * columns, columns, c, *out.stride(),
-                S=s, BLOCK_S=merge.block_s, BLOCK_E=merge.block_e, num_warps=4,
-            )  # fmt: skip
+        merge = weight_grad.merge(made.slices, k * columns)
+        _conv_weight_grad_merge_kernel[(merge.programs,)](
+            partial, out, made.slices, k * columns, columns, c, *out.stride(),
+            S=s, BLOCK_S=merge.block_s, BLOCK_E=merge.block_e, num_warps=4,
+        )  # fmt: skip
