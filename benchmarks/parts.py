@@ -93,6 +93,7 @@ def _checks(device, box, smoke):
         made.append(_compiled("instructions-hopper", 2, box, f"{hopper} tests/emulator/hopper_checks.cpp"))
         made.append(_compiled("instructions-boxes", 2, box, f"{hopper} tests/emulator/hopper_boxes.cpp"))
         made.append(_compiled("instructions-multicast", 2, box, f"{hopper} tests/emulator/multicast_checks.cpp"))
+        made.append(_compiled("instructions-stores", 2, box, f"{hopper} tests/emulator/store_checks.cpp"))
         made.append(_compiled("instructions-clusters", 2, box, f"{flags} tests/emulator/cluster_checks.cpp"))
     for backend in BACKENDS if device == "cuda" else ("native",):
         # Eager's own tensors beyond 2^31 elements are torch's business, and would not fit beside the others'.

@@ -91,8 +91,8 @@ def predicted(conv, gradient=False, places=4, residual=True, cluster=1):
         steps = read // 64
         multiply = steps * count * 64 * 128 * 64 / MACS
         pixels = sum(pixel >= 0 for pixel in group.pixels)
-        copied = steps * (group.planes * 8192 + len(group.records) * 16384 / cluster) + residual * pixels * 16384
-        clocks += [max(multiply, copied / L2) + pixels * 16384 / L2 + LATENCY] * (images * blocks)
+        copied = steps * (group.planes * 8192 + len(group.records) * 16384 / cluster) + (1 + residual) * pixels * 16384
+        clocks += [max(multiply, copied / L2) + LATENCY] * (images * blocks)
         products += count
     side_by_side = min(PROCESSORS // cluster, len(clocks))
     longest = max(sum(clocks[i::side_by_side]) for i in range(side_by_side))

@@ -52,6 +52,11 @@ def test_multicast_copies():
     assert len(run(build.executable("multicast_checks"))) == 11
 
 
+def test_stores_by_tensor_maps():
+    """Boxes over every edge of a matrix; five mistakes reported."""
+    assert len(run(build.executable("store_checks"))) == 6
+
+
 def test_clusters_and_early_launches():
     """Memory of other blocks, their barrier, a kernel that starts before the one ahead has ended; 15 mistakes reported."""
     assert len(run(build.executable("cluster_checks"))) == 20
@@ -67,7 +72,7 @@ def test_fibers_without_assembly():
 
 
 @pytest.mark.parametrize(
-    "name", ["micro", "faults", "hopper_checks", "hopper_boxes", "multicast_checks", "cluster_checks"]
+    "name", ["micro", "faults", "hopper_checks", "hopper_boxes", "multicast_checks", "store_checks", "cluster_checks"]
 )
 def test_under_sanitizers(name):
     run(build.executable(name, sanitize=True))

@@ -95,6 +95,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
         "instructions-hopper",
         "instructions-boxes",
         "instructions-multicast",
+        "instructions-stores",
         "instructions-clusters",
         "tests-conv-plane",
         "tests-conv-patch",

@@ -43,6 +43,7 @@ CLUSTER_INSTRUCTIONS = ("UCGABAR_ARV", "UCGABAR_WAIT", "LD.E.128", "ACQBULK", "P
 # Plane convolutions whose blocks load their weights in pairs: copies into both, and the barrier around them.
 PAIRS = re.compile(r"conv_plane_kernel<.*, 2>")
 PAIR_INSTRUCTIONS = ("UTMALDG.2D.MULTICAST", "UCGABAR_ARV", "UCGABAR_WAIT")
+STORE = "UTMASTG"  # of every plane convolution
 WANTED = {HOPPER_SOURCE: HOPPER_INSTRUCTIONS, CLUSTER_SOURCE: CLUSTER_INSTRUCTIONS}
 WITHOUT_PRODUCTS = re.compile(r"_(reduce|pack)_kernel")  # in such a source: second kernels, which multiply nothing
 MOST_SHARED = 227 * 1024  # of a block, as declared; what a launch asks for besides is asserted beside the kernel
@@ -138,7 +139,7 @@ def read(log, sass, source, target):
             "kernel": name, "case": source, "arch": target, "registers": registers, "spills": stores + loads,
             "stack": stack, "shared": int(shared.group(1)) if shared else 0, "tensor_core": " ".join(cores),
             "local": len(re.findall(r"\b(?:LDL|STL)\b", code[name])),
-            "hopper": [i for i in dict.fromkeys(HOPPER_INSTRUCTIONS + CLUSTER_INSTRUCTIONS + PAIR_INSTRUCTIONS)
+            "hopper": [i for i in dict.fromkeys(HOPPER_INSTRUCTIONS + CLUSTER_INSTRUCTIONS + PAIR_INSTRUCTIONS + (STORE,))
                        if re.search(rf"\b{re.escape(i)}\b", code[name])],
             "early": before_the_wait(code[name]),
             "warnings": [line for line in warnings if name in line or "'" not in line],
@@ -185,10 +186,12 @@ def faults(row):
         yield f"{row['early'][0]} before ACQBULK"
     if row["shared"] > MOST_SHARED:
         yield f"{row['shared']} bytes of shared memory, more than {MOST_SHARED}"
-    pairs = PAIRS.search(row["kernel"]) is not None
+    own = set(PAIR_INSTRUCTIONS if PAIRS.search(row["kernel"]) else ()) | (
+        {STORE} if "conv_plane_" in row["kernel"] else set()
+    )
     for end, wanted in WANTED.items():
         if row["case"].endswith(end) and not WITHOUT_PRODUCTS.search(row["kernel"]):
-            for missing in sorted((set(wanted) | set(PAIR_INSTRUCTIONS * pairs)) - set(row["hopper"])):
+            for missing in sorted((set(wanted) | own) - set(row["hopper"])):
                 yield f"no {missing}"
 
 

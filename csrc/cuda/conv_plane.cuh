@@ -69,11 +69,15 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
     ptx::mbar_wait(shared.tap_empty(turn.slot), turn.parity ^ 1);
     return turn.slot;
   };
-  const auto plane = [&](const ptx::TensorMap& map, int column, int image) {
+  const auto free_plane = [&] {
     const PlaneTurn turn(planes++);
     ptx::mbar_wait(shared.plane_empty(turn.slot), turn.parity ^ 1);
-    ptx::mbar_arrive_expect(shared.plane_full(turn.slot), kPlaneBytes);
-    ptx::copy_2d(shared.plane(turn.slot), map, column, image, shared.plane_full(turn.slot));
+    return turn.slot;
+  };
+  const auto plane = [&](const ptx::TensorMap& map, int column, int image) {
+    const uint32_t slot = free_plane();
+    ptx::mbar_arrive_expect(shared.plane_full(slot), kPlaneBytes);
+    ptx::copy_2d(shared.plane(slot), map, column, image, shared.plane_full(slot));
   };
   for (int step = ptx::bid_x() / kCluster; step < a.schedule.steps(); step += ptx::grid_x() / kCluster) {
     const PlaneTile at(a, step, rank);
@@ -100,20 +104,22 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
       }
     }
     const int halves = plane_halves(a, at.first);
-    for (uint32_t place = 0; place < kPlanePlaces && halves > 0; ++place) {
+    for (uint32_t place = 0; place < kPlanePlaces; ++place) {
       const int pixel = ptx::ld_global_nc<int>(at.header + 2 + place);
       for (int i = 0; i < halves && pixel >= 0; ++i) {
-        plane(residual, pixel * a.k + at.first + i * kPlaneChannels, at.image);
+        if (a.added) {
+          plane(residual, pixel * a.k + at.first + i * kPlaneChannels, at.image);
+        } else {  // an empty plane
+          ptx::mbar_arrive(shared.plane_full(free_plane()));
+        }
       }
     }
-    if (a.added) {  // a tap without weights
-      ptx::mbar_arrive(shared.tap_full(free_tap()));
-    }
+    ptx::mbar_arrive(shared.tap_full(free_tap()));  // a tap without weights
   }
 }
 
-// Planes of the residual, from number `first` on: `count` that this warp reads, or that it only gives back.
-struct PlaneAdded {
+// Planes of a result, from number `first` on: `count` that this warp fills, or that it only gives back.
+struct PlaneResult {
   uint32_t first;
   int count;
 
@@ -152,7 +158,8 @@ struct PlaneUsed {
 
 // A warpgroup's kPixels of every tile.
 template <class T, int kPixels, int kCluster>
-__device__ __forceinline__ void plane_multiply(const PlaneArgs& a, const PlaneShared& shared) {
+__device__ __forceinline__ void plane_multiply(const ptx::TensorMap& out, const PlaneArgs& a,
+                                               const PlaneShared& shared) {
   const int group = ptx::shfl_idx(ptx::warp() / 4, 0) - 1, place = group * kPixels;  // shfl: see below
   const uint32_t norm = shared.norms + group * kPlaneNormBytes;
   float sums[kPixels][kPlaneColumns / 2];
@@ -206,22 +213,20 @@ __device__ __forceinline__ void plane_multiply(const PlaneArgs& a, const PlaneSh
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) ptx::wgmma_finish(sums[i]);
     before.give_back<kCluster>(shared);
-    if (a.added) {  // the planes of the residual are on their way
-      const TapTurn tap(taps++);
-      ptx::mbar_wait(shared.tap_full(tap.slot), tap.parity);
-      ptx::sync_warp();
-      PlaneUsed last;
-      last.any = true, last.tap = tap.slot;
-      last.give_back<kCluster>(shared);
-    }
+    const TapTurn without_weights(taps++);  // the planes of the results are on their way
+    ptx::mbar_wait(shared.tap_full(without_weights.slot), without_weights.parity);
+    ptx::sync_warp();
+    PlaneUsed last;
+    last.any = true, last.tap = without_weights.slot;
+    last.give_back<kCluster>(shared);
     ptx::bar_sync(1 + group, 128);  // the norms of this tile are there
     const int halves = plane_halves(a, at.first);
     const auto others = [&](int from) {  // the other warpgroup's
-      for (int i = from; i < from + kPixels && halves > 0; ++i) {
+      for (int i = from; i < from + kPixels; ++i) {
         if (ptx::ld_global_nc<int>(at.header + 2 + i) < 0) continue;
-        const PlaneAdded added{planes, halves};
-        added.wait(shared);
-        added.give_back(shared);
+        const PlaneResult result{planes, halves};
+        result.wait(shared);
+        result.give_back(shared);
         planes += halves;
       }
     };
@@ -230,11 +235,22 @@ __device__ __forceinline__ void plane_multiply(const PlaneArgs& a, const PlaneSh
     for (int i = 0; i < kPixels; ++i) {
       const int pixel = ptx::ld_global_nc<int>(at.header + 2 + place + i);
       if (pixel < 0) continue;
-      const PlaneAdded added{planes, halves};
-      added.wait(shared);
+      const PlaneResult result{planes, halves};
+      result.wait(shared);
       const uint32_t slots[2] = {shared.plane(PlaneTurn(planes).slot), shared.plane(PlaneTurn(planes + 1).slot)};
-      plane_store<T>(a, norm, at, pixel, multiplied[i], sums[i], slots);
-      added.give_back(shared);
+      plane_finish<T>(a, norm, halves, multiplied[i], sums[i], slots);
+      ptx::fence_async();
+      ptx::bar_sync(1 + group, 128);
+      if (ptx::tid() % 128 == 0) {  // it leaves out the images past the batch
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          if (part >= halves) break;
+          ptx::store_2d(out, pixel * a.k + at.first + part * kPlaneChannels, at.image, slots[part]);
+        }
+        ptx::store_commit();
+        ptx::store_wait_read();
+      }
+      result.give_back(shared);
       planes += halves;
     }
     if (group == 0) others(kPixels);
@@ -244,7 +260,8 @@ __device__ __forceinline__ void plane_multiply(const PlaneArgs& a, const PlaneSh
 template <class T, int kPixels, int kCluster>
 __global__ void __launch_bounds__(kPlaneThreads, 1)
     conv_plane_kernel(const __grid_constant__ ptx::TensorMap x, const __grid_constant__ ptx::TensorMap weight,
-                      const __grid_constant__ ptx::TensorMap residual, const PlaneArgs a) {
+                      const __grid_constant__ ptx::TensorMap residual, const __grid_constant__ ptx::TensorMap out,
+                      const PlaneArgs a) {
   const PlaneShared shared = PlaneShared::at(ptx::smem_base());
   if (ptx::tid() == 0) {
     for (uint32_t i = 0; i < kPlaneSlots; ++i) {
@@ -268,7 +285,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
     if (ptx::tid() == 0) plane_copy<kCluster>(x, weight, residual, a, shared);
   } else {
     ptx::registers_up<232>();  // 128 * 40 + 256 * 232 of 65536
-    plane_multiply<T, kPixels, kCluster>(a, shared);
+    plane_multiply<T, kPixels, kCluster>(out, a, shared);
   }
   if constexpr (kCluster > 1) {  // no block leaves while the other may still give back slots of it
     ptx::sync_warp();

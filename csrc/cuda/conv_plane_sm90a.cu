@@ -7,16 +7,16 @@ namespace resnet_fused::cuda {
 
 template <class T, int kPixels>
 static void launch_plane(const PlaneArgs& args, const ptx::TensorMap& x, const ptx::TensorMap& weight,
-                         const ptx::TensorMap& residual, void* stream) {
+                         const ptx::TensorMap& residual, const ptx::TensorMap& out, void* stream) {
   // One block a multiprocessor. Those of a GPC are even in number, so that pairs leave none without a block.
   const int cluster = args.schedule.cluster;
   const int64_t clusters = std::max(1, std::min(multiprocessors("conv_plane") / cluster, args.schedule.steps()));
   if (cluster == 1) {
     launch("conv_plane", conv_plane_kernel<T, kPixels, 1>, {clusters}, kPlaneThreads, kPlaneShared, stream, x, weight,
-           residual, args);
+           residual, out, args);
   } else {
     launch_together("conv_plane", conv_plane_kernel<T, kPixels, 2>, 2 * clusters, 2, kPlaneThreads, kPlaneShared,
-                    stream, x, weight, residual, args);
+                    stream, x, weight, residual, out, args);
   }
 }
 
@@ -41,18 +41,21 @@ void conv_plane(DType dtype, const void* x, const void* weight, Norm norm, const
   args.table = table.data, args.schedule = plane_schedule(shape, table.places, cluster);
   args.n = static_cast<int>(conv.n), args.c = static_cast<int>(c), args.k = static_cast<int>(k);
   args.pixels = static_cast<int>(shape.rows() * shape.columns());
-  args.out = out, args.norm = norm, args.added = residual != nullptr, args.relu = relu;
+  args.norm = norm, args.added = residual != nullptr, args.relu = relu;
   const auto x_map = matrix_map("conv_plane", {x, dtype, conv.n, width, 2 * width, kPlaneImages});
   const auto weight_map = matrix_map("conv_plane", {weight, dtype, k, filter, 2 * filter, kPlaneColumns / cluster});
   const int64_t written = int64_t{args.pixels} * k;
   const auto residual_map =
       residual == nullptr ? x_map
                           : matrix_map("conv_plane", {residual, dtype, conv.n, written, 2 * written, kPlaneImages});
+  const auto out_map = matrix_map("conv_plane", {out, dtype, conv.n, written, 2 * written, kPlaneImages});
   const bool f16 = dtype == DType::f16;
   if (table.places == 4) {
-    (f16 ? launch_plane<ptx::f16, 2> : launch_plane<ptx::bf16, 2>)(args, x_map, weight_map, residual_map, stream);
+    (f16 ? launch_plane<ptx::f16, 2> : launch_plane<ptx::bf16, 2>)(args, x_map, weight_map, residual_map, out_map,
+                                                                   stream);
   } else {
-    (f16 ? launch_plane<ptx::f16, 1> : launch_plane<ptx::bf16, 1>)(args, x_map, weight_map, residual_map, stream);
+    (f16 ? launch_plane<ptx::f16, 1> : launch_plane<ptx::bf16, 1>)(args, x_map, weight_map, residual_map, out_map,
+                                                                   stream);
   }
 }
 

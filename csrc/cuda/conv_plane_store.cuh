@@ -10,14 +10,13 @@ struct PlaneArgs {
   const int* table;  // of conv_plane_plan.h
   PlaneSchedule schedule;
   int n, c, k, pixels;  // pixels of an image of out
-  void* out;
   Norm norm;
   bool added, relu;  // added: a residual
 };
 
-// Planes of the residual for one pixel of a tile: 64 channels each. The last 64 of 192 are a tile of their own.
+// Planes of the result for one pixel of a tile: 64 channels each. The last 64 of 192 are a tile of their own.
 __device__ __forceinline__ int plane_halves(const PlaneArgs& a, int first) {
-  return !a.added ? 0 : first + kPlaneChannels < a.k ? kPlaneColumns / kPlaneChannels : 1;
+  return first + kPlaneChannels < a.k ? kPlaneColumns / kPlaneChannels : 1;
 }
 
 struct PlaneTile {
@@ -66,16 +65,14 @@ __device__ __forceinline__ void plane_transpose(float (&v)[4][2]) {
   }
 }
 
-// Sums of one output pixel -> out: relu((sum - mean) * scale + bias [+ residual]) in float32, rounded once. added: the
-// planes of the residual, as the copy engine swizzles them.
+// Sums of one output pixel -> relu((sum - mean) * scale + bias [+ residual]) in float32, rounded once, into its planes,
+// as the copy engine swizzles them: there a thread finds its 16 bytes of the residual, and writes over them.
 template <class T>
-__device__ __forceinline__ void plane_store(const PlaneArgs& a, uint32_t norm, const PlaneTile& at, int pixel,
-                                            bool multiplied, const float (&sums)[kPlaneColumns / 2],
-                                            const uint32_t (&added)[2]) {
+__device__ __forceinline__ void plane_finish(const PlaneArgs& a, uint32_t norm, int halves, bool multiplied,
+                                             const float (&sums)[kPlaneColumns / 2], const uint32_t (&planes)[2]) {
   const int row = ptx::warp() % 4 * 16 + ptx::lane() / 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int image = at.image + row + 8 * half;
 #pragma unroll
     for (int block = 0; block < kPlaneColumns / 32; ++block) {
       float v[4][2];
@@ -85,14 +82,12 @@ __device__ __forceinline__ void plane_store(const PlaneArgs& a, uint32_t norm, c
         for (int i = 0; i < 2; ++i) v[j][i] = multiplied ? sums[4 * (4 * block + j) + 2 * half + i] : 0.0f;
       }
       plane_transpose(v);
-      const int column = 8 * (4 * block + ptx::lane() % 4), channel = at.first + column;
-      if (image >= a.n || channel >= a.k) continue;
-      const int64_t to = (static_cast<int64_t>(image) * a.pixels + pixel) * a.k + channel;
+      if (block / 2 >= halves) continue;
+      const int column = 8 * (4 * block + ptx::lane() % 4);
+      const int piece = 4 * (block % 2) + ptx::lane() % 4, line = row + 8 * half;
+      const uint32_t place = planes[block / 2] + 128 * line + 16 * (piece ^ line % 8);
       Elements<T, 8> residual{}, result;
-      if (a.added) {
-        const int piece = 4 * (block % 2) + ptx::lane() % 4, line = row + 8 * half;
-        residual = ptx::ld_shared<Elements<T, 8>>(added[block / 2] + 128 * line + 16 * (piece ^ line % 8));
-      }
+      if (a.added) residual = ptx::ld_shared<Elements<T, 8>>(place);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const auto mean = ptx::ld_shared<ptx::Vec<float, 2>>(norm + 4 * (column + 2 * j));
@@ -106,7 +101,7 @@ __device__ __forceinline__ void plane_store(const PlaneArgs& a, uint32_t norm, c
           result.v[2 * j + i] = ptx::from_float<T>(y);
         }
       }
-      ptx::st_global(static_cast<T*>(a.out) + to, result);
+      ptx::st_shared(place, result);
     }
   }
 }

@@ -1,7 +1,7 @@
 // The instructions that Hopper (sm_90a) adds to ptx.cuh, and the two worlds that implement them: sm90.cuh for nvcc,
 // tests/emulator/sm90.h for g++. Proven by
-// tests/emulator/hopper_checks.cpp, hopper_boxes.cpp and multicast_checks.cpp. Sources that use it are named *_sm90a.cu
-// (csrc/hopper.h).
+// tests/emulator/hopper_checks.cpp, hopper_boxes.cpp, multicast_checks.cpp and store_checks.cpp. Sources that use it
+// are named *_sm90a.cu (csrc/hopper.h).
 //
 //   mbarrier    mbar_init(addr, arrivals)          8 bytes of shared memory; one thread, then mbar_init_fence()
 //               mbar_arrive(addr)                  one arrival: what this thread did before is seen by who waits
@@ -14,6 +14,11 @@
 //               copy_2d_multicast(.., mbar, blocks)    the same into each block of the cluster whose bit is set, at the
 //                                                       offsets that dst and mbar have in this one
 //               copy_4d(dst, map, i0, i1, i2, i3, mbar)     the same of four dimensions, the innermost first
+//   stores      fence_async()                      what this thread has written may be read by stores
+//               store_2d(map, column, row, src)    a box of shared memory into a matrix, one thread; outside of the
+//                                                  matrix nothing; whose writes, fenced, are ordered before it
+//               store_commit()  store_wait_read()  this thread's stores until the last commit have read shared memory;
+//                                                  the matrix is written when the kernel has ended
 //   clusters    mbar_arrive_cluster(addr)          an arrival at a barrier of any block: addr from cluster_address. Who
 //                                                  waits there knows that this thread has read what it has read; what
 //                                                  it has written is for its own block

@@ -56,6 +56,15 @@ PTX_FN void copy_4d(uint32_t dst, const TensorMap& map, int i0, int i1, int i2, 
       : "memory");
 }
 
+PTX_FN void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+PTX_FN void store_2d(const TensorMap& map, int column, int row, uint32_t src) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(column),
+               "r"(row), "r"(src)
+               : "memory");
+}
+PTX_FN void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+PTX_FN void store_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 // Lane l names row l % 8 of matrix l / 8; register i holds the fragment of the transpose of matrix i, as after
 // ldmatrix_x4_trans.
 PTX_FN void stmatrix_x4_trans(uint32_t addr, const uint32_t (&r)[4]) {

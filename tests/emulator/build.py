@@ -40,7 +40,7 @@ FLAGS = [
 ]
 PLAIN = ["-O2"]
 SANITIZED = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-MACHINE = ("machine.cpp", "cluster.cpp", "early.cpp", "shadow.cpp", "hopper.cpp")
+MACHINE = ("machine.cpp", "cluster.cpp", "early.cpp", "shadow.cpp", "hopper.cpp", "hopper_stores.cpp")
 REGISTERED = ("check.cpp", "register.cpp", "register_conv.cpp", "register_head.cpp", "register_plane.cpp",
               "register_strip.cpp")  # fmt: skip
 # Set by mutate.py: objects that take the place of a source's own, {"name.cu": path}, and the folder for what has them.

@@ -53,9 +53,36 @@ void run(void (*kernel)(Params...), resnet_fused::cuda::Grid grid, int block, si
 #endif
 }
 
+// Whether the device has Hopper's own instructions; else says so.
+inline bool on_hopper() {
+#ifndef HOST_EMULATION
+  int major = 0;
+  cuda::check("micro", "compute capability", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+  if (major != 9) {
+    std::printf("nothing to check: compute capability %d.x has other instructions\n", major);
+    return false;
+  }
+#endif
+  return true;
+}
+
 inline void expect(bool good, const std::string& what) {
   if (!good) throw std::runtime_error(what);
 }
+#ifdef HOST_EMULATION
+// That the emulator stops `body` with a message that says `expected`.
+template <class Body>
+void reported(const Body& body, const std::string& expected) {
+  std::string message;
+  try {
+    body();
+  } catch (const emu::Fault& fault) {
+    message = fault.what();
+  }
+  expect(message.find(expected) != std::string::npos, "another message: " + message);
+}
+#endif
+
 template <class T>
 void expect_equal(T got, T want, const char* what, size_t i) {
   if (std::memcmp(&got, &want, sizeof(T)) != 0) {

@@ -12,12 +12,13 @@
 namespace emu {
 
 static const float kNan = std::numeric_limits<float>::quiet_NaN();
-static constexpr uint32_t kRow = 128, kAtom = 1024;  // bytes of an operand's row, of the swizzle's period
+static constexpr uint32_t kRow = kBoxRow, kAtom = 1024;  // bytes of an operand's row, of the swizzle's period
 
 void Hopper::reset() {
   mbarriers_.clear();
   sources_ = 0;
   copies_.clear();
+  stores_.clear();
   for (Products& p : products_) p = Products{};
   for (auto& log : issued_) log.clear();
   for (size_t& n : issues_) n = 0;
@@ -257,6 +258,7 @@ void Hopper::finish(int pending) {
 void Hopper::thread_ends() {
   const Products& own = products_[machine.lane().who.warp];
   if (!own.groups.empty() || !own.open.empty()) machine.fail("the thread ends with a wgmma it has not waited for");
+  stores_end();
 }
 
 }  // namespace emu

@@ -16,7 +16,7 @@ namespace emu {
 
 // What tests/emulator/tensor_map_emulated.h puts into the 128 bytes of a ptx::TensorMap.
 // Dimensions innermost first, those beyond the rank of size 1.
-constexpr int kBoxRank = 4;
+constexpr int kBoxRank = 4, kBoxRow = 128;  // bytes of a row in shared memory
 struct BoxMap {
   const void* data;
   int64_t size[kBoxRank], stride[kBoxRank];  // bytes; the first is that of an element
@@ -45,6 +45,11 @@ class Hopper {
   void block_leaves(int rank);
   void land_one();
 
+  // Stores of the current thread: read at any moment between issue and wait.
+  void store(uint32_t src, const BoxMap& map, int column, int row);
+  void store_commit();
+  void store_wait_read();
+
   // Of the current warp, called once for all of its lanes.
   void fence();
   void issue(const Product& product);
@@ -69,6 +74,13 @@ class Hopper {
     uint32_t dst, mbar;  // with their block
     std::vector<unsigned char> data;
   };
+  struct Store {
+    uint32_t src;
+    BoxMap map;
+    int column, row;
+    Who who;
+    bool committed;
+  };
   // Of a warp: groups in flight, oldest first, and the true values of accumulators that show NaN.
   struct Products {
     bool fenced = false;
@@ -80,12 +92,14 @@ class Hopper {
   Mbarrier& at(const char* what, uint32_t addr);
   void advance(Mbarrier& barrier);
   static void acquire(const Mbarrier& barrier, Who who);
+  void stores_end();
   void operands(const Product& product, bool done);
   void compute(const Product& product);
 
   std::map<uint32_t, Mbarrier> mbarriers_;  // by addresses that name the block
   int sources_ = 0;
   std::vector<Copy> copies_;
+  std::vector<Store> stores_;
   Products products_[kMaxWarps];
   std::vector<std::pair<uint64_t, uint64_t>> issued_[kMaxWarps / 4];  // by the warpgroup's first warp to come
   size_t issues_[kMaxWarps] = {};

@@ -135,17 +135,6 @@ void transposed() {
 }
 
 #ifdef HOST_EMULATION
-template <class Body>
-void reported(Body body, const char* expected) {
-  std::string message;
-  try {
-    body();
-  } catch (const emu::Fault& fault) {
-    message = fault.what();
-  }
-  expect(message.find(expected) != std::string::npos, "another message: " + message);
-}
-
 void another_rank() {
   Buffer<float> out(64 * kColumns);
   reported([&] { box<ptx::f16, 2>(out, {}); }, "by a map of another number");
@@ -161,14 +150,7 @@ void not_synchronised() {
 
 int main() {
   using namespace micro;
-#ifndef HOST_EMULATION
-  int major = 0;
-  cuda::check("micro", "compute capability", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-  if (major != 9) {
-    std::printf("nothing to check: compute capability %d.x has other instructions\n", major);
-    return 0;
-  }
-#endif
+  if (!on_hopper()) return 0;
   std::vector<Check> checks = {
       {"boxes of images, m64n112k16 f16", right<ptx::f16>},
       {"boxes of images, m64n112k16 bf16", right<ptx::bf16>},

@@ -25,6 +25,7 @@ STATEMENT = re.compile(
     r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit"
     r"|cluster_arrive|cluster_wait|mbar_arrive_cluster|grid_wait"
     r"|mbar_wait|mbar_arrive|mbar_arrive_expect|mbar_init_fence|wgmma_fence|wgmma_commit|wgmma_wait<[^>]*>|wgmma_finish"
+    r"|fence_async|store_commit|store_wait_read"
     r")\([^;]*\);"
 )
 # (file, what stands there once, what takes its place)
@@ -33,7 +34,7 @@ WRONG = (
     ("conv_plane.cuh", "shared.tap_empty(turn.slot), turn.parity ^ 1", "shared.tap_empty(turn.slot), 1"),
     ("conv_plane.cuh", "shared.plane_full(plane.slot), plane.parity", "shared.plane_full(plane.slot), 0"),
     ("conv_plane.cuh", "tap.parity);\n#pragma unroll", "tap.parity ^ 1);\n#pragma unroll"),
-    ("conv_plane.cuh", "shared.plane_full(turn.slot), kPlaneBytes", "shared.plane_full(turn.slot), kPlaneBytes / 2"),
+    ("conv_plane.cuh", "shared.plane_full(slot), kPlaneBytes", "shared.plane_full(slot), kPlaneBytes / 2"),
     ("conv_plane.cuh", "before.give_back<kCluster>(shared);\n        before = now", "now.give_back<kCluster>(shared)"),
     ("conv_plane.cuh", "wgmma_wait<kPixels>", "wgmma_wait<kPixels + 1>"),
     ("conv_plane.cuh", "kPlaneConsumers = 8", "kPlaneConsumers = 7"),
@@ -41,6 +42,7 @@ WRONG = (
     ("conv_plane.cuh", "kBothBlocks = 3", "kBothBlocks = 1"),
     ("conv_plane.cuh", "1 - plane_rank<kCluster>()", "plane_rank<kCluster>()"),
     ("conv_plane.cuh", "at.first + i * kPlaneChannels", "at.first + (1 - i) * kPlaneChannels"),
+    ("conv_plane.cuh", "at.first + part * kPlaneChannels", "at.first + (1 - part) * kPlaneChannels"),
     ("conv_plane.cuh", "    if (group == 1) others(0);", ""),
     ("conv_plane_store.cuh", "16 * (piece ^ line % 8)", "16 * piece"),
     ("conv_plane.cuh", "at.first + rank *", "at.first + (1 - rank) *"),
@@ -78,8 +80,8 @@ WRONG = (
 )
 # (file, number of the statement in it): why it stays although no test can notice its removal.
 REDUNDANT = {
-    ("conv_plane.cuh", 16): "ptxas wants a fence on the way without products too (C7519); there is nothing to order",
-    ("conv_plane.cuh", 27): "the last barrier takes whole warps; the emulator brings their lanes together itself",
+    ("conv_plane.cuh", 17): "ptxas wants a fence on the way without products too (C7519); there is nothing to order",
+    ("conv_plane.cuh", 32): "the last barrier takes whole warps; the emulator brings their lanes together itself",
 }
 # A header is mutated in one source only: the one named after it, else the first of these that includes it.
 SOURCES = (

@@ -28,6 +28,7 @@ void Shadow::reset(uint32_t base, size_t bytes, int warps, int blocks) {
     known_[w].at[w] = 1;
     over_[w] = Clocks{};
   }
+  for (auto& lanes : fenced_) std::fill(lanes, lanes + 32, 0);
   for (Clocks& clocks : leaving_) clocks = Clocks{};
   for (bool& left : left_) left = false;
 }
@@ -91,7 +92,7 @@ void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
   for (size_t i = first; i < last; ++i) {
     Cell& cell = cells_[i];
     if (cell.in_flight) fail(what, "writes where a cp.async is still in flight", addr, who, &cell);
-    if (cell.products) fail(what, "writes what a product is still reading", addr, who, &cell);
+    if (cell.products) fail(what, "writes what a product is still reading, or a store", addr, who, &cell);
     if (cell.write_clock != 0) {
       const bool ordered = cell.warp == who.warp   ? cell.lane == who.lane || cell.write_clock < now
                            : cell.warp < kMaxWarps ? cell.write_clock <= known.at[cell.warp]
@@ -154,6 +155,16 @@ void Shadow::product_done(const char* what, uint32_t addr, int bytes, Who who) {
   for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i)
     --cells_[i].products;
   read(what, addr, bytes, who);
+}
+
+void Shadow::store_issued(const char* what, uint32_t addr, int bytes, Who who) {
+  product_issued(what, addr, bytes, who);
+  for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i) {
+    const Cell& cell = cells_[i];
+    if (cell.warp < kMaxWarps && cell.write_clock > fenced_[cell.warp][cell.lane]) {
+      fail(what, "reads what was written without a fence_async after it", addr, who, &cell);
+    }
+  }
 }
 
 void Shadow::warp_leaves(int warp) { leaving_[warp / warps_].join(known_[warp]); }

@@ -63,6 +63,12 @@ class Shadow {
   void product_issued(const char* what, uint32_t addr, int bytes, Who who);
   void product_done(const char* what, uint32_t addr, int bytes, Who who);
 
+  // A bulk store reads at any time between issue and wait, and only what its writers have fenced: copies by tensor maps
+  // see memory through another proxy than the threads.
+  void fence_async(Who who) { fenced_[who.warp][who.lane] = publish(who.warp).at[who.warp]; }
+  void store_issued(const char* what, uint32_t addr, int bytes, Who who);
+  void store_done(const char* what, uint32_t addr, int bytes, Who who) { product_done(what, addr, bytes, who); }
+
   uint32_t base() const { return base_; }
   int rank_of(uint32_t addr, Who who) const {
     return addr >= kThere ? static_cast<int>(addr / kThere) - 1 : who.warp / warps_;
@@ -112,6 +118,7 @@ class Shadow {
   std::vector<Cell> cells_;
   std::vector<Read> reads_;
   Clocks known_[kActors], over_[kActors];  // what is seen; what is over, seen or not
+  uint32_t fenced_[kMaxWarps][32] = {};    // clock of its warp at a lane's last fence_async
   Clocks leaving_[kMaxWarps];              // of a block: what its warps knew when they ended
   bool left_[kMaxWarps] = {};
 };

@@ -41,6 +41,16 @@ inline void copy_4d(uint32_t dst, const TensorMap& map, int i0, int i1, int i2, 
   copy_box(4, dst, map, {i0, i1, i2, i3}, mbar);
 }
 
+inline void fence_async() { machine.shadow.fence_async(machine.lane().who); }
+inline void store_2d(const TensorMap& map, int column, int row, uint32_t src) {
+  emu::BoxMap known;
+  std::memcpy(&known, &map, sizeof known);
+  if (known.rank != 2) machine.fail("bulk store of 2 dimensions by a map of another number");
+  machine.hopper.store(src, known, column, row);
+}
+inline void store_commit() { machine.hopper.store_commit(); }
+inline void store_wait_read() { machine.hopper.store_wait_read(); }
+
 // The lane that gives the address of a row writes it.
 inline void stmatrix_x4_trans(uint32_t addr, const uint32_t (&r)[4]) {
   struct Operands {
