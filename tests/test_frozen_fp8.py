@@ -9,10 +9,11 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
+from test_frozen_choice import _measured_here  # noqa: F401 (a fixture)
 from test_resnet import narrow
 
 import resnet_fused
-from resnet_fused import dispatch, fp8, freeze, frozen_fp8_layers, tuning
+from resnet_fused import dispatch, fp8, freeze, frozen_fp8_layers
 from resnet_fused.cifar import CifarResNet
 from resnet_fused.fold import fold
 from resnet_fused.fp8 import E4M3
@@ -21,13 +22,6 @@ from resnet_fused.frozen_fp8 import Fp8Engine, freeze_fp8
 from resnet_fused.reference import with_lively_norms
 
 pytest.importorskip("triton")
-
-
-@pytest.fixture(autouse=True)
-def _measured_here(monkeypatch):
-    monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
-    with tuning.ignored():
-        yield
 
 
 @pytest.fixture

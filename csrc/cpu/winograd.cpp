@@ -130,27 +130,25 @@ class Run {
     gemm.line_stride = sizes_.line(block.count());
     gemm.product_stride = panels * sizes_.product;
     gemm.accumulate = c > 0;
-    // Weights to be read next: the taps after these, over all calls, or the next panel's or point's, over those of one.
-    const int64_t ahead_bytes = taps ? channels * 9 * kWinogradPanel * 4 : channels * kWinogradPanel * 4;
+    // Weights to be read next: of the taps after these a part for each point, or the next panel's or point's.
+    const int64_t ahead_bytes = channels * kWinogradPanel * 4 * (taps ? 9 : 1) / (taps ? sizes_.points : 1);
     const float* lines = v + c / kWinogradLine * gemm.line_stride;
-    int64_t call = 0;
     for (int64_t point = 0; point < sizes_.points; ++point) {
       const auto [begin, end] = block.with(point);
       const int64_t parts = divide_up(end - begin, plan_.most);
       if (parts == 0) continue;
-      const int64_t ahead_calls = taps ? parts * sizes_.points : parts;
-      gemm.ahead_step = ahead_bytes / ahead_calls / channels;
+      gemm.ahead_step = ahead_bytes / parts / channels;
       for (int64_t i = 0; i < panels; ++i) {
         gemm.u = taps ? expanded + point * sizes_.expanded_point : weights_at(group + i, point);
-        const float* next = taps             ? weights + channels * 9 * kWinogradPanel
+        const float* next = taps             ? weights + channels * 9 * kWinogradPanel + point * (ahead_bytes / 4)
                             : i + 1 < panels ? weights_at(group + i + 1, point)
                                              : weights_at(group, point + 1);
-        for (int64_t part = 0; part < parts; ++part, ++call) {
+        for (int64_t part = 0; part < parts; ++part) {
           const int64_t tile = begin + part_begin(end - begin, parts, part);
           const int64_t tiles = begin + part_begin(end - begin, parts, part + 1) - tile;
           gemm.v = lines + (point * block.count() + tile) * kWinogradLine;
           gemm.products = own + (tile * panels + i) * sizes_.product + point * kWinogradPanel;
-          gemm.ahead = reinterpret_cast<const char*>(next) + call % ahead_calls * gemm.ahead_step * channels;
+          gemm.ahead = reinterpret_cast<const char*>(next) + part * gemm.ahead_step * channels;
           kernels_.gemm[tiles](gemm);
         }
       }

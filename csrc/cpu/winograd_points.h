@@ -14,7 +14,7 @@ constexpr double kNormB = 2 * kPointB * kPointB * (kPointB * kPointB - kPointA *
 // Where a size is no multiple of 4, tiles of 3 outputs fill the rest: 14 = 4 + 4 + 3 + 3. They leave out the point a,
 // so they share the weights of those of 4, and take 5 products an axis instead of 6: 16 % fewer at 14x14 and 7x7.
 // Leaving out a instead of -a: images after a ReLU are positive, and an RMS error of 6.9e-7 and not 8.1e-7 (256
-// channels). The places of the points of M outputs among all points of an axis, and how many these are.
+// channels, computed). The places of the points of M outputs among all points of an axis, and how many these are.
 template <int M>
 inline constexpr int kPlaces[6] = {0, 1, 2, 3, 4, 5};
 template <>

@@ -39,12 +39,11 @@ void conv_plane(DType dtype, const void* x, const void* weight, Norm norm, const
   const int64_t width = shape.read_rows() * shape.read_columns() * c, filter = conv.r * conv.s * c;
   PlaneArgs args{};
   args.table = table.data, args.schedule = plane_schedule(shape, table.places, cluster);
-  args.n = static_cast<int>(conv.n), args.c = static_cast<int>(c), args.k = static_cast<int>(k);
-  args.pixels = static_cast<int>(shape.rows() * shape.columns());
+  args.c = static_cast<int>(c), args.k = static_cast<int>(k);
   args.norm = norm, args.added = residual != nullptr, args.relu = relu;
   const auto x_map = matrix_map("conv_plane", {x, dtype, conv.n, width, 2 * width, kPlaneImages});
   const auto weight_map = matrix_map("conv_plane", {weight, dtype, k, filter, 2 * filter, kPlaneColumns / cluster});
-  const int64_t written = int64_t{args.pixels} * k;
+  const int64_t written = shape.rows() * shape.columns() * k;
   const auto residual_map =
       residual == nullptr ? x_map
                           : matrix_map("conv_plane", {residual, dtype, conv.n, written, 2 * written, kPlaneImages});

@@ -9,7 +9,7 @@ namespace resnet_fused::cuda {
 struct PlaneArgs {
   const int* table;  // of conv_plane_plan.h
   PlaneSchedule schedule;
-  int n, c, k, pixels;  // pixels of an image of out
+  int c, k;
   Norm norm;
   bool added, relu;  // added: a residual
 };
