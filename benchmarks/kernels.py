@@ -9,11 +9,13 @@ import sys
 
 import torch
 
-from resnet_fused import resnet, table, timing
-from resnet_fused.cli_args import UsageError
-from resnet_fused.progress import Progress
+from resnet_fused.commands.arguments import UsageError
+from resnet_fused.commands.progress import Progress
+from resnet_fused.measure import timing
+from resnet_fused.models import resnet
+from resnet_fused.reports import table
 
-from . import candidates, cases, ceilings, gate, harness, options, record
+from .protocol import candidates, cases, ceilings, gate, harness, options, record
 
 GRAPHS_UP_TO = 32  # images: beyond it a kernel takes longer than its launch
 COLUMNS = {"case": "case", "candidate": "candidate", "us": "us", "p20": "p20", "p80": "p80", "tflops": "TFLOP/s",

@@ -4,7 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from resnet_fused.cli_args import UsageError
+from resnet_fused.commands.arguments import UsageError
 
 from . import report
 

@@ -6,9 +6,9 @@ Each case shows its newest row. `--against COMMIT` lists what became slower sinc
 import sys
 from pathlib import Path
 
-from resnet_fused.cli_args import Parser, UsageError
+from resnet_fused.commands.arguments import Parser, UsageError
 
-from . import options, record
+from .protocol import options, record
 
 SLOWER = 0.03
 KEY = ("suite", "mode", "model", "op", "direction", "case", "batch", "size", "dtype", "candidate")

@@ -11,13 +11,14 @@ import sys
 import torch
 
 import resnet_fused
-from resnet_fused import table
-from resnet_fused.accuracy import budget_used, exact
-from resnet_fused.cli_args import UsageError
-from resnet_fused.progress import Progress
-from resnet_fused.reference import by_modules, in_float64, with_lively_norms
+from resnet_fused.commands.arguments import UsageError
+from resnet_fused.commands.progress import Progress
+from resnet_fused.measure.accuracy import budget_used, exact
+from resnet_fused.measure.oracle import by_modules, in_float64, with_lively_norms
+from resnet_fused.reports import table
 
-from . import harness, options, peers, record
+from .peers import peers
+from .protocol import harness, options, record
 
 LATENCY_UP_TO = 1  # images: at which single calls are timed
 LATENCY_CALLS = {"cpu": 50, "cuda": 500}

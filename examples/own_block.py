@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import resnet_fused
-from resnet_fused.nn import AddReLU, ConvBNReLU
+from resnet_fused.nn import AddReLU
+from resnet_fused.nn import ConvBNReLU
 
 
 class SEBlock(nn.Module):

@@ -1,16 +1,16 @@
 """ResNets on fused kernels: the same constructors, state dicts and numbers as torch, in fewer passes over memory."""
 
 from . import nn, ops
-from .cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
-from .convert import convert, unconvert
+from .conversion.convert import convert, unconvert
 from .dispatch import backend, backends, strict
-from .explain import explain
-from .export import decompositions
-from .freeze import freeze
-from .frozen_file import load_engine
-from .memory import memory
-from .resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
-from .verify import verify
+from .frozen.file import load_engine
+from .frozen.freeze import freeze
+from .models.cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
+from .models.resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
+from .ops.decompositions import decompositions
+from .reports.explain import explain
+from .reports.memory import memory
+from .reports.verify.verify import verify
 
 __version__ = "0.1.0"
 

@@ -7,8 +7,9 @@ finds, then replaces the child, and the ReLU stays.
 from torch import nn
 
 from . import ops
-from .blocks import conv_bn_relu, norm_relu, refuse_scripting, why_not_fused
-from .norms import why_not_norm
+from .modules.eligible import refuse_scripting, why_not_fused
+from .modules.evaluation import conv_bn_relu, norm_relu
+from .modules.norms import why_not_norm
 
 __all__ = ["AddReLU", "BNReLU", "ConvBNReLU"]
 

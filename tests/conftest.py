@@ -17,7 +17,8 @@ from compiled_ops import last_launch, ops  # noqa: F401 (fixtures)
 from stand_in import waits  # noqa: F401 (a fixture)
 
 import resnet_fused
-from resnet_fused import dispatch, tuning
+from resnet_fused import dispatch
+from resnet_fused.measure import remembered
 
 # More than a minute each: only with --all.
 SLOW = ("test_aoti", "test_sanitized", "test_distributed_four", "test_training_proof")
@@ -102,8 +103,8 @@ def _poison():
 def own_cache(tmp_path, monkeypatch):
     """The folder of a tuning cache of its own, and no emulator that another test has registered: it would be measured."""
     monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
-    monkeypatch.setattr(tuning._env, "CACHE", tmp_path / "cache")
-    tuning.forget()
-    tuning._warn.cache_clear()
+    monkeypatch.setattr(remembered._env, "CACHE", tmp_path / "cache")
+    remembered.forget()
+    remembered._warn.cache_clear()
     yield tmp_path / "cache"
-    tuning.forget()
+    remembered.forget()

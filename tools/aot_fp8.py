@@ -4,8 +4,8 @@ import re
 
 import torch
 
-from resnet_fused import fp8
-from resnet_fused.kernels import _conv_fp8
+from resnet_fused.kernels import e4m3 as fp8
+from resnet_fused.kernels.triton import conv_fp8
 
 SHAPES = {  # name: (n, c, h, k, r, stride, padding, what is added, what is written)
     "layer1": (256, 64, 56, 64, 3, 1, 1, "e4m3", "e4m3"),
@@ -31,9 +31,9 @@ def cases(tensor):
         for tile in (None, *fp8.alternatives(n, p, p, weight.shape)):
             config = tile and dict(zip(fp8.TILE, tile, strict=True))
             arguments = x, weight, f, f, residual, 0.5, out, [stride] * 2, [padding] * 2, [1, 1], True, config
-            yield f"conv_fp8 {name}", lambda arguments=arguments: _conv_fp8.conv_fp8(*arguments)
+            yield f"conv_fp8 {name}", lambda arguments=arguments: conv_fp8.conv_fp8(*arguments)
     x = tensor((256, 64, 56, 56), torch.bfloat16)
-    yield "quantise_fp8", lambda: _conv_fp8.quantise_fp8(x, 0.5, tensor(x.shape, fp8.E4M3))
+    yield "quantise_fp8", lambda: conv_fp8.quantise_fp8(x, 0.5, tensor(x.shape, fp8.E4M3))
 
 
 def promotions(sass):

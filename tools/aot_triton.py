@@ -30,8 +30,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from resnet_fused import fp8, patch, plane
-from resnet_fused.kernels import _conv_patch, _conv_plane, _conv_weight_grad, add_relu, bn_relu, conv_bn_relu
+from resnet_fused.kernels import e4m3 as fp8
+from resnet_fused.kernels.hopper.plane import schedule as plane
+from resnet_fused.kernels.triton import add_relu, bn_relu, conv_bn_relu, conv_patch, conv_plane, conv_weight_grad, patch
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": fp8.E4M3}
 # Bytes of shared memory a block may have (CUDA programming guide, "maximum amount per thread block").
@@ -97,7 +98,7 @@ def conv_cases(dtype):
         arguments = (x, weight, out, f, f, f, f, None, [stride] * 2, [padding] * 2, [1, 1], 1, 0.1, 1e-5)
         yield f"conv_stats {name}", lambda arguments=arguments: conv_bn_relu.conv_stats(*arguments)
         arguments = (out, x, weight, weight, [stride] * 2, [padding] * 2, [1, 1], 1)
-        yield f"conv_weight_grad {name}", lambda arguments=arguments: _conv_weight_grad.conv_weight_grad(*arguments)
+        yield f"conv_weight_grad {name}", lambda arguments=arguments: conv_weight_grad.conv_weight_grad(*arguments)
 
 
 PLANES = {  # as CONVS
@@ -121,7 +122,7 @@ PATCHES = {
 
 
 def hopper_cases(dtype):
-    for name, module, shapes in (("plane", _conv_plane, PLANES), ("patch", _conv_patch, PATCHES)):
+    for name, module, shapes in (("plane", conv_plane, PLANES), ("patch", conv_patch, PATCHES)):
         for which, shape in shapes.items():
             for label, launch in hopper_launches(dtype, name, module, *shape):
                 yield f"{label} {which}", launch
@@ -132,7 +133,7 @@ def hopper_launches(dtype, name, module, n, c, h, k, r, stride, padding, has_res
     p = (h + 2 * padding - r) // stride + 1
     out, f = tensor((n, k, p, p), dtype), tensor((k,), torch.float32)
     residual, conv = out if has_residual else None, ([stride] * 2, [padding] * 2, [1, 1], 1)
-    others = plane.alternatives(k) if module is _conv_plane else patch.alternatives(n, p, p, k)
+    others = plane.alternatives(k) if module is conv_plane else patch.alternatives(n, p, p, k)
     for config in ({}, *others):
         arguments = (x, weight, f, f, f, f, residual, out, *conv, 1e-5, True)
         yield f"conv_{name}", functools.partial(module.conv_bn_relu, *arguments, config=config)

@@ -16,9 +16,9 @@ def sections():
     """(heading, [(qualified name, object)]) of everything public."""
     import resnet_fused
     from resnet_fused import nn, ops
-    from resnet_fused.explain import Report
-    from resnet_fused.freeze import Engine
-    from resnet_fused.summary import summarize
+    from resnet_fused.frozen.freeze import Engine
+    from resnet_fused.reports.explain import Report
+    from resnet_fused.reports.summary import summarize
 
     top = {name: getattr(resnet_fused, name) for name in resnet_fused.__all__ if name not in ("nn", "ops")}
     networks = {n: o for n, o in top.items() if n.startswith("resnet") or inspect.isclass(o)}

@@ -5,8 +5,9 @@ The output is its own ReLU mask: backward saves nothing else.
 
 import torch
 
-from .. import dispatch, layout
-from ._library import LIB, call, define, left_to_torch
+from .. import dispatch
+from ..kernels import layout
+from .define import LIB, call, define, left_to_torch
 
 
 def reference(x, residual):

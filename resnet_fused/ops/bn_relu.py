@@ -12,9 +12,9 @@ channel and xhat = (x - mean) * invstd (Ioffe & Szegedy, arXiv:1502.03167, secti
 import torch
 import torch.nn.functional as F
 
-from .. import dispatch, layout
-from . import _bn_eager as eager
-from ._library import LIB, call, define, left_to_torch
+from .. import dispatch
+from ..kernels import eager, layout
+from .define import LIB, call, define, left_to_torch
 
 
 def reference(

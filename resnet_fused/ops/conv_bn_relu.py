@@ -10,10 +10,10 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from ._conv_bn_relu_op import out_shape, run
-from ._library import call, left_to_torch
 from .bn_relu import bn_relu
 from .bn_relu import reference as bn_relu_reference
+from .convolution.op import out_shape, run
+from .define import call, left_to_torch
 
 
 def reference(

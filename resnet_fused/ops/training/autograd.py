@@ -7,7 +7,7 @@ norm has updated its statistics by then.
 
 import torch
 
-from .._library import LIB
+from ..define import LIB
 
 
 def register(name, call_of):

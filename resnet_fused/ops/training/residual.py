@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from ... import layout
-from .._library import call, define
-from . import autograd, plan
+from ...kernels import layout
+from ..define import call, define
+from . import autograd, encoding
 from .unit import conv_backward, convolve, empty_output, empty_stats, end_of_block, norm_backward, normalise
 
 
@@ -52,7 +52,7 @@ def _again(x, block, saved):
 
 
 def _run(x, tensors, numbers, eps, groups, recompute):
-    blocks, saved, between, h = plan.decode(tensors, numbers, eps, groups), [], [], _dense(x)
+    blocks, saved, between, h = encoding.decode(tensors, numbers, eps, groups), [], [], _dense(x)
     for block in blocks:
         h, of_block = _forward(h, block)
         for u, (z, stats) in enumerate(of_block):
@@ -62,7 +62,7 @@ def _run(x, tensors, numbers, eps, groups, recompute):
 
 
 def _fake(x, tensors, numbers, eps, groups, recompute):
-    blocks, saved, between, h = plan.decode(tensors, numbers, eps, groups), [], [], x
+    blocks, saved, between, h = encoding.decode(tensors, numbers, eps, groups), [], [], x
     for block in blocks:
         first = h
         for unit in block.units:
@@ -88,8 +88,8 @@ def _pairs(blocks, saved):
 
 
 def _run_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, want_x, wanted):
-    blocks, grads = plan.decode(tensors, numbers, eps, groups), {}
-    flags = plan.decode(wanted, numbers, eps, groups)
+    blocks, grads = encoding.decode(tensors, numbers, eps, groups), {}
+    flags = encoding.decode(wanted, numbers, eps, groups)
     pairs = _pairs(blocks, saved)
     inputs = [_dense(x)]
     if y is not None:
@@ -116,7 +116,7 @@ def _run_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, w
             break
     # Nothing reads the two summands of grad_x after this: torch adds them in float32 and rounds once.
     grad_x = layout.as_result_of(grad.add_(grad2), x) if want_x else x.new_empty(0)
-    return [grad_x, *plan.gradients(blocks, grads, flags)]
+    return [grad_x, *encoding.gradients(blocks, grads, flags)]
 
 
 def _convolved_again(x, unit):
@@ -200,13 +200,13 @@ class _Call(NamedTuple):
         return output[2 : 2 * len(self.eps) + 1 : 2]
 
     def blocks(self, tensors):
-        return plan.decode(tensors, self.numbers, self.eps, self.groups)
+        return encoding.decode(tensors, self.numbers, self.eps, self.groups)
 
     def kept(self, output, tensors, needs):
         y, *saved = output
         if self.recompute:
             return [None, *saved]
-        if not plan.any_frozen(self.numbers):
+        if not encoding.any_frozen(self.numbers):
             return output
         # A frozen batch norm at the end of a block, with a weight that wants no gradient, never reads its z again.
         blocks, flags, kept = self.blocks(tensors), self.blocks(needs), [y]
@@ -223,7 +223,7 @@ class _Call(NamedTuple):
         return call(op, _run_backward, grad, x, y, tensors, saved, *self, want_x, wanted)
 
     def reference(self, x, tensors):
-        return plan.reference(x, self.blocks(tensors))
+        return encoding.reference(x, self.blocks(tensors))
 
 
 autograd.register("residual_blocks", _Call)
@@ -242,13 +242,13 @@ def residual_blocks(x, blocks, finish, recompute=False):
     Raises:
         RuntimeError: shapes that torch's convolution would refuse; in the double backward of shared statistics.
     """
-    tensors, *constants = plan.encode(blocks)
+    tensors, *constants = encoding.encode(blocks)
     return autograd.run(_Call(*constants, recompute), finish, x, tensors)
 
 
 def relu_outputs(output, x, tensors, numbers, eps, groups, recompute):
     """What every ReLU of a forward pass returned, in order; arguments: the op's output, then its own."""
-    blocks = plan.decode(tensors, numbers, eps, groups)
+    blocks = encoding.decode(tensors, numbers, eps, groups)
     for block, pairs in zip(blocks, _pairs(blocks, output[1:]), strict=True):
         for unit, (z, stats) in zip(block.units[:-1], pairs, strict=False):
             yield normalise(z, unit, stats)

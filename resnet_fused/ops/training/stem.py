@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from ... import layout
-from .._library import call, define
-from . import autograd, plan
+from ...kernels import layout
+from ..define import call, define
+from . import autograd, encoding
 from .unit import Block, conv_backward, convolve, empty_output, empty_stats, norm_backward, normalise
 
 
@@ -20,7 +20,7 @@ def _pool(h, pool):
 
 
 def _unit(tensors, numbers, eps, group):
-    return plan.decode(tensors, numbers, eps, group)[0].units[0]
+    return encoding.decode(tensors, numbers, eps, group)[0].units[0]
 
 
 def _run(x, tensors, numbers, eps, group, pool, recompute):
@@ -64,7 +64,7 @@ def _run_backward(grad, x, pooled, z, stats, indices, tensors, numbers, eps, gro
     )
     grad_x, grads[0, 0, "weight"] = conv_backward(grad_z, x, unit, want_x, flag.weight)
     grad_x = layout.as_result_of(grad_x, x) if want_x else x.new_empty(0)
-    return [grad_x, *plan.gradients([Block([unit], None)], grads, [Block([flag], None)])]
+    return [grad_x, *encoding.gradients([Block([unit], None)], grads, [Block([flag], None)])]
 
 
 def _unpooled(grad, pooled, z, unit, stats, indices, pool):
@@ -118,7 +118,7 @@ class _Call(NamedTuple):
 
     def reference(self, x, tensors):
         unit = _unit(tensors, self.numbers, self.eps, self.groups)
-        h = torch.relu(plan.reference_unit(x, unit))
+        h = torch.relu(encoding.reference_unit(x, unit))
         return _pool(h, self.pool)[0] if self.pool else h
 
 
@@ -138,7 +138,7 @@ def stem(x, unit, pool, finish, recompute=False):
     Raises:
         RuntimeError: shapes that torch would refuse; in the double backward of shared statistics.
     """
-    tensors, *constants = plan.encode([Block([unit], None)])
+    tensors, *constants = encoding.encode([Block([unit], None)])
     return autograd.run(_Call(*constants, pool, recompute), finish, x, tensors)
 
 

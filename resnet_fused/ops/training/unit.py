@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from ... import dispatch, layout
-from .. import _bn_eager as eager
-from .._conv_bn_relu_op import out_format, out_shape
-from .._conv_gradients import conv_gradients
+from ... import dispatch
+from ...kernels import eager, layout
 from ..bn_relu import apply, backward_apply, sums
+from ..convolution.gradients import conv_gradients
+from ..convolution.op import out_format, out_shape
 from . import sync
 
 # Rows of the statistics [4, C] of a unit, float32. VAR is unbiased, for the running statistics; SCRATCH is what the

@@ -1,0 +1,1 @@
+"""`make gpu`: every check and measurement that needs a GPU, as one command."""

@@ -1,0 +1,142 @@
+"""Models that compete, each made only when its turn comes: making it (compiling, tuning, packing) is timed as well."""
+
+import copy
+import functools
+import importlib.util
+
+import torch
+from torch import nn
+
+from resnet_fused.commands import bench
+from resnet_fused.frozen.fold import fold
+from resnet_fused.measure import timing
+from resnet_fused.measure.oracle import by_modules
+
+from . import runtimes
+
+
+class Missing(Exception):
+    """Why a peer cannot run here."""
+
+
+def _nhwc(t):
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def inference(model, x, exactly=True):
+    """{name: maker}; a maker raises Missing, or returns a function x -> logits (contiguous or channels_last x)."""
+    makers = dict(bench.contestants(model, x))
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        from resnet_fused import freeze
+
+        makers["frozen, direct only"] = lambda: freeze(model, x, exact=True)
+    makers |= {
+        "torch.compile": lambda: _compiled(model),
+        "torch.compile max-autotune": lambda: _compiled(model, max_autotune=True),
+        "torch.compile freezing": lambda: _compiled(model, freezing=True),
+        "torch.compile max-autotune freezing": lambda: _compiled(model, freezing=True, max_autotune=True),
+    }
+    if x.device.type == "cuda":
+        makers |= {
+            "eager, channels_last, graph": lambda: _graphed(makers["eager, channels_last"](), x),
+            "live, graph": lambda: _graphed(model, x),
+            "torch.compile graphs": lambda: _compiled(model, **{"triton.cudagraphs": True}),
+            "torch.compile max-autotune freezing graphs": lambda: _compiled(
+                model, freezing=True, max_autotune=True, **{"triton.cudagraphs": True}
+            ),
+            "cudnn fused": lambda: CudnnFused(model, x.dtype),
+            "cudnn fused, graph": lambda: _graphed(CudnnFused(model, x.dtype), x),
+        }
+    else:
+        makers |= {
+            "onnxruntime": lambda: _runtime("onnxruntime", model, x),
+            "openvino": lambda: _runtime("openvino", model, x),
+        }
+    return makers
+
+
+def training(model, x):
+    """{name: maker} of functions x -> model output, with a copy of the model each, in training mode."""
+
+    def live():
+        return copy.deepcopy(model).to(memory_format=torch.channels_last).train()
+
+    def eager(memory_format=torch.contiguous_format):
+        return by_modules(model).to(memory_format=memory_format).train()
+
+    return {
+        "eager": eager,
+        "eager, channels_last": functools.partial(eager, torch.channels_last),
+        "live": live,
+        "torch.compile": lambda: torch.compile(eager(torch.channels_last), dynamic=False),
+        "torch.compile max-autotune": lambda: torch.compile(
+            eager(torch.channels_last), dynamic=False, mode="max-autotune-no-cudagraphs"
+        ),
+    }
+
+
+def _compiled(model, **settings):
+    if importlib.util.find_spec("torch._inductor") is None:
+        raise Missing("this torch has no inductor")
+    plain = by_modules(model).to(memory_format=torch.channels_last)
+    run = torch.compile(plain, dynamic=False, options=settings)
+    return lambda x: run(_nhwc(x))
+
+
+def _graphed(function, x):
+    """`function` captured for inputs like `x`; the call copies x in, as a server must."""
+    static, outs = _nhwc(x).clone(memory_format=torch.channels_last), []
+    graph = timing.capture([lambda: outs.append(function(static))])
+
+    def run(x):
+        static.copy_(x)
+        graph.replay()
+        return outs[-1]  # of the capture; the others are of the warm-up
+
+    return run
+
+
+def _runtime(name, model, x):
+    if importlib.util.find_spec(name) is None:
+        raise Missing(f"the package {name} is not installed (pip install 'resnet_fused[bench]')")
+    try:
+        return getattr(runtimes, name)(by_modules(model), x)
+    except runtimes.Unsupported as why:
+        raise Missing(str(why)) from None
+
+
+class CudnnFused(nn.Module):
+    """The network on cuDNN's own fused convolutions, batch norm folded: what its maker would write by hand."""
+
+    def __init__(self, model, dtype):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.stem = self._conv(model.conv1, model.bn1)
+        self.blocks = []
+        for layer in (child for name, child in model.named_children() if name.startswith("layer")):
+            for block in layer:
+                pairs = [(getattr(block, f"conv{i}", None), getattr(block, f"bn{i}", None)) for i in (1, 2, 3)]
+                convs = [self._conv(*pair) for pair in pairs if pair[0] is not None]
+                down = block.downsample
+                self.blocks.append((convs, self._conv(*down) if isinstance(down, nn.Sequential) else down))
+
+    def _conv(self, conv, bn):
+        weight, bias = (t.to(self.dtype) for t in fold(conv, bn))
+        return _nhwc(weight), bias, (conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    @torch.no_grad()
+    def forward(self, x):
+        x = _nhwc(x)
+        weight, bias, how = self.stem
+        x = self.model.maxpool(torch.cudnn_convolution_relu(x, weight, bias, *how))
+        for convs, down in self.blocks:
+            out = x
+            for weight, bias, how in convs[:-1]:
+                out = torch.cudnn_convolution_relu(out, weight, bias, *how)
+            if isinstance(down, tuple):
+                x = nn.functional.conv2d(x, down[0], down[1], *down[2])
+            elif down is not None:
+                x = _nhwc(down(x))
+            weight, bias, how = convs[-1]
+            x = torch.cudnn_convolution_add_relu(out, weight, x, 1.0, bias, *how)
+        return self.model.fc(torch.flatten(self.model.avgpool(x), 1))

@@ -1,0 +1,152 @@
+"""Who competes for one case: our backends, and the peers at their best. All see channels_last tensors of one dtype."""
+
+import functools
+
+import torch
+import torch._functorch.config
+from torch import nn
+
+from resnet_fused import dispatch
+from resnet_fused.frozen.cpu import convolutions
+from resnet_fused.frozen.fold import fold
+from resnet_fused.frozen.network import Site
+
+PEERS = ("eager", "fused", "compile")
+
+
+def backends(device, conv):
+    """Names of our backends that can run here; "eager" competes as a peer, "torch" is for convolutions. One that hands the
+    call on to another is told by `runs_itself`."""
+    return [
+        name
+        for name, b in dispatch.BACKENDS.items()
+        if name != "eager" and (conv or name != "torch")
+        and b.takes(device) and b.why_not() is None
+        and not (name.startswith("triton") and device == "cpu")  # the interpreter: numbers, no speed
+    ]  # fmt: skip
+
+
+def forward(case, device, peers, exactly=False):
+    """{name: (kind, maker)}; `maker(a)`: a function without arguments that makes the call on the arguments `a`."""
+    conv = case.op.startswith("conv")
+    made = {name: ("ours", functools.partial(_ours, case, name)) for name in backends(device, conv)}
+    if case.op == "pool_linear":  # no op of the dispatcher: the static engine calls the kernel
+        able = [name for name in backends(device, False) if name in dispatch.TILED]
+        made = {f"{name}, one launch": ("ours", functools.partial(_head, name)) for name in able}
+    if conv and device == "cpu" and "fused" in peers:
+        first, *others = _sites(case, case.arguments("cpu", 0))
+        ways = convolutions.ways(first, case.call["x"].dtype, exactly)
+        for other in others:
+            ways = [way for way in ways if way in convolutions.ways(other, case.call["x"].dtype, exactly)]
+        for way in ways:
+            kind = "peer" if way.name.startswith("onednn") else "ours"
+            name = way.name.replace("onednn", "onednn fused")
+            made[name] = (kind, functools.partial(_frozen, case, way))
+    if conv and device == "cuda" and "fused" in peers:
+        made["cudnn fused"] = ("peer", functools.partial(_cudnn, case))
+    if "eager" in peers:
+        made["eager"] = ("peer", lambda a: functools.partial(case.run, case.reference, a))
+    if "compile" in peers:
+        compiled = torch.compile(case.reference, dynamic=False)
+        made["torch.compile"] = ("peer", lambda a: functools.partial(case.run, compiled, a))
+    return made
+
+
+def backward(case, device, peers):
+    """{name: (kind, function)} with the signature of the public op, to be differentiated; the backend counts in both
+    passes (see `under`)."""
+    made = dict.fromkeys(backends(device, case.op.startswith("conv")), ("ours", case.public))
+    if "eager" in peers:
+        made["eager"] = ("peer", case.reference)
+    if "compile" in peers:
+        # The graph is kept for the next call, so its backward must not reuse what the forward saved.
+        torch._functorch.config.donated_buffer = False
+        made["torch.compile"] = ("peer", torch.compile(case.reference, dynamic=False))
+    return made
+
+
+def runs_itself(name, function):
+    """(whether the backend `name` runs the call itself, the result); peers always do."""
+    with dispatch.record() as noted:
+        out = function()
+    return name not in dispatch.BACKENDS or name == "eager" or noted[0][2].backend == name, out
+
+
+def under(name, function):
+    """`function` inside of our backend `name`, or as it is for a peer."""
+    if name not in dispatch.BACKENDS or name == "eager":
+        return function
+
+    def run():
+        with dispatch.backend(name):
+            return function()
+
+    return run
+
+
+def _ours(case, name, a):
+    return under(name, functools.partial(case.run, case.public, a))
+
+
+def _head(name, a):
+    kernel = dispatch.BACKENDS[name].kernel("pool_linear", "pool_linear")
+    x, weight = a["x"], a["weight"]
+
+    def run():
+        out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+        kernel(x, weight, a["bias"], out)
+        return out
+
+    return run
+
+
+def _sites(case, a):
+    """The convolution of a case, or both of a pair."""
+    if case.op != "conv_bn_relu_pair":
+        return [_site(case, a)]
+    names = [name for name in a if name.endswith("2")]
+    second = {name[:-1]: a[name] for name in names} | {"x": a["x"], "padding": (0, 0), "relu": False}
+    return [_site(case, a), _site(case, second)]
+
+
+def _site(case, a):
+    k, c, r, s = a["weight"].shape
+    groups, dilation = a.get("groups", 1), a.get("dilation", 1)
+    conv = nn.Conv2d(c * groups, k, (r, s), a["stride"], a["padding"], dilation, groups, bias=False)
+    bn = nn.BatchNorm2d(k, eps=a["eps"])
+    conv.weight, bn.weight, bn.bias = (nn.Parameter(a[n]) for n in ("weight", "bn_weight", "bn_bias"))
+    bn.running_mean, bn.running_var = a["mean"], a["var"]
+    residual, pool = a.get("residual") is not None, case.op == "conv_bn_relu_pool"
+    return Site("case", conv, bn, a.get("relu", True), residual, pool, shape=tuple(a["x"].shape))
+
+
+def _frozen(case, way, a):
+    """Folded and packed; the residual is dead in a network and written over, so the call has one of its own."""
+    runs = [way(site, a["x"].dtype) for site in _sites(case, a)]
+    residual = a.get("residual")
+    residual = None if residual is None else residual.clone(memory_format=torch.channels_last)
+    x = a["x"].contiguous(memory_format=torch.channels_last)
+    if len(runs) > 1:
+        return lambda: tuple(run(x) for run in runs)
+    (run,) = runs
+    return lambda: run(x) if residual is None else run(x, residual)
+
+
+def _cudnn(case, a):
+    """cuDNN's own fusion, with the batch norm folded into weight and bias."""
+    runs = [_cudnn_site(site, a) for site in _sites(case, a)]
+    return (lambda: tuple(run() for run in runs)) if len(runs) > 1 else runs[0]
+
+
+def _cudnn_site(site, a):
+    weight, bias = (t.to(a["x"].dtype) for t in fold(site.conv, site.bn))
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    conv = site.conv.stride, site.conv.padding, site.conv.dilation, site.conv.groups
+    if site.pool:
+        run = functools.partial(torch.cudnn_convolution_relu, a["x"], weight, bias, *conv)
+        return lambda: torch.nn.functional.max_pool2d(run(), 3, 2, 1)
+    if site.residual:
+        return lambda: torch.cudnn_convolution_add_relu(a["x"], weight, a["residual"], 1.0, bias, *conv)
+    if site.relu:
+        return lambda: torch.cudnn_convolution_relu(a["x"], weight, bias, *conv)
+    return lambda: torch.nn.functional.conv2d(a["x"], weight, bias, *conv)

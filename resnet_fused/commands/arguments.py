@@ -1,0 +1,87 @@
+"""What the command lines of the package and of the benchmarks share: arguments, what they stand for, errors of the user."""
+
+import argparse
+
+import torch
+
+from .. import dispatch
+from ..models import resnet, weights
+
+MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MIN_SIZE = 32  # the network halves its input five times
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UsageError(message)
+
+
+def at_least(minimum, kind=int):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not value >= minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {text}")
+        return value
+
+    return parse
+
+
+def shape_of(text):
+    """ "32x3x224x224" -> (32, 3, 224, 224)"""
+    sizes = text.lower().split("x")
+    if len(sizes) != 4 or not all(size.isdecimal() for size in sizes):
+        raise argparse.ArgumentTypeError(f"should be such as 8x3x224x224, not {text}")
+    n, c, h, w = map(int, sizes)
+    if n < 1 or c != 3 or min(h, w) < MIN_SIZE:
+        raise argparse.ArgumentTypeError(
+            f"needs a batch, 3 channels and at least {MIN_SIZE}x{MIN_SIZE} pixels, not {text}"
+        )
+    return n, c, h, w
+
+
+def device_of(args):
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device")
+    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def backend_of(args):
+    try:
+        return dispatch.backend(args.backend)
+    except RuntimeError as e:
+        raise UsageError(str(e)) from None
+
+
+def model_of(args, device, dtype=torch.float32):
+    """In evaluation mode; without weights the batch norms are made lively, so that a comparison means something."""
+    from ..measure.oracle import with_lively_norms
+
+    build, kwargs = getattr(resnet, args.model), {}
+    try:
+        state = weights.resolve(args.model, args.weights, True, kwargs)
+        model = build(**kwargs)
+        if state is not None:
+            weights.check_keys(state, model, args.weights)
+            model.load_state_dict(state)
+    except (OSError, ValueError, RuntimeError) as e:  # a wrong file, wrong keys, no network
+        raise UsageError(str(e)) from e
+    if state is None:
+        with_lively_norms(model)
+    return model.eval().to(device, dtype)
+
+
+def input_of(args, device):
+    try:
+        return torch.randn(args.batch, 3, args.size, args.size, device=device).to(DTYPES[args.dtype])
+    except (RuntimeError, MemoryError) as e:
+        raise UsageError(f"batch {args.batch} at {args.size}x{args.size} does not fit into memory") from e

@@ -1,0 +1,122 @@
+"""Eager torch, the live model and frozen engines on the same input: are they equal, and how fast is each?"""
+
+import copy
+import functools
+
+import torch
+
+from ..frozen.freeze import DTYPES as FROZEN_DTYPES
+from ..frozen.freeze import freeze
+from ..frozen.gpu.engine import DTYPES as STATIC_DTYPES
+from ..measure import timing
+from ..measure.accuracy import budget_used, exact
+from ..measure.oracle import by_modules, in_float64
+from ..reports import table
+
+EQUALITY = {
+    "name": "on the photo", "dtype": "dtype", "error": "error", "apart": "from eager", "budget": "of budget",
+    "verdict": "",
+}  # fmt: skip
+SPEED = {
+    "batch": "batch", "name": "model", "dtype": "dtype", "ms": "ms", "p20": "p20", "p80": "p80",
+    "rate": "images/s", "speedup": "vs eager",
+}  # fmt: skip
+
+
+def _nhwc(t):
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def freezable(device, dtypes):
+    """Those of `dtypes` in which freeze() makes engines on `device`."""
+    return [d for d in dtypes if d in (FROZEN_DTYPES if device == "cpu" else STATIC_DTYPES)]
+
+
+def _in(model, dtype):
+    """`model` itself where it has `dtype`, else a copy."""
+    return model if model.conv1.weight.dtype == dtype else copy.deepcopy(model).to(dtype)
+
+
+@torch.no_grad()
+def equality(model, x, frozen_dtypes, step):
+    """Rows with the keys of EQUALITY; errors against float64, relative to the largest logit. `step(text)`: progress."""
+    step("float64")
+    oracle = in_float64(model)(exact(x))
+    scale = oracle.abs().max()
+    rows = []
+
+    def error(logits):
+        return ((logits.double() - oracle).abs().max() / scale).item()
+
+    def add(name, logits, eager):
+        row = dict.fromkeys(EQUALITY, "") | {
+            "name": name,
+            "dtype": str(logits.dtype)[6:],
+            "error": f"{error(logits):.1e}",
+        }
+        if eager is not None:
+            share = budget_used(logits, eager, oracle, channel_dim=0)
+            row["apart"] = f"{((logits.double() - eager.double()).abs().max() / scale).item():.1e}"
+            row |= {"budget": f"{share:.2f}", "verdict": "equal" if share <= 1 else "NOT EQUAL"}
+        rows.append(row)
+
+    for dtype in dict.fromkeys((x.dtype, *frozen_dtypes)):
+        step(f"eager and ours in {str(dtype)[6:]}")
+        plain = by_modules(_in(model, dtype))
+        eager = plain(x.to(dtype))
+        add("eager", eager, None)
+        add("eager, channels_last", plain.to(memory_format=torch.channels_last)(_nhwc(x.to(dtype))), None)
+        if dtype == x.dtype:
+            add("live", model(x), eager)
+        if dtype in frozen_dtypes:
+            add("frozen", freeze(model, x, dtype=dtype)(x).to(dtype), eager)
+    return rows
+
+
+def contestants(model, x, dtype=None):
+    """{name: function that makes a function x -> logits}: whom every comparison of speed has; made one at a time.
+
+    `dtype`: of the frozen engine; None: that of `model`.
+    """
+
+    def channels_last():
+        eager = by_modules(model).to(memory_format=torch.channels_last)
+        return lambda x: eager(_nhwc(x))  # as it is for an input that is channels_last already
+
+    return {
+        "eager": lambda: by_modules(model),
+        "eager, channels_last": channels_last,
+        "live": lambda: model,
+        "frozen": lambda: freeze(model, x, dtype=dtype),
+    }
+
+
+@torch.no_grad()
+def speed(model, x, frozen_dtypes, seconds, step):
+    """Rows with the keys of SPEED for one batch `x`, and the timings {(name, dtype): Timing}."""
+    step(f"batch {len(x)}: freezing")
+    dtype = str(x.dtype)[6:]
+    made = {(name, dtype): make() for name, make in contestants(model, x).items() if name != "frozen"}
+    made |= {("frozen", str(frozen)[6:]): contestants(model, x, frozen)["frozen"]() for frozen in frozen_dtypes}
+    inputs = {key: _nhwc(x) if key[0] == "eager, channels_last" else x for key in made}
+    runs = {key: functools.partial(run, inputs[key]) for key, run in made.items()}
+    timings = timing.interleaved(
+        runs, seconds=seconds, device=x.device.type, on_round=lambda i: step(f"batch {len(x)}: round {i + 1}")
+    )
+    first = timings["eager", dtype]
+    rows = [
+        {
+            "batch": len(x), "name": name, "dtype": kind, "ms": f"{1e3 * t.median:.1f}", "p20": f"{1e3 * t.p20:.1f}",
+            "p80": f"{1e3 * t.p80:.1f}", "rate": f"{len(x) / t.median:.1f}", "speedup": f"{t.speedup_over(first):.2f}x",
+        }
+        for (name, kind), t in timings.items()
+    ]  # fmt: skip
+    return rows, timings
+
+
+def equality_text(rows):
+    return table.render(EQUALITY, rows)
+
+
+def speed_text(rows):
+    return table.render(SPEED, rows)

@@ -1,0 +1,143 @@
+"""convert(model): fused blocks inside a model that somebody else wrote, and unconvert(model): exactly back.
+
+A module is recognised by what its forward computes (tracing.py, matching.py), never by its name. Conversion replaces one
+thing, the class of the block, by a subclass of it with a fused forward. Parameters, buffers, children, hooks, modes,
+attributes and keys stay the very same objects, so optimizers, DDP and checkpoints notice nothing; `isinstance` still holds,
+copies and pickles stay converted, and what cannot be fused at a call runs the forward of the original class.
+"""
+
+import torch
+from torch import nn
+
+from ..models.resnet import BasicBlock, Bottleneck, ResNet
+from .classes import Fused, best_plan, class_for
+from .run import child
+from .trace import NotTraceable, is_norm, see_through
+
+
+def convert(model, *, strict=False, memory_efficient=False):
+    """Fuses, in place, every module of `model` whose forward has chains of convolution, batch norm and ReLU.
+
+    Args:
+        model: any nn.Module: a ResNet of torchvision, timm or one's own, or a model with one inside.
+        strict: raise instead of leaving a module alone that has convolutions and batch norms.
+        memory_efficient: networks with the forward of this package's `ResNet` keep less for the backward and compute it
+            again (docs/training.md); a network that is converted already takes the new value.
+
+    Returns:
+        `model` itself. `explain(model, x)` tells what each block runs, and why some were left alone.
+
+    Raises:
+        TypeError: `model` is not an nn.Module.
+        RuntimeError: `strict` and a module that cannot be fused; it names them all, and nothing has been changed.
+
+    Not thread-safe: no other thread may run torch modules meanwhile (torch.fx patches nn.Module while it traces).
+    """
+    _check_module(model, "convert")
+    found, refused, inside = [], [], set()
+    for name, module in candidates(model):
+        if id(module) in inside:
+            continue
+        try:
+            found.append((module, plan_for(module)))
+            inside |= _sequences_of(*found[-1])
+        except NotTraceable as e:
+            refused.append(f"{name or 'the model itself'} ({type(module).__name__}): {e}")
+    if strict and refused:
+        raise RuntimeError(f"convert: {len(refused)} modules cannot be fused: " + "; ".join(refused))
+    for module, plan in found:
+        module.__class__ = class_for(type(module), repr(plan), plan)
+    for module in model.modules():
+        if is_converted(module) and hasattr(type(module), "_fused_layer"):
+            _remember(module, memory_efficient)
+    return model
+
+
+def _remember(module, memory_efficient):
+    """The one entry that conversion may leave in an instance, and only where it was asked for."""
+    module.__dict__.pop("memory_efficient", None)
+    if memory_efficient:
+        module.__dict__["memory_efficient"] = True
+
+
+def unconvert(model):
+    """Gives every converted module its own class back, in place; returns `model`. See `convert`."""
+    _check_module(model, "unconvert")
+    for module in model.modules():
+        if is_converted(module):
+            if hasattr(type(module), "_fused_layer"):
+                _remember(module, False)
+            object.__setattr__(module, "__class__", type(module)._origin)
+    return model
+
+
+def is_converted(module):
+    return isinstance(module, Fused)
+
+
+def candidates(model):
+    """(name, module) of what might be fused: not ours yet, with a convolution and a norm among the children.
+
+    Parents come first. A plain sequence without a ReLU, such as a projection shortcut, is a part of its block only.
+    """
+    inside = set()
+    for name, module in model.named_modules():
+        if isinstance(module, Fused) and type(module)._plan is not None:
+            inside |= _sequences_of(module, type(module)._plan)
+        if (
+            id(module) in inside
+            or isinstance(module, (Fused, BasicBlock, Bottleneck, ResNet, torch.jit.ScriptModule))
+            or type(module).forward is nn.Module.forward
+        ):
+            continue
+        parts = list(_called_children(module))
+        if type(module) is nn.Sequential and not any(isinstance(m, nn.ReLU) for m in parts):
+            continue
+        if any(isinstance(m, nn.Conv2d) for m in parts) and any(is_norm(m) for m in parts):
+            yield name, module
+
+
+def why_not_converted(module):
+    """Why `convert` leaves `module` alone, or None."""
+    try:
+        plan_for(module)
+    except NotTraceable as e:
+        return str(e)
+    return None
+
+
+def plan_for(module):
+    """The plan of a module that is not converted. Raises NotTraceable with the reason."""
+    origin = type(module)
+    if "forward" in module.__dict__:
+        raise NotTraceable("its forward was replaced on the instance")
+    graph = isinstance(module, torch.fx.GraphModule)
+    if not graph and (origin.__reduce_ex__ is not object.__reduce_ex__ or origin.__reduce__ is not object.__reduce__):
+        raise NotTraceable("its class pickles itself in its own way")
+    try:
+        plan = best_plan(module, origin)
+        class_for(origin, repr(plan), plan)
+    except NotTraceable as e:
+        raise NotTraceable(f"its forward {e}") from e
+    except TypeError as e:  # a class that refuses subclasses, by its metaclass or __init_subclass__
+        raise NotTraceable(f"its class cannot be extended ({e})") from e
+    return plan
+
+
+def _sequences_of(module, plan):
+    """The ids of the sequences that `plan` runs itself."""
+    return {id(child(module, path)) for path, kind in plan.parts if kind.startswith("sequence")}
+
+
+def _called_children(module):
+    if isinstance(module, torch.fx.GraphModule):
+        yield from module.modules()
+    for part in module.children():
+        yield part
+        if see_through(part):
+            yield from _called_children(part)
+
+
+def _check_module(model, function):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model should be an nn.Module, got {type(model).__name__}")

@@ -1,0 +1,299 @@
+"""Which backend runs an op, and why. A pure question: nothing here launches or allocates.
+
+`cuda`: compiled CUDA kernels. `triton`: Triton kernels. `native`: compiled CPU kernels. `torch`: for convolutions, torch's
+own convolution followed by one fused pass of another backend. `eager`: torch's own operators, unfused: the fallback.
+`triton_plane`, `cuda_plane`: convolutions of large batches on Hopper (plane.py); what those refuse, `triton` and `cuda` run.
+`triton_patch`: the same for any batch (patch.py).
+`cuda_strip`: 3x3 convolutions of 64 channels on Hopper (cuda_strip.py); what it refuses, `cuda` runs.
+"""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import torch
+
+from ..kernels import cpu, env, layout, library
+from ..kernels.table import BACKENDS, NARROW, TILED, Backend, tf32_allowed, tiles
+from ..kernels.triton import schedule, weight_grad
+from ..measure import remembered
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# The gradients of a convolution, and who has kernels for them; torch's own otherwise.
+GRADIENTS = {"conv_input_grad": tuple(NARROW), "conv_weight_grad": ("triton",)}
+
+
+class Choice(NamedTuple):
+    backend: str
+    reason: str
+    config: dict | None = None  # the launch configuration that was measured fastest, if not the default
+
+
+class FallbackError(RuntimeError):
+    """STRICT mode: an op would have run eagerly."""
+
+
+# Process-wide, not a ContextVar: autograd runs the backward of CUDA tensors in threads of its own, which must see it.
+_state = {"backend": env.BACKEND, "strict": env.STRICT, "rows": None, "keys": None, "config": None}
+
+
+@contextlib.contextmanager
+def _set(key, value):
+    before = _state[key]
+    _state[key] = value
+    try:
+        yield value
+    finally:
+        _state[key] = before
+
+
+def backend(name):
+    """Context manager: every op inside uses backend `name` ("auto" lets the dispatcher choose).
+
+    Raises ValueError for an unknown name and RuntimeError for a backend that cannot run here.
+    """
+    check_backend(name)
+    return _set("backend", name)
+
+
+def check_backend(name):
+    if name == "auto":
+        return
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, not {name!r}")
+    if (why := BACKENDS[name].why_not()) is not None:
+        raise RuntimeError(f"backend {name!r} cannot run here: {why}")
+
+
+def configured(config):
+    """Context manager: a launch configuration for the backend that was asked for; for those who measure."""
+    return _set("config", config)
+
+
+def strict(on=True):
+    """Context manager: inside it a fallback to eager raises FallbackError (on) or is allowed (off)."""
+    return _set("strict", on)
+
+
+def record():
+    """Context manager yielding a list to which every op that runs adds (op, (shape, dtype, format), Choice)."""
+    return _set("rows", [])
+
+
+def record_keys():
+    """Context manager yielding a list to which every op that runs adds the key of its tuning entry."""
+    return _set("keys", [])
+
+
+def observed():
+    """Whether somebody records what runs, op by op."""
+    return _state["rows"] is not None or _state["keys"] is not None
+
+
+def setting(device):
+    """What besides the tensors decides a choice on a torch.device: equal settings, equal choices."""
+    return _state["backend"], _state["config"], BACKENDS["native"], remembered.table(device).entries
+
+
+def backends():
+    """{name: "available" or why not} for every backend."""
+    return {name: b.why_not() or "available" for name, b in BACKENDS.items()}
+
+
+def _unfit(x, others):
+    """Why no kernel can take these tensors, or None."""
+    if x.dtype not in DTYPES:
+        return f"dtype {x.dtype}"
+    if x.numel() == 0:
+        return "empty"
+    for t in others:
+        if t is not None and t.dtype != x.dtype:
+            return f"dtypes {x.dtype} and {t.dtype}"
+    if layout.format_of(x) is None:
+        return f"strides {tuple(x.stride())} of shape {tuple(x.shape)}"
+    return None
+
+
+_ON_CPU = {"conv_bn_relu": "Winograd F(2x2,3x3)", "conv_bn_relu_pool": "convolution and pooling in one pass"}
+
+
+def automatic(op, x, detail=()):
+    """The default choice for `op` on `x`, where nothing was measured and nothing asked for."""
+    conv = op.startswith("conv")
+    if op in GRADIENTS:
+        return Choice("torch", "torch's own where nothing else was asked for or measured")
+    if x.device.type == "cuda":
+        # Unmeasured defaults: compiled kernels where they exist; for the convolution in IEEE float32 torch's own,
+        # since tensor cores do not help there.
+        if conv and x.dtype == torch.float32 and not tf32_allowed():
+            return Choice("torch", "IEEE float32: cuDNN's convolution, then one fused pass (predicted, not measured)")
+        if (without_cuda := BACKENDS["cuda"].why_not()) is None:
+            return Choice("cuda", "default on CUDA devices (predicted, not measured)")
+        if (why := BACKENDS["triton"].why_not()) is None:
+            return Choice("triton", f"no compiled CUDA kernels: {without_cuda}")
+        return Choice("eager", f"{without_cuda}; {why}")
+    if x.device.type == "cpu":
+        if (why := library.why_absent()) is not None:
+            return Choice("eager", why)
+        if conv and (slower := cpu.verdict(op, x.dtype, x.shape, *detail)[1]) is not None:
+            return Choice("torch", f"torch's convolution, then one fused pass: {slower}")
+        return Choice("native", _ON_CPU.get(op, "default on CPUs"))
+    return Choice("eager", f"device {x.device.type}")
+
+
+def _key(op, x, others, detail):
+    precision = tf32_allowed() if op.startswith("conv") and x.dtype == torch.float32 else None
+    detail = tuple(tuple(part) if isinstance(part, list) else part for part in detail)
+    return _text_key(op, x.dtype, layout.format_of(x), x.shape, sum(t is not None for t in others), *detail, precision)
+
+
+_text_key = functools.lru_cache(maxsize=4096)(remembered.key)
+
+
+def _measured(op, x, others, detail):
+    """The choice that was measured for such tensors on this device, if it can run."""
+    if x.device.type not in ("cpu", "cuda"):
+        return None
+    entries = remembered.table(x.device).entries
+    entry = entries.get(_key(op, x, others, detail)) if entries else None
+    if entry is None or (b := BACKENDS.get(entry.choice)) is None or not b.takes(x.device.type) or b.why_not():
+        return None
+    return Choice(entry.choice, entry.reason(), entry.config.get(entry.choice))
+
+
+def _refused(name, op, x, detail):
+    """Why a backend of NARROW does not run `op` on x, or None."""
+    if (refusal := NARROW[name].refusals.get(op)) is None:
+        return f"{name} has no kernel for {op}"
+    weight, *geometry = detail
+    return refusal(x.shape, weight, x.dtype, *geometry)
+
+
+def pick(op, x, *others, detail=()):
+    """(the backend for `op` on `x` and the tensors that must match it, whether it was asked for or measured).
+
+    None among `others` is skipped. `detail`: what else its speed depends on; of a convolution the weight's shape, stride,
+    padding, dilation, groups.
+    """
+    name = _state["backend"]
+    conv = op.startswith("conv")
+    if (keys := _state["keys"]) is not None:
+        keys.append(_key(op, x, others, detail))
+    if (why := _unfit(x, others)) is not None:
+        return Choice("eager", why), name == "eager"
+    asked = name != "auto"
+    if not asked:
+        measured = _measured(op, x, others, detail)
+        choice, asked = measured or automatic(op, x, detail), measured is not None
+    elif name not in BACKENDS or not BACKENDS[name].takes(x.device.type):
+        return Choice("eager", f"backend {name!r} does not take {x.device.type} tensors"), name == "eager"
+    elif name == "native" and conv and (cannot := cpu.verdict(op, x.dtype, x.shape, *detail)[0]) is not None:
+        choice = Choice("torch", f"torch's convolution, then one fused pass: {cannot}")
+    elif name == "torch" and not conv:
+        choice, asked = automatic(op, x), False
+    else:
+        choice = Choice(name, f"backend {name!r} was asked for", _state["config"])
+    if choice.backend in NARROW and (why := _refused(choice.backend, op, x, detail)) is not None:
+        choice = Choice(NARROW[choice.backend].others, why)
+    if conv and choice.backend not in ("torch", "eager") and not layout.is_channels_last(x):
+        choice = Choice("torch", "contiguous NCHW: torch's convolution, then one fused pass")
+    return choice, asked
+
+
+def choose(op, x, *others, detail=()):
+    """`pick`, noted."""
+    return note(op, x, *pick(op, x, *others, detail=detail))
+
+
+def choose_conv_stats(x, weight, out, *detail):
+    """The backend of a convolution with batch statistics in its epilogue; "torch": a convolution, then another pass.
+    `detail`: stride, padding, dilation, groups.
+
+    The kernel cannot cut its reduction (statistics need finished sums), so below half a wave of tiles it leaves a GPU idle
+    and torch's split convolution wins, for all that the other pass costs (predicted, not measured).
+    """
+    choice, asked = pick("conv_stats", x, weight, detail=(weight.shape, *detail))
+    tiles = -(-out.numel() // out.shape[1] // 128) * -(-out.shape[1] // 128)
+    if x.device.type == "cuda" and not asked and choice.backend != "eager" and tiles < schedule.SMS // 2:
+        choice = Choice("torch", f"{tiles} tiles are too few for the kernel (predicted, not measured)")
+    return note("conv_stats", x, choice, asked)
+
+
+def choose_conv_input_grad(grad, weight, *detail):
+    """The backend of the gradient of a convolution's input: one of NARROW where it was asked for or measured, else "torch".
+
+    `detail`: stride, padding, dilation, groups. Torch's own is noted only where there was a choice: it is no op of ours.
+    """
+    return _gradient("conv_input_grad", grad, (weight,), (weight.transpose(0, 1).shape, *detail), _refused)
+
+
+def choose_conv_weight_grad(grad, x, weight, *detail):
+    """The same for the gradient of its weight. Backends of NARROW hand it on, as they do with all they have no kernel for."""
+    why = weight_grad.refusal(x.shape, weight.shape, detail[-1])
+    return _gradient("conv_weight_grad", grad, (x, weight), (weight.shape, *detail), lambda *_: why)
+
+
+def _gradient(op, grad, others, detail, refused):
+    name, able = _state["backend"], GRADIENTS[op]
+    if (keys := _state["keys"]) is not None:
+        keys.append(_key(op, grad, (), detail))
+    if name == "auto":
+        choice = _measured(op, grad, (), detail)
+    else:
+        own = NARROW[name].others if name in NARROW and name not in able else name
+        # A configuration is one of the backend that was asked for.
+        choice = Choice(own, f"backend {name!r} was asked for", _state["config"] if own == name else None)
+    if choice is None or choice.backend not in (*able, "torch"):
+        return automatic(op, grad)
+    if choice.backend in able:
+        if (why := _unfit(grad, others) or refused(choice.backend, op, grad, detail)) is not None:
+            choice = Choice("torch", why)
+        elif not BACKENDS[choice.backend].takes(grad.device.type):
+            choice = Choice("torch", f"backend {choice.backend!r} does not take {grad.device.type} tensors")
+        elif not all(map(layout.is_channels_last, (grad, *others[:-1]))):  # the last is the weight
+            choice = Choice("torch", "contiguous NCHW")
+    return note(op, grad, choice)
+
+
+def choose_fp8(op, x):
+    """The backend of an op on e4m3 values: `triton`, the only one with kernels for them, or `eager` if that was asked for."""
+    if _state["backend"] == "eager":
+        return note(op, x, Choice("eager", "backend 'eager' was asked for"), asked=True)
+    if (why := BACKENDS["triton"].why_not()) is not None or not BACKENDS["triton"].takes(x.device.type):
+        raise RuntimeError(f"{op}: {why or f'no kernel takes {x.device.type} tensors'}")
+    return note(op, x, Choice("triton", "the only kernels for e4m3"))
+
+
+def prefers_channels_last(x, weight, evaluation):
+    """Whether a network runs faster on `x` in channels_last, where its weights are as `weight` and may not change.
+
+    CUDA: the layout of every fast kernel. CPU, in evaluation: that of Winograd, and in half types of oneDNN's fast kernels
+    (docs/performance.md). Else that of the weights, since torch's convolution of a channels_last input reorders contiguous
+    weights on every call by a slow path: 3.4 ms instead of 1.2 for 512 channels at 7x7, batch 1 (measured: 2-core Intel
+    Xeon, 2 threads, 2026-11-24).
+    """
+    if x.device.type != "cpu" or layout.format_of(weight) == layout.CHANNELS_LAST:
+        return True
+    if torch.compiler.is_compiling():  # would trace the loading of the library
+        return False
+    ours_run = _state["backend"] in ("auto", "native") and library.why_absent() is None
+    return evaluation and ours_run and x.dtype == weight.dtype
+
+
+def note(op, x, choice, asked=False):
+    """Records `choice`, and in STRICT mode refuses a fallback to eager unless it was asked for or measured."""
+    if (rows := _state["rows"]) is not None:
+        rows.append((op, (tuple(x.shape), x.dtype, layout.format_of(x)), choice))
+    if choice.backend == "eager" and _state["strict"] and choice.reason != "empty" and not asked:
+        raise FallbackError(f"{op}: would fall back to eager ({choice.reason})")
+    return choice
+
+
+def kernel(choice, stem, op):
+    """The function of backend `choice` that launches `op`, whose kernels live under `stem`."""
+    function = BACKENDS[choice.backend].kernel(stem, op)
+    if not choice.config:
+        return function
+    # Triton's launchers take one dictionary, the ops of the library an argument for each entry.
+    given = {"config": choice.config} if choice.backend.startswith("triton") else choice.config
+    return functools.partial(function, **given)

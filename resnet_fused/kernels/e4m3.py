@@ -1,0 +1,91 @@
+"""e4m3, the 8-bit float of Hopper's and Ada's matrix units: which convolutions it is for, its scales, its rounding.
+
+Four bits of exponent, three of mantissa, no infinity: up to 448, steps of 1/16 to 1/8 of a value, below 2^-6 steps of 2^-9.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import env
+from .triton import schedule
+
+E4M3 = torch.float8_e4m3fn
+NAMES = ("fp8", E4M3)  # what freeze() takes as its dtype
+LARGEST = 448.0
+CHANNELS = 16  # 16 bytes: one copy
+CAPABILITY = (8, 9)
+CHOICES = 2  # launch configurations that freeze() measures besides the default
+TILE = ("block_m", "block_k", "num_warps", "num_stages", "splits")  # of a configuration
+
+
+def asked(dtype):
+    return dtype in NAMES
+
+
+def refusal(weight, groups):
+    """Why a convolution with a weight [K, C / groups, R, S] (a shape) stays in bfloat16, or None."""
+    if groups != 1:
+        return f"the e4m3 kernel takes one group, not {groups}"
+    if weight[1] % CHANNELS:
+        return f"the e4m3 kernel takes input channels in multiples of {CHANNELS}, not {weight[1]}"
+    return None
+
+
+def device_refusal(device):
+    """Why no e4m3 kernel runs on a torch.device, or None. Triton's interpreter runs them on CPU tensors."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        found = None if (major, minor) >= CAPABILITY else f"{torch.cuda.get_device_name(device)} ({major}.{minor})"
+    else:
+        found = None if device.type == "cpu" and env.TRITON_INTERPRET else f"a {device.type} device"
+    return found and f"fp8 needs a CUDA device of compute capability 8.9 or later; this is {found}"
+
+
+def alternatives(n, p, q, weight):
+    """Configurations worth measuring beside the default for a weight [K, C, R, S] and n images of p x q output pixels: those of
+    eight warps (see launch.conv)."""
+    k, c, r, s = weight
+    default = schedule.conv(n * p * q, k, c, r * s, 1, 1, "ieee")
+    found = schedule.conv_alternatives(default, 1)
+    found = [config for config in found if config["num_warps"] == 8 and config["splits"] == default.splits]
+    return [[config[name] for name in TILE] for config in found[:CHOICES]]
+
+
+def scale_of(largest):
+    """The scale of values up to `largest` (a tensor, or a number): 1 where all of them are 0."""
+    if isinstance(largest, torch.Tensor):
+        return torch.where(largest == 0, 1.0, largest / LARGEST)
+    return largest / LARGEST if largest else 1.0
+
+
+def narrow(y, dtype):
+    """y as it is stored: the nearest, in e4m3 at most 448 in size; NaN stays NaN."""
+    return (y.clamp(-LARGEST, LARGEST) if dtype == E4M3 else y).to(dtype)
+
+
+def quantised_weight(weight):
+    """(e4m3 weight, [K] float32 scales): every output channel by its own largest value."""
+    scale = scale_of(weight.flatten(1).abs().amax(1))
+    return narrow(weight / scale.view(-1, 1, 1, 1), E4M3), scale
+
+
+def half_step(y, dtype):
+    """The largest error that rounding `y` (float64) to `dtype` may make: half the distance of its neighbours there."""
+    bits, smallest = (
+        (4, -6) if dtype == E4M3 else (8, -126)
+    )  # of the significand; the exponent below which steps stay equal
+    exponent = torch.frexp(y.nan_to_num())[1] - 1
+    return torch.exp2((exponent.clamp_min(smallest) - bits).double())
+
+
+def share(ours, oracle, magnitude, slack):
+    """How far `ours` is from the `oracle` (float64, not rounded), in what one rounding and `slack` times the `magnitude` of
+    the terms of each sum may come to; infinite where NaNs differ. 1 passes."""
+    if ours.numel() == 0:
+        return 0.0
+    if not torch.equal(ours.isnan(), oracle.isnan()):
+        return float("inf")
+    bound = oracle.clamp(-LARGEST, LARGEST) if ours.dtype == E4M3 else oracle
+    allowed = half_step(bound, ours.dtype) + slack * magnitude.nan_to_num()
+    return ((ours.double() - bound).nan_to_num().abs() / allowed).max().item()

@@ -1,0 +1,73 @@
+"""Finds and loads the compiled library (csrc/), and says why it is absent.
+
+Nothing happens at import. The library holds private ops that only launch (torch.ops.resnet_fused_native.<op>); it is
+one file for torch 2.11 and later and every Python, built by setup.py.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import torch
+
+# Raised when a schema in csrc/register*.cpp changes: a library built for another number is not used.
+ABI = 6
+LIBRARY = Path(__file__).with_name("_native.so")
+RECORD = Path(__file__).with_name("_native_build.json")
+
+
+@functools.cache
+def why_absent():
+    """None if the library is loaded (the first call loads it), else why there is none, in one line."""
+    if not LIBRARY.exists():
+        return f"the compiled library was not built: {_why_not_built()}"
+    try:
+        torch.ops.load_library(LIBRARY)
+        info = json.loads(torch.ops.resnet_fused_native.build_info())
+    except (OSError, AttributeError, RuntimeError) as error:
+        return (
+            f"the compiled library, built against torch {_record().get('torch', 'of unknown version')}, "
+            f"does not load in torch {torch.__version__}: {str(error).splitlines()[0]}"
+        )
+    from ..version import __version__
+
+    if (info["version"], info["abi"]) != (__version__, ABI):
+        return (
+            f"the compiled library is stale: built for version {info['version']} (ABI {info['abi']}), "
+            f"this is {__version__} (ABI {ABI}); build it again"
+        )
+    return None
+
+
+def namespace():
+    """torch.ops.resnet_fused_native. Raises RuntimeError where the library is absent."""
+    if (why := why_absent()) is not None:
+        raise RuntimeError(why)
+    return torch.ops.resnet_fused_native
+
+
+def build_info():
+    """What the loaded library is: version, abi, torch, stable_abi, compiler, cuda, architectures."""
+    return json.loads(namespace().build_info())
+
+
+@functools.cache
+def has_cuda():
+    """Whether the library is there and has CUDA kernels. Needs no GPU."""
+    return why_absent() is None and build_info()["cuda"] is not None
+
+
+def cpu_isa():
+    """The instruction set its CPU kernels use on this machine: amx, avx512, avx2 or portable."""
+    return namespace().cpu_isa()
+
+
+def _record():
+    try:
+        return json.loads(RECORD.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _why_not_built():
+    return _record().get("not_built", "`python setup.py build_ext --inplace` never ran here")

@@ -1,0 +1,164 @@
+"""The backends: why one cannot run here, which devices it takes, and how its kernels are found."""
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from . import env, library
+from .hopper.plane import cuda as cuda_plane
+from .hopper.plane import schedule as plane
+from .hopper.strip import cuda as cuda_strip
+from .triton import patch
+
+
+class Backend(NamedTuple):
+    """How a backend is asked: `why_not()` says why it cannot run here (None: it can), `takes(device_type)`, and
+    `kernel(stem, op)` is the function that launches `op`."""
+
+    why_not: Callable[[], str | None]
+    takes: Callable[[str], bool]
+    kernel: Callable | None
+
+
+@functools.cache
+def _without_triton():
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.cuda.is_available() and not env.TRITON_INTERPRET:
+        return "no CUDA device (TRITON_INTERPRET=1 runs its kernels on CPU tensors, slowly)"
+    return None
+
+
+@functools.cache
+def _without_cuda():
+    if (why := library.why_absent()) is not None:
+        return why
+    if not library.has_cuda():
+        return "the compiled library has no CUDA part (nvcc was not found when it was built)"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
+
+
+def _compiled_kernel(stem, op):
+    kernel = getattr(library.namespace(), op)
+    # The stable ABI cannot read torch's flags, so the library is told.
+    return functools.partial(kernel, allow_tf32=tf32_allowed()) if op.startswith("conv") else kernel
+
+
+def _takes_triton(device):
+    return device == "cuda" or (device == "cpu" and env.TRITON_INTERPRET)
+
+
+def _triton_kernel(stem, op):
+    return getattr(importlib.import_module(f"{__package__}.kernels.{stem}"), op)
+
+
+def _triton_plane_kernel(stem, op):
+    return getattr(importlib.import_module(f"{__package__}.kernels._conv_plane"), op)
+
+
+def _triton_patch_kernel(stem, op):
+    return getattr(importlib.import_module(f"{__package__}.kernels._conv_patch"), op)
+
+
+def _cuda_plane_kernel(stem, op):
+    return functools.partial(getattr(cuda_plane, op), library.namespace())
+
+
+def _cuda_strip_kernel(stem, op):
+    return functools.partial(getattr(cuda_strip, op), library.namespace())
+
+
+# A backend proven elsewhere (the emulator of the tests) is added here by its owner.
+BACKENDS = {
+    "cuda": Backend(_without_cuda, lambda device: device == "cuda", _compiled_kernel),
+    "triton": Backend(_without_triton, _takes_triton, _triton_kernel),
+    "triton_plane": Backend(
+        lambda: _without_triton() or plane.without_hopper(),
+        _takes_triton,
+        _triton_plane_kernel,
+    ),
+    "triton_patch": Backend(
+        lambda: _without_triton() or plane.without_hopper(),
+        _takes_triton,
+        _triton_patch_kernel,
+    ),
+    "cuda_plane": Backend(
+        lambda: _without_cuda() or plane.without_hopper(),
+        lambda device: device == "cuda",
+        _cuda_plane_kernel,
+    ),
+    "cuda_strip": Backend(
+        lambda: _without_cuda() or plane.without_hopper(),
+        lambda device: device == "cuda",
+        _cuda_strip_kernel,
+    ),
+    "native": Backend(library.why_absent, lambda device: device == "cpu", _compiled_kernel),
+    "torch": Backend(lambda: None, lambda device: True, None),
+    "eager": Backend(lambda: None, lambda device: True, None),
+}
+
+# Backends whose convolutions take a tile and a number of slices by name (csrc/cuda/conv_choice.h).
+TILED = ("cuda", "emulator")
+
+
+def tiles(text):
+    """Launch configurations from what the library's conv_choices says: a line is "<tile> <splits>", or that and "cluster"."""
+    found = []
+    for tile, splits, *cluster in map(str.split, text.splitlines()):
+        found.append({"tile": tile, "splits": int(splits)} | ({"cluster": True} if cluster else {}))
+    return found
+
+
+class Narrow(NamedTuple):
+    """A backend with kernels for some ops, and some convolutions of those. Convolutions are shapes of x and weight; of
+    `conv_input_grad` those of the output's gradient and of the weight with its channels exchanged."""
+
+    others: str  # the backend that runs everything else
+    refusals: dict  # {op: (x, weight, dtype, stride, padding, dilation, groups) -> why no kernel takes it, or None}
+    suits: Callable  # (x, weight, stride): whether it is worth a measurement
+
+
+def _any_geometry(refusal):
+    return lambda x, weight, dtype, stride, padding, dilation, groups: refusal(x, weight, dtype, groups)
+
+
+def _by_stride(refusal):
+    return lambda x, weight, dtype, stride, padding, dilation, groups: refusal(x, weight, dtype, stride, groups)
+
+
+def _of(gradient, refusal, *others):
+    """The refusals of an op each: the gradient of the input, evaluation, others like it."""
+    return {"conv_input_grad": gradient, "conv_bn_relu": refusal} | dict.fromkeys(others, refusal)
+
+
+_cuda_plane = _any_geometry(cuda_plane.refusal)
+NARROW = {
+    "triton_plane": Narrow(
+        "triton",
+        _of(_by_stride(plane.gradient_refusal), _any_geometry(plane.refusal), "conv_stats"),
+        lambda x, weight, stride: plane.suits(x, weight),
+    ),
+    "triton_patch": Narrow(
+        "triton",
+        _of(_any_geometry(patch.gradient_refusal), _by_stride(patch.refusal), "conv_stats"),
+        patch.suits,
+    ),
+    "cuda_plane": Narrow("cuda", _of(_cuda_plane, _cuda_plane), lambda x, weight, stride: plane.suits(x, weight)),
+    "cuda_strip": Narrow(
+        "cuda", _of(cuda_strip.refusal, cuda_strip.refusal), lambda x, weight, stride: cuda_strip.suits(x, weight)
+    ),
+}
+
+
+def tf32_allowed():
+    """Whether torch would let a float32 convolution use TF32, by its flags at this moment."""
+    precision = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+    if precision in ("tf32", "ieee"):
+        return precision == "tf32"
+    return torch.backends.cudnn.allow_tf32

@@ -1,0 +1,102 @@
+"""out = [relu]((x - mean) * invstd * weight + bias [+ residual]) per channel; statistics and gradient: the next files.
+
+Both layouts go through the same kernels as [outer, channels, inner]; launch.Tiles says how.
+"""
+
+import torch
+
+import triton
+import triton.language as tl
+
+from . import schedule
+from .bn_relu_backward import bn_relu_backward_apply, bn_relu_backward_reduce
+from .bn_stats import bn_stats, bn_stats_merge
+from .common import (
+    blocks,
+    inverse_std,
+    load_channels,
+    outer_channels_inner,
+    over_positions,
+    program_channels,
+    tile_2d,
+    tile_positions,
+)
+from .common import relu as _relu
+
+__all__ = [
+    "bn_add_bn_relu",
+    "bn_relu",
+    "bn_relu_backward_apply",
+    "bn_relu_backward_reduce",
+    "bn_stats",
+    "bn_stats_merge",
+]
+
+
+@triton.jit
+def _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, mask):
+    mean = load_channels(mean_ptr, channel, mask, 0.0)
+    scale = inverse_std(load_channels(spread_ptr, channel, mask, 1.0), eps) * load_channels(
+        weight_ptr, channel, mask, 1.0
+    )
+    return mean, scale, load_channels(bias_ptr, channel, mask, 0.0)
+
+
+@triton.jit
+def _bn_relu_kernel(
+    x_ptr, mean_ptr, spread_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, eps, outer, channels, inner,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    tile, channel, channel_mask = program_channels(channels, BLOCK_C)
+    offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
+    offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
+    mean, scale, bias = _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask)
+    # (x - mean) * scale + bias, not x * scale + shift: the latter cancels when |mean| >> std
+    x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
+    y = (x - over_positions(mean, CHANNELS_LAST)) * over_positions(scale, CHANNELS_LAST)
+    y += over_positions(bias, CHANNELS_LAST)
+    if residual_ptr is not None:
+        y += tl.load(residual_ptr + offsets, mask=mask).to(tl.float32)
+    if RELU:
+        y = _relu(y)
+    tl.store(out_ptr + offsets, y, mask=mask)
+
+
+def bn_relu(x, mean, spread, weight, bias, residual, out, eps, relu):
+    tiles = schedule.elementwise(*outer_channels_inner(x))
+    with torch.cuda.device_of(x):
+        _bn_relu_kernel[tiles.grid](
+            x, mean, spread, weight, bias, residual, out, eps, tiles.outer, tiles.channels, tiles.inner,
+            RELU=relu, **blocks(tiles),
+        )  # fmt: skip
+
+
+@triton.jit
+def _bn_add_bn_relu_kernel(
+    x_ptr, mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps,
+    z_ptr, mean_z_ptr, spread_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, out_ptr, outer, channels, inner,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """out = relu(bn(x) + bn_z(z)): the end of a block whose shortcut is a projection."""
+    tile, channel, channel_mask = program_channels(channels, BLOCK_C)
+    offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
+    offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
+    mean, scale, bias = _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask)
+    mean_z, scale_z, bias_z = _constants(
+        mean_z_ptr, spread_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, channel, channel_mask
+    )
+    x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
+    z = tl.load(z_ptr + offsets, mask=mask).to(tl.float32)
+    y = (x - over_positions(mean, CHANNELS_LAST)) * over_positions(scale, CHANNELS_LAST)
+    y += over_positions(bias + bias_z, CHANNELS_LAST)
+    y += (z - over_positions(mean_z, CHANNELS_LAST)) * over_positions(scale_z, CHANNELS_LAST)
+    tl.store(out_ptr + offsets, _relu(y), mask=mask)
+
+
+def bn_add_bn_relu(x, mean, spread, weight, bias, eps, z, mean_z, spread_z, weight_z, bias_z, eps_z, out):
+    tiles = schedule.elementwise(*outer_channels_inner(x))
+    with torch.cuda.device_of(x):
+        _bn_add_bn_relu_kernel[tiles.grid](
+            x, mean, spread, weight, bias, eps, z, mean_z, spread_z, weight_z, bias_z, eps_z, out,
+            tiles.outer, tiles.channels, tiles.inner, **blocks(tiles),
+        )  # fmt: skip

@@ -1,0 +1,290 @@
+"""Evaluation: out = [relu](conv(x, weight) * scale + shift [+ residual]), one implicit GEMM and its epilogue.
+
+scale = bn_weight / sqrt(var + eps), shift = bn_bias - mean * scale, in float32, from the live tensors: nothing is
+folded into the weights, so nothing can go stale, and a large scale cannot overflow fp16 weights.
+
+Rows of the GEMM are output positions (n, p, q), columns output channels, the depth is taps x input channels. Tensors
+come with their strides; channels_last (and weights likewise) makes every copy a 16-byte one.
+"""
+
+from dataclasses import replace
+
+import torch
+
+import triton
+import triton.language as tl
+
+from . import schedule
+from .bn_stats import finalise
+from .common import INTERPRETED, narrow, relu, scale_shift, widen
+from .conv_moments import store_moments
+
+
+@triton.jit
+def _multiply(a, b, acc, PRECISION: tl.constexpr):
+    if a.dtype == tl.float8e4nv:
+        # The matrix unit keeps about 14 bits of a sum of e4m3 products (Hopper, Ada): at most 128 of them, four instructions,
+        # before an addition in float32. The addition is written out because only Hopper's lowering heeds the limit, and the
+        # limit keeps the compiler from folding it back (QGMMA or QMMA, then FADD: Triton 3.6 and 3.9, ahead of time).
+        tl.static_assert(a.shape[1] <= 128)
+        if INTERPRETED:
+            return acc + tl.dot(widen(a), widen(b), input_precision="ieee")
+        else:
+            return acc + tl.dot(a, b, max_num_imprecise_acc=a.shape[1])
+    else:
+        if INTERPRETED:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _positions(start, lane, p, q):
+    """(first image, images ahead of it, row, column) of the output positions start + lane.
+
+    Only the scalar division is 64-bit; per row it would cost about 100 instructions. Offsets from the first image fit
+    into 32 bits unless launch.wide_offsets says otherwise.
+    """
+    pixels = tl.cast(p, tl.int32) * q
+    image = start // pixels
+    pixel = (start - image * pixels).to(tl.int32) + lane
+    ahead = pixel // pixels
+    pixel -= ahead * pixels
+    row = pixel // q
+    return image, ahead, row, pixel - row * q
+
+
+@triton.jit
+def _inside(coordinate, size):
+    return coordinate.to(tl.uint32) < tl.cast(size, tl.uint32)  # negative ones are huge
+
+
+@triton.jit
+def _finish(
+    acc, start, first, group, m, k, p, q,
+    mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
+    out_n, out_k, out_p, out_q, OFFSET: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """The epilogue of the tile acc: positions start + ..., channels first + ... of `group`, which has k of them."""
+    ROWS: tl.constexpr = acc.shape[0]
+    COLUMNS: tl.constexpr = acc.shape[1]
+    # 32 channels at a time: in the layout of the matrix product a thread holds every fourth channel, so scale and shift
+    # of 128 channels take 64 registers. Whole tile 250 registers a thread (one block per SM), halves 180, quarters 128
+    # (two blocks); fp16, 128 x 128, 8 warps, computed ahead of time for sm_90 with Triton 3.9, no GPU.
+    if COLUMNS > 32:
+        halves = tl.split(tl.permute(tl.reshape(acc, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
+        for i in tl.static_range(2):
+            _finish(
+                halves[i], start, first + i * (COLUMNS // 2), group, m, k, p, q,
+                mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
+                out_n, out_k, out_p, out_q, OFFSET, RELU,
+            )  # fmt: skip
+    else:
+        lane = tl.arange(0, ROWS)
+        column = first + tl.arange(0, COLUMNS)
+        column_mask = column < k
+        column += group * k
+        scale, shift = scale_shift(column, column_mask, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps)
+        image, ahead, row, col = _positions(start, lane, p, q)
+        rows = ahead.to(OFFSET) * out_n + row.to(OFFSET) * out_p + col.to(OFFSET) * out_q
+        offsets = rows[:, None] + (column.to(OFFSET) * out_k)[None, :]
+        mask = (lane < m - start)[:, None] & column_mask[None, :]
+        y = acc * scale[None, :] + shift[None, :]
+        if residual_ptr is not None:
+            added = widen(tl.load(residual_ptr + image * out_n + offsets, mask=mask, other=0.0))
+            if residual_scale is not None:
+                added *= residual_scale
+            y += added
+        if RELU:
+            y = relu(y)
+        tl.store(out_ptr + image * out_n + offsets, narrow(y, out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _conv_kernel(
+    x_ptr, weight_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale,
+    out_ptr, partial_ptr, moments_ptr, slices, m, c, h, w, k, p, q,
+    x_n, x_c, x_h, x_w, weight_k, weight_c, weight_r, weight_s, out_n, out_k, out_p, out_q,
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, iterations,
+    R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    OFFSET: tl.constexpr, PRECISION: tl.constexpr, FLAT: tl.constexpr, EVEN: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """One tile of one group: BLOCK_M positions x BLOCK_K channels, `iterations` steps of depth BLOCK_D.
+
+    c, k: channels per group. EVEN: c is a multiple of BLOCK_D.
+    partial given: float32 sums [splits, m, groups * k] instead of the epilogue. moments given: statistics of what is stored.
+    """
+    # Output channels fastest: the programs that run together share input tiles in L2, and the weights fit there anyway.
+    blocks = tl.cdiv(k, BLOCK_K)
+    tile = tl.program_id(0)
+    group = tl.program_id(1)
+    split = tl.program_id(2)
+    block = tile // blocks
+    lane = tl.arange(0, BLOCK_M)
+    start = block.to(tl.int64) * BLOCK_M
+    lane_mask = lane < m - start
+    column = (tile - block * blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
+    column_mask = column < k
+
+    image, ahead, row, col = _positions(start, lane, p, q)
+    # A position past the end is above every image: the loop then has no mask of its own for it.
+    top = tl.where(lane_mask, row * stride_h - pad_h, -(2**30))
+    left = col * stride_w - pad_w
+    x_base = x_ptr + image * x_n + group.to(tl.int64) * c * x_c
+    x_rows = ahead.to(OFFSET) * x_n + top.to(OFFSET) * x_h + left.to(OFFSET) * x_w
+    weight_base = weight_ptr + group.to(tl.int64) * k * weight_k
+    weight_columns = column.to(OFFSET) * weight_k
+
+    depth = tl.arange(0, BLOCK_D)
+    acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
+    total = tl.cdiv(R * S * c, BLOCK_D) if FLAT else R * S * tl.cdiv(c, BLOCK_D)
+    first = split * iterations
+    for step in range(first, tl.minimum(first + iterations, total)):
+        if FLAT:
+            d = step * BLOCK_D + depth
+            tap = d // c
+            channel = (d - tap * c).to(OFFSET)
+            r = tap // S
+            s = tap - r * S
+            dh = r * dilation_h
+            dw = s * dilation_w
+            inside = _inside(top[:, None] + dh[None, :], h) & _inside(left[:, None] + dw[None, :], w)
+            depth_mask = tap < R * S
+            x_depth = dh.to(OFFSET) * x_h + dw.to(OFFSET) * x_w + channel * x_c
+            weight_depth = r.to(OFFSET) * weight_r + s.to(OFFSET) * weight_s + channel * weight_c
+            x_step = x_base
+            weight_step = weight_base
+        else:
+            # Taps fastest: the nine shifted reads of one channel block follow each other, so L2 serves eight of them.
+            channel_block = step // (R * S)
+            tap = step - channel_block * (R * S)
+            channel = channel_block * BLOCK_D
+            r = tap // S
+            s = tap - r * S
+            dh = r * dilation_h
+            dw = s * dilation_w
+            inside = (_inside(top + dh, h) & _inside(left + dw, w))[:, None]
+            depth_mask = depth < (BLOCK_D if EVEN else c - channel)
+            # What changes from step to step is scalar; the offsets of the tile stay in registers.
+            x_depth = depth.to(OFFSET) * x_c
+            weight_depth = depth.to(OFFSET) * weight_c
+            channel = tl.cast(channel, tl.int64)
+            x_step = x_base + (tl.cast(dh, tl.int64) * x_h + tl.cast(dw, tl.int64) * x_w + channel * x_c)
+            tap_offset = tl.cast(r, tl.int64) * weight_r + tl.cast(s, tl.int64) * weight_s
+            weight_step = weight_base + (tap_offset + channel * weight_c)
+        a = tl.load(x_step + (x_rows[:, None] + x_depth[None, :]), mask=inside & depth_mask[None, :], other=0.0)
+        b = tl.load(
+            weight_step + (weight_depth[:, None] + weight_columns[None, :]),
+            mask=depth_mask[:, None] & column_mask[None, :],
+            other=0.0,
+        )
+        acc = _multiply(a, b, acc, PRECISION)
+
+    if partial_ptr is not None:
+        channels = k * tl.num_programs(1)
+        rows = partial_ptr + (split.to(tl.int64) * m + start + lane) * channels + group * k
+        tl.store(rows[:, None] + column[None, :], acc, mask=lane_mask[:, None] & column_mask[None, :])
+    else:
+        _finish(
+            acc, start, (tile - block * blocks) * BLOCK_K, group, m, k, p, q,
+            mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
+            out_n, out_k, out_p, out_q, OFFSET, RELU,
+        )  # fmt: skip
+        if moments_ptr is not None:
+            store_moments(
+                acc, lane_mask, tl.minimum(m - start, BLOCK_M).to(tl.float32), block, (tile - block * blocks) * BLOCK_K,
+                k, group * k, k * tl.num_programs(1), out_ptr.dtype.element_ty, moments_ptr, slices,
+            )  # fmt: skip
+
+
+@triton.jit
+def _conv_merge_kernel(
+    partial_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
+    m, k, p, q, splits, out_n, out_k, out_p, out_q, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    OFFSET: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """Sums the splits in their order (no atomics: the same bits on every run), then the epilogue."""
+    blocks = tl.cdiv(k, BLOCK_K)
+    tile = tl.program_id(0)
+    block = tile // blocks
+    first = (tile - block * blocks) * BLOCK_K
+    lane = tl.arange(0, BLOCK_M)
+    start = block.to(tl.int64) * BLOCK_M
+    column = first + tl.arange(0, BLOCK_K)
+    mask = (lane < m - start)[:, None] & (column < k)[None, :]
+    at = partial_ptr + (start + lane)[:, None] * k + column[None, :]
+    acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
+    for split in range(splits):
+        acc += tl.load(at + tl.cast(split, tl.int64) * m * k, mask=mask, other=0.0)
+    _finish(
+        acc, start, first, 0, m, k, p, q,
+        mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
+        out_n, out_k, out_p, out_q, OFFSET, RELU,
+    )  # fmt: skip
+
+
+def _launch(x, weight, norm, out, stride, padding, dilation, groups, relu, statistics=False, config=None):
+    """One launch of the kernel; (its configuration, [splits, m, k] sums or None, moments of the tiles or None).
+
+    `config`: fields of launch.Conv that replace the default ones (launch.conv_as).
+    """
+    n, _, h, w = x.shape
+    k, c, r, s = weight.shape
+    p, q = out.shape[2:]
+    m = n * p * q
+    precision = schedule.fp32_precision() if x.dtype == torch.float32 else "ieee"
+    default = schedule.conv(m, k // groups, c, r * s, groups, x.element_size(), precision)
+    config = schedule.conv_as(default, c, r * s, config or {})
+    wide = schedule.wide_offsets(config.block_m, p * q, x.numel() // n, out.numel() // n, weight.numel())
+    offset = tl.int64 if wide else tl.int32
+    partial = moments = None
+    slices = schedule.cdiv(m, config.block_m)
+    if statistics:
+        config = replace(config, splits=1)  # moments need finished sums
+        moments = torch.empty(slices * (3 * k + 1), dtype=torch.float32, device=x.device)
+    elif config.splits > 1:
+        partial = torch.empty((config.splits, m, k), dtype=torch.float32, device=x.device)
+    _conv_kernel[config.grid](
+        x, weight, *norm, out, partial, moments, slices,
+        m, c, h, w, k // groups, p, q, *x.stride(), *weight.stride(), *out.stride(),
+        *stride, *padding, *dilation, config.iterations_per_split,
+        R=r, S=s, BLOCK_M=config.block_m, BLOCK_K=config.block_k, BLOCK_D=config.block_d,
+        OFFSET=offset, PRECISION=precision, FLAT=config.flat, EVEN=c % config.block_d == 0, RELU=relu,
+        **config.options,
+    )  # fmt: skip
+    return offset, config.splits, partial, moments
+
+
+def conv_bn_relu(
+    x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu, config=None
+):  # fmt: skip
+    norm = (mean, var, bn_weight, bn_bias, eps, residual, None)
+    evaluate(x, weight, norm, out, stride, padding, dilation, groups, relu, config)
+
+
+def evaluate(x, weight, norm, out, stride, padding, dilation, groups, relu, config):
+    """The kernel and, where the reduction is cut, the second one. `norm`: its arguments from mean to residual_scale."""
+    with torch.cuda.device_of(x):
+        offset, splits, partial, _ = _launch(
+            x, weight, norm, out, stride, padding, dilation, groups, relu, config=config
+        )
+        if partial is not None:
+            k, (p, q) = weight.shape[0], out.shape[2:]
+            m = out.numel() // k
+            merge = schedule.conv_merge(m, k)
+            _conv_merge_kernel[merge.grid](
+                partial, *norm, out, m, k, p, q, splits, *out.stride(),
+                BLOCK_M=merge.block_m, BLOCK_K=merge.block_k, OFFSET=offset, RELU=relu, **merge.options,
+            )  # fmt: skip
+
+
+def conv_stats(
+    x, weight, out, mean, invstd, running_mean, running_var, num_batches_tracked,
+    stride, padding, dilation, groups, momentum, eps,
+):  # fmt: skip
+    """out = conv(x, weight), and what bn_stats would give for it without another pass over it."""
+    nothing = (None,) * 7  # of a norm and a residual: the epilogue stores the sums themselves
+    k = weight.shape[0]
+    with torch.cuda.device_of(x):
+        *_, moments = _launch(x, weight, nothing, out, stride, padding, dilation, groups, False, statistics=True)
+        finalise(moments, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, out.numel() // k)

@@ -1,0 +1,260 @@
+"""Between modules and the training ops: when blocks take them, in which modes, and batch norm's bookkeeping.
+
+A block takes this path if a batch norm in it uses the statistics of the batch or a gradient is wanted; what the ops do not
+take (odd dtypes, shapes, eps) goes the older way, one convolution at a time, and torch has its say there.
+"""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from .. import dispatch
+from ..ops import training
+from ..ops.convolution.op import out_shape
+from ..ops.training.sync import name_of
+from ..ops.training.unit import MEAN, VAR
+from .eligible import is_projection, watched
+from .norms import is_frozen
+
+
+def _uses_batch(bn):
+    batch = bn.training or (bn.running_mean is None and bn.running_var is None)
+    return batch and (type(bn) is nn.BatchNorm2d or not is_frozen(bn))
+
+
+def syncs(pairs):
+    """Whether a batch norm among `pairs` [(conv, bn)] shares its statistics with other processes right now."""
+    return any(type(bn) is nn.SyncBatchNorm and bn.training and name_of(bn) for _, bn in pairs)
+
+
+_state = {"apart": False}
+
+
+@contextlib.contextmanager
+def one_op_at_a_time():
+    """Context manager: blocks run as convolutions and batch norms of their own, whose every pass the dispatcher is asked for.
+
+    That is what tuning measures: inside the op of a whole block the same passes run on the same tensors.
+    """
+    before, _state["apart"] = _state["apart"], True
+    try:
+        yield
+    finally:
+        _state["apart"] = before
+
+
+def wanted(x, pairs):
+    """Whether modules `pairs` [(conv, bn)] on input x are to be run by the training ops."""
+    if _state["apart"]:
+        return False
+    return any(_uses_batch(bn) for _, bn in pairs) or (torch.is_grad_enabled() and _learns(x, pairs))
+
+
+def _learns(x, pairs):
+    return x.requires_grad or any(
+        p is not None and p.requires_grad for conv, bn in pairs for p in (conv.weight, bn.weight, bn.bias)
+    )
+
+
+def route(x, chains):
+    """How blocks [([(conv, bn), ...], downsample), ...] that may be fused are run: "training", by its ops; "modules", one by
+    one, where only torch can synchronise; None, as in evaluation. downsample: None, nn.Sequential(conv, bn), (conv, bn), or
+    any other module."""
+    chains = _projections(chains)
+    pairs = _pairs_of(chains)
+    if not wanted(x, pairs):
+        return None
+    ordinary = all(projection is None or type(projection) is tuple for _, projection in chains)
+    frozen = any(type(bn) is not nn.BatchNorm2d and is_frozen(bn) for _, bn in pairs)
+    if ordinary and not frozen and why_not(x, chains) is None:
+        return "training"
+    return "modules" if syncs(pairs) else None
+
+
+def _pairs_of(chains):
+    return [
+        pair for main, projection in chains for pair in (*main, *([projection] if type(projection) is tuple else []))
+    ]
+
+
+def route_of_stem(x, conv, bn, maxpool):
+    """As `route`, for the stem."""
+    if not wanted(x, [(conv, bn)]):
+        return None
+    if not is_frozen(bn) and why_not_stem(x, conv, bn, maxpool) is None:
+        return "training"
+    return "modules" if syncs([(conv, bn)]) else None
+
+
+def _projections(chains):
+    """The chains with (conv, bn) for a sequence of the two; what else a shortcut may be stays as it is."""
+    return [(main, tuple(down) if is_projection(down) else down) for main, down in chains]
+
+
+def chains_of(x, layer, forward):
+    """The chains of a layer's blocks if one op may run them all, else None: where nothing is kept for a backward, where
+    somebody watches a block, and where one is wrapped or has another forward than `forward`."""
+    if not torch.is_grad_enabled() or type(layer) is not nn.Sequential or watched(layer):
+        return None
+    blocks = list(layer)
+    if any(type(block).forward is not forward or watched(block) or block.why_not_fused(x) for block in blocks):
+        return None
+    chains = [block._fused_chain() for block in blocks]
+    # The op keeps what its backward may need of every block, also of leading ones that nobody wants a gradient of.
+    if not chains or not _learns(x, _pairs_of(_projections(chains[:1]))):
+        return None
+    return chains if route(x, chains) == "training" else None
+
+
+def _low(device):
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _unit_fits(conv, bn, x, dtype, low, channels):
+    weight, mean, var, groups, device = conv.weight, bn.running_mean, bn.running_var, conv.groups, x.device
+    shape = weight.shape  # each of these is a call: this runs for every convolution on every step
+    if len(shape) != 4 or weight.device != device or (weight.dtype if low is None else low) != dtype:
+        return False
+    if shape[1] * groups != channels or shape[0] % groups or bn.eps <= 0.0 or (mean is None) != (var is None):
+        return False
+    count = shape[:1]
+    for p in (bn.weight, bn.bias, mean, var):
+        if p is not None and (p.shape != count or p.device != device or p.dtype not in (dtype, torch.float32)):
+            return False
+    return True
+
+
+def _shape_after(conv, shape):
+    return out_shape(shape, conv.weight.shape, conv.stride, conv.padding, conv.dilation)
+
+
+def why_not(x, chains):
+    """Why the training ops do not take `chains` [([(conv, bn), ...], (conv, bn) or None)] on x, or None."""
+    low = _low(x.device.type)
+    dtype = low or x.dtype
+    if dtype not in dispatch.DTYPES:
+        return f"dtype {dtype}"
+    norms = [id(bn) for main, projection in chains for _, bn in (*main, *([projection] if projection else []))]
+    if len(set(norms)) < len(norms):
+        return "a batch norm that is used twice"  # it must count and average its batches one after the other
+    shape = tuple(x.shape)
+    for main, projection in chains:
+        after = shape
+        for conv, bn in main:
+            if not _unit_fits(conv, bn, x, dtype, low, after[1]):
+                return "tensors that the ops do not take"
+            after = _shape_after(conv, after)
+            if min(after[2:]) < 1:
+                return f"a kernel larger than the map of shape {tuple(x.shape)}"
+        shortcut = shape
+        if projection is not None:
+            if not _unit_fits(*projection, x, dtype, low, shape[1]):
+                return "tensors that the ops do not take"
+            shortcut = _shape_after(projection[0], shape)
+        if shortcut != after:
+            return f"a shortcut of shape {shortcut} beside {after}"
+        shape = after
+    return None
+
+
+class _Pass:
+    """One forward pass: counts batches and makes units on the way in, updates running statistics on the way out."""
+
+    def __init__(self, x):
+        self.low = _low(x.device.type)
+        self.x = x if self.low is None else x.to(self.low)
+        self.norms = []
+
+    def unit(self, conv, bn, shape):
+        """The Unit of conv and bn on an input of `shape`, and the shape after it."""
+        shape = _shape_after(conv, shape)
+        if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+        batch = _uses_batch(bn)
+        group = name_of(bn) if type(bn) is nn.SyncBatchNorm and bn.training else ""
+        if batch and not group and shape[0] * shape[2] * shape[3] == 1:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {torch.Size(shape)}"
+            )
+        weight = conv.weight if self.low is None else conv.weight.to(self.low)
+        mean, var = (None, None) if batch else (bn.running_mean, bn.running_var)
+        # Nothing to learn from an empty batch, unless other processes have more.
+        self.norms.append(bn if bn.training and (group or shape[0] > 0) else None)
+        unit = training.Unit(
+            weight, bn.weight, bn.bias, mean, var,
+            list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups, bn.eps, group,
+        )  # fmt: skip
+        return unit, shape
+
+    def block(self, main, projection, shape):
+        units, after = [], shape
+        for conv, bn in main:
+            unit, after = self.unit(conv, bn, after)
+            units.append(unit)
+        return training.Block(units, None if projection is None else self.unit(*projection, shape)[0]), after
+
+    def finish(self, statistics):
+        """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
+        with torch.no_grad():
+            together = {}
+            for bn, stats in zip(self.norms, statistics, strict=True):
+                if bn is None or not bn.track_running_stats or bn.running_mean is None:
+                    continue
+                if bn.momentum is not None and bn.running_mean.dtype == bn.running_var.dtype == torch.float32:
+                    running, batch = together.setdefault(bn.momentum, ([], []))
+                    running += [bn.running_mean, bn.running_var]
+                    batch += [stats[MEAN], stats[VAR]]
+                else:
+                    _update_alone(bn, stats)
+            for momentum, (running, batch) in together.items():  # one launch for all of them
+                torch._foreach_lerp_(running, batch, momentum)
+
+
+def _update_alone(bn, stats):
+    factor = bn.momentum
+    if factor is None:
+        if bn.num_batches_tracked is None:
+            return  # torch's factor is then 0
+        factor = bn.num_batches_tracked.float().reciprocal()
+    for running, batch in ((bn.running_mean, stats[MEAN]), (bn.running_var, stats[VAR])):
+        running.copy_(torch.lerp(running.float(), batch, factor))
+
+
+def residual(x, chains, recompute=False):
+    """The blocks of `chains` on x, which `route` sends here, in their own modes."""
+    step, shape, blocks = _Pass(x), tuple(x.shape), []
+    for main, projection in _projections(chains):
+        block, shape = step.block(main, projection, shape)
+        blocks.append(block)
+    return training.residual_blocks(step.x, blocks, step.finish, recompute)
+
+
+def stem(x, conv, bn, maxpool, recompute=False):
+    """maxpool(relu(bn(conv(x)))) of modules that `route_of_stem` sends here, in their own modes; maxpool may be an Identity."""
+    step = _Pass(x)
+    unit, _ = step.unit(conv, bn, tuple(x.shape))
+    pool = []
+    if type(maxpool) is not nn.Identity:
+        pairs = (_pair(maxpool.kernel_size), _pair(maxpool.stride), _pair(maxpool.padding), _pair(maxpool.dilation))
+        pool = [*sum(pairs, ()), int(maxpool.ceil_mode)]
+    return training.stem(step.x, unit, pool, step.finish, recompute)
+
+
+def _pair(value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def why_not_stem(x, conv, bn, maxpool):
+    """Why the stem's op does not take these modules on x, or None."""
+    low = _low(x.device.type)
+    dtype = low or x.dtype
+    plain = type(maxpool) is nn.Identity or (type(maxpool) is nn.MaxPool2d and not maxpool.return_indices)
+    if not plain or watched(maxpool):
+        return "maxpool is not a plain nn.MaxPool2d or nn.Identity, or carries a hook"
+    if dtype not in dispatch.DTYPES or not _unit_fits(conv, bn, x, dtype, low, x.shape[1]):
+        return "tensors that the op does not take"
+    least = 1 if type(maxpool) is nn.Identity else max(_pair(maxpool.kernel_size))
+    if min(_shape_after(conv, tuple(x.shape))[2:]) < least:
+        return f"a map smaller than the pool: input of shape {tuple(x.shape)}"
+    return None

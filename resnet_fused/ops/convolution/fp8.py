@@ -1,0 +1,93 @@
+"""[relu](conv2d(x, weight) * scale + shift [+ residual * residual_scale]) of e4m3 values, and the way into e4m3.
+
+What the engine of `freeze(..., dtype="fp8")` runs: both ops write into a tensor of their caller. `scale` and `shift` hold the
+scales of x, of every channel of the weight and of the output as well as the batch norm, so the result is in units of
+the output's scale. Evaluation only; channels_last; one group; no gradient.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ... import dispatch
+from ...kernels import e4m3 as fp8
+from ...kernels import layout
+from ..define import define
+from .op import out_shape
+
+STORED = (fp8.E4M3, torch.bfloat16)
+
+
+def reference(x, weight, scale, shift, residual, residual_scale, stride, padding, dilation, relu, dtype=torch.float64):
+    """The result before it is stored, computed in `dtype`."""
+    y = F.conv2d(x.to(dtype), weight.to(dtype), None, stride, padding, dilation)
+    y = y * scale.to(dtype).view(1, -1, 1, 1) + shift.to(dtype).view(1, -1, 1, 1)
+    y = y if residual is None else y + residual.to(dtype) * residual_scale
+    return torch.relu(y) if relu else y
+
+
+def magnitude(x, weight, scale, shift, residual, residual_scale, stride, padding, dilation):
+    """The sum of the sizes of all terms of each result, which errors of its sum are shares of."""
+    sizes = [None if t is None else t.double().abs() for t in (x, weight, scale, shift, residual)]
+    return reference(*sizes, residual_scale, stride, padding, dilation, False)
+
+
+def _check(x, weight, scale, shift, residual, out, stride, padding, dilation):
+    if x.dtype != fp8.E4M3 or weight.dtype != fp8.E4M3:
+        raise TypeError(f"conv_fp8: x and weight should be float8_e4m3fn, got {x.dtype} and {weight.dtype}")
+    if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"conv_fp8: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
+    if (why := fp8.refusal(weight.shape, 1)) is not None:
+        raise ValueError(f"conv_fp8: {why}")
+    shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
+    for name, t in (("out", out), ("residual", residual)):
+        if t is None:
+            continue
+        if t.shape != shape or t.dtype not in STORED:
+            raise ValueError(f"conv_fp8: {name} should be {shape} in e4m3 or bfloat16, got {tuple(t.shape)}, {t.dtype}")
+    for name, t in (("scale", scale), ("shift", shift)):
+        if t.shape != shape[1:2] or t.dtype != torch.float32:
+            raise ValueError(f"conv_fp8: {name} should be [{shape[1]}] in float32, got {tuple(t.shape)}, {t.dtype}")
+    for name, t in (("x", x), ("weight", weight), ("out", out), ("residual", residual)):
+        if t is not None and t.numel() and not layout.is_channels_last(t):
+            raise ValueError(f"conv_fp8: {name} should be channels_last, its strides are {tuple(t.stride())}")
+
+
+def run(x, weight, scale, shift, residual, residual_scale, out, stride, padding, dilation, relu, tile):
+    """`tile`: block_m, block_k, num_warps, num_stages and splits that were measured, or nothing."""
+    _check(x, weight, scale, shift, residual, out, stride, padding, dilation)
+    if out.numel() == 0:
+        return
+    arguments = x, weight, scale, shift, residual, residual_scale
+    choice = dispatch.choose_fp8("conv_fp8", x)
+    if choice.backend == "eager":
+        y = reference(*arguments, stride, padding, dilation, relu, torch.float32)
+        out.copy_(fp8.narrow(y, out.dtype))
+        return
+    kernel = dispatch.kernel(choice, "_conv_fp8", "conv_fp8")
+    config = dict(zip(fp8.TILE, tile, strict=True)) if tile else None
+    kernel(*arguments, out, stride, padding, dilation, relu, config=config)
+
+
+def run_quantise(x, inverse, out):
+    if out.dtype != fp8.E4M3 or out.shape != x.shape or layout.format_of(x) != layout.format_of(out):
+        raise ValueError(f"quantise_fp8: out should be as x, dense and in e4m3, got {tuple(out.shape)}, {out.dtype}")
+    if out.numel() == 0:
+        return
+    choice = dispatch.choose_fp8("quantise_fp8", x)
+    if choice.backend == "eager":
+        out.copy_(fp8.narrow(x.float() * inverse, fp8.E4M3))
+        return
+    dispatch.kernel(choice, "_conv_fp8", "quantise_fp8")(x, inverse, out)
+
+
+def _fake(*arguments):
+    """Nothing to say: the results are in tensors of the caller."""
+
+
+define(
+    "conv_fp8(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual, float residual_scale, Tensor(a!) out,"
+    " int[] stride, int[] padding, int[] dilation, bool relu, int[] tile) -> ()",
+    run,
+    _fake,
+)
+define("quantise_fp8(Tensor x, float inverse, Tensor(a!) out) -> ()", run_quantise, _fake)

@@ -1,0 +1,48 @@
+"""The gradients of a convolution: by a kernel of ours where one was asked for or measured, else torch's."""
+
+import torch
+
+from ... import dispatch
+from ...kernels import layout
+
+
+def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, want_weight):
+    """(grad_x, grad_weight), None where not wanted; the gradient of the weight has the weight's strides.
+
+    grad, x: in the format of the convolution's output.
+    """
+    geometry = *map(tuple, (stride, padding, dilation)), groups
+    grad_x = _input_grad(grad, x, weight, geometry) if want_x else None
+    grad_weight = _weight_grad(grad, x, weight, geometry) if want_weight else None
+    left = [want_x and grad_x is None, want_weight and grad_weight is None, False]
+    if any(left):
+        convolution = stride, padding, dilation, False, [0, 0], groups
+        torch_x, torch_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *convolution, left)
+        grad_x = torch_x if left[0] else grad_x
+        # Distributed training lays gradients over buckets in the strides of the weights, and torch's own gradient of a 1x1
+        # weight has others.
+        if left[1]:
+            same = torch_weight.stride() == weight.stride()
+            grad_weight = torch_weight if same else torch.empty_like(weight).copy_(torch_weight)
+    return grad_x, grad_weight
+
+
+def _input_grad(grad, x, weight, geometry):
+    """The gradient of x by a kernel of ours, or None where it is torch's to compute."""
+    choice = dispatch.choose_conv_input_grad(grad, weight, *geometry)
+    # Not from one pixel to a larger map: the pixel is channels_last whatever the network is, the map is not.
+    if choice.backend in ("torch", "eager") or not layout.is_channels_last(x):
+        return None
+    grad_x = torch.empty_like(x, memory_format=layout.CHANNELS_LAST)
+    dispatch.kernel(choice, "conv_bn_relu", "conv_input_grad")(grad, weight, grad_x, *geometry)
+    return grad_x
+
+
+def _weight_grad(grad, x, weight, geometry):
+    """As `_input_grad`, of the weight."""
+    choice = dispatch.choose_conv_weight_grad(grad, x, weight, *geometry)
+    if choice.backend in ("torch", "eager"):
+        return None
+    grad_weight = torch.empty_like(weight)
+    dispatch.kernel(choice, "_conv_weight_grad", "conv_weight_grad")(grad, x, weight, grad_weight, *geometry)
+    return grad_weight

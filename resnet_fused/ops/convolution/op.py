@@ -1,0 +1,182 @@
+"""The op resnet_fused::conv_bn_relu (evaluation) and its backward: implementation, fake, autograd."""
+
+import torch
+import torch.nn.functional as F
+
+from ... import dispatch
+from ...kernels import layout
+from ..bn_relu import apply, backward_apply, sums
+from ..define import LIB, define, left_to_torch
+from .gradients import conv_gradients
+
+
+def out_shape(x, weight, stride, padding, dilation):
+    """[N, K, P, Q] of conv2d from the two shapes; P = (H + 2 * padding - dilation * (R - 1) - 1) // stride + 1."""
+    spatial = (
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
+    )
+    return (x[0], weight[0], *spatial)
+
+
+def out_format(x, weight):
+    """As torch's convolution: channels_last as soon as the input or the weight is."""
+    if layout.nearest_format(x) is layout.CHANNELS_LAST or layout.nearest_format(weight) is layout.CHANNELS_LAST:
+        return layout.CHANNELS_LAST
+    return layout.CONTIGUOUS
+
+
+def only_values(x, weight, parameters, stride, padding, dilation, eps):
+    """Whether nothing but the values of a convolution with batch norm (one group, running statistics) is wanted, eagerly
+    and in one dtype, of tensors that an op without gradient takes."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or left_to_torch(x):
+        return False
+    tensors = [t for t in (weight, *parameters) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
+        return False
+    if x.dim() != 4 or weight.dim() != 4 or weight.dtype != x.dtype or any(t.device != x.device for t in tensors):
+        return False
+    if x.shape[1] != weight.shape[1] or x.numel() == 0 or eps <= 0.0 or min(*stride, *dilation) < 1 or min(padding) < 0:
+        return False
+    if min(out_shape(x.shape, weight.shape, stride, padding, dilation)) < 1:
+        return False
+    return all(p.shape == weight.shape[:1] and p.dtype in (x.dtype, torch.float32) for p in tensors[1:])
+
+
+def pick(op, x, weight, residual, stride, padding, dilation, groups):
+    detail = weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups  # the dispatcher's lists have no hash
+    return dispatch.pick(op, x, weight, residual, detail=detail)
+
+
+def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu):
+    memory_format = out_format(x, weight)
+    x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
+    conv = stride, padding, dilation, groups
+    detail = weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups  # the dispatcher's lists have no hash
+    choice = dispatch.choose("conv_bn_relu", x, weight, residual, detail=detail)
+    norm = mean, var, bn_weight, bn_bias
+    if choice.backend not in ("torch", "eager"):
+        shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+        if choice.backend != "native":
+            weight = layout.in_format(weight, memory_format)
+            kernel = dispatch.kernel(choice, "conv_bn_relu", "conv_bn_relu")
+            kernel(x, weight, *norm, residual, out, *conv, eps, relu)
+            return out
+        dense = weight if weight.stride(2) == 3 * weight.stride(3) else weight.contiguous()
+        kernel = dispatch.kernel(choice, "conv_bn_relu", "winograd_conv_bn_relu")
+        if kernel(x, dense, *norm, residual, out, padding[0], eps, relu):
+            return out
+        # Winograd spreads a NaN or an infinity over its tile; the direct sum knows where they belong.
+        dispatch.note("conv_bn_relu", x, dispatch.Choice("torch", "a value was not finite: again, by the direct sum"))
+    z = layout.in_format(_convolution(x, weight, *conv), memory_format)
+    return apply(z, *norm, residual, z, eps, relu)
+
+
+def _convolution(x, weight, stride, padding, dilation, groups):
+    """torch's, which on a CPU reorders contiguous weights for a channels_last input by a slow path (2.9 instead of 2.1 ms
+    for 512 channels at 7x7, one thread of an Intel Xeon, 2026-11-24): where they outweigh the input, that is reordered."""
+    if x.device.type == "cpu" and weight.numel() > 8 * x.numel() and weight.is_contiguous():
+        x = x.contiguous()
+    return F.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+
+def _fake(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu):
+    shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=out_format(x, weight))
+
+
+define(
+    "conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, Tensor? residual,"
+    " int[] stride, int[] padding, int[] dilation, SymInt groups, float eps, bool relu) -> Tensor",
+    run,
+    _fake,
+)
+
+
+def _empty(like, wanted):
+    return torch.empty_like(like) if wanted else like.new_empty(0)
+
+
+def _run_backward(
+    grad, x, weight, out, var, bn_weight, stride, padding, dilation, groups, eps, want_x, want_weight, want_bias, want_residual
+):  # fmt: skip
+    shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
+    memory_format = out_format(x, weight)
+    grad, out = layout.in_format(grad, memory_format), layout.in_format(out, memory_format)
+    relu = out is not None
+    none = grad.new_empty(0)
+    grad_bias = sums(grad, None, out, None, None, eps, relu, with_gx=False)[0] if want_bias else none.float()
+    wants_conv = want_x or want_weight
+    like = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
+    grad_z, grad_residual = _empty(like, wants_conv), _empty(like, want_residual)
+    if wants_conv or want_residual:
+        backward_apply(
+            grad, None, out, None, var, bn_weight, None, None,
+            grad_z if wants_conv else None, grad_residual if want_residual else None, eps, relu,
+        )  # fmt: skip
+    dense = layout.in_format(x, memory_format)
+    grad_x, grad_weight = conv_gradients(
+        grad_z, dense, weight, stride, padding, dilation, groups, want_x, want_weight
+    )  # fmt: skip
+    if want_x and grad_x.stride() != x.stride():
+        grad_x = torch.empty_like(x).copy_(grad_x)
+    return grad_x if want_x else none, grad_weight if want_weight else none, grad_bias, grad_residual
+
+
+def _fake_backward(
+    grad, x, weight, out, var, bn_weight, stride, padding, dilation, groups, eps, want_x, want_weight, want_bias, want_residual
+):  # fmt: skip
+    shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
+    like = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=out_format(x, weight))
+    bias = torch.empty(weight.shape[0] if want_bias else 0, dtype=torch.float32, device=x.device)
+    return _empty(x, want_x), _empty(weight, want_weight), bias, _empty(like, want_residual)
+
+
+define(
+    "conv_bn_relu_backward(Tensor grad, Tensor x, Tensor weight, Tensor? out, Tensor var, Tensor? bn_weight, int[] stride,"
+    " int[] padding, int[] dilation, SymInt groups, float eps, bool want_x, bool want_weight, bool want_bias,"
+    " bool want_residual) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+    _run_backward,
+    _fake_backward,
+)
+
+
+def _differentiable_backward(
+    grad, x, weight, out, var, bn_weight, stride, padding, dilation, groups, eps, want_x, want_weight, want_bias, want_residual
+):  # fmt: skip
+    grad = grad if out is None else torch.ops.aten.threshold_backward(grad, out, 0)
+    scale = torch.rsqrt(var.float() + eps)
+    scale = scale if bn_weight is None else scale * bn_weight.float()
+    grad_z = (grad.float() * scale.view(1, -1, 1, 1)).to(grad.dtype)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad_z, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [want_x, want_weight, False]
+    )
+    return grad_x, grad_weight, grad.float().sum((0, 2, 3)), grad
+
+
+def _setup(ctx, inputs, output):
+    x, weight, _, var, bn_weight, bn_bias, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.eps, relu = inputs
+    ctx.bias_dtype = None if bn_bias is None else bn_bias.dtype
+    ctx.save_for_backward(x, weight, var, bn_weight, output if relu else None)
+
+
+def _backward(ctx, grad):
+    x, weight, var, bn_weight, out = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    want_x, want_weight, want_bias, want_residual = needs[0], needs[1], needs[5], needs[6]
+    twice = torch.is_grad_enabled()  # create_graph=True: the double backward goes through torch's operators
+    run = _differentiable_backward if twice else torch.ops.resnet_fused.conv_bn_relu_backward
+    grad_x, grad_weight, grad_bias, grad_residual = run(
+        grad, x, weight, out, var, bn_weight, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.eps,
+        want_x, want_weight, want_bias, want_residual,
+    )  # fmt: skip
+    grads = [None] * 13
+    grads[0] = grad_x if want_x else None
+    grads[1] = grad_weight if want_weight else None
+    grads[5] = grad_bias.to(ctx.bias_dtype) if want_bias else None
+    grads[6] = grad_residual if want_residual else None
+    return tuple(grads)
+
+
+torch.library.register_autograd("resnet_fused::conv_bn_relu", _backward, setup_context=_setup, lib=LIB)

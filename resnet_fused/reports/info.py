@@ -1,0 +1,76 @@
+"""What this machine is, what was built and what runs: the facts that belong beside a number and in a bug report."""
+
+import os
+import platform
+import re
+import sys
+
+import torch
+
+from .. import dispatch
+from ..kernels import env, library
+from ..measure import machine
+from ..version import __version__
+
+
+def environment():
+    """{fact: value} as text, in the order in which they are printed."""
+    return {
+        "resnet_fused": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        "cpu": f"{machine.cpu_model()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+        "triton": machine.version("triton"),
+        "torchvision": machine.version("torchvision"),
+        **_gpu(),
+        **_library(),
+    }
+
+
+def variables():
+    """{environment variable: value or "not set"} of all that the package reads."""
+    names = re.findall(r"^(RESNET_FUSED_\w+)  ", env.__doc__, re.MULTILINE)  # the docstring is their one list
+    return {name: os.environ.get(name, "not set") for name in (*names, "TRITON_INTERPRET")}
+
+
+def text():
+    """Everything, for `python -m resnet_fused info`."""
+    parts = (("", environment()), ("backends", dispatch.backends()), ("environment variables", variables()))
+    lines = []
+    for title, facts in parts:
+        lines += ["", f"{title}:"] if title else []
+        width = max(map(len, facts))
+        lines += [f"{'  ' if title else ''}{name:<{width}}  {value}" for name, value in facts.items()]
+    return "\n".join(lines)
+
+
+def _gpu():
+    if not torch.cuda.is_available():
+        built = f"torch built with CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
+        return {"gpu": f"none ({built})"}
+    major, minor = torch.cuda.get_device_capability()
+    name = torch.cuda.get_device_name()
+    return {"gpu": f"{name}, sm_{major}{minor}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"}
+
+
+def _library():
+    if (why := library.why_absent()) is not None:
+        return {"compiled library": f"absent: {why}"}
+    built = library.build_info()
+    cuda = f"{built['cuda']} for {', '.join(built['architectures'])}" if built["cuda"] else built["without_cuda"]
+    return {
+        "compiled library": str(library.LIBRARY),
+        "built with": f"{built['compiler']}, torch {built['torch']}; {cuda}",
+        "CPU kernels": _isa(library.cpu_isa()),
+    }
+
+
+def _isa(used):
+    """`used`, and why it is not what the environment asks for."""
+    wanted = env.CPU_ISA
+    if wanted in (None, "", used):
+        return used
+    known = wanted in ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+    why = "this CPU, its system or the compiler of the library does not have it" if known else "no such instruction set"
+    return f"{used}, not {wanted}: {why}"

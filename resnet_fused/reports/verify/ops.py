@@ -1,0 +1,145 @@
+"""The op checks of `verify`: the layers of ResNet-34 with a small batch, forward, backward and running statistics."""
+
+import torch
+
+from ... import dispatch, ops
+from ...measure.accuracy import budget_used, exact
+from ...ops.add_relu import reference as add_relu
+from ...ops.bn_relu import reference as bn_relu
+from ...ops.conv_bn_relu import reference as conv_bn_relu
+from .masks import WithMasks
+
+LAYERS = ((2, 64, 56, 56), (2, 128, 28, 28), (2, 256, 14, 14), (2, 512, 7, 7))
+# name, input, output channels, kernel size, stride; conv_bn_relu also runs without residual and ReLU: the shortcut
+CONVOLUTIONS = (
+    ("stem", (2, 3, 112, 112), 64, 7, 2),
+    ("3x3", (2, 64, 56, 56), 64, 3, 1),
+    ("3x3/2", (2, 64, 56, 56), 128, 3, 2),
+    ("shortcut", (2, 64, 56, 56), 128, 1, 2),
+    ("3x3", (2, 512, 7, 7), 512, 3, 1),
+)
+
+
+def backends_of(device):
+    """The backends of their own kernels (or formulas) that can run on `device` here."""
+    return [n for n, b in dispatch.BACKENDS.items() if n != "torch" and b.takes(device) and b.why_not() is None]
+
+
+def check_ops(device, dtype, quick):
+    """Yields (label, function that compares): see verify.py."""
+    for backend in backends_of(device):
+        # Off their device kernels run in an interpreter or emulator: slowly, and Triton's truncates to bfloat16.
+        simulated = device == "cpu" and backend not in ("native", "eager")
+        if simulated and dtype == torch.bfloat16:
+            continue
+        for what, shape, build in _cases(quick or simulated, dtype, dispatch.NARROW.get(backend)):
+            label = {"what": what, "shape": "x".join(map(str, shape)), "dtype": str(dtype)[6:], "backend": backend}
+            yield label, lambda build=build: _compare(*build(device, dtype))
+
+
+def _cases(small, dtype, narrow):
+    """`narrow`: of a backend that takes only some convolutions, else None."""
+    layers = LAYERS[2:] if small else LAYERS
+    for layer in layers if narrow is None else ():
+        shape = (2, layer[1] // 8, *layer[2:]) if small else layer
+        for format_name, memory_format in (("", torch.channels_last), (" nchw", torch.contiguous_format)):
+            if format_name and layer is not LAYERS[-1]:
+                continue
+            yield f"add_relu{format_name}", shape, _add_relu(shape, memory_format)
+            yield f"bn_relu train{format_name}", shape, _bn_relu(shape, memory_format, True)
+            yield f"bn_relu eval{format_name}", shape, _bn_relu(shape, memory_format, False)
+    for name, layer, channels, kernel, stride in CONVOLUTIONS:
+        shape = (1, max(3, layer[1] // 8), max(7, layer[2] // 4), max(7, layer[3] // 4)) if small else layer
+        case = (shape, channels // 8 if small else channels, kernel, stride)
+        if narrow is not None:
+            geometry = (stride, stride), (kernel // 2, kernel // 2), (1, 1), 1
+            if (
+                narrow.refusals["conv_bn_relu"](shape, (case[1], shape[1], kernel, kernel), dtype, *geometry)
+                is not None
+            ):
+                continue
+        for mode in ("eval", "frozen"):
+            yield f"conv_bn_relu {name} {mode}", shape, _conv_bn_relu(*case, name, mode)
+
+
+def _values(shape, device, dtype, memory_format=torch.channels_last, std=1.0):
+    return (torch.randn(shape) * std + 0.3 * std).to(device, dtype).contiguous(memory_format=memory_format)
+
+
+def _norm(channels, device):
+    return {
+        "bn_weight": torch.randn(channels).to(device),
+        "bn_bias": torch.randn(channels).to(device),
+        "running_mean": torch.randn(channels).to(device),
+        "running_var": (torch.rand(channels) * 2 + 0.05).to(device),
+    }
+
+
+def _add_relu(shape, memory_format):
+    def build(device, dtype):
+        x, residual = (_values(shape, device, dtype, memory_format) for _ in range(2))
+        return ops.add_relu, add_relu, {"x": x, "residual": residual}, {}, ("x", "residual")
+
+    return build
+
+
+def _bn_relu(shape, memory_format, training):
+    def build(device, dtype):
+        x, residual = (_values(shape, device, dtype, memory_format) for _ in range(2))
+        norm = {name.removeprefix("bn_"): t for name, t in _norm(shape[1], device).items()}
+        tensors = {"x": x, **norm, "residual": residual}
+        return ops.bn_relu, bn_relu, tensors, {"training": training}, ("x", "weight", "bias", "residual")
+
+    return build
+
+
+def _conv_bn_relu(shape, channels, kernel, stride, name, mode):
+    def build(device, dtype):
+        std = (2 / (shape[1] * kernel * kernel)) ** 0.5
+        tensors = {
+            "x": _values(shape, device, dtype),
+            "weight": _values((channels, shape[1], kernel, kernel), device, dtype),
+        }
+        tensors["weight"] *= std
+        tensors |= _norm(channels, device)
+        kwargs = {"stride": stride, "padding": kernel // 2, "relu": name != "shortcut"}
+        if name == "3x3":
+            tensors["residual"] = _values((shape[0], channels, *shape[2:]), device, dtype)
+        # bn_weight wants no gradient: with one, the convolution and the batch norm are two ops
+        wanted = [n for n in ("x", "weight", "bn_bias", "residual") if n in tensors] if mode == "frozen" else []
+        return ops.conv_bn_relu, conv_bn_relu, tensors, kwargs, wanted
+
+    return build
+
+
+def _compare(function, reference, tensors, kwargs, wanted):
+    """(error, eager's error, share of the budget) of the worst of output, gradients and running statistics."""
+    wide = {name: exact(t) for name, t in tensors.items()}
+    exact_out = reference(**{n: t.clone() for n, t in wide.items()}, **kwargs)
+    grad = _values(exact_out.shape, exact_out.device, tensors["x"].dtype) if wanted else None
+    ours, eager = (_results(f, tensors, kwargs, wanted, grad) for f in (function, reference))
+    exact_ours, exact_eager = (
+        _results(reference, wide, kwargs, wanted, exact(grad), masks=~(r["out"] <= 0)) for r in (ours, eager)
+    )
+    exact_ours["out"] = exact_eager["out"] = exact_out
+    scale = {name: t.abs().max().item() or 1.0 for name, t in exact_ours.items()}
+    shares = {n: budget_used(ours[n], eager[n], exact_ours[n], oracle_eager=exact_eager[n]) for n in ours}
+    worst = max(shares, key=shares.get)
+    errors = [
+        (r[worst].double() - oracle[worst]).abs().max().item() / scale[worst]
+        for r, oracle in ((ours, exact_ours), (eager, exact_eager))
+    ]
+    return *errors, shares[worst]
+
+
+def _results(function, tensors, kwargs, wanted, grad, masks=None):
+    """{out, gradients, running statistics}; with `masks` the ReLU is that mask instead."""
+    tensors = {n: t.clone().requires_grad_(n in wanted) for n, t in tensors.items()}
+    if masks is None:
+        out = function(**tensors, **kwargs)
+    else:
+        with WithMasks([masks]):
+            out = function(**tensors, **kwargs)
+    grads = torch.autograd.grad(out, [tensors[n] for n in wanted], grad) if wanted else ()
+    buffers = {n: tensors[n] for n in tensors if n.startswith("running") and kwargs.get("training")}
+    return {"out": out.detach(), **dict(zip((f"grad_{n}" for n in wanted), grads, strict=True)), **buffers}

@@ -1,0 +1,246 @@
+"""What the dispatcher chooses for tensors on a GPU, asked without one: tensors that only say that they are there."""
+
+import pytest
+import torch
+
+from resnet_fused import dispatch
+from resnet_fused.commands.tune import calls, tune
+from resnet_fused.frozen.gpu import layers
+from resnet_fused.frozen.network import Site
+from resnet_fused.kernels.hopper.plane import schedule as plane
+from resnet_fused.measure import remembered
+
+PASSES = (
+    "add_relu", "add_relu_backward", "bn_stats", "bn_relu", "bn_relu_backward_reduce", "bn_relu_backward_apply",
+    "bn_add_bn_relu",
+)  # fmt: skip
+CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
+DETAIL = (torch.Size((128, 64, 3, 3)), (1, 1), (1, 1), (1, 1), 1)
+# A launch of each.
+PLANES = {"triton_plane": {"num_stages": 4}, "triton_patch": {"rows": 64}, "cuda_plane": {"places": 2}}
+
+
+class OnGpu(torch.Tensor):
+    """No memory, and no operator runs on it."""
+
+    def __new__(cls, dtype=torch.float16, memory_format=torch.channels_last):
+        strides = torch.empty(2, 64, 8, 8, device="meta").contiguous(memory_format=memory_format).stride()
+        return torch.Tensor._make_wrapper_subclass(cls, (2, 64, 8, 8), strides=strides, dtype=dtype, device="cuda")
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise AssertionError(f"{func} ran on a tensor that is not there")
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A machine where both backends run and nothing was tuned; yields what to change."""
+    present = {"cuda": None, "triton": None}
+    for name in present:
+        backend = dispatch.BACKENDS[name]._replace(why_not=lambda name=name: present[name])
+        monkeypatch.setitem(dispatch.BACKENDS, name, backend)
+    for name in dispatch.NARROW:
+        narrow = dispatch.BACKENDS[name]._replace(why_not=lambda: None, takes=lambda device: device == "cuda")
+        monkeypatch.setitem(dispatch.BACKENDS, name, narrow)
+    monkeypatch.setattr(
+        remembered, "table", lambda device: remembered.Table({"device": "none", "arch": "none"}, tmp_path)
+    )
+    return present
+
+
+def chosen(op, x):
+    return dispatch.pick(op, x, detail=DETAIL if op in CONVOLUTIONS else ())[0]
+
+
+@pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_compiled_kernels_by_default_and_triton_without_them(gpu, op, dtype):
+    x = OnGpu(dtype)
+    assert chosen(op, x).backend == "cuda" and "not measured" in chosen(op, x).reason
+    gpu["cuda"] = "no nvcc"
+    assert chosen(op, x) == dispatch.Choice("triton", "no compiled CUDA kernels: no nvcc")
+    gpu["triton"] = "no triton"
+    assert chosen(op, x).backend == "eager"
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
+def test_what_was_asked_for(gpu, op, name):
+    with dispatch.backend(name):
+        assert chosen(op, OnGpu()) == dispatch.Choice(name, f"backend {name!r} was asked for")
+
+
+@pytest.mark.parametrize("name", PLANES)
+@pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
+def test_a_plane_backend_has_some_ops_and_hands_on_the_others(gpu, op, name):
+    with dispatch.backend(name):
+        choice = chosen(op, OnGpu())
+        if op == "conv_bn_relu" or (op == "conv_stats" and name != "cuda_plane"):
+            assert choice == dispatch.Choice(name, f"backend {name!r} was asked for")
+        else:
+            assert choice == dispatch.Choice(name.partition("_")[0], f"{name} has no kernel for {op}")
+
+
+@pytest.mark.parametrize("name", ["triton_plane", "cuda_plane"])
+def test_a_plane_kernel_hands_on_what_it_refuses(gpu, monkeypatch, name):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    others = name.removesuffix("_plane")
+    with dispatch.backend(name):
+        assert chosen("conv_bn_relu", OnGpu(torch.float32)).backend == others
+        assert chosen("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format)).backend == "torch"
+        ragged, narrow = ((torch.Size((k, 64, 3, 3)), *DETAIL[1:]) for k in (40, 64))
+        choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=ragged)[0]
+        assert choice.backend == others and "not 40" in choice.reason
+        choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=narrow)[0]
+    if name == "cuda_plane":
+        assert choice == dispatch.Choice("cuda", "the plane kernel takes output channels from 128 on, not 64")
+    else:
+        assert choice.backend == name
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_a_plane_kernel_runs_by_default_only_where_it_was_measured(gpu, monkeypatch, name):
+    x = OnGpu()
+    assert chosen("conv_bn_relu", x).backend == "cuda"
+    table = remembered.table(None)
+    seconds = {name: 1e-5, "cuda": 2e-5}
+    with dispatch.record_keys() as keys:
+        chosen("conv_bn_relu", x)
+    table.entries = {keys[0]: remembered.entry(seconds, {name: PLANES[name]})}
+    monkeypatch.setattr(remembered, "table", lambda device: table)
+    assert chosen("conv_bn_relu", x)[:1] == (name,) and chosen("conv_bn_relu", x).config == PLANES[name]
+    assert chosen("conv_bn_relu", x).reason == "measured: 10.0 us; cuda: 20.0 us"
+
+
+def convolution_call(shape, conv, dtype=torch.bfloat16):
+    x, weight = (calls.Spec(tuple(s), dtype, torch.channels_last) for s in (shape, conv.weight.shape))
+    norm = dict.fromkeys(
+        ("mean", "var", "bn_weight", "bn_bias"),
+        calls.Spec((conv.out_channels,), torch.float32, torch.contiguous_format),
+    )
+    rest = {"residual": None, "stride": conv.stride, "padding": conv.padding, "dilation": (1, 1), "groups": 1}
+    values = {"x": x, "weight": weight, **norm, **rest, "eps": 1e-5, "relu": True}
+    return calls.Call("conv_bn_relu", tuple(values.items()))
+
+
+@pytest.mark.parametrize("name", PLANES)
+@pytest.mark.parametrize(
+    ("n", "k", "kernel", "dtype", "candidate"),
+    [
+        pytest.param(64, 128, 3, torch.bfloat16, True, id="large-batch"),
+        pytest.param(65, 128, 3, torch.bfloat16, True, id="two-groups-of-images"),
+        pytest.param(8, 128, 3, torch.bfloat16, False, id="small-batch"),
+        pytest.param(64, 128, 1, torch.bfloat16, False, id="1x1"),
+        pytest.param(64, 100, 3, torch.bfloat16, False, id="ragged-channels"),
+        pytest.param(64, 128, 3, torch.float32, False, id="float32"),
+    ],
+)
+def test_where_a_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype, candidate, name):
+    """By `tune`, which tries its launches too, and by freeze()."""
+    monkeypatch.setattr(dispatch, "TILED", ())  # their tiles are asked for with tensors on the device
+    conv = torch.nn.Conv2d(64, k, kernel, bias=False, padding=kernel // 2)
+    call = convolution_call((n, 64, 8, 8), conv, dtype)
+    names = [found for found in tune.options(call, torch.device("cuda")) if found.startswith(name)]
+    assert names[:1] == [name] * candidate and (len(names) > 1) is candidate
+    site = Site("conv", conv, torch.nn.BatchNorm2d(k), True, False, False, shape=call["x"].shape)
+    found = layers.options(site, dtype, torch.device("cuda"))
+    assert (name in found) is candidate
+    assert ("cuda_plane places=2" in found) is candidate
+    pairs = {"cuda_plane cluster=2", "cuda_plane places=2 cluster=2"}
+    assert pairs & set(found) == (pairs if n > 64 else set())
+    assert pairs & set(tune.options(call, torch.device("cuda"))) == (pairs if n > 64 else set())
+
+
+def test_the_patch_kernel_hands_on_what_it_refuses(gpu):
+    with dispatch.backend("triton_patch"):
+        for detail, why in (
+            (((128, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1), None),
+            (((40, 64, 3, 3), (2, 2), (1, 1), (1, 1), 1), None),
+            (((44, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1), "output channels in multiples of 8, not 44"),
+            (((40, 64, 3, 3), (3, 3), (1, 1), (1, 1), 1), "sizes that stride 3 divides, not 8"),
+            (((128, 32, 3, 3), (1, 1), (1, 1), (1, 1), 2), "one group, not 2"),
+        ):
+            choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=(torch.Size(detail[0]), *detail[1:]))[0]
+            assert choice.backend == ("triton" if why else "triton_patch") and (why or "asked for") in choice.reason
+
+
+STRIP = (torch.Size((64, 64, 3, 3)), *DETAIL[1:])
+
+
+@pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
+def test_the_strip_backend_has_one_op_and_hands_on_the_others(gpu, op):
+    with dispatch.backend("cuda_strip"):
+        choice = dispatch.pick(op, OnGpu(), detail=STRIP if op in CONVOLUTIONS else ())[0]
+        if op == "conv_bn_relu":
+            assert choice == dispatch.Choice("cuda_strip", "backend 'cuda_strip' was asked for")
+        else:
+            assert choice == dispatch.Choice("cuda", f"cuda_strip has no kernel for {op}")
+
+
+def test_the_strip_kernel_hands_on_what_it_refuses(gpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with dispatch.backend("cuda_strip"):
+        assert chosen("conv_bn_relu", OnGpu()) == dispatch.Choice(
+            "cuda", "the strip kernel takes input and output channels 64, not 128"
+        )
+        strided = dispatch.pick("conv_bn_relu", OnGpu(), detail=(STRIP[0], (2, 2), *STRIP[2:]))[0]
+        assert strided == dispatch.Choice("cuda", "the strip kernel takes stride 1, not 2")
+        wide = dispatch.pick("conv_bn_relu", OnGpu(torch.float32), detail=STRIP)[0]
+        assert wide == dispatch.Choice("cuda", "the strip kernel multiplies float16 and bfloat16, not float32")
+        nchw = dispatch.pick("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format), detail=STRIP)[0]
+        assert nchw.backend == "torch"
+
+
+@pytest.mark.parametrize(("n", "stride", "candidate"), [(8, 1, True), (7, 1, False), (8, 2, False)])
+def test_where_the_strip_kernel_is_measured(gpu, monkeypatch, n, stride, candidate):
+    """And it runs there by default when it was the fastest."""
+    monkeypatch.setattr(dispatch, "TILED", ())
+    conv = torch.nn.Conv2d(64, 64, 3, stride, padding=1, bias=False)
+    call = convolution_call((n, 64, 8, 8), conv)
+    assert ("cuda_strip" in tune.options(call, torch.device("cuda"))) is candidate
+    site = Site("conv", conv, torch.nn.BatchNorm2d(64), True, False, False, shape=(n, 64, 8, 8))
+    assert ("cuda_strip" in layers.options(site, torch.bfloat16, torch.device("cuda"))) is candidate
+    table = remembered.table(None)
+    with dispatch.record_keys() as keys:
+        assert dispatch.pick("conv_bn_relu", OnGpu(), detail=STRIP)[0].backend == "cuda"
+    table.entries = {keys[0]: remembered.entry({"cuda_strip": 1e-5, "cuda": 2e-5}, {})}
+    monkeypatch.setattr(remembered, "table", lambda device: table)
+    assert dispatch.pick("conv_bn_relu", OnGpu(), detail=STRIP)[0].backend == "cuda_strip"
+
+
+@pytest.mark.parametrize(("major", "runs"), [(8, False), (9, True), (10, False)])
+def test_plane_kernels_are_for_hopper(monkeypatch, major, runs):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+    why = plane.without_hopper.__wrapped__()
+    assert (why is None) is runs and (runs or f"this is {major}.0" in why)
+
+
+@pytest.mark.parametrize("op", CONVOLUTIONS)
+def test_where_a_convolution_stays_torchs(gpu, op, monkeypatch):
+    assert chosen(op, OnGpu(memory_format=torch.contiguous_format)).backend == "torch"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert chosen(op, OnGpu(torch.float32)).backend == "torch"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert chosen(op, OnGpu(torch.float32)).backend == "cuda"
+
+
+def test_a_measured_kernel_with_statistics_runs_however_few_its_tiles(gpu):
+    x, weight, where = OnGpu(), OnGpu(), DETAIL[1:]
+    with dispatch.record_keys() as keys:
+        assert dispatch.choose_conv_stats(x, weight, x, *where).reason.startswith("1 tiles are too few")
+    remembered.table(x.device).store(
+        {keys[0]: remembered.entry({"cuda": 1e-6, "torch": 2e-6}, {"cuda": {"tile": "64x64"}})}
+    )
+    choice = dispatch.choose_conv_stats(x, weight, x, *where)
+    assert (choice.backend, choice.config) == ("cuda", {"tile": "64x64"}) and choice.reason.startswith(
+        "measured: 1.0 us"
+    )
+
+
+@pytest.mark.parametrize("name", ["triton", "triton_plane"])
+def test_tritons_launchers_take_their_configuration_as_one_dictionary(monkeypatch, name):
+    """As keywords it would be refused by the launcher; the ops of the library take it so."""
+    monkeypatch.setitem(dispatch.BACKENDS, name, dispatch.BACKENDS[name]._replace(kernel=lambda stem, op: dict))
+    kernel = dispatch.kernel(dispatch.Choice(name, "measured", {"num_stages": 4}), "conv_bn_relu", "conv_bn_relu")
+    assert kernel() == {"config": {"num_stages": 4}}

@@ -1,0 +1,115 @@
+"""engine.save and load_engine: the same logits, nothing unpickled, and errors in one line."""
+
+import json
+
+import pytest
+import torch
+from test_resnet import narrow
+
+import resnet_fused
+from resnet_fused import freeze, load_engine
+from resnet_fused.frozen import file
+from resnet_fused.frozen.gpu import layers
+from resnet_fused.frozen.gpu.engine import freeze_static
+from resnet_fused.measure import remembered
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(engine, path, input) of a CPU engine."""
+    model, x = narrow().eval(), torch.randn(2, 3, 40, 40)
+    engine, path = freeze(model, x), tmp_path_factory.mktemp("engine") / "engine.safetensors"
+    engine.save(path)
+    return engine, path, x
+
+
+def same(engine, loaded, x):
+    assert type(loaded) is type(engine) and torch.equal(loaded(x), engine(x))
+    assert [row["backend"] for row in loaded.rows] == [row["backend"] for row in engine.rows]
+
+
+def test_an_engine_comes_back_without_measuring(saved, monkeypatch):
+    engine, path, x = saved
+    remembered.forget()
+    monkeypatch.setattr(type(engine), "_measure", lambda *args: pytest.fail("the file says what is fastest"))
+    loaded = load_engine(path)
+    same(engine, loaded, x)
+    assert str(resnet_fused.explain(loaded, x)) == str(resnet_fused.explain(engine, x))
+
+
+@pytest.mark.parametrize("kind", ["zero_pad", "bottleneck", "identity-pool", "bfloat16", "static"])
+def test_every_kind_of_network_and_engine(tmp_path, kind, monkeypatch):
+    # Kernels for Hopper in Triton's interpreter take minutes to measure.
+    monkeypatch.setattr(layers, "_suits", lambda site, dtype, name: False)
+    model = (
+        narrow(block=resnet_fused.Bottleneck)
+        if kind == "bottleneck"
+        else narrow("zero_pad" if kind == "zero_pad" else "projection")
+    )
+    if kind == "identity-pool":
+        model.maxpool = torch.nn.Identity()
+    model, x = model.eval(), torch.randn(2, 3, 40, 40)
+    if kind == "static":
+        engine = freeze_static(model, x, graph=False, batch="pad")
+    else:
+        engine = freeze(model, x, dtype=torch.bfloat16 if kind == "bfloat16" else None)
+    engine.save(tmp_path / "e.safetensors")
+    loaded = load_engine(tmp_path / "e.safetensors")
+    same(engine, loaded, x)
+    assert loaded.options == engine.options and loaded.dtype == engine.dtype
+
+
+def test_what_is_saved_is_the_model_as_it_is_now(tmp_path):
+    model, x = narrow().eval(), torch.randn(1, 3, 40, 40)
+    engine = freeze(model, x)
+    before = engine(x)
+    with torch.no_grad():
+        model.fc.weight.mul_(2)
+    engine.save(tmp_path / "e.safetensors")
+    assert not torch.equal(engine(x), before)
+    same(engine, load_engine(tmp_path / "e.safetensors"), x)
+
+
+def test_a_way_that_cannot_run_here_is_measured_again(saved, tmp_path):
+    engine, path, x = saved
+    tensors = safetensors.load_file(path)
+    with safetensors.safe_open(path, "pt") as f:
+        header = json.loads(f.metadata()[file.KEY])
+    for entry in header["measured"].values():
+        entry["seconds"] = {"a kernel of another machine": 1e-9}
+    changed = tmp_path / "other.safetensors"
+    safetensors.save_file(tensors, changed, metadata={file.KEY: json.dumps(header)})
+    torch.testing.assert_close(load_engine(changed)(x), engine(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_a_file_cannot_describe_is_refused_by_name(tmp_path):
+    class Pool(torch.nn.AdaptiveAvgPool2d):
+        pass
+
+    model = narrow().eval()
+    model.avgpool = Pool((1, 1))
+    engine = freeze(model, torch.randn(1, 3, 40, 40))
+    with pytest.raises(TypeError, match="save: avgpool is a Pool, which a file cannot describe"):
+        engine.save(tmp_path / "e.safetensors")
+    assert list(tmp_path.iterdir()) == [], "nothing half written"
+
+
+def test_wrong_files(saved, tmp_path):
+    _, path, _ = saved
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_engine(tmp_path / "nothing.safetensors")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickled.safetensors")
+    safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:5000])
+    for name in ("pickled", "plain", "cut"):
+        with pytest.raises(ValueError, match="is not a file of engine"):
+            load_engine(tmp_path / f"{name}.safetensors")
+    header = {"format": 99}
+    safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "later.safetensors", {file.KEY: json.dumps(header)})
+    with pytest.raises(ValueError, match="has format 99, this package reads format 1"):
+        load_engine(tmp_path / "later.safetensors")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="torch sees none here"):
+            load_engine(path, "cuda")

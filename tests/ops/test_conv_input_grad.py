@@ -1,0 +1,189 @@
+"""Which backend computes the gradient of a convolution's input in training: torch, unless one was asked for or measured."""
+
+import functools
+
+import pytest
+import torch
+from cases import activation
+from emulator import build
+from test_dispatch import OnGpu, gpu  # noqa: F401 (a fixture)
+from training_cases import block, check
+
+import resnet_fused
+from resnet_fused import dispatch
+from resnet_fused.commands.tune import calls, tune
+from resnet_fused.kernels import library
+from resnet_fused.kernels.hopper.plane import cuda as cuda_plane
+from resnet_fused.kernels.hopper.strip import cuda as cuda_strip
+from resnet_fused.measure import remembered
+from resnet_fused.measure.accuracy import assert_within_budget, exact
+from resnet_fused.ops.training import Unit, unit
+
+LAST = torch.channels_last
+OP = "conv_input_grad"
+GEOMETRY = ((1, 1), (1, 1), (1, 1), 1)
+
+
+def weight_of(k, c, dtype=torch.float16, size=3):
+    return torch.empty(k, c, size, size, dtype=dtype, device="meta")
+
+
+def choose(weight, geometry=GEOMETRY, grad=None):
+    """The choice for a gradient [2, 64, 8, 8] of the output, and what was noted."""
+    with dispatch.record() as rows:
+        choice = dispatch.choose_conv_input_grad(OnGpu() if grad is None else grad, weight, *geometry)
+    assert [op for op, *_ in rows] in ([], [OP])
+    return choice, bool(rows)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_torchs_by_default_and_no_word_about_it():
+    choice, noted = choose(weight_of(64, 64))
+    assert choice.backend == "torch" and not noted
+    for name in ("cuda", "triton"):  # which have no kernel for it
+        with dispatch.backend(name):
+            choice, noted = choose(weight_of(64, 64))
+            assert choice.backend == "torch" and not noted
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("name", "c", "geometry", "why"),
+    [
+        pytest.param("triton_plane", 64, GEOMETRY, None, id="triton-plane"),
+        pytest.param("triton_plane", 72, GEOMETRY, "output channels in multiples of 64, not 72", id="triton-plane-c"),
+        pytest.param("triton_patch", 72, GEOMETRY, None, id="patch-c"),
+        pytest.param("triton_patch", 64, ((3, 3), *GEOMETRY[1:]), None, id="patch-any-stride"),
+        pytest.param("triton_patch", 64, (*GEOMETRY[:3], 2), "one group, not 2", id="patch-groups"),
+        pytest.param("cuda_plane", 128, ((2, 2), *GEOMETRY[1:]), None, id="cuda-plane"),
+        pytest.param("cuda_plane", 64, GEOMETRY, "output channels from 128 on, not 64", id="cuda-plane-few"),
+        pytest.param("cuda_strip", 64, GEOMETRY, None, id="strip"),
+        pytest.param("cuda_strip", 64, ((2, 2), *GEOMETRY[1:]), "stride 1, not 2", id="strip-stride"),
+    ],
+)
+def test_who_was_asked_takes_it_or_says_why_not(name, c, geometry, why):
+    with dispatch.backend(name):
+        choice, noted = choose(weight_of(64, c), geometry)
+    assert noted and choice.backend == ("torch" if why else name) and (why or "was asked for") in choice.reason
+
+
+@pytest.mark.usefixtures("gpu")
+def test_other_tensors_are_torchs():
+    with dispatch.backend("triton_patch"):
+        assert choose(weight_of(64, 64, torch.float32))[0].reason == "dtypes torch.float16 and torch.float32"
+        nchw = OnGpu(memory_format=torch.contiguous_format)
+        assert choose(weight_of(64, 64), grad=nchw)[0] == dispatch.Choice("torch", "contiguous NCHW")
+
+
+def test_what_was_measured_runs(gpu, monkeypatch):  # noqa: F811
+    table = remembered.table(None)
+    monkeypatch.setattr(remembered, "table", lambda device: table)
+    with dispatch.record_keys() as keys:
+        choose(weight_of(64, 64))
+    for name, config in (("triton_patch", {"rows": 256}), ("cuda_plane", None), ("torch", None)):
+        table.entries = {keys[0]: remembered.entry({name: 1e-5, "eager": 2e-5}, {name: config} if config else {})}
+        choice, noted = choose(weight_of(64, 128))  # another weight
+        assert choice.backend == "torch" and not noted
+        choice, noted = choose(weight_of(64, 64))
+        # The kernel of cuda_plane refuses 64 channels, whatever a table says.
+        assert choice.backend == ("torch" if name == "cuda_plane" else name) and choice.config == config and noted
+
+
+def test_it_is_measured_on_a_gpu(gpu):  # noqa: F811
+    values = {
+        "grad": calls.Spec((64, 64, 56, 56), torch.bfloat16, LAST),
+        "weight": calls.Spec((64, 64, 3, 3), torch.bfloat16, LAST),
+        "size": (56, 56), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1,
+    }  # fmt: skip
+    call = calls.Call(OP, tuple(values.items()))
+    assert calls.out_shape(call) == (64, 64, 56, 56)
+    found = tune.options(call, torch.device("cuda"))
+    assert {"torch", "triton_plane", "triton_patch", "cuda_strip", "triton_patch rows=256"} <= set(found)
+    assert not {"cuda", "triton", "cuda_plane", "eager"} & set(found)
+
+
+def test_a_measured_call_is_the_gradient():
+    x, weight = torch.randn(2, 8, 7, 6), torch.randn(8, 8, 3, 3)
+    grad = torch.randn(2, 8, 4, 3).contiguous(memory_format=LAST)
+    values = (grad, weight, (7, 6), (2, 2), (1, 1), (1, 1), 1)
+    ours = calls.Call(OP, ()).function()(*values)
+    torch.testing.assert_close(ours, torch.nn.grad.conv2d_input(x.shape, weight, grad, 2, 1))
+
+
+def test_calls_of_a_model_on_a_gpu(monkeypatch):
+    """All convolutions but the stem's, whose image wants no gradient. Only the names of devices are looked at."""
+    recorder = resnet_fused._workload_training.Recorder()
+    one = Unit(torch.empty(8, 8, 3, 3, device="meta"), None, None, None, None, [1, 1], [1, 1], [1, 1], 1, 1e-5)
+
+    class OnCuda:
+        shape, dtype, device = torch.Size((1, 8, 4, 4)), torch.float16, torch.device("cuda")
+
+    monkeypatch.setattr(resnet_fused._workload_training, "empty_output", lambda x, unit: x)
+    recorder._convolution(OnCuda, one)
+    assert [op for op, _ in recorder.calls] == ["conv_stats", OP, "conv_weight_grad"]
+    assert dict(recorder.calls[1][1])["size"] == (4, 4)
+    recorder.inside = False
+    recorder._convolution(OnCuda, one)
+    assert [op for op, _ in recorder.calls][3:] == ["conv_stats", "conv_weight_grad"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "stride"),
+    [("triton_patch", "identity", 1), ("triton_patch", "projection", 2), ("triton_plane", "projection", 2)],
+)
+def test_a_block_trains_with_its_gradients(name, kind, stride, device):
+    if (why := dispatch.BACKENDS[name].why_not()) is not None:
+        pytest.skip(why)
+    model = block(kind, channels=64, stride=stride).to(device, torch.float16, memory_format=LAST)
+    torch.manual_seed(5)
+    x = torch.randn(12, 64, 4, 2).to(device, torch.float16).contiguous(memory_format=LAST)
+    grad = torch.randn(12, 64 * stride, 4 // stride, 2 // stride).to(device, x.dtype).contiguous(memory_format=LAST)
+    with resnet_fused.backend(name), dispatch.record() as rows:
+        check(model, x, grad)
+    used = [choice.backend for op, _, choice in rows if op in (OP, "conv_stats")]
+    assert used == [name] * (4 if kind == "identity" else 6)
+
+
+@pytest.mark.parametrize(
+    ("module", "c", "stride"), [(cuda_plane, 128, 2), (cuda_strip, 64, 1)], ids=["cuda_plane", "cuda_strip"]
+)
+def test_the_compiled_kernels_where_they_were_asked_for(module, c, stride, device, monkeypatch):
+    name = module.__name__.rpartition(".")[2]
+    if device == "cuda":
+        why, library = dispatch.BACKENDS[name].why_not(), library.namespace
+    else:
+        why, library = build.why_not(), build.load
+    if why is not None:
+        pytest.skip(why)
+    own = dispatch.Backend(
+        lambda: None, lambda name: True, lambda stem, op: functools.partial(getattr(module, op), library())
+    )
+    monkeypatch.setitem(dispatch.BACKENDS, name, own)
+    x = activation((2, c, 5, 4), torch.float16, device=device)
+    weight = activation((64, c, 3, 3), torch.float16, device=device, mean=0.0, std=1 / 24)
+    grad = activation((2, 64, -(-5 // stride), 4 // stride), torch.float16, device=device)
+    one = Unit(weight, None, None, None, None, [stride] * 2, [1, 1], [1, 1], 1, 1e-5)
+    with dispatch.record() as rows, dispatch.backend(name):
+        ours, grad_weight = unit.conv_backward(grad, x, one, True, True)
+    assert [(op, choice.backend) for op, _, choice in rows] == [(OP, name)] and grad_weight is not None
+    eager, oracle = (
+        torch.nn.grad.conv2d_input(x.shape, convert(weight), convert(grad), stride, 1)
+        for convert in (lambda t: t, exact)
+    )
+    assert_within_budget(ours, eager, oracle, "the gradient of the input")
+
+
+def test_only_the_gradient_that_is_wanted(monkeypatch):
+    """Torch is asked for the weight's alone, or not at all."""
+    x, grad = (torch.randn(1, 64, 3, 3).half().contiguous(memory_format=LAST) for _ in range(2))
+    one = Unit(torch.randn(64, 64, 3, 3).half() / 24, None, None, None, None, [1, 1], [1, 1], [1, 1], 1, 1e-5)
+    monkeypatch.setattr(dispatch, "choose_conv_input_grad", lambda *detail: dispatch.Choice("ours", "here"))
+    monkeypatch.setattr(
+        dispatch, "kernel",
+        lambda choice, stem, op: lambda grad, weight, out, *geometry: out.fill_(3),
+    )  # fmt: skip
+    for want_x, want_weight in ((True, True), (True, False), (False, True)):
+        got = unit.conv_backward(grad, x, one, want_x, want_weight)
+        assert [g is not None for g in got] == [want_x, want_weight]
+        if want_x:
+            assert (got[0] == 3).all()
