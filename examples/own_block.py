@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import resnet_fused
-from resnet_fused.nn import AddReLU
-from resnet_fused.nn import ConvBNReLU
+from resnet_fused.nn import AddReLU, ConvBNReLU
 
 
 class SEBlock(nn.Module):

@@ -11,8 +11,7 @@ from .ops.decompositions import decompositions
 from .reports.explain import explain
 from .reports.memory import memory
 from .reports.verify.verify import verify
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "BasicBlock",

@@ -103,7 +103,7 @@ def _poison():
 def own_cache(tmp_path, monkeypatch):
     """The folder of a tuning cache of its own, and no emulator that another test has registered: it would be measured."""
     monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
-    monkeypatch.setattr(remembered._env, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(remembered.env, "CACHE", tmp_path / "cache")
     remembered.forget()
     remembered._warn.cache_clear()
     yield tmp_path / "cache"

@@ -156,8 +156,8 @@ def jobs():
 
 def stamp():
     """What the library and the package must agree on, read from the package without importing it."""
-    version = re.search(r'__version__ = "([^"]+)"', (ROOT / "resnet_fused/__init__.py").read_text()).group(1)
-    abi = re.search(r"^ABI = (\d+)", (ROOT / "resnet_fused/native.py").read_text(), re.M).group(1)
+    version = re.search(r'__version__ = "([^"]+)"', (ROOT / "resnet_fused/version.py").read_text()).group(1)
+    abi = re.search(r"^ABI = (\d+)", (ROOT / "resnet_fused/version.py").read_text(), re.M).group(1)
     return {"version": version, "abi": int(abi)}
 
 

@@ -1,4 +1,4 @@
-"""python -m benchmarks.fp8: the engine in e4m3 beside the one in bfloat16: errors against float64, then time.
+"""python -m benchmarks.gpu.fp8: the engine in e4m3 beside the one in bfloat16: errors against float64, then time.
 
 On a CPU (TRITON_INTERPRET=1) nothing is timed: the engine runs by the formula in torch, which gives the errors.
 """
@@ -39,7 +39,7 @@ def compare(model, x, device, seconds):
 
 
 def main(argv=None):
-    args = options.settle(options.parser("fp8", __doc__.splitlines()[0]).parse_args(argv), (256, 32, 1), (2,))
+    args = options.settle(options.parser("gpu.fp8", __doc__.splitlines()[0]).parse_args(argv), (256, 32, 1), (2,))
     if (why := fp8.device_refusal(torch.device(args.device))) is not None:
         raise UsageError(f"argument --device: {why}")
     log, deadline, rows = record.Log("fp8", args.device, args.output), options.deadline(args), []

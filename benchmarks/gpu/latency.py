@@ -1,4 +1,4 @@
-"""python -m benchmarks.latency: split convolutions in two kernels and in clusters, at the batches where latency counts.
+"""python -m benchmarks.gpu.latency: split convolutions in two kernels and in clusters, at the batches where latency counts.
 
 First the bits: a cluster must give those of two kernels with its tile and slices. Then the time of a call in a CUDA graph of
 many, one after the other: what is predicted to be fastest, two kernels, a cluster, a cluster that fetches its weights early.
@@ -64,7 +64,7 @@ def compare(ops, case, device, seconds):
 
 
 def main(argv=None):
-    args = options.settle(options.parser("latency", __doc__.splitlines()[0]).parse_args(argv), (1, 8), (1,))
+    args = options.settle(options.parser("gpu.latency", __doc__.splitlines()[0]).parse_args(argv), (1, 8), (1,))
     if args.device != "cuda":
         raise UsageError("argument --device: clusters of blocks need a GPU, but it is cpu")
     if (why := dispatch.BACKENDS["cuda"].why_not()) is not None:

@@ -6,8 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PROBES = ROOT / "benchmarks" / "probes"
+ROOT = Path(__file__).resolve().parents[2]
+PROBES = ROOT / "benchmarks" / "gpu" / "probes"
 # Not -arch=sm_90a: nvcc 13.0 then adds PTX of compute_90, which has no wgmma, to a program.
 PROBE_FLAGS = "-std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a"
 OP_TESTS = ("add_relu", "bn_relu", "conv_bn_relu", "training_block")
@@ -98,7 +98,7 @@ def _checks(device, box, smoke):
     for backend in BACKENDS if device == "cuda" else ("native",):
         # Eager's own tensors beyond 2^31 elements are torch's business, and would not fit beside the others'.
         for op in OP_TESTS[:1] if smoke else (*OP_TESTS, *(["large"] if backend != "eager" else [])):
-            tests = _python("-m", "pytest", "-q", "-rf", f"tests/test_{op}.py", f"--device={device}", "-k", backend)
+            tests = _python("-m", "pytest", "-q", "-rf", _test(op), f"--device={device}", "-k", backend)
             if backend == "triton" and op != "large" and importlib.util.find_spec("xdist"):
                 tests += ("-n", "4")  # it compiles in every test
             made.append(Part(f"tests-{op}-{backend}", 2, box, tests))
@@ -110,9 +110,9 @@ def _checks(device, box, smoke):
             "conv-cluster": ["conv_cluster"], "fp8": ["conv_fp8", "frozen_fp8", "frozen_fp8_refused"],
         }  # fmt: skip
         for name, names in files.items():
-            tests = _python("-m", "pytest", "-q", "-rf", *(f"tests/test_{f}.py" for f in names), "--device=cuda")
+            tests = _python("-m", "pytest", "-q", "-rf", *map(_test, names), "--device=cuda")
             made.append(Part(f"tests-{name}", 2, box, tests))
-    calls = _python("-m", "benchmarks.sanitized", "--device", device, "--size", 48, "--model", "resnet18")
+    calls = _python("-m", "benchmarks.gpu.sanitized", "--device", device, "--size", 48, "--model", "resnet18")
     if device == "cpu":
         return [*made, Part("sanitized-calls", 2, box, calls)]
     sanitizer, lacks = _missing("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
@@ -120,6 +120,12 @@ def _checks(device, box, smoke):
         command = (sanitizer or "", "--tool", tool, "--error-exitcode", "9", *calls, "--batch", "2")
         made.append(Part(tool, 2, box, command, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),), lacks))
     return made
+
+
+def _test(name):
+    """The path of tests/**/test_<name>.py, as pytest takes it."""
+    (path,) = (ROOT / "tests").rglob(f"test_{name}.py")
+    return str(path.relative_to(ROOT))
 
 
 def _compiled(name, stage, box, arguments):
@@ -131,7 +137,7 @@ def _compiled(name, stage, box, arguments):
 
 
 def probes(box):
-    """The programs of benchmarks/probes, compiled side by side; one that fails leaves the others theirs."""
+    """The programs of benchmarks/gpu/probes, compiled side by side; one that fails leaves the others theirs."""
     nvcc, lacks = _missing("nvcc", "/usr/local/cuda/bin/nvcc")
     binaries = {source: ROOT / "build" / "probes" / source.stem for source in sorted(PROBES.glob("*.cu"))}
     compiled = "".join(f"{nvcc} {PROBE_FLAGS} {source} -o {binary} & " for source, binary in binaries.items())
@@ -147,27 +153,38 @@ def _measurements(device, output, size, batches, smoke):
     common = ("--device", device, "--output", output, "--size", size)
     common += ("--model", "resnet18") if smoke else ()
     # Of timing for each group of candidates.
-    timing = {"resnet": 4, "kernels": 0.3, "steering": 0.2, "latency": 0.2, "fp8": 2}
+    timing = {"resnet": 4, "kernels": 0.3, "gpu.steering": 0.2, "gpu.latency": 0.2, "gpu.fp8": 2}
 
     def part(name, suite, seconds, *arguments):
         box = SMOKE_BOX if smoke else seconds
         # What is started within the budget still needs its time, and all models are timed together at the end.
         budget = round(box * (0.5 if suite == "resnet" else 0.75), 1)
         limits = ("--seconds", 0 if smoke else timing[suite], "--budget", budget)
-        return Part(name, 3, box, _python("-m", f"benchmarks.{suite}", *common, *limits, *arguments))
+        return Part(
+            name,
+            3,
+            box,
+            _python(
+                "-m",
+                f"benchmarks.{suite if suite in ('resnet', 'kernels') else 'gpu.' + suite}",
+                *common,
+                *limits,
+                *arguments,
+            ),
+        )
 
     plain = ("--peers", "eager", "live", "frozen") if smoke else ("--peers", *PLAIN)
     few, one = (("--first", 2), ("--first", 1)) if smoke else ((), ())
     made = [
         *([probes(20)] if device == "cuda" else []),
-        part("steering", "steering", 40, "--batch", *batches, *few),
-        *([part("latency", "latency", 20, "--batch", 1, 8)] if device == "cuda" else []),
+        part("steering", "gpu.steering", 40, "--batch", *batches, *few),
+        *([part("latency", "gpu.latency", 20, "--batch", 1, 8)] if device == "cuda" else []),
         *(part(f"inference-{b}", "resnet", 50 if b == "256" else 40, "--batch", b, *plain) for b in batches),
         part("kernels", "kernels", 50, "--batch", *batches, *one, "--peers", "eager", "fused"),
         part("training", "resnet", 35, "--mode", "train", "--batch", batches[0], "--peers", *TRAINING),
     ]
     if device == "cuda":
-        made.append(part("fp8", "fp8", 30, "--batch", batches[0]))
+        made.append(part("fp8", "gpu.fp8", 30, "--batch", batches[0]))
     made.append(_tune(device, 40, smoke))
     if not smoke:  # compiling takes minutes
         made.append(part("compiled", "resnet", 50, "--batch", *batches[:2], "--peers", *COMPILED))

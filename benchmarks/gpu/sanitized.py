@@ -1,4 +1,4 @@
-"""Runs every op forward and backward on small shapes, for compute-sanitizer to watch: python -m benchmarks.sanitized
+"""Runs every op forward and backward on small shapes, for compute-sanitizer to watch: python -m benchmarks.gpu.sanitized
 
 Without the caching allocator (PYTORCH_NO_CUDA_MEMORY_CACHING=1) an access past a tensor is past its allocation. The
 numbers are checked too; a kernel that the tool would slow down for minutes is not the point, so maps are small.
@@ -20,7 +20,7 @@ DISPATCHED = tuple(op for op in cases.OPS if op != "pool_linear")
 
 
 def main(argv=None):
-    made = options.parser("sanitized", __doc__.splitlines()[0])
+    made = options.parser("gpu.sanitized", __doc__.splitlines()[0])
     made.add_argument("--backend", choices=list(dispatch.BACKENDS), help="default: every one that can run")
     args = options.settle(made.parse_args(argv), gpu_batches=(1, 3), cpu_batches=(2,))
     torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""python -m benchmarks.steering: the measurements that decide which kernels are worth writing.
+"""python -m benchmarks.gpu.steering: the measurements that decide which kernels are worth writing.
 
 Torch's own convolution of every layer forward and backward, with the names of its kernels; what a matrix product reaches
 on random and on ReLU'd values (half zeros draw less power); the copy; the time between two kernels of a CUDA graph.
@@ -81,7 +81,7 @@ def launch_gap(device, seconds):
 
 
 def main(argv=None):
-    made = options.parser("steering", __doc__.splitlines()[0])
+    made = options.parser("gpu.steering", __doc__.splitlines()[0])
     made.add_argument("--first", type=options.at_least(1), help="only so many layer shapes")
     args = options.settle(made.parse_args(argv), gpu_batches=(256, 32, 1), cpu_batches=(1,))
     seconds = 0.3 if args.seconds is None else args.seconds

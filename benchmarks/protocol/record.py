@@ -11,7 +11,7 @@ import torch
 
 from resnet_fused.reports import info
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 CLOCKS = "clocks.sm,clocks.mem,power.limit,temperature.gpu,driver_version"
 

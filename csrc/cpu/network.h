@@ -1,5 +1,5 @@
 // A frozen network in one call: the steps one after another, in memory that the caller keeps. What a step is and where
-// it reads and writes are numbers, made once per shape of the input (resnet_fused/frozen_whole.py).
+// it reads and writes are numbers, made once per shape of the input (resnet_fused/frozen/cpu/one_call.py).
 #pragma once
 
 #include <cstdint>

@@ -7,97 +7,19 @@ own convolution followed by one fused pass of another backend. `eager`: torch's 
 `cuda_strip`: 3x3 convolutions of 64 channels on Hopper (cuda_strip.py); what it refuses, `cuda` runs.
 """
 
-import contextlib
 import functools
-from typing import NamedTuple
 
 import torch
 
-from ..kernels import cpu, env, layout, library
-from ..kernels.table import BACKENDS, NARROW, TILED, Backend, tf32_allowed, tiles
+from ..kernels import cpu, layout, library
+from ..kernels.table import BACKENDS, NARROW, tf32_allowed
 from ..kernels.triton import schedule, weight_grad
 from ..measure import remembered
+from .asked import Choice, asked_for, configuration, note, note_key
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The gradients of a convolution, and who has kernels for them; torch's own otherwise.
 GRADIENTS = {"conv_input_grad": tuple(NARROW), "conv_weight_grad": ("triton",)}
-
-
-class Choice(NamedTuple):
-    backend: str
-    reason: str
-    config: dict | None = None  # the launch configuration that was measured fastest, if not the default
-
-
-class FallbackError(RuntimeError):
-    """STRICT mode: an op would have run eagerly."""
-
-
-# Process-wide, not a ContextVar: autograd runs the backward of CUDA tensors in threads of its own, which must see it.
-_state = {"backend": env.BACKEND, "strict": env.STRICT, "rows": None, "keys": None, "config": None}
-
-
-@contextlib.contextmanager
-def _set(key, value):
-    before = _state[key]
-    _state[key] = value
-    try:
-        yield value
-    finally:
-        _state[key] = before
-
-
-def backend(name):
-    """Context manager: every op inside uses backend `name` ("auto" lets the dispatcher choose).
-
-    Raises ValueError for an unknown name and RuntimeError for a backend that cannot run here.
-    """
-    check_backend(name)
-    return _set("backend", name)
-
-
-def check_backend(name):
-    if name == "auto":
-        return
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, not {name!r}")
-    if (why := BACKENDS[name].why_not()) is not None:
-        raise RuntimeError(f"backend {name!r} cannot run here: {why}")
-
-
-def configured(config):
-    """Context manager: a launch configuration for the backend that was asked for; for those who measure."""
-    return _set("config", config)
-
-
-def strict(on=True):
-    """Context manager: inside it a fallback to eager raises FallbackError (on) or is allowed (off)."""
-    return _set("strict", on)
-
-
-def record():
-    """Context manager yielding a list to which every op that runs adds (op, (shape, dtype, format), Choice)."""
-    return _set("rows", [])
-
-
-def record_keys():
-    """Context manager yielding a list to which every op that runs adds the key of its tuning entry."""
-    return _set("keys", [])
-
-
-def observed():
-    """Whether somebody records what runs, op by op."""
-    return _state["rows"] is not None or _state["keys"] is not None
-
-
-def setting(device):
-    """What besides the tensors decides a choice on a torch.device: equal settings, equal choices."""
-    return _state["backend"], _state["config"], BACKENDS["native"], remembered.table(device).entries
-
-
-def backends():
-    """{name: "available" or why not} for every backend."""
-    return {name: b.why_not() or "available" for name, b in BACKENDS.items()}
 
 
 def _unfit(x, others):
@@ -169,16 +91,20 @@ def _refused(name, op, x, detail):
     return refusal(x.shape, weight, x.dtype, *geometry)
 
 
+def setting(device):
+    """What besides the tensors decides a choice on a torch.device: equal settings, equal choices."""
+    return asked_for(), configuration(), BACKENDS["native"], remembered.table(device).entries
+
+
 def pick(op, x, *others, detail=()):
     """(the backend for `op` on `x` and the tensors that must match it, whether it was asked for or measured).
 
     None among `others` is skipped. `detail`: what else its speed depends on; of a convolution the weight's shape, stride,
     padding, dilation, groups.
     """
-    name = _state["backend"]
+    name = asked_for()
     conv = op.startswith("conv")
-    if (keys := _state["keys"]) is not None:
-        keys.append(_key(op, x, others, detail))
+    note_key(lambda: _key(op, x, others, detail))
     if (why := _unfit(x, others)) is not None:
         return Choice("eager", why), name == "eager"
     asked = name != "auto"
@@ -192,7 +118,7 @@ def pick(op, x, *others, detail=()):
     elif name == "torch" and not conv:
         choice, asked = automatic(op, x), False
     else:
-        choice = Choice(name, f"backend {name!r} was asked for", _state["config"])
+        choice = Choice(name, f"backend {name!r} was asked for", configuration())
     if choice.backend in NARROW and (why := _refused(choice.backend, op, x, detail)) is not None:
         choice = Choice(NARROW[choice.backend].others, why)
     if conv and choice.backend not in ("torch", "eager") and not layout.is_channels_last(x):
@@ -234,15 +160,14 @@ def choose_conv_weight_grad(grad, x, weight, *detail):
 
 
 def _gradient(op, grad, others, detail, refused):
-    name, able = _state["backend"], GRADIENTS[op]
-    if (keys := _state["keys"]) is not None:
-        keys.append(_key(op, grad, (), detail))
+    name, able = asked_for(), GRADIENTS[op]
+    note_key(lambda: _key(op, grad, (), detail))
     if name == "auto":
         choice = _measured(op, grad, (), detail)
     else:
         own = NARROW[name].others if name in NARROW and name not in able else name
         # A configuration is one of the backend that was asked for.
-        choice = Choice(own, f"backend {name!r} was asked for", _state["config"] if own == name else None)
+        choice = Choice(own, f"backend {name!r} was asked for", configuration() if own == name else None)
     if choice is None or choice.backend not in (*able, "torch"):
         return automatic(op, grad)
     if choice.backend in able:
@@ -257,36 +182,11 @@ def _gradient(op, grad, others, detail, refused):
 
 def choose_fp8(op, x):
     """The backend of an op on e4m3 values: `triton`, the only one with kernels for them, or `eager` if that was asked for."""
-    if _state["backend"] == "eager":
+    if asked_for() == "eager":
         return note(op, x, Choice("eager", "backend 'eager' was asked for"), asked=True)
     if (why := BACKENDS["triton"].why_not()) is not None or not BACKENDS["triton"].takes(x.device.type):
         raise RuntimeError(f"{op}: {why or f'no kernel takes {x.device.type} tensors'}")
     return note(op, x, Choice("triton", "the only kernels for e4m3"))
-
-
-def prefers_channels_last(x, weight, evaluation):
-    """Whether a network runs faster on `x` in channels_last, where its weights are as `weight` and may not change.
-
-    CUDA: the layout of every fast kernel. CPU, in evaluation: that of Winograd, and in half types of oneDNN's fast kernels
-    (docs/performance.md). Else that of the weights, since torch's convolution of a channels_last input reorders contiguous
-    weights on every call by a slow path: 3.4 ms instead of 1.2 for 512 channels at 7x7, batch 1 (measured: 2-core Intel
-    Xeon, 2 threads, 2026-11-24).
-    """
-    if x.device.type != "cpu" or layout.format_of(weight) == layout.CHANNELS_LAST:
-        return True
-    if torch.compiler.is_compiling():  # would trace the loading of the library
-        return False
-    ours_run = _state["backend"] in ("auto", "native") and library.why_absent() is None
-    return evaluation and ours_run and x.dtype == weight.dtype
-
-
-def note(op, x, choice, asked=False):
-    """Records `choice`, and in STRICT mode refuses a fallback to eager unless it was asked for or measured."""
-    if (rows := _state["rows"]) is not None:
-        rows.append((op, (tuple(x.shape), x.dtype, layout.format_of(x)), choice))
-    if choice.backend == "eager" and _state["strict"] and choice.reason != "empty" and not asked:
-        raise FallbackError(f"{op}: would fall back to eager ({choice.reason})")
-    return choice
 
 
 def kernel(choice, stem, op):

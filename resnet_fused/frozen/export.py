@@ -1,40 +1,10 @@
-"""Leaving Python: programs of torch's own operators, for runtimes that do not have this package."""
+"""A frozen network in torch's own operators, for runtimes that do not have this package."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .fold import fold
-
-
-def decompositions():
-    """{operator: the same in torch's operators}, for `ExportedProgram.run_decompositions` of a model in evaluation.
-
-    `torch.export.export(model, (x,)).run_decompositions(resnet_fused.decompositions())` can be loaded without this package,
-    by AOTInductor in a C++ program for example. Export inside `torch.no_grad()`: where parameters want gradients a model
-    takes the ops of training. ONNX export and `torch.jit.trace` need nothing: they never see the fused
-    ops. The ops of training are not in the table.
-    """
-    library = torch.ops.resnet_fused
-    return {
-        library.conv_bn_relu.default: _conv_bn_relu,
-        library.bn_relu.default: _bn_relu,
-        library.add_relu.default: lambda x, residual: torch.relu(x + residual),
-    }
-
-
-def _conv_bn_relu(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu):
-    z = F.conv2d(x, weight, None, stride, padding, dilation, groups)
-    return _bn_relu(z, mean, var, bn_weight, bn_bias, residual, eps, False, relu)
-
-
-def _bn_relu(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
-    if batch_stats:  # spread is 1 / sqrt(var + eps), of this batch
-        spread, eps = spread.square().reciprocal(), 0.0
-    out = F.batch_norm(x, mean, spread, weight, bias, False, 0.0, eps)
-    if residual is not None:
-        out = out + residual  # not `+=` as in the reference: a decomposition has to be functional
-    return torch.relu(out) if relu else out
 
 
 class FoldedResNet(nn.Module):

@@ -196,7 +196,7 @@ class Engine:
         self._whole = None if one_call.why_not(self) else one_call.Whole(self)
 
     def save(self, path):
-        """Writes the engine to a file that `resnet_fused.load_engine` reads; see frozen_file.py."""
+        """Writes the engine to a file that `resnet_fused.load_engine` reads; see frozen/file.py."""
         from .file import save
 
         save(self, path)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-# Raised when a schema in csrc/register*.cpp changes: a library built for another number is not used.
-ABI = 6
-LIBRARY = Path(__file__).with_name("_native.so")
-RECORD = Path(__file__).with_name("_native_build.json")
+from ..version import ABI, __version__
+
+LIBRARY = Path(__file__).parent.with_name("_native.so")
+RECORD = Path(__file__).parent.with_name("_native_build.json")
 
 
 @functools.cache
@@ -29,8 +29,6 @@ def why_absent():
             f"the compiled library, built against torch {_record().get('torch', 'of unknown version')}, "
             f"does not load in torch {torch.__version__}: {str(error).splitlines()[0]}"
         )
-    from ..version import __version__
-
     if (info["version"], info["abi"]) != (__version__, ABI):
         return (
             f"the compiled library is stale: built for version {info['version']} (ABI {info['abi']}), "

@@ -255,12 +255,12 @@ def test_backends_that_compete():
 def test_fp8_beside_bfloat16(capsys, tmp_path, monkeypatch):
     """On a CPU its errors alone, by the formula; where there is neither a GPU nor the interpreter, one line."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(fp8._env, "TRITON_INTERPRET", True)
+    monkeypatch.setattr(fp8.env, "TRITON_INTERPRET", True)
     arguments = ("--device", "cpu", "--model", "resnet20", "--batch", 2, "--output", tmp_path)
     assert main(benchmark_fp8.main, *arguments) == 0
     (row,) = [row for row in record.read(tmp_path) if row.get("dtype") == "fp8"]
     assert row["model"] == "resnet20" and row["error_bfloat16"] < row["error"] < 0.2 and "median" not in row
     assert "largest logit kept" in capsys.readouterr().out
-    monkeypatch.setattr(fp8._env, "TRITON_INTERPRET", False)
+    monkeypatch.setattr(fp8.env, "TRITON_INTERPRET", False)
     assert main(benchmark_fp8.main, *arguments) == 2
     assert "fp8 needs a CUDA device of compute capability 8.9 or later" in capsys.readouterr().err

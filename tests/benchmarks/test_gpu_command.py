@@ -14,7 +14,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import parts
 from benchmarks.protocol import options, record
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 import aot_cuda  # noqa: E402
 

@@ -131,7 +131,7 @@ def test_no_gpu(capsys, line, message):
 
 def test_exit_status_of_the_process():
     command = [sys.executable, "-m", "resnet_fused", "bench", "--batch", "0"]
-    result = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True)
     assert result.returncode == 2 and "resnet_fused: error: argument --batch" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -139,7 +139,7 @@ def test_exit_status_of_the_process():
 def test_a_reader_that_goes_away_is_no_traceback():
     command = [sys.executable, "-m", "resnet_fused", "info"]
     process = subprocess.Popen(
-        command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 1

@@ -18,7 +18,7 @@ from resnet_fused.commands.train import CannotTrain, checkpoint, data
 from resnet_fused.commands.train.loop import batches
 
 pytest.importorskip("sklearn")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--limit", "64", "--batch", "32", "--epochs", "2", "--threads", "1", "--device", "cpu"]
 
 

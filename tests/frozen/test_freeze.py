@@ -17,7 +17,7 @@ from resnet_fused.measure.accuracy import assert_within_budget
 from resnet_fused.measure.oracle import with_lively_norms
 from resnet_fused.models.resnet import BasicBlock, ResNet
 
-freeze_module = importlib.import_module("resnet_fused.freeze")  # resnet_fused.freeze is the function
+freeze_module = importlib.import_module("resnet_fused.frozen.freeze")  # resnet_fused.freeze is the function
 ALL = {way.name: way for way in (*convolutions.WINOGRAD, *convolutions.DIRECT, *convolutions.EXACT)}
 
 

@@ -11,8 +11,9 @@ from test_resnet import narrow
 
 import resnet_fused
 from resnet_fused import dispatch
-from resnet_fused.frozen.gpu import engine, layers, measure, pair
-from resnet_fused.frozen.gpu.engine import freeze_static
+from resnet_fused.frozen.gpu import engine as gpu_engine
+from resnet_fused.frozen.gpu import layers, measure, pair
+from resnet_fused.frozen.gpu.engine import StaticEngine, freeze_static
 from resnet_fused.frozen.gpu.live import LiveCopy
 from resnet_fused.measure import remembered
 
@@ -56,7 +57,7 @@ def emulated(monkeypatch):
     monkeypatch.setattr(layers, "CLUSTERS", 1)
     monkeypatch.setattr(pair, "fits", lambda block: fits(block) and block.sites[0].shape[1] <= 64)
     monkeypatch.setattr(measure, "compare", compare)
-    monkeypatch.setattr("resnet_fused.frozen_check.compare", lambda engine, example: {})
+    monkeypatch.setattr("resnet_fused.frozen.gpu.check.compare", lambda engine, example: {})
     return tried
 
 
@@ -91,7 +92,7 @@ def slow_layers(monkeypatch, seconds):
             return super().__call__(x, residual, out)
 
     monkeypatch.setattr(layers, "options", lambda *_: {"slow": functools.partial(_plain_slow, Slow)})
-    monkeypatch.setattr(engine, "FALLS_BACK", ("cpu",))
+    monkeypatch.setattr(gpu_engine, "FALLS_BACK", ("cpu",))
 
 
 def _plain_slow(kind, site, dtype):
@@ -105,7 +106,7 @@ def test_the_live_model_runs_where_the_layers_are_slower(monkeypatch, waits, gra
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        engine = engine.StaticEngine(model, x, torch.float32, graph, "pad")
+        engine = StaticEngine(model, x, torch.float32, graph, "pad")
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert {row["backend"] for row in engine.rows} == {"live"} and len(engine.rows) == 13
     assert all(row["reason"].startswith("measured: the live model, frozen whole: ") for row in engine.rows)

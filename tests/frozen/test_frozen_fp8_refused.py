@@ -48,7 +48,7 @@ def test_what_cannot_be_frozen_is_refused_in_one_line(monkeypatch):
             ValueError, match=r"no convolution can run in fp8, layer1.0.conv1: .* multiples of 16, not 8"
         ):
             frozen(few, x)
-    monkeypatch.setattr(fp8._env, "TRITON_INTERPRET", False)
+    monkeypatch.setattr(fp8.env, "TRITON_INTERPRET", False)
     with pytest.raises(
         ValueError, match=r"fp8 needs a CUDA device of compute capability 8.9 or later; this is a cpu device"
     ):

@@ -10,7 +10,7 @@ from test_resnet import narrow, pair
 import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.frozen.gpu import engine, layers
-from resnet_fused.frozen.gpu.engine import freeze_static
+from resnet_fused.frozen.gpu.engine import StaticEngine, freeze_static
 from resnet_fused.frozen.memory_plan import Plan
 from resnet_fused.measure import remembered
 from resnet_fused.measure.accuracy import assert_within_budget
@@ -217,7 +217,7 @@ def test_the_steps_around_a_replay(waits):
     """Copy in, replay, copy out, with streams and graph replaced by stand-ins: what runs around them on a GPU."""
     model, x = narrow().eval(), torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        engine = engine.StaticEngine(model, x, torch.float32, True, "pad")
+        engine = StaticEngine(model, x, torch.float32, True, "pad")
         results = [engine(x), engine(x[:1]), engine(x[1:]), engine(torch.cat([x, x[:2]]))]
         waited = len(waits)
         model.fc.weight.mul_(2)

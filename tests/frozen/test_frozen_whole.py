@@ -21,7 +21,7 @@ from resnet_fused.measure.oracle import with_lively_norms
 from resnet_fused.models.resnet import BasicBlock, Bottleneck, ResNet
 
 pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent()))
-freeze_module = importlib.import_module("resnet_fused.freeze")
+freeze_module = importlib.import_module("resnet_fused.frozen.freeze")
 
 
 @pytest.fixture(autouse=True, params=["vectors", "unit"])

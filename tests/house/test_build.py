@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "setup.py").exists():
     pytest.skip("not a source tree", allow_module_level=True)
 sys.path.insert(0, str(ROOT / "tools"))

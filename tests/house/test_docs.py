@@ -5,7 +5,7 @@ import re
 
 import pytest
 from foreign import timm, tv  # noqa: F401 (the pages import torchvision and timm, which need the shim)
-from test_layout import ROOT, tracked
+from repository import ROOT, tracked
 
 PAGES = [ROOT / "README.md", *tracked("docs/*.md")]
 

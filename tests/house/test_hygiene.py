@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_layout import ROOT, tracked
+from repository import ROOT, tracked
 
 from resnet_fused.commands import photo
 from resnet_fused.measure import remembered

@@ -2,49 +2,30 @@
 
 import ast
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
+from repository import ROOT, tracked
 
-ROOT = Path(__file__).resolve().parent.parent
+from resnet_fused import ops
+
 PACKAGE = ROOT / "resnet_fused"
 STEMS = ("add_relu", "bn_relu", "conv_bn_relu")
 README = (ROOT / "README.md").read_text()
-# Which floors each floor may import from; a module that is not named is on the top floor and may import all.
-FLOORS = {
-    "_env": set(),
-    "layout": set(),
-    "launch": set(),
-    "plane": {"launch"},
-    "patch": {"launch", "plane"},
-    "fp8": {"launch", "_env"},
-    "weight_grad": {"launch"},
-    "kernels": {"launch", "layout", "plane", "patch", "weight_grad", "_env"},
-    "native": {"_env", "__version__"},
-    "machine": {"native"},
-    "tuning": {"machine", "_env"},
-    "cpu_conv": {"native"},
-    "cuda_plane": {"plane"},
-    "cuda_strip": {"plane"},
-    "_backends": {"kernels", "native", "plane", "patch", "cuda_plane", "cuda_strip", "_env"},
-    "dispatch": {"_backends", "tuning", "cpu_conv", "native", "launch", "layout", "weight_grad", "_env"},
-    "ops": {"dispatch", "fp8", "kernels", "native", "launch", "layout", "_env"},
-    "norms": set(),
-    "blocks": {"norms", "ops", "dispatch", "layout"},
-    "train_path": {"norms", "blocks", "ops", "dispatch", "layout"},
-    "cpu_block": {"blocks", "ops", "dispatch", "layout", "native", "zero_pad"},
-    "weights": set(),
-    "zero_pad": set(),
-    "resnet": {"blocks", "cpu_block", "train_path", "weights", "zero_pad"},
-}
-
-
-def tracked(*patterns):
-    """Files of the repository, and those about to join it."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+# From the bottom up. A module imports only from floors below its own, and within its own room (below: no circle).
+FLOORS = (
+    ("version",),
+    ("kernels",),
+    ("measure",),
+    ("dispatch",),
+    ("ops",),
+    ("modules",),
+    ("frozen", "models", "nn"),
+    ("conversion",),
+    ("reports",),
+    ("commands", "__init__"),
+    ("__main__",),
+)
+HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def floor_of(path):
@@ -53,40 +34,69 @@ def floor_of(path):
 
 
 def imports_of(path):
-    """The floors that the module at `path` imports, anywhere in it."""
+    """The modules of the package, as dotted names below it, that the module at `path` imports, anywhere in it."""
     here = ["resnet_fused", *path.relative_to(PACKAGE).with_suffix("").parts]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(here[: -node.level]) + "." * bool(node.module) if node.level else ""
-            module = base + (node.module or "")
-            found |= {module} if module != "resnet_fused" else {f"resnet_fused.{alias.name}" for alias in node.names}
-            if module in ("resnet_fused.ops", "resnet_fused.kernels"):
-                found.add(module)
-    return {name.split(".")[1] for name in found if name.startswith("resnet_fused.")}
+            base = [*(here[: -node.level] if node.level else []), *(node.module or "").split(".")]
+            for alias in node.names:
+                module = [*filter(None, base), alias.name]
+                found.add(".".join(module if is_module(module) else module[:-1]))
+    return {
+        name.removeprefix("resnet_fused").removeprefix(".") or "__init__"
+        for name in found
+        if name.startswith("resnet_fused")
+    }
 
 
-@pytest.mark.parametrize("path", [p for p in PACKAGE.rglob("*.py") if floor_of(p) in FLOORS], ids=lambda p: p.name)
-def test_imports_go_down(path):
-    floor = floor_of(path)
-    assert imports_of(path) - {floor} <= FLOORS[floor]
+def is_module(parts):
+    place = PACKAGE.parent.joinpath(*parts)
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def modules():
+    """{dotted name below the package: path} of every module of it."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name):
+    room = name.split(".")[0]
+    rooms = {imported.split(".")[0] for imported in imports_of(MODULES[name])} - {room}
+    assert [r for r in rooms if HEIGHT[r] >= HEIGHT[room]] == []
+
+
+def test_no_circle():
+    left = {name: imports_of(path) - {name} for name, path in MODULES.items()}
+    while leaves := [name for name, imported in left.items() if not imported & left.keys()]:
+        for name in leaves:
+            del left[name]
+    assert left == {}
 
 
 def test_the_import_check_sees_imports():
-    assert imports_of(PACKAGE / "resnet.py") >= {"blocks", "weights"}
-    assert imports_of(PACKAGE / "ops" / "bn_relu.py") >= {"dispatch", "layout", "ops"}
-    assert imports_of(PACKAGE / "native.py") == {"__version__"}
+    assert imports_of(PACKAGE / "models" / "resnet.py") >= {"modules.eligible", "models.weights"}
+    assert imports_of(PACKAGE / "ops" / "bn_relu.py") >= {"dispatch", "kernels.layout", "ops.define"}
+    assert imports_of(PACKAGE / "kernels" / "library.py") == {"version"}
 
 
 # oneDNN's convolution stands in for conv_bn_relu in csrc/cpu; its epilogue is bn_relu.
 ROOMS = {
     "resnet_fused/ops/{}.py": STEMS,
-    "resnet_fused/kernels/{}.py": STEMS,
+    "resnet_fused/kernels/triton/{}.py": STEMS,
     "csrc/cuda/{}.cu": STEMS,
     "csrc/cpu/{}.cpp": STEMS[:2],
-    "tests/test_{}.py": STEMS,
+    "tests/ops/test_{}.py": STEMS,
 }
 
 
@@ -95,9 +105,9 @@ def test_every_op_stands_in_every_room(room, stem):
     assert (ROOT / room.format(stem)).is_file()
 
 
-def test_no_op_stands_elsewhere():
-    ops = {p.stem for p in (PACKAGE / "ops").glob("[!_]*.py")}
-    assert ops == set(STEMS) == {p.stem for p in (PACKAGE / "kernels").glob("[!_]*.py")}
+def test_every_public_op_has_a_module_of_its_name():
+    modules = {p.stem for p in (PACKAGE / "ops").glob("*.py")}
+    assert modules - {"__init__", "define", "decompositions"} == set(ops.__all__)
 
 
 def test_files_stay_small():
@@ -112,11 +122,11 @@ def variables_in(text):
 
 
 def test_environment_variables_are_read_in_one_file_and_listed_in_readme():
-    own = variables_in((PACKAGE / "_env.py").read_text())
+    own = variables_in((PACKAGE / "kernels" / "env.py").read_text())
     table = set(re.findall(r"^\| `(RESNET_FUSED_\w+)`", README, re.MULTILINE))
     assert own == table
     for path in PACKAGE.rglob("*.py"):
-        if path.name != "_env.py":
+        if path.name != "env.py":
             reads = re.findall(r"environ(?:\.get\(|\[)\"(RESNET_FUSED_\w+)", path.read_text())
             assert reads == [], f"{path.name} reads {reads}"
     elsewhere = "".join(p.read_text() for p in tracked("csrc/*", "setup.py", "tools/*.py"))

@@ -11,7 +11,7 @@ import torch
 
 from resnet_fused.kernels import library
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import aot_cuda
 
 pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent()))

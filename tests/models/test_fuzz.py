@@ -62,7 +62,7 @@ def test_a_case_can_be_repeated_from_the_printed_line():
     text = case.line().partition("'")[2].rstrip("'")
     assert from_json(text) == case
     command, env = [sys.executable, "tests/fuzz_case.py", text], os.environ | {"PYTHONPATH": "."}
-    result = subprocess.run(command, cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], env=env, capture_output=True, text=True)
     assert result.stdout == "fused is as right as eager\n", result.stderr
 
 

@@ -69,7 +69,7 @@ def test_add_relu():
 
 
 def test_the_example_trains_as_plain_torch_does(capsys):
-    path = Path(__file__).parent.parent / "examples" / "own_block.py"
+    path = Path(__file__).resolve().parents[2] / "examples" / "own_block.py"
     spec = importlib.util.spec_from_file_location("own_block", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

@@ -8,12 +8,12 @@ import itertools
 
 import pytest
 import torch
-from resnet_fused.reports.verify.masks import ReluMasks, WithMasks
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import resnet_fused
 from resnet_fused.measure.accuracy import budget_used, gradient_budget_used
+from resnet_fused.reports.verify.masks import ReluMasks, WithMasks
 
 NAN, INF = float("nan"), float("inf")
 AXES = {

@@ -12,7 +12,7 @@ from training_cases import block, check
 import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.commands.tune import calls, tune
-from resnet_fused.kernels import library
+from resnet_fused.kernels import library as compiled
 from resnet_fused.kernels.hopper.plane import cuda as cuda_plane
 from resnet_fused.kernels.hopper.strip import cuda as cuda_strip
 from resnet_fused.measure import remembered
@@ -150,7 +150,7 @@ def test_a_block_trains_with_its_gradients(name, kind, stride, device):
 def test_the_compiled_kernels_where_they_were_asked_for(module, c, stride, device, monkeypatch):
     name = module.__name__.rpartition(".")[2]
     if device == "cuda":
-        why, library = dispatch.BACKENDS[name].why_not(), library.namespace
+        why, library = dispatch.BACKENDS[name].why_not(), compiled.namespace
     else:
         why, library = build.why_not(), build.load
     if why is not None:

@@ -32,7 +32,7 @@ def torchrun(folder, *options, processes=2, program=("-m", "resnet_fused")):
         "train", "--output", str(folder), "--limit", "64", "--batch", "16", "--epochs", "2", "--device", "cpu",
         *options,
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 

@@ -16,7 +16,7 @@ import resnet_fused
 from resnet_fused import dispatch
 
 COLUMNS = {"ours": "resnet_fused", "torchvision": "torchvision, converted", "timm": "timm, converted"}
-DOCUMENT = Path(__file__).parent.parent / "docs" / "matrix.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "matrix.md"
 X = (3, 3, 32, 32)
 ROWS = {}  # label: (group, action)
 GROUP = {"now": ""}

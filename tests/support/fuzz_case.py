@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 from foreign import tv_resnet
-from resnet_fused.reports.verify.masks import ReluMasks, WithMasks
 from torch import nn
 
 import resnet_fused
 from resnet_fused.measure.oracle import with_lively_norms
 from resnet_fused.modules.zero_pad import ZeroPadShortcut
+from resnet_fused.reports.verify.masks import ReluMasks, WithMasks
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

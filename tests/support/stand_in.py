@@ -40,7 +40,7 @@ def waits(monkeypatch):
         def record(self, stream):
             assert isinstance(stream, Stream)
 
-    monkeypatch.setattr("resnet_fused.timing.capture", StandIn)
+    monkeypatch.setattr("resnet_fused.measure.timing.capture", StandIn)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)

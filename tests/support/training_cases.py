@@ -5,13 +5,13 @@ import copy
 import importlib
 
 import torch
-from resnet_fused.reports.verify.masks import ReluMasks, WithMasks
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import resnet_fused
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 from resnet_fused.measure.oracle import by_modules, with_lively_norms
+from resnet_fused.reports.verify.masks import ReluMasks, WithMasks
 
 
 def block(kind, channels=16, stride=1, block=resnet_fused.BasicBlock):

@@ -70,7 +70,7 @@ def calls(model, shape, dtype, train=False):
             for name, tensor in model.state_dict(keep_vars=True).items()
         )
     }
-    training = {module: module.training for module in model.modules()}
+    modes = {module: module.training for module in model.modules()}
     recorder, inside = _Recorder(), training_calls.Recorder()
     try:
         model.train(train)
@@ -84,7 +84,7 @@ def calls(model, shape, dtype, train=False):
                 with inside:
                     torch.func.functional_call(model, state, (x,))
     finally:
-        for module, was in training.items():
+        for module, was in modes.items():
             module.training = was
     for op, arguments in inside.calls:
         recorder.calls[Call(op, tuple((name, _describe(value)) for name, value in arguments))] += 1

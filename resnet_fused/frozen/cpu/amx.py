@@ -1,6 +1,6 @@
 """Folded convolutions on the matrix unit of a CPU (AMX): float32 as the sum of three bfloat16, or bfloat16. docs/amx.md.
 
-Classes as in frozen_conv.py.
+Classes as in frozen/cpu/convolutions.py.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Folded convolutions by their direct sum, on vectors of this CPU: any kernel, stride, padding and dilation, one group.
 
-oneDNN's are as fast or faster; these can run inside of a whole network's one call (frozen_whole.py). Classes as in
-frozen_conv.py.
+oneDNN's are as fast or faster; these can run inside of a whole network's one call (frozen/cpu/one_call.py). Classes as in
+frozen/cpu/convolutions.py.
 """
 
 import torch

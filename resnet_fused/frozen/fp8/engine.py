@@ -77,9 +77,9 @@ class Fp8Engine(StaticEngine):
             stored = tuple(scale is not None for scale in form)
             key = remembered.key("static_fp8", *site.key, stored, "graph" if self.graphed else "calls")
             where = self.device, self.graphed, choose.SECONDS
-            measure = functools.partial(fp8_layers.measure, site, form, able, *where)
-            site.way, site.reason = choose.fastest(self, key, able, measure)
-        self._pairs, (self._head_way, self._head_reason) = {}, choose.head(self)
+            timed = functools.partial(fp8_layers.seconds_of, site, form, able, *where)
+            site.way, site.reason = choose.fastest(self, key, able, timed)
+        self._pairs, (self._head_way, self._head_reason) = {}, choose.last(self)
 
     def _verify(self, example):
         """Is it the network of the model, does every layer compute what it should, and how far off are the logits?"""

@@ -148,7 +148,7 @@ def options(site, form):
     return found
 
 
-def measure(site, form, able, device, graphed, budget):
+def seconds_of(site, form, able, device, graphed, budget):
     """Seconds of each of the ways `able`, on random values; one that is not within `share` takes infinitely long."""
     x, residual, out = (
         fp8.narrow(torch.randn(shape, device=device).relu_() * 100, fp8.E4M3).to(memory_format=layout.CHANNELS_LAST)

@@ -22,7 +22,7 @@ class Way(NamedTuple):
 def choose(engine):
     """Gives every site of `engine` its way and reason; returns ({block: way of a pair}, way of the head, its reason)."""
     convolutions(engine, engine._sites)
-    return _pairs(engine), *head(engine)
+    return _pairs(engine), *last(engine)
 
 
 def convolutions(engine, sites):
@@ -32,8 +32,8 @@ def convolutions(engine, sites):
         groups.setdefault(site.key, []).append(site)
     for sites in groups.values():
         able = ways(layers.options(sites[0], engine.dtype, engine.device))
-        measure = functools.partial(measure.layers, sites, able, *_where(engine))
-        choice, reason = fastest(engine, _key(engine, "static", *sites[0].key), able, measure)
+        timed = functools.partial(measure.layer, sites, able, *_where(engine))
+        choice, reason = fastest(engine, _key(engine, "static", *sites[0].key), able, timed)
         for site in sites:
             site.way, site.reason = choice, reason
 
@@ -47,8 +47,8 @@ def _pairs(engine):
         able = ways({"apart": pair.Apart} | found)
         sites = block.sites[0], block.projection
         key = _key(engine, "static_pair", *sites[0].key, *sites[1].key)
-        measure = functools.partial(measure.pairs, block, able, *_where(engine))
-        choice, reason = fastest(engine, key, able, measure)
+        timed = functools.partial(measure.pairs, block, able, *_where(engine))
+        choice, reason = fastest(engine, key, able, timed)
         if choice.name != "apart":
             chosen[block] = choice
             for site in sites:
@@ -56,7 +56,7 @@ def _pairs(engine):
     return chosen
 
 
-def head(engine):
+def last(engine):
     """(the way of the head, its reason)."""
     model, shape = engine._model, layers.out_shape(engine._blocks[-1].sites[-1])
     able = ways(head.options(model, engine.device))

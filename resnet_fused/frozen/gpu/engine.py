@@ -1,6 +1,6 @@
 """The engine of freeze() for GPUs: fixed shapes, fixed memory, one CUDA graph.
 
-Every convolution is one layer of frozen_layers.py, the fastest of those within the error budget by measurement on this
+Every convolution is one layer of frozen/gpu/layers.py, the fastest of those within the error budget by measurement on this
 device. Activations share memory by a plan; a call copies its input in, replays the graph and copies the logits out. With
 `graph=False` the same engine runs call by call, on CPUs too: that is how it is tested without a GPU.
 """

@@ -9,7 +9,7 @@ from ...kernels import layout
 
 
 class Head:
-    """`__call__(x)` -> logits [N, num_classes]; keeps its tensors for life, as the layers of frozen_layers.py."""
+    """`__call__(x)` -> logits [N, num_classes]; keeps its tensors for life, as the layers of frozen/gpu/layers.py."""
 
     def __init__(self, model, dtype):
         self.model = model

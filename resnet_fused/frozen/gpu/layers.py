@@ -1,8 +1,8 @@
 """How a convolution of a static engine can run: [relu](bn(conv(x)) [+ residual]) [and max-pool], channels_last.
 
-Unlike the classes of frozen_conv.py a layer keeps its tensors for life: `load()` reads the module's weights again into
-the same memory, so that a captured CUDA graph sees them. `__call__(x, residual, out)` returns `out` where the kernel can
-write there (`writes_out`), else a tensor of its own.
+Unlike the classes of frozen/cpu/convolutions.py a layer keeps its tensors for life: `load()` reads the module's weights
+again into the same memory, so that a captured CUDA graph sees them. `__call__(x, residual, out)` returns `out` where the
+kernel can write there (`writes_out`), else a tensor of its own.
 """
 
 import functools

@@ -53,7 +53,7 @@ def _empty(site, dtype, device):
     return torch.empty(shape, dtype=dtype, device=device, memory_format=layout.CHANNELS_LAST)
 
 
-def layers(sites, able, dtype, device, graphed, budget):
+def layer(sites, able, dtype, device, graphed, budget):
     """`compare` for a convolution, in turn over some `sites` of the same shapes, so that no weight is hot."""
     x, out = _input(sites[0].shape, dtype, device), _empty(sites[0], dtype, device)
     residual = torch.randn_like(out) if sites[0].residual else None
@@ -61,7 +61,7 @@ def layers(sites, able, dtype, device, graphed, budget):
     def made(way):
         found = [way.make(site, dtype) for site in sites[:3]]
         share = check.layer_shares(sites[0], found[0], x, residual, out)[0]
-        return [functools.partial(layer, x, residual, out) for layer in found], share
+        return [functools.partial(one, x, residual, out) for one in found], share
 
     seconds = compare(able, made, device, graphed, budget)
     if not seconds:

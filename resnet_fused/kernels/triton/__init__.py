@@ -1,0 +1,1 @@
+"""Triton kernels, a module an op, and how big their launches are (`schedule`)."""

@@ -1,7 +1,6 @@
 """out = relu(x + residual) and its gradient, flat over dense tensors of one layout."""
 
 import torch
-
 import triton
 import triton.language as tl
 

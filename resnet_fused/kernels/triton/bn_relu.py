@@ -4,7 +4,6 @@ Both layouts go through the same kernels as [outer, channels, inner]; launch.Til
 """
 
 import torch
-
 import triton
 import triton.language as tl
 

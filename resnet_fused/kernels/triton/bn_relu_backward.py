@@ -4,7 +4,6 @@ training: grad_x = weight * invstd * (g - sum_g / count - xhat * sum_gx / count)
 """
 
 import torch
-
 import triton
 import triton.language as tl
 

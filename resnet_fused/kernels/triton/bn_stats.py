@@ -4,7 +4,6 @@ Two stages of fixed order without atomics: the same bits on every run. Never E[x
 """
 
 import torch
-
 import triton
 import triton.language as tl
 

@@ -10,7 +10,6 @@ come with their strides; channels_last (and weights likewise) makes every copy a
 from dataclasses import replace
 
 import torch
-
 import triton
 import triton.language as tl
 

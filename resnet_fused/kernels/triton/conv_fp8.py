@@ -5,7 +5,6 @@ and shift hold the scales of input, weights and output as well as the batch norm
 """
 
 import torch
-
 import triton
 import triton.language as tl
 

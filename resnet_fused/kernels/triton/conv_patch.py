@@ -4,7 +4,6 @@ Operands come by tensor descriptors (TMA), so there is no address, mask or regis
 """
 
 import torch
-
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor

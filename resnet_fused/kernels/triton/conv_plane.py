@@ -8,7 +8,6 @@ this kernel beside conv_bn_relu.py, which gathers them pixel by pixel.
 import math
 
 import torch
-
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor

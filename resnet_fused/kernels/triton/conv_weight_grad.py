@@ -6,7 +6,6 @@ order and rounds once: no atomics, the same bits on every run. See resnet_fused/
 """
 
 import torch
-
 import triton
 import triton.language as tl
 

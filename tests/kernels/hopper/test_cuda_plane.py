@@ -12,7 +12,7 @@ from cases import activation, channels
 from emulator import build
 
 from resnet_fused import dispatch, ops
-from resnet_fused.kernels import library
+from resnet_fused.kernels import library as compiled
 from resnet_fused.kernels.hopper.plane import cuda as cuda_plane
 from resnet_fused.kernels.hopper.plane import schedule as plane
 from resnet_fused.measure.accuracy import assert_within_budget, exact
@@ -27,7 +27,7 @@ def library(device):
     if device == "cuda":
         if (why := dispatch.BACKENDS["cuda_plane"].why_not()) is not None:
             pytest.skip(why)
-        return library.namespace()
+        return compiled.namespace()
     if (why := build.why_not()) is not None:
         pytest.skip(why)
     return build.load()

@@ -11,7 +11,7 @@ from cases import activation, channels
 from emulator import build
 
 from resnet_fused import dispatch, ops
-from resnet_fused.kernels import library
+from resnet_fused.kernels import library as compiled
 from resnet_fused.kernels.hopper.strip import cuda as cuda_strip
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 from resnet_fused.ops.conv_bn_relu import reference
@@ -26,7 +26,7 @@ def library(device):
     if device == "cuda":
         if (why := dispatch.BACKENDS["cuda_strip"].why_not()) is not None:
             pytest.skip(why)
-        return library.namespace()
+        return compiled.namespace()
     if (why := build.why_not()) is not None:
         pytest.skip(why)
     return build.load()

@@ -61,7 +61,7 @@ def test_the_heaviest_come_first(g):
 
 @pytest.mark.parametrize("g", GEOMETRIES)
 def test_the_table_leads_the_kernel_to_the_same_places(g):
-    """What kernels/_conv_plane.py computes from a row, in Python."""
+    """What kernels/triton/conv_plane.py computes from a row, in Python."""
     expected = taps(g)
     for position, count, width, r0, s0, top, left, _ in plane.table(g).tolist():
         walked = {}

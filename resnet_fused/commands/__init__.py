@@ -1,0 +1,1 @@
+"""python -m resnet_fused: a module a command."""

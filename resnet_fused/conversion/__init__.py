@@ -1,0 +1,1 @@
+"""Other people's models: what a forward computes, as a program, and a class that runs it."""

@@ -1,0 +1,34 @@
+"""Which backend runs an op on these tensors, and why.
+
+`asked`: what was asked for, and who listens. `choice`: asked for, else measured, else the default. The module is not named
+`choose`, since a function of this package is.
+"""
+
+from ..kernels.table import BACKENDS, NARROW, TILED, Backend, tf32_allowed, tiles
+from .asked import (
+    Choice,
+    FallbackError,
+    asked_for,
+    backend,
+    backends,
+    check_backend,
+    configured,
+    note,
+    observed,
+    record,
+    record_keys,
+    strict,
+)
+from .choice import (
+    DTYPES,
+    GRADIENTS,
+    automatic,
+    choose,
+    choose_conv_input_grad,
+    choose_conv_stats,
+    choose_conv_weight_grad,
+    choose_fp8,
+    kernel,
+    pick,
+    setting,
+)

@@ -1,0 +1,1 @@
+"""freeze(): a snapshot of a network, each layer by its fastest kernel."""

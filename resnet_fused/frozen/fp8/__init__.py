@@ -1,0 +1,1 @@
+"""The engine in 8-bit floats (e4m3), with calibration."""

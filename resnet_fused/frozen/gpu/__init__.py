@@ -1,0 +1,1 @@
+"""The engine for GPUs: fixed shapes, one memory plan, one CUDA graph."""

@@ -1,0 +1,1 @@
+"""How: one folder or file per backend, each of which declares itself in `table`."""

@@ -1,0 +1,1 @@
+"""Tiles of one output pixel of many images."""

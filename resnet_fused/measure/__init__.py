@@ -1,0 +1,1 @@
+"""The tolerance rule, the clock, what a machine is, and what was measured on it."""

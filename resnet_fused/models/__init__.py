@@ -1,0 +1,1 @@
+"""The networks; they read like the paper."""

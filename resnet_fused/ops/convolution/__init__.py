@@ -1,0 +1,1 @@
+"""The convolution ops that the public functions share: schema, fake, gradients."""

@@ -1,0 +1,46 @@
+"""The ReLU masks of one forward pass, and a forward pass with given masks."""
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...ops.training.residual import relu_outputs
+from ...ops.training.stem import relu_output
+
+
+class ReluMasks(TorchDispatchMode):
+    """While active, collects where the gradient passes each ReLU, of fused ops and of torch, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        packet = func.overloadpacket
+        fused = packet in (torch.ops.resnet_fused.bn_relu, torch.ops.resnet_fused.conv_bn_relu) and args[-1]
+        if fused or packet in (torch.ops.resnet_fused.add_relu, torch.ops.aten.relu, torch.ops.aten.relu_):
+            self.masks.append(~(out.detach() <= 0))
+        elif packet == torch.ops.resnet_fused.residual_blocks:
+            self.masks += [~(t.detach() <= 0) for t in relu_outputs(out, *args)]
+        elif packet == torch.ops.resnet_fused.stem:
+            self.masks.append(~(relu_output(out, *args).detach() <= 0))
+        return out
+
+
+class WithMasks(TorchFunctionMode):
+    """While active, ReLU number i multiplies by masks[i].
+
+    A gradient is exact for the masks of the very forward pass it belongs to. Near zero a rounding error decides whether
+    a ReLU passes, and one that decides otherwise changes the gradients far more than rounding does: 1e-3 against 1e-5
+    of their norm (measured on a CPU, 2026-11: ResNet-34, batch 4 at 40x40, float32).
+    """
+
+    def __init__(self, masks):
+        super().__init__()
+        self.masks = iter(masks)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.relu, torch.relu_, torch.nn.functional.relu):
+            return args[0] * next(self.masks)
+        return func(*args, **(kwargs or {}))
