@@ -2,10 +2,10 @@
 
 import torch
 
-from . import cuda_plane, dispatch, launch, patch, plane, weight_grad, workload
+from . import cuda_plane, dispatch, launch, patch, plane, workload
 
 # The ops of a convolution: torch's own, followed by a pass if it is a forward op, is a way to run them.
-CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats", *dispatch.GRADIENTS)
+CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats", "conv_input_grad")
 
 
 def detail(call):
@@ -24,8 +24,8 @@ def detail(call):
 
 
 def options(call, device):
-    """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them, of a gradient
-    of a convolution "torch"."""
+    """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them, of the
+    gradient of a convolution's input "torch"."""
     conv = call.op in CONVOLUTIONS
     found = {}
     for name, backend in dispatch.BACKENDS.items():
@@ -33,7 +33,7 @@ def options(call, device):
         interpreted = name.startswith("triton") and device.type == "cpu"
         if name in dispatch.NARROW and not _suits(call, name):
             continue
-        if call.op in dispatch.GRADIENTS and name not in (*dispatch.GRADIENTS[call.op], "torch"):
+        if call.op == "conv_input_grad" and name not in (*dispatch.NARROW, "torch"):
             continue
         if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
@@ -86,8 +86,6 @@ def _pixels(call):
 
 
 def _configurations(call):
-    if call.op == "conv_weight_grad":
-        return _weight_grad(call)
     if call.op != "conv_bn_relu":
         return []
     x, weight, groups = call["x"], call["weight"], call["groups"]
@@ -96,13 +94,3 @@ def _configurations(call):
     c, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
     default = launch.conv(n * p * q, k // groups, c, taps, groups, x.dtype.itemsize, precision)
     return launch.conv_alternatives(default, x.dtype.itemsize)
-
-
-def _weight_grad(call):
-    grad, weight = call["grad"], call["weight"].shape
-    if weight_grad.refusal(call["x"].shape, weight, call["groups"]) is not None:
-        return []
-    k, c, r, s = weight
-    precision = launch.fp32_precision() if grad.dtype == torch.float32 else "ieee"
-    m = grad.shape[0] * grad.shape[2] * grad.shape[3]
-    return weight_grad.alternatives(m, k, r * s * c, c, grad.dtype.itemsize, precision)

@@ -13,15 +13,13 @@ from typing import NamedTuple
 
 import torch
 
-from . import _env, cpu_conv, launch, layout, native, tuning, weight_grad
+from . import _env, cpu_conv, launch, layout, native, tuning
 from ._backends import BACKENDS, NARROW, tf32_allowed
 from ._backends import TILED as TILED
 from ._backends import Backend as Backend
 from ._backends import tiles as tiles
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# The gradients of a convolution, and who has kernels for them; torch's own otherwise.
-GRADIENTS = {"conv_input_grad": tuple(NARROW), "conv_weight_grad": ("triton",)}
 
 
 class Choice(NamedTuple):
@@ -121,7 +119,7 @@ _ON_CPU = {"conv_bn_relu": "Winograd F(2x2,3x3)", "conv_bn_relu_pool": "convolut
 def automatic(op, x, detail=()):
     """The default choice for `op` on `x`, where nothing was measured and nothing asked for."""
     conv = op.startswith("conv")
-    if op in GRADIENTS:
+    if op == "conv_input_grad":
         return Choice("torch", "torch's own where nothing else was asked for or measured")
     if x.device.type == "cuda":
         # Unmeasured defaults: compiled kernels where they exist; for the convolution in IEEE float32 torch's own,
@@ -225,33 +223,21 @@ def choose_conv_input_grad(grad, weight, *detail):
 
     `detail`: stride, padding, dilation, groups. Torch's own is noted only where there was a choice: it is no op of ours.
     """
-    return _gradient("conv_input_grad", grad, (weight,), (weight.transpose(0, 1).shape, *detail), _refused)
-
-
-def choose_conv_weight_grad(grad, x, weight, *detail):
-    """The same for the gradient of its weight. Backends of NARROW hand it on, as they do with all they have no kernel for."""
-    why = weight_grad.refusal(x.shape, weight.shape, detail[-1])
-    return _gradient("conv_weight_grad", grad, (x, weight), (weight.shape, *detail), lambda *_: why)
-
-
-def _gradient(op, grad, others, detail, refused):
-    name, able = _state["backend"], GRADIENTS[op]
+    op, name, detail = "conv_input_grad", _state["backend"], (weight.transpose(0, 1).shape, *detail)
     if (keys := _state["keys"]) is not None:
         keys.append(_key(op, grad, (), detail))
     if name == "auto":
         choice = _measured(op, grad, (), detail)
     else:
-        own = NARROW[name].others if name in NARROW and name not in able else name
-        # A configuration is one of the backend that was asked for.
-        choice = Choice(own, f"backend {name!r} was asked for", _state["config"] if own == name else None)
-    if choice is None or choice.backend not in (*able, "torch"):
+        choice = Choice(name, f"backend {name!r} was asked for", _state["config"])
+    if choice is None or choice.backend not in (*NARROW, "torch"):
         return automatic(op, grad)
-    if choice.backend in able:
-        if (why := _unfit(grad, others) or refused(choice.backend, op, grad, detail)) is not None:
+    if choice.backend in NARROW:
+        if (why := _unfit(grad, (weight,)) or _refused(choice.backend, op, grad, detail)) is not None:
             choice = Choice("torch", why)
         elif not BACKENDS[choice.backend].takes(grad.device.type):
             choice = Choice("torch", f"backend {choice.backend!r} does not take {grad.device.type} tensors")
-        elif not all(map(layout.is_channels_last, (grad, *others[:-1]))):  # the last is the weight
+        elif not layout.is_channels_last(grad):
             choice = Choice("torch", "contiguous NCHW")
     return note(op, grad, choice)
 

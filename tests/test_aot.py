@@ -170,12 +170,6 @@ def test_the_e4m3_convolution(arch, case):
     compiled_without_faults(arch, case, "e4m3", {"_conv_kernel"})
 
 
-@pytest.mark.parametrize(("arch", "case", "dtype"), [(90, "layer1, batch 1", "bf16"), (80, "stem", "fp32")])
-def test_the_gradient_of_the_weight(arch, case, dtype):
-    """Tensor cores but in IEEE float32, no spill."""
-    compiled_without_faults(arch, f"conv_weight_grad {case}", dtype, {"_conv_weight_grad_kernel"})
-
-
 def test_sums_that_are_not_promoted_are_seen():
     """With tl.dot's accumulator in place of the addition there is none left (Triton 3.9)."""
     pytest.importorskip("triton")

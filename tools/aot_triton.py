@@ -31,7 +31,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from resnet_fused import fp8, patch, plane
-from resnet_fused.kernels import _conv_patch, _conv_plane, _conv_weight_grad, add_relu, bn_relu, conv_bn_relu
+from resnet_fused.kernels import _conv_patch, _conv_plane, add_relu, bn_relu, conv_bn_relu
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": fp8.E4M3}
 # Bytes of shared memory a block may have (CUDA programming guide, "maximum amount per thread block").
@@ -96,8 +96,6 @@ def conv_cases(dtype):
         yield f"conv_bn_relu {name}", lambda arguments=arguments: conv_bn_relu.conv_bn_relu(*arguments, 1e-5, True)
         arguments = (x, weight, out, f, f, f, f, None, [stride] * 2, [padding] * 2, [1, 1], 1, 0.1, 1e-5)
         yield f"conv_stats {name}", lambda arguments=arguments: conv_bn_relu.conv_stats(*arguments)
-        arguments = (out, x, weight, weight, [stride] * 2, [padding] * 2, [1, 1], 1)
-        yield f"conv_weight_grad {name}", lambda arguments=arguments: _conv_weight_grad.conv_weight_grad(*arguments)
 
 
 PLANES = {  # as CONVS
@@ -219,11 +217,7 @@ def faults(row):
         yield "spills"
     if row["shared"] > SHARED_LIMIT[arch]:
         yield f"shared memory {row['shared']} > {SHARED_LIMIT[arch]}"
-    if (
-        row["kernel"] in ("_conv_kernel", "_conv_weight_grad_kernel")
-        and row["dtype"] != "fp32"
-        and not row["tensor_core"]
-    ):
+    if row["kernel"] == "_conv_kernel" and row["dtype"] != "fp32" and not row["tensor_core"]:
         yield "no tensor-core instruction"
     if row["dtype"] == "e4m3":
         yield from aot_fp8.faults(row)
