@@ -2,7 +2,7 @@
 
 import torch
 
-from . import cuda_plane, dispatch, launch, patch, plane, workload
+from . import cuda_plane, dispatch, launch, workload
 
 # The ops of a convolution: torch's own, followed by a pass if it is a forward op, is a way to run them.
 CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats", "conv_input_grad")
@@ -30,7 +30,7 @@ def options(call, device):
     found = {}
     for name, backend in dispatch.BACKENDS.items():
         able = backend.takes(device.type) and backend.why_not() is None
-        interpreted = name.startswith("triton") and device.type == "cpu"
+        interpreted = name == "triton" and device.type == "cpu"
         if name in dispatch.NARROW and not _suits(call, name):
             continue
         if call.op == "conv_input_grad" and name not in (*dispatch.NARROW, "torch"):
@@ -40,12 +40,8 @@ def options(call, device):
     # What needs no compiler first: there may be no time for the rest.
     configurations = [(name, c) for name in dispatch.TILED if name in found for c in _tiles(call, name, device)]
     configurations += [("triton", c) for c in _configurations(call)] if "triton" in found else []
-    if "triton_plane" in found:
-        configurations += [("triton_plane", c) for c in plane.alternatives(detail(call)[0][0])]
-    if "triton_patch" in found:
-        configurations += [("triton_patch", c) for c in patch.alternatives(*_pixels(call), detail(call)[0][0])]
     if "cuda_plane" in found:
-        configurations += [("cuda_plane", c) for c in cuda_plane.alternatives(_pixels(call)[0])]
+        configurations += [("cuda_plane", c) for c in cuda_plane.alternatives(_input(call).shape[0])]
     for name, config in configurations:
         found[f"{name} {' '.join(f'{k}={v}' for k, v in config.items())}"] = (name, config)
     return found
@@ -71,18 +67,15 @@ def _tiles(call, backend, device):
 
 def _suits(call, name):
     """Whether a backend of dispatch.NARROW is worth a measurement."""
-    narrow, gradient = dispatch.NARROW[name], call.op == "conv_input_grad"
-    if (refusal := narrow.refusals.get(call.op)) is None:
+    if call.op not in dispatch.NARROW_OPS:
         return False
-    x, (weight, *geometry) = call["grad" if gradient else "x"], detail(call)
-    stride = (1, 1) if gradient else geometry[0]
-    return refusal(x.shape, weight, x.dtype, *geometry) is None and narrow.suits(x.shape, weight, stride)
+    narrow, x, (weight, *geometry) = dispatch.NARROW[name], _input(call), detail(call)
+    return narrow.refusal(x.shape, weight, x.dtype, *geometry) is None and narrow.suits(x.shape, weight)
 
 
-def _pixels(call):
-    """(n, p, q) that a launch of the patch kernel cuts into patches; of a gradient those of its parts."""
-    n, _, p, q = call["grad"].shape if call.op == "conv_input_grad" else workload.out_shape(call)
-    return n, p, q
+def _input(call):
+    """What a kernel of dispatch.NARROW_OPS multiplies with the weight."""
+    return call["grad" if call.op == "conv_input_grad" else "x"]
 
 
 def _configurations(call):

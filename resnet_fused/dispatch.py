@@ -2,9 +2,8 @@
 
 `cuda`: compiled CUDA kernels. `triton`: Triton kernels. `native`: compiled CPU kernels. `torch`: for convolutions, torch's
 own convolution followed by one fused pass of another backend. `eager`: torch's own operators, unfused: the fallback.
-`triton_plane`, `cuda_plane`: convolutions of large batches on Hopper (plane.py); what those refuse, `triton` and `cuda` run.
-`triton_patch`: the same for any batch (patch.py).
-`cuda_strip`: 3x3 convolutions of 64 channels on Hopper (cuda_strip.py); what it refuses, `cuda` runs.
+`cuda_plane`: convolutions of large batches on Hopper (cuda_plane.py). `cuda_strip`: 3x3 convolutions of 64 channels on Hopper
+(cuda_strip.py). What these two refuse, `cuda` runs.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from . import _env, cpu_conv, launch, layout, native, tuning
-from ._backends import BACKENDS, NARROW, tf32_allowed
+from ._backends import BACKENDS, NARROW, NARROW_OPS, tf32_allowed
 from ._backends import TILED as TILED
 from ._backends import Backend as Backend
 from ._backends import tiles as tiles
@@ -162,10 +161,10 @@ def _measured(op, x, others, detail):
 
 def _refused(name, op, x, detail):
     """Why a backend of NARROW does not run `op` on x, or None."""
-    if (refusal := NARROW[name].refusals.get(op)) is None:
+    if op not in NARROW_OPS:
         return f"{name} has no kernel for {op}"
     weight, *geometry = detail
-    return refusal(x.shape, weight, x.dtype, *geometry)
+    return NARROW[name].refusal(x.shape, weight, x.dtype, *geometry)
 
 
 def pick(op, x, *others, detail=()):
@@ -282,5 +281,5 @@ def kernel(choice, stem, op):
     if not choice.config:
         return function
     # Triton's launchers take one dictionary, the ops of the library an argument for each entry.
-    given = {"config": choice.config} if choice.backend.startswith("triton") else choice.config
+    given = {"config": choice.config} if choice.backend == "triton" else choice.config
     return functools.partial(function, **given)

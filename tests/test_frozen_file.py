@@ -7,7 +7,7 @@ import torch
 from test_resnet import narrow
 
 import resnet_fused
-from resnet_fused import freeze, frozen_file, frozen_layers, load_engine, tuning
+from resnet_fused import freeze, frozen_file, load_engine, tuning
 from resnet_fused.frozen_static import freeze_static
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -37,9 +37,7 @@ def test_an_engine_comes_back_without_measuring(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["zero_pad", "bottleneck", "identity-pool", "bfloat16", "static"])
-def test_every_kind_of_network_and_engine(tmp_path, kind, monkeypatch):
-    # Kernels for Hopper in Triton's interpreter take minutes to measure.
-    monkeypatch.setattr(frozen_layers, "_suits", lambda site, dtype, name: False)
+def test_every_kind_of_network_and_engine(tmp_path, kind):
     model = (
         narrow(block=resnet_fused.Bottleneck)
         if kind == "bottleneck"
