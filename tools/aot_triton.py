@@ -5,14 +5,12 @@
 The real launch functions run on meta tensors with the shapes of ResNets, under a driver that names a target but owns
 no device: what is compiled is what a launch on such a GPU would compile, same specialisation, same launch.py.
 Registers and instructions are read from the cubin. Exit status 1 on spills, on shared memory over the limit of the
-architecture, or when a convolution that should use tensor cores does not. The plane and patch convolutions (Hopper only) must
-go from the copy engine to the tensor cores without a detour through registers.
+architecture, or when a convolution that should use tensor cores does not.
 """
 
 import argparse
 import concurrent.futures
 import contextlib
-import functools
 import os
 import re
 import subprocess
@@ -31,8 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from resnet_fused.kernels import e4m3 as fp8
-from resnet_fused.kernels.hopper.plane import schedule as plane
-from resnet_fused.kernels.triton import add_relu, bn_relu, conv_bn_relu, conv_patch, conv_plane, conv_weight_grad, patch
+from resnet_fused.kernels.triton import add_relu, bn_relu, conv_bn_relu
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": fp8.E4M3}
 # Bytes of shared memory a block may have (CUDA programming guide, "maximum amount per thread block").
@@ -97,49 +94,6 @@ def conv_cases(dtype):
         yield f"conv_bn_relu {name}", lambda arguments=arguments: conv_bn_relu.conv_bn_relu(*arguments, 1e-5, True)
         arguments = (x, weight, out, f, f, f, f, None, [stride] * 2, [padding] * 2, [1, 1], 1, 0.1, 1e-5)
         yield f"conv_stats {name}", lambda arguments=arguments: conv_bn_relu.conv_stats(*arguments)
-        arguments = (out, x, weight, weight, [stride] * 2, [padding] * 2, [1, 1], 1)
-        yield f"conv_weight_grad {name}", lambda arguments=arguments: conv_weight_grad.conv_weight_grad(*arguments)
-
-
-PLANES = {  # as CONVS
-    "layer2": (256, 128, 28, 128, 3, 1, 1, True),
-    "layer3": (256, 256, 14, 256, 3, 1, 1, True),
-    "layer4": (64, 512, 7, 512, 3, 1, 1, True),
-    "layer3 first": (256, 128, 28, 256, 3, 2, 1, False),
-    "layer1": (256, 64, 56, 64, 3, 1, 1, True),
-}
-
-
-PATCHES = {
-    "layer1": (256, 64, 56, 64, 3, 1, 1, True),
-    "layer2": (256, 128, 28, 128, 3, 1, 1, True),
-    "layer2 first": (256, 64, 56, 128, 3, 2, 1, False),
-    "layer1, batch 1": (1, 64, 56, 64, 3, 1, 1, True),
-    "layer3, batch 32": (32, 256, 14, 256, 3, 1, 1, True),
-    "bottleneck": (32, 256, 56, 64, 1, 1, 0, False),
-    "ragged": (8, 72, 14, 40, 3, 1, 1, True),
-}
-
-
-def hopper_cases(dtype):
-    for name, module, shapes in (("plane", conv_plane, PLANES), ("patch", conv_patch, PATCHES)):
-        for which, shape in shapes.items():
-            for label, launch in hopper_launches(dtype, name, module, *shape):
-                yield f"{label} {which}", launch
-
-
-def hopper_launches(dtype, name, module, n, c, h, k, r, stride, padding, has_residual):
-    x, weight = tensor((n, c, h, h), dtype), tensor((k, c, r, r), dtype)
-    p = (h + 2 * padding - r) // stride + 1
-    out, f = tensor((n, k, p, p), dtype), tensor((k,), torch.float32)
-    residual, conv = out if has_residual else None, ([stride] * 2, [padding] * 2, [1, 1], 1)
-    others = plane.alternatives(k) if module is conv_plane else patch.alternatives(n, p, p, k)
-    for config in ({}, *others):
-        arguments = (x, weight, f, f, f, f, residual, out, *conv, 1e-5, True)
-        yield f"conv_{name}", functools.partial(module.conv_bn_relu, *arguments, config=config)
-    arguments = (x, weight, out, f, f, f, f, None, *conv, 0.1, 1e-5)
-    yield f"conv_{name} statistics", functools.partial(module.conv_stats, *arguments)
-    yield f"conv_{name} gradient", functools.partial(module.conv_input_grad, out, weight, x, *conv)
 
 
 class TargetDriver:
@@ -201,17 +155,8 @@ def describe(kernel, case, arch, dtype):
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         "shared": kernel.metadata.shared,
         "tensor_core": " ".join(cores),
-        "copies": len(re.findall(r"\bUTMALDG\b", sass)),
-        "detours": detours(sass),
         "promotions": aot_fp8.promotions(sass),
     }
-
-
-def detours(sass):
-    """Reads of shared memory into registers between the first and the last product: operands that go a long way round."""
-    code = sass.splitlines()
-    products = [i for i, line in enumerate(code) if re.search(r"\bHGMMA\b", line)]
-    return sum(bool(re.search(r"\bLDSM?\b", line)) for line in code[products[0] : products[-1]]) if products else 0
 
 
 def faults(row):
@@ -220,21 +165,10 @@ def faults(row):
         yield "spills"
     if row["shared"] > SHARED_LIMIT[arch]:
         yield f"shared memory {row['shared']} > {SHARED_LIMIT[arch]}"
-    if (
-        row["kernel"] in ("_conv_kernel", "_conv_weight_grad_kernel")
-        and row["dtype"] != "fp32"
-        and not row["tensor_core"]
-    ):
+    if row["kernel"] == "_conv_kernel" and row["dtype"] != "fp32" and not row["tensor_core"]:
         yield "no tensor-core instruction"
     if row["dtype"] == "e4m3":
         yield from aot_fp8.faults(row)
-    if row["kernel"] in ("_conv_plane_kernel", "_conv_patch_kernel"):
-        if "HGMMA" not in row["tensor_core"]:
-            yield "no HGMMA"
-        if not row["copies"]:
-            yield "no UTMALDG"
-        if row["detours"]:
-            yield f"{row['detours']} reads of shared memory among the products"
 
 
 def compile_case(arch, dtype, index):
@@ -251,7 +185,7 @@ def cases(dtype):
     if own == fp8.E4M3:
         return list(aot_fp8.cases(tensor))
     elementwise = [] if dtype == "tf32" else elementwise_cases(own)
-    return [*elementwise, *conv_cases(own), *(hopper_cases(own) if own.itemsize == 2 else ())]
+    return [*elementwise, *conv_cases(own)]
 
 
 def rows(archs, only=""):
@@ -261,7 +195,7 @@ def rows(archs, only=""):
         for arch in archs
         for dtype in DTYPES
         for i, (case, _) in enumerate(cases(dtype))
-        if only in case and (arch == 90 or not case.startswith(("conv_plane", "conv_patch")))
+        if only in case
         if dtype != "e4m3" or (arch // 10, arch % 10) >= fp8.CAPABILITY
     ]
     found = {}

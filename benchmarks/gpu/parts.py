@@ -105,8 +105,7 @@ def _checks(device, box, smoke):
     if device == "cuda":
         files = {
             "static-engine": ["frozen_static"], "private-ops": ["conv_choice", "pool_linear"],
-            "conv-plane": ["conv_plane", "cuda_plane"], "conv-strip": ["cuda_strip"],
-            "conv-patch": ["conv_patch", "conv_hopper", "conv_input_grad", "conv_weight_grad"],
+            "conv-plane": ["cuda_plane", "conv_input_grad"], "conv-strip": ["cuda_strip"],
             "conv-cluster": ["conv_cluster"], "fp8": ["conv_fp8", "frozen_fp8", "frozen_fp8_refused"],
         }  # fmt: skip
         for name, names in files.items():

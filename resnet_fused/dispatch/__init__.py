@@ -4,7 +4,7 @@
 `choose`, since a function of this package is.
 """
 
-from ..kernels.table import BACKENDS, NARROW, TILED, Backend, tf32_allowed, tiles
+from ..kernels.table import BACKENDS, NARROW, NARROW_OPS, TILED, Backend, tf32_allowed, tiles
 from .asked import (
     Choice,
     FallbackError,
@@ -21,12 +21,10 @@ from .asked import (
 )
 from .choice import (
     DTYPES,
-    GRADIENTS,
     automatic,
     choose,
     choose_conv_input_grad,
     choose_conv_stats,
-    choose_conv_weight_grad,
     choose_fp8,
     kernel,
     pick,

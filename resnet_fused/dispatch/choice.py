@@ -2,9 +2,8 @@
 
 `cuda`: compiled CUDA kernels. `triton`: Triton kernels. `native`: compiled CPU kernels. `torch`: for convolutions, torch's
 own convolution followed by one fused pass of another backend. `eager`: torch's own operators, unfused: the fallback.
-`triton_plane`, `cuda_plane`: convolutions of large batches on Hopper (plane.py); what those refuse, `triton` and `cuda` run.
-`triton_patch`: the same for any batch (patch.py).
-`cuda_strip`: 3x3 convolutions of 64 channels on Hopper (cuda_strip.py); what it refuses, `cuda` runs.
+`cuda_plane`: convolutions of large batches on Hopper. `cuda_strip`: 3x3 convolutions of 64 channels on Hopper. What these
+two refuse, `cuda` runs.
 """
 
 import functools
@@ -12,14 +11,12 @@ import functools
 import torch
 
 from ..kernels import cpu, layout, library
-from ..kernels.table import BACKENDS, NARROW, tf32_allowed
-from ..kernels.triton import schedule, weight_grad
+from ..kernels.table import BACKENDS, NARROW, NARROW_OPS, tf32_allowed
+from ..kernels.triton import schedule
 from ..measure import remembered
 from .asked import Choice, asked_for, configuration, note, note_key
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# The gradients of a convolution, and who has kernels for them; torch's own otherwise.
-GRADIENTS = {"conv_input_grad": tuple(NARROW), "conv_weight_grad": ("triton",)}
 
 
 def _unfit(x, others):
@@ -42,7 +39,7 @@ _ON_CPU = {"conv_bn_relu": "Winograd F(2x2,3x3)", "conv_bn_relu_pool": "convolut
 def automatic(op, x, detail=()):
     """The default choice for `op` on `x`, where nothing was measured and nothing asked for."""
     conv = op.startswith("conv")
-    if op in GRADIENTS:
+    if op == "conv_input_grad":
         return Choice("torch", "torch's own where nothing else was asked for or measured")
     if x.device.type == "cuda":
         # Unmeasured defaults: compiled kernels where they exist; for the convolution in IEEE float32 torch's own,
@@ -85,10 +82,10 @@ def _measured(op, x, others, detail):
 
 def _refused(name, op, x, detail):
     """Why a backend of NARROW does not run `op` on x, or None."""
-    if (refusal := NARROW[name].refusals.get(op)) is None:
+    if op not in NARROW_OPS:
         return f"{name} has no kernel for {op}"
     weight, *geometry = detail
-    return refusal(x.shape, weight, x.dtype, *geometry)
+    return NARROW[name].refusal(x.shape, weight, x.dtype, *geometry)
 
 
 def setting(device):
@@ -150,32 +147,20 @@ def choose_conv_input_grad(grad, weight, *detail):
 
     `detail`: stride, padding, dilation, groups. Torch's own is noted only where there was a choice: it is no op of ours.
     """
-    return _gradient("conv_input_grad", grad, (weight,), (weight.transpose(0, 1).shape, *detail), _refused)
-
-
-def choose_conv_weight_grad(grad, x, weight, *detail):
-    """The same for the gradient of its weight. Backends of NARROW hand it on, as they do with all they have no kernel for."""
-    why = weight_grad.refusal(x.shape, weight.shape, detail[-1])
-    return _gradient("conv_weight_grad", grad, (x, weight), (weight.shape, *detail), lambda *_: why)
-
-
-def _gradient(op, grad, others, detail, refused):
-    name, able = asked_for(), GRADIENTS[op]
+    op, name, detail = "conv_input_grad", asked_for(), (weight.transpose(0, 1).shape, *detail)
     note_key(lambda: _key(op, grad, (), detail))
     if name == "auto":
         choice = _measured(op, grad, (), detail)
     else:
-        own = NARROW[name].others if name in NARROW and name not in able else name
-        # A configuration is one of the backend that was asked for.
-        choice = Choice(own, f"backend {name!r} was asked for", configuration() if own == name else None)
-    if choice is None or choice.backend not in (*able, "torch"):
+        choice = Choice(name, f"backend {name!r} was asked for", configuration())
+    if choice is None or choice.backend not in (*NARROW, "torch"):
         return automatic(op, grad)
-    if choice.backend in able:
-        if (why := _unfit(grad, others) or refused(choice.backend, op, grad, detail)) is not None:
+    if choice.backend in NARROW:
+        if (why := _unfit(grad, (weight,)) or _refused(choice.backend, op, grad, detail)) is not None:
             choice = Choice("torch", why)
         elif not BACKENDS[choice.backend].takes(grad.device.type):
             choice = Choice("torch", f"backend {choice.backend!r} does not take {grad.device.type} tensors")
-        elif not all(map(layout.is_channels_last, (grad, *others[:-1]))):  # the last is the weight
+        elif not layout.is_channels_last(grad):
             choice = Choice("torch", "contiguous NCHW")
     return note(op, grad, choice)
 
@@ -195,5 +180,5 @@ def kernel(choice, stem, op):
     if not choice.config:
         return function
     # Triton's launchers take one dictionary, the ops of the library an argument for each entry.
-    given = {"config": choice.config} if choice.backend.startswith("triton") else choice.config
+    given = {"config": choice.config} if choice.backend == "triton" else choice.config
     return functools.partial(function, **given)

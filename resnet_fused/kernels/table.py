@@ -12,7 +12,6 @@ from . import env, library
 from .hopper.plane import cuda as cuda_plane
 from .hopper.plane import schedule as plane
 from .hopper.strip import cuda as cuda_strip
-from .triton import patch
 
 
 class Backend(NamedTuple):
@@ -55,15 +54,7 @@ def _takes_triton(device):
 
 
 def _triton_kernel(stem, op):
-    return getattr(importlib.import_module(f"{__package__}.kernels.{stem}"), op)
-
-
-def _triton_plane_kernel(stem, op):
-    return getattr(importlib.import_module(f"{__package__}.kernels._conv_plane"), op)
-
-
-def _triton_patch_kernel(stem, op):
-    return getattr(importlib.import_module(f"{__package__}.kernels._conv_patch"), op)
+    return getattr(importlib.import_module(f"{__package__}.triton.{stem}"), op)
 
 
 def _cuda_plane_kernel(stem, op):
@@ -78,16 +69,6 @@ def _cuda_strip_kernel(stem, op):
 BACKENDS = {
     "cuda": Backend(_without_cuda, lambda device: device == "cuda", _compiled_kernel),
     "triton": Backend(_without_triton, _takes_triton, _triton_kernel),
-    "triton_plane": Backend(
-        lambda: _without_triton() or plane.without_hopper(),
-        _takes_triton,
-        _triton_plane_kernel,
-    ),
-    "triton_patch": Backend(
-        lambda: _without_triton() or plane.without_hopper(),
-        _takes_triton,
-        _triton_patch_kernel,
-    ),
     "cuda_plane": Backend(
         lambda: _without_cuda() or plane.without_hopper(),
         lambda device: device == "cuda",
@@ -115,44 +96,22 @@ def tiles(text):
     return found
 
 
+# The ops that a backend of NARROW has kernels for.
+NARROW_OPS = ("conv_bn_relu", "conv_input_grad")
+
+
 class Narrow(NamedTuple):
-    """A backend with kernels for some ops, and some convolutions of those. Convolutions are shapes of x and weight; of
-    `conv_input_grad` those of the output's gradient and of the weight with its channels exchanged."""
+    """A backend with kernels for some convolutions. Convolutions are shapes of x and weight; of `conv_input_grad` those of
+    the output's gradient and of the weight with its channels exchanged."""
 
     others: str  # the backend that runs everything else
-    refusals: dict  # {op: (x, weight, dtype, stride, padding, dilation, groups) -> why no kernel takes it, or None}
-    suits: Callable  # (x, weight, stride): whether it is worth a measurement
+    refusal: Callable  # (x, weight, dtype, stride, padding, dilation, groups) -> why no kernel takes it, or None
+    suits: Callable  # (x, weight): whether it is worth a measurement
 
 
-def _any_geometry(refusal):
-    return lambda x, weight, dtype, stride, padding, dilation, groups: refusal(x, weight, dtype, groups)
-
-
-def _by_stride(refusal):
-    return lambda x, weight, dtype, stride, padding, dilation, groups: refusal(x, weight, dtype, stride, groups)
-
-
-def _of(gradient, refusal, *others):
-    """The refusals of an op each: the gradient of the input, evaluation, others like it."""
-    return {"conv_input_grad": gradient, "conv_bn_relu": refusal} | dict.fromkeys(others, refusal)
-
-
-_cuda_plane = _any_geometry(cuda_plane.refusal)
 NARROW = {
-    "triton_plane": Narrow(
-        "triton",
-        _of(_by_stride(plane.gradient_refusal), _any_geometry(plane.refusal), "conv_stats"),
-        lambda x, weight, stride: plane.suits(x, weight),
-    ),
-    "triton_patch": Narrow(
-        "triton",
-        _of(_any_geometry(patch.gradient_refusal), _by_stride(patch.refusal), "conv_stats"),
-        patch.suits,
-    ),
-    "cuda_plane": Narrow("cuda", _of(_cuda_plane, _cuda_plane), lambda x, weight, stride: plane.suits(x, weight)),
-    "cuda_strip": Narrow(
-        "cuda", _of(cuda_strip.refusal, cuda_strip.refusal), lambda x, weight, stride: cuda_strip.suits(x, weight)
-    ),
+    "cuda_plane": Narrow("cuda", plane.refusal, plane.suits),
+    "cuda_strip": Narrow("cuda", cuda_strip.refusal, cuda_strip.suits),
 }
 
 

@@ -100,7 +100,6 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
         "instructions-stores",
         "instructions-clusters",
         "tests-conv-plane",
-        "tests-conv-patch",
         "tests-conv-strip",
         "tests-conv-cluster",
         "tests-fp8",

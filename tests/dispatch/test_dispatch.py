@@ -16,8 +16,7 @@ PASSES = (
 )  # fmt: skip
 CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
 DETAIL = (torch.Size((128, 64, 3, 3)), (1, 1), (1, 1), (1, 1), 1)
-# A launch of each.
-PLANES = {"triton_plane": {"num_stages": 4}, "triton_patch": {"rows": 64}, "cuda_plane": {"places": 2}}
+STRIP = (torch.Size((64, 64, 3, 3)), *DETAIL[1:])
 
 
 class OnGpu(torch.Tensor):
@@ -70,45 +69,39 @@ def test_what_was_asked_for(gpu, op, name):
         assert chosen(op, OnGpu()) == dispatch.Choice(name, f"backend {name!r} was asked for")
 
 
-@pytest.mark.parametrize("name", PLANES)
+@pytest.mark.parametrize(("name", "detail"), [("cuda_plane", DETAIL), ("cuda_strip", STRIP)])
 @pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
-def test_a_plane_backend_has_some_ops_and_hands_on_the_others(gpu, op, name):
+def test_a_backend_for_hopper_has_one_op_and_hands_on_the_others(gpu, op, name, detail):
     with dispatch.backend(name):
-        choice = chosen(op, OnGpu())
-        if op == "conv_bn_relu" or (op == "conv_stats" and name != "cuda_plane"):
+        choice = dispatch.pick(op, OnGpu(), detail=detail if op in CONVOLUTIONS else ())[0]
+        if op == "conv_bn_relu":
             assert choice == dispatch.Choice(name, f"backend {name!r} was asked for")
         else:
-            assert choice == dispatch.Choice(name.partition("_")[0], f"{name} has no kernel for {op}")
+            assert choice == dispatch.Choice("cuda", f"{name} has no kernel for {op}")
 
 
-@pytest.mark.parametrize("name", ["triton_plane", "cuda_plane"])
-def test_a_plane_kernel_hands_on_what_it_refuses(gpu, monkeypatch, name):
+def test_the_plane_kernel_hands_on_what_it_refuses(gpu, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    others = name.removesuffix("_plane")
-    with dispatch.backend(name):
-        assert chosen("conv_bn_relu", OnGpu(torch.float32)).backend == others
+    with dispatch.backend("cuda_plane"):
+        assert chosen("conv_bn_relu", OnGpu(torch.float32)).backend == "cuda"
         assert chosen("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format)).backend == "torch"
         ragged, narrow = ((torch.Size((k, 64, 3, 3)), *DETAIL[1:]) for k in (40, 64))
         choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=ragged)[0]
-        assert choice.backend == others and "not 40" in choice.reason
+        assert choice.backend == "cuda" and "not 40" in choice.reason
         choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=narrow)[0]
-    if name == "cuda_plane":
         assert choice == dispatch.Choice("cuda", "the plane kernel takes output channels from 128 on, not 64")
-    else:
-        assert choice.backend == name
 
 
-@pytest.mark.parametrize("name", PLANES)
-def test_a_plane_kernel_runs_by_default_only_where_it_was_measured(gpu, monkeypatch, name):
-    x = OnGpu()
+def test_the_plane_kernel_runs_by_default_only_where_it_was_measured(gpu, monkeypatch):
+    x, name, config = OnGpu(), "cuda_plane", {"places": 2}
     assert chosen("conv_bn_relu", x).backend == "cuda"
     table = remembered.table(None)
     seconds = {name: 1e-5, "cuda": 2e-5}
     with dispatch.record_keys() as keys:
         chosen("conv_bn_relu", x)
-    table.entries = {keys[0]: remembered.entry(seconds, {name: PLANES[name]})}
+    table.entries = {keys[0]: remembered.entry(seconds, {name: config})}
     monkeypatch.setattr(remembered, "table", lambda device: table)
-    assert chosen("conv_bn_relu", x)[:1] == (name,) and chosen("conv_bn_relu", x).config == PLANES[name]
+    assert chosen("conv_bn_relu", x)[:1] == (name,) and chosen("conv_bn_relu", x).config == config
     assert chosen("conv_bn_relu", x).reason == "measured: 10.0 us; cuda: 20.0 us"
 
 
@@ -123,7 +116,6 @@ def convolution_call(shape, conv, dtype=torch.bfloat16):
     return calls.Call("conv_bn_relu", tuple(values.items()))
 
 
-@pytest.mark.parametrize("name", PLANES)
 @pytest.mark.parametrize(
     ("n", "k", "kernel", "dtype", "candidate"),
     [
@@ -135,46 +127,20 @@ def convolution_call(shape, conv, dtype=torch.bfloat16):
         pytest.param(64, 128, 3, torch.float32, False, id="float32"),
     ],
 )
-def test_where_a_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype, candidate, name):
+def test_where_the_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype, candidate):
     """By `tune`, which tries its launches too, and by freeze()."""
     monkeypatch.setattr(dispatch, "TILED", ())  # their tiles are asked for with tensors on the device
     conv = torch.nn.Conv2d(64, k, kernel, bias=False, padding=kernel // 2)
     call = convolution_call((n, 64, 8, 8), conv, dtype)
-    names = [found for found in tune.options(call, torch.device("cuda")) if found.startswith(name)]
-    assert names[:1] == [name] * candidate and (len(names) > 1) is candidate
+    names = [found for found in tune.options(call, torch.device("cuda")) if found.startswith("cuda_plane")]
+    assert names[:1] == ["cuda_plane"] * candidate and (len(names) > 1) is candidate
     site = Site("conv", conv, torch.nn.BatchNorm2d(k), True, False, False, shape=call["x"].shape)
     found = layers.options(site, dtype, torch.device("cuda"))
-    assert (name in found) is candidate
+    assert ("cuda_plane" in found) is candidate
     assert ("cuda_plane places=2" in found) is candidate
     pairs = {"cuda_plane cluster=2", "cuda_plane places=2 cluster=2"}
     assert pairs & set(found) == (pairs if n > 64 else set())
     assert pairs & set(tune.options(call, torch.device("cuda"))) == (pairs if n > 64 else set())
-
-
-def test_the_patch_kernel_hands_on_what_it_refuses(gpu):
-    with dispatch.backend("triton_patch"):
-        for detail, why in (
-            (((128, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1), None),
-            (((40, 64, 3, 3), (2, 2), (1, 1), (1, 1), 1), None),
-            (((44, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1), "output channels in multiples of 8, not 44"),
-            (((40, 64, 3, 3), (3, 3), (1, 1), (1, 1), 1), "sizes that stride 3 divides, not 8"),
-            (((128, 32, 3, 3), (1, 1), (1, 1), (1, 1), 2), "one group, not 2"),
-        ):
-            choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=(torch.Size(detail[0]), *detail[1:]))[0]
-            assert choice.backend == ("triton" if why else "triton_patch") and (why or "asked for") in choice.reason
-
-
-STRIP = (torch.Size((64, 64, 3, 3)), *DETAIL[1:])
-
-
-@pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
-def test_the_strip_backend_has_one_op_and_hands_on_the_others(gpu, op):
-    with dispatch.backend("cuda_strip"):
-        choice = dispatch.pick(op, OnGpu(), detail=STRIP if op in CONVOLUTIONS else ())[0]
-        if op == "conv_bn_relu":
-            assert choice == dispatch.Choice("cuda_strip", "backend 'cuda_strip' was asked for")
-        else:
-            assert choice == dispatch.Choice("cuda", f"cuda_strip has no kernel for {op}")
 
 
 def test_the_strip_kernel_hands_on_what_it_refuses(gpu, monkeypatch):
@@ -238,9 +204,8 @@ def test_a_measured_kernel_with_statistics_runs_however_few_its_tiles(gpu):
     )
 
 
-@pytest.mark.parametrize("name", ["triton", "triton_plane"])
-def test_tritons_launchers_take_their_configuration_as_one_dictionary(monkeypatch, name):
+def test_tritons_launchers_take_their_configuration_as_one_dictionary(monkeypatch):
     """As keywords it would be refused by the launcher; the ops of the library take it so."""
-    monkeypatch.setitem(dispatch.BACKENDS, name, dispatch.BACKENDS[name]._replace(kernel=lambda stem, op: dict))
-    kernel = dispatch.kernel(dispatch.Choice(name, "measured", {"num_stages": 4}), "conv_bn_relu", "conv_bn_relu")
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", dispatch.BACKENDS["triton"]._replace(kernel=lambda stem, op: dict))
+    kernel = dispatch.kernel(dispatch.Choice("triton", "measured", {"num_stages": 4}), "conv_bn_relu", "conv_bn_relu")
     assert kernel() == {"config": {"num_stages": 4}}

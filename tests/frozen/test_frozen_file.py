@@ -9,7 +9,6 @@ from test_resnet import narrow
 import resnet_fused
 from resnet_fused import freeze, load_engine
 from resnet_fused.frozen import file
-from resnet_fused.frozen.gpu import layers
 from resnet_fused.frozen.gpu.engine import freeze_static
 from resnet_fused.measure import remembered
 
@@ -40,9 +39,7 @@ def test_an_engine_comes_back_without_measuring(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["zero_pad", "bottleneck", "identity-pool", "bfloat16", "static"])
-def test_every_kind_of_network_and_engine(tmp_path, kind, monkeypatch):
-    # Kernels for Hopper in Triton's interpreter take minutes to measure.
-    monkeypatch.setattr(layers, "_suits", lambda site, dtype, name: False)
+def test_every_kind_of_network_and_engine(tmp_path, kind):
     model = (
         narrow(block=resnet_fused.Bottleneck)
         if kind == "bottleneck"

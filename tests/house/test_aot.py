@@ -147,33 +147,11 @@ def test_the_joint_command():
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"),
-    [
-        ("conv_plane layer3", "fp16"),
-        ("conv_plane statistics layer3", "bf16"),
-        ("conv_patch layer1", "bf16"),
-        ("conv_patch statistics layer2", "fp16"),
-        ("conv_patch layer2 first", "fp16"),
-        ("conv_patch gradient layer2 first", "bf16"),
-    ],
-)
-def test_the_hopper_convolutions_in_triton(case, dtype):
-    """HGMMA fed by UTMALDG, nothing read back among the products, no spill, within Hopper's shared memory."""
-    compiled_without_faults(90, case, dtype, {"_conv_plane_kernel", "_conv_patch_kernel"})
-
-
-@pytest.mark.parametrize(
     ("arch", "case"), [(90, "conv_fp8 layer2"), (90, "conv_fp8 layer1 first"), (89, "conv_fp8 layer2")]
 )
 def test_the_e4m3_convolution(arch, case):
     """QGMMA on Hopper, QMMA on Ada, sums promoted by additions in float32, no spill."""
     compiled_without_faults(arch, case, "e4m3", {"_conv_kernel"})
-
-
-@pytest.mark.parametrize(("arch", "case", "dtype"), [(90, "layer1, batch 1", "bf16"), (80, "stem", "fp32")])
-def test_the_gradient_of_the_weight(arch, case, dtype):
-    """Tensor cores but in IEEE float32, no spill."""
-    compiled_without_faults(arch, f"conv_weight_grad {case}", dtype, {"_conv_weight_grad_kernel"})
 
 
 def test_sums_that_are_not_promoted_are_seen():

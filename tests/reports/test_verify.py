@@ -23,7 +23,7 @@ def ops_only(monkeypatch):
 
 @pytest.fixture
 def only_native(monkeypatch):
-    for name in ("triton", "triton_plane", "triton_patch", "emulator"):  # on CPU tensors: slow, and tested elsewhere
+    for name in ("triton", "emulator"):  # on CPU tensors: slow, and tested elsewhere
         monkeypatch.delitem(dispatch.BACKENDS, name, raising=False)
 
 

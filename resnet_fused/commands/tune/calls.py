@@ -122,8 +122,6 @@ def out_shape(call):
     """The shape of the first result of `call`, from the op's own fake."""
     if call.op == "conv_input_grad":
         return (call["grad"].shape[0], call["weight"].shape[1] * call["groups"], *call["size"])
-    if call.op == "conv_weight_grad":
-        return tuple(call["weight"].shape)
     if call.op in training_calls.PASSES:
         x = call["x"].shape
         if call.op == "bn_add_bn_relu":

@@ -4,12 +4,11 @@ import torch
 
 from ... import dispatch
 from ...kernels.hopper.plane import cuda as cuda_plane
-from ...kernels.hopper.plane import schedule as plane
-from ...kernels.triton import patch, schedule, weight_grad
+from ...kernels.triton import schedule
 from . import calls
 
 # The ops of a convolution: torch's own, followed by a pass if it is a forward op, is a way to run them.
-CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats", *dispatch.GRADIENTS)
+CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats", "conv_input_grad")
 
 
 def detail(call):
@@ -28,28 +27,24 @@ def detail(call):
 
 
 def options(call, device):
-    """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them, of a gradient
-    of a convolution "torch"."""
+    """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them, of the
+    gradient of a convolution's input "torch"."""
     conv = call.op in CONVOLUTIONS
     found = {}
     for name, backend in dispatch.BACKENDS.items():
         able = backend.takes(device.type) and backend.why_not() is None
-        interpreted = name.startswith("triton") and device.type == "cpu"
+        interpreted = name == "triton" and device.type == "cpu"
         if name in dispatch.NARROW and not _suits(call, name):
             continue
-        if call.op in dispatch.GRADIENTS and name not in (*dispatch.GRADIENTS[call.op], "torch"):
+        if call.op == "conv_input_grad" and name not in (*dispatch.NARROW, "torch"):
             continue
         if able and not interpreted and (conv or name != "torch"):
             found[name] = (name, None)
     # What needs no compiler first: there may be no time for the rest.
     configurations = [(name, c) for name in dispatch.TILED if name in found for c in _tiles(call, name, device)]
     configurations += [("triton", c) for c in _configurations(call)] if "triton" in found else []
-    if "triton_plane" in found:
-        configurations += [("triton_plane", c) for c in plane.alternatives(detail(call)[0][0])]
-    if "triton_patch" in found:
-        configurations += [("triton_patch", c) for c in patch.alternatives(*_pixels(call), detail(call)[0][0])]
     if "cuda_plane" in found:
-        configurations += [("cuda_plane", c) for c in cuda_plane.alternatives(_pixels(call)[0])]
+        configurations += [("cuda_plane", c) for c in cuda_plane.alternatives(_input(call).shape[0])]
     for name, config in configurations:
         found[f"{name} {' '.join(f'{k}={v}' for k, v in config.items())}"] = (name, config)
     return found
@@ -75,23 +70,18 @@ def _tiles(call, backend, device):
 
 def _suits(call, name):
     """Whether a backend of dispatch.NARROW is worth a measurement."""
-    narrow, gradient = dispatch.NARROW[name], call.op == "conv_input_grad"
-    if (refusal := narrow.refusals.get(call.op)) is None:
+    if call.op not in dispatch.NARROW_OPS:
         return False
-    x, (weight, *geometry) = call["grad" if gradient else "x"], detail(call)
-    stride = (1, 1) if gradient else geometry[0]
-    return refusal(x.shape, weight, x.dtype, *geometry) is None and narrow.suits(x.shape, weight, stride)
+    narrow, x, (weight, *geometry) = dispatch.NARROW[name], _input(call), detail(call)
+    return narrow.refusal(x.shape, weight, x.dtype, *geometry) is None and narrow.suits(x.shape, weight)
 
 
-def _pixels(call):
-    """(n, p, q) that a launch of the patch kernel cuts into patches; of a gradient those of its parts."""
-    n, _, p, q = call["grad"].shape if call.op == "conv_input_grad" else calls.out_shape(call)
-    return n, p, q
+def _input(call):
+    """What a kernel of dispatch.NARROW_OPS multiplies with the weight."""
+    return call["grad" if call.op == "conv_input_grad" else "x"]
 
 
 def _configurations(call):
-    if call.op == "conv_weight_grad":
-        return _weight_grad(call)
     if call.op != "conv_bn_relu":
         return []
     x, weight, groups = call["x"], call["weight"], call["groups"]
@@ -100,13 +90,3 @@ def _configurations(call):
     c, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
     default = schedule.conv(n * p * q, k // groups, c, taps, groups, x.dtype.itemsize, precision)
     return schedule.conv_alternatives(default, x.dtype.itemsize)
-
-
-def _weight_grad(call):
-    grad, weight = call["grad"], call["weight"].shape
-    if weight_grad.refusal(call["x"].shape, weight, call["groups"]) is not None:
-        return []
-    k, c, r, s = weight
-    precision = schedule.fp32_precision() if grad.dtype == torch.float32 else "ieee"
-    m = grad.shape[0] * grad.shape[2] * grad.shape[3]
-    return weight_grad.alternatives(m, k, r * s * c, c, grad.dtype.itemsize, precision)

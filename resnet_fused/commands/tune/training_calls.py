@@ -37,17 +37,10 @@ def conv_input_grad(grad, weight, size, stride, padding, dilation, groups):
     return conv_backward(grad, x, unit, True, False)[0]
 
 
-def conv_weight_grad(grad, x, weight, stride, padding, dilation, groups):
-    """The gradient of the weight of a convolution; of `weight` only shape and strides count."""
-    unit = Unit(weight, None, None, None, None, stride, padding, dilation, groups, 0.0)
-    return conv_backward(grad, x, unit, False, True)[1]
-
-
 PASSES = {
     "conv_stats": conv_stats,
     "bn_add_bn_relu": bn_add_bn_relu,
     "conv_input_grad": conv_input_grad,
-    "conv_weight_grad": conv_weight_grad,
 }
 
 
@@ -90,12 +83,11 @@ class Recorder(TorchDispatchMode):
             where = [(name, getattr(unit, name)) for name in ("stride", "padding", "dilation", "groups", "eps")]
             self.calls.append(("conv_stats", [("x", x), ("weight", unit.weight), *where]))
         z = empty_output(x, unit)
-        if x.device.type == "cuda":  # elsewhere both gradients are torch's
+        # On other devices the gradient is torch's, and nobody wants the gradient of an image.
+        if x.device.type == "cuda" and self.inside:
             where = [(name, getattr(unit, name)) for name in ("stride", "padding", "dilation", "groups")]
-            size, tensors = ("size", tuple(x.shape[2:])), [("grad", z), ("x", x), ("weight", unit.weight)]
-            if self.inside:  # nobody wants the gradient of an image
-                self.calls.append(("conv_input_grad", [("grad", z), ("weight", unit.weight), size, *where]))
-            self.calls.append(("conv_weight_grad", [*tensors, *where]))
+            tensors = [("grad", z), ("weight", unit.weight), ("size", tuple(x.shape[2:]))]
+            self.calls.append(("conv_input_grad", [*tensors, *where]))
         return z
 
 

@@ -176,10 +176,10 @@ def named(backend, config):
 def _suits(site, dtype, name):
     """Whether a backend of dispatch.NARROW is worth a measurement."""
     x, conv, narrow = site.shape, site.conv, dispatch.NARROW[name]
-    if site.pool or not narrow.suits(x, conv.weight.shape, conv.stride):
+    if site.pool or not narrow.suits(x, conv.weight.shape):
         return False
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-    return narrow.refusals["conv_bn_relu"](x, conv.weight.shape, dtype, *geometry) is None
+    return narrow.refusal(x, conv.weight.shape, dtype, *geometry) is None
 
 
 def options(site, dtype, device):
@@ -188,7 +188,7 @@ def options(site, dtype, device):
     for name, backend in dispatch.BACKENDS.items():
         if name in ("torch", "eager", "native") or not backend.takes(device.type) or backend.why_not() is not None:
             continue
-        if name.startswith("triton") and device.type == "cpu":  # the interpreter: numbers, no speed
+        if name == "triton" and device.type == "cpu":  # the interpreter: numbers, no speed
             continue
         if name in dispatch.NARROW:
             if _suits(site, dtype, name):

@@ -63,7 +63,7 @@ def run(x, weight, scale, shift, residual, residual_scale, out, stride, padding,
         y = reference(*arguments, stride, padding, dilation, relu, torch.float32)
         out.copy_(fp8.narrow(y, out.dtype))
         return
-    kernel = dispatch.kernel(choice, "_conv_fp8", "conv_fp8")
+    kernel = dispatch.kernel(choice, "conv_fp8", "conv_fp8")
     config = dict(zip(fp8.TILE, tile, strict=True)) if tile else None
     kernel(*arguments, out, stride, padding, dilation, relu, config=config)
 
@@ -77,7 +77,7 @@ def run_quantise(x, inverse, out):
     if choice.backend == "eager":
         out.copy_(fp8.narrow(x.float() * inverse, fp8.E4M3))
         return
-    dispatch.kernel(choice, "_conv_fp8", "quantise_fp8")(x, inverse, out)
+    dispatch.kernel(choice, "conv_fp8", "quantise_fp8")(x, inverse, out)
 
 
 def _fake(*arguments):

@@ -1,4 +1,4 @@
-"""The gradients of a convolution: by a kernel of ours where one was asked for or measured, else torch's."""
+"""The gradients of a convolution: of its weight torch's, of its input a kernel of ours where one was asked for or measured."""
 
 import torch
 
@@ -13,8 +13,8 @@ def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, w
     """
     geometry = *map(tuple, (stride, padding, dilation)), groups
     grad_x = _input_grad(grad, x, weight, geometry) if want_x else None
-    grad_weight = _weight_grad(grad, x, weight, geometry) if want_weight else None
-    left = [want_x and grad_x is None, want_weight and grad_weight is None, False]
+    grad_weight = None
+    left = [want_x and grad_x is None, want_weight, False]
     if any(left):
         convolution = stride, padding, dilation, False, [0, 0], groups
         torch_x, torch_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *convolution, left)
@@ -36,13 +36,3 @@ def _input_grad(grad, x, weight, geometry):
     grad_x = torch.empty_like(x, memory_format=layout.CHANNELS_LAST)
     dispatch.kernel(choice, "conv_bn_relu", "conv_input_grad")(grad, weight, grad_x, *geometry)
     return grad_x
-
-
-def _weight_grad(grad, x, weight, geometry):
-    """As `_input_grad`, of the weight."""
-    choice = dispatch.choose_conv_weight_grad(grad, x, weight, *geometry)
-    if choice.backend in ("torch", "eager"):
-        return None
-    grad_weight = torch.empty_like(weight)
-    dispatch.kernel(choice, "_conv_weight_grad", "conv_weight_grad")(grad, x, weight, grad_weight, *geometry)
-    return grad_weight

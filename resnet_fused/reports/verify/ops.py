@@ -53,10 +53,7 @@ def _cases(small, dtype, narrow):
         case = (shape, channels // 8 if small else channels, kernel, stride)
         if narrow is not None:
             geometry = (stride, stride), (kernel // 2, kernel // 2), (1, 1), 1
-            if (
-                narrow.refusals["conv_bn_relu"](shape, (case[1], shape[1], kernel, kernel), dtype, *geometry)
-                is not None
-            ):
+            if narrow.refusal(shape, (case[1], shape[1], kernel, kernel), dtype, *geometry) is not None:
                 continue
         for mode in ("eval", "frozen"):
             yield f"conv_bn_relu {name} {mode}", shape, _conv_bn_relu(*case, name, mode)

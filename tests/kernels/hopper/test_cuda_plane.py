@@ -163,12 +163,13 @@ SHAPES = [
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_dispatcher_and_library_refuse_the_same(library, device, x_shape, weight_shape, groups, dtype):
     x, weight = (torch.empty(s, dtype=dtype, device=device).to(memory_format=LAST) for s in (x_shape, weight_shape))
-    theirs = library.conv_plane_refusal(x, weight, [1, 1], [1, 1], [1, 1], groups)
-    ours = cuda_plane.refusal(x_shape, weight_shape, dtype, groups)
+    geometry = [1, 1], [1, 1], [1, 1], groups
+    theirs = library.conv_plane_refusal(x, weight, *geometry)
+    ours = plane.refusal(x_shape, weight_shape, dtype, *geometry)
     assert bool(theirs) == (ours is not None)
     if ours is not None:
         with pytest.raises(ValueError, match="the plane kernel"):
-            cuda_plane.conv_bn_relu(library, x, weight, *[None] * 6, [1, 1], [1, 1], [1, 1], groups, EPS, True)
+            cuda_plane.conv_bn_relu(library, x, weight, *[None] * 6, *geometry, EPS, True)
 
 
 def test_the_public_op_runs_it(library, device, monkeypatch):

@@ -9,13 +9,6 @@ import torch
 
 from . import schedule as plane
 
-LEAST = 128  # output channels; a tile with half of them would load as much to multiply half
-
-
-def refusal(x, weight, dtype, groups):
-    """Why the kernel cannot take x [N, C, H, W] and weight [K, C, R, S] (shapes) in `dtype`, or None."""
-    return plane.refusal(x, weight, dtype, groups, LEAST)
-
 
 def alternatives(images):
     """Arguments of `conv_bn_relu` worth measuring beside its defaults. A cluster needs two groups of 64 images."""
@@ -42,10 +35,10 @@ def conv_bn_relu(
     library, x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu,
     places=4, cluster=1,
 ):  # fmt: skip
-    """As kernels/conv_bn_relu.py, by the ops of `library`, for what `refusal` does not refuse. `places`: output pixels of
+    """As kernels/conv_bn_relu.py, by the ops of `library`, for what `plane.refusal` does not refuse. `places`: output pixels of
     a tile, 4 or 2; `cluster`: blocks that load their weights together, 1 or, of more than 64 images, 2. Raises ValueError
     for what it refuses, RuntimeError as table_on does."""
-    if (why := refusal(x.shape, weight.shape, x.dtype, groups)) is not None:
+    if (why := plane.refusal(x.shape, weight.shape, x.dtype, stride, padding, dilation, groups)) is not None:
         raise ValueError(why)
     sides = (x.shape[2:], out.shape[2:], weight.shape[2:], stride, padding, dilation)
     products = table_on(library, plane.Geometry(*map(tuple, sides)), False, places, x.device)
@@ -62,9 +55,10 @@ def conv_input_grad(library, grad, weight, out, stride, padding, dilation, group
     The weight is brought to [C, R, S, K] on every call: a copy of its size. Raises ValueError for what the kernel cannot
     take, RuntimeError as table_on does.
     """
-    if (why := refusal(grad.shape, weight.transpose(0, 1).shape, grad.dtype, groups)) is not None:
+    turned = weight.transpose(0, 1)
+    if (why := plane.refusal(grad.shape, turned.shape, grad.dtype, stride, padding, dilation, groups)) is not None:
         raise ValueError(why)
     sides = (out.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation)
     products = table_on(library, plane.Geometry(*map(tuple, sides)), True, places, grad.device)
-    turned = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    turned = turned.contiguous(memory_format=torch.channels_last)
     library.conv_plane_gradient(plane.dense(grad), turned, out, products, stride, padding, dilation, places, cluster)
