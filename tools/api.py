@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the docstrings of the public names: python tools/api.py
+"""Writes docs/reference/api.md from the docstrings of the public names: python tools/api.py
 
 The docstrings are the reference; the page only brings them together. tests/test_docs.py checks that it is current.
 """
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "api.md"
+PAGE = ROOT / "docs" / "reference" / "api.md"
 sys.path.insert(0, str(ROOT))
 
 
