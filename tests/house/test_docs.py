@@ -4,14 +4,12 @@ import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from foreign import timm, tv  # noqa: F401 (the pages import torchvision and timm, which need the shim)
 from repository import ROOT
 
 import resnet_fused
-
 
 DOCS = ROOT / "docs"
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "TRAPS.md")), *sorted(DOCS.rglob("*.md"))]
