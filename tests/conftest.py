@@ -20,7 +20,7 @@ import resnet_fused
 from resnet_fused import dispatch, tuning
 
 # More than a minute each: only with --all.
-SLOW = ("test_aoti", "test_sanitized", "test_distributed_four", "test_training_proof")
+SLOW = ("test_aoti", "test_sanitized", "test_distributed_four")
 
 
 def pytest_ignore_collect(collection_path, config):
