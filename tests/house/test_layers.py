@@ -121,13 +121,6 @@ def test_environment_variables_are_read_in_one_file_and_listed_in_readme():
     assert set(re.findall(r"(?:getenv\(|environ(?:\.get\(|\[))\"(RESNET_FUSED_\w+)", elsewhere)) <= own
 
 
-def test_the_map_in_readme_names_every_module_of_the_package():
-    named = set(re.findall(r"`(?:resnet_fused/)?(\w+)\.py`", README[README.index("## Map") :]))
-    modules = {p.stem for p in tracked("resnet_fused/*.py") if p.parent == PACKAGE and not p.stem.startswith("__")}
-    assert modules <= named
-    assert all(f"`resnet_fused/{room}/<op>.py`" in README for room in ("ops", "kernels"))
-
-
 def test_make_targets_in_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make (\w+)`", README)) <= targets
