@@ -21,7 +21,7 @@ from resnet_fused import dispatch
 from resnet_fused.measure import remembered
 
 # More than a minute each: only with --all.
-SLOW = ("test_aoti", "test_sanitized", "test_distributed_four", "test_training_proof")
+SLOW = ("test_aoti", "test_sanitized", "test_distributed_four")
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -110,9 +110,8 @@ def measure(call, arguments, device, seconds, patience=math.inf):
                 turns = itertools.cycle(sets)
                 runs[name] = lambda run=run, turns=turns: run(next(turns))
                 backends[name] = (backend, config)
-        except (
-            Exception
-        ):  # whatever a compiler or a launch raises (Triton's errors are no RuntimeError): another will do
+        # Whatever a compiler or a launch raises (Triton's errors are no RuntimeError): another way will do.
+        except Exception:  # noqa: S112
             continue
     if not runs:
         return None

@@ -32,9 +32,8 @@ def compare(able, made, device, graphed, budget):
             functions, share = made(way)
             if share <= 1:
                 runs[way] = _run_of(functions, graphed)
-        except (
-            Exception
-        ):  # whatever a compiler or a launch raises (Triton's errors are no RuntimeError): another will do
+        # Whatever a compiler or a launch raises (Triton's errors are no RuntimeError): another way will do.
+        except Exception:  # noqa: S112
             continue
     if not runs:
         return {}
