@@ -1,14 +1,11 @@
 """What comes from outside, and what is left behind: images, the cache of tuning results, dependencies."""
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
+from repository import ROOT
 
 from resnet_fused.commands import photo
 from resnet_fused.measure import remembered
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_folder_of_tuning_results_belongs_to_the_user(tmp_path):
