@@ -14,7 +14,7 @@ SLOTS = 12  # of the ring of planes
 
 @functools.cache
 def library():
-    lib = ctypes.CDLL(str(build.c_library("plane_api", "conv_plane_sm90a.cu")))
+    lib = ctypes.CDLL(str(build.c_library("plane_api", "hopper/plane/*.cu")))
     for name in ("plane_table", "plane_refusal", "conv_plane"):
         getattr(lib, name).restype = ctypes.c_char_p
     lib.plane_groups.restype = ctypes.c_int64

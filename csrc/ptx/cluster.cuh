@@ -18,10 +18,10 @@
 // been written since the kernel began is no case for ld_global_nc, not even after the wait. Every thread waits.
 #pragma once
 
-#include "ptx.cuh"
+#include "ptx/ptx.cuh"
 
 #ifdef HOST_EMULATION
-#include "cluster.h"  // tests/emulator
+#include "emulator/hopper/cluster.h"  // tests/emulator
 #else
-#include "sm90_cluster.cuh"
+#include "ptx/sm90_cluster.cuh"
 #endif

@@ -32,7 +32,7 @@
 //   row registers   registers_down<R>()  registers_up<R>()    of every thread of a warpgroup
 #pragma once
 
-#include "ptx.cuh"
+#include "ptx/ptx.cuh"
 
 namespace resnet_fused::ptx {
 
@@ -51,9 +51,9 @@ constexpr uint64_t kDescriptorBase = 1ull << 62  // swizzle of 128 bytes
 }  // namespace resnet_fused::ptx
 
 #ifdef HOST_EMULATION
-#include "sm90.h"  // tests/emulator
+#include "emulator/hopper/sm90.h"  // tests/emulator
 #else
-#include "sm90.cuh"
+#include "ptx/sm90.cuh"
 #endif
 
 namespace resnet_fused::ptx {

@@ -57,7 +57,7 @@ struct alignas(sizeof(T) * N) Vec {
 }  // namespace resnet_fused::ptx
 
 #ifdef HOST_EMULATION
-#include "sm80.h"  // tests/emulator
+#include "emulator/core/sm80.h"  // tests/emulator
 #else
-#include "sm80.cuh"
+#include "ptx/sm80.cuh"
 #endif
