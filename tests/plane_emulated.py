@@ -8,7 +8,7 @@ import torch
 from conv_emulated import DTYPES, POINTERS, RESNET34, Call, sizes
 from emulator import build
 
-HEADER, RECORD, PLACES = 8, 16, 4  # integers of conv_plane_plan.h
+HEADER, RECORD, PLACES = 8, 16, 4  # integers of hopper/plane/plan.h
 SLOTS = 12  # of the ring of planes
 
 

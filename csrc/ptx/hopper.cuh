@@ -1,7 +1,7 @@
 // The instructions that Hopper (sm_90a) adds to ptx.cuh, and the two worlds that implement them: sm90.cuh for nvcc,
-// tests/emulator/sm90.h for g++. Proven by
-// tests/emulator/hopper_checks.cpp, hopper_boxes.cpp, multicast_checks.cpp and store_checks.cpp. Sources that use it
-// are named *_sm90a.cu (csrc/hopper.h).
+// tests/emulator/hopper/sm90.h for g++. Proven by
+// tests/emulator/checks/hopper_checks.cpp, hopper_boxes.cpp, multicast_checks.cpp and store_checks.cpp. Sources that
+// use it are named *_sm90a.cu (csrc/cuda/base/hopper.h).
 //
 //   mbarrier    mbar_init(addr, arrivals)          8 bytes of shared memory; one thread, then mbar_init_fence()
 //               mbar_arrive(addr)                  one arrival: what this thread did before is seen by who waits

@@ -24,8 +24,8 @@ inline void split(const float* from, uint16_t* to, int64_t part_stride) {
     __m512i bits;
     std::memcpy(&bits, &parts, sizeof(bits));
     _mm512_storeu_si512(to + part * part_stride, bits);
-    const auto widened = [&](__m256i half) {
-      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    const auto widened = [&](__m256i words) {
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
     };
     low = _mm512_sub_ps(low, widened(_mm512_castsi512_si256(bits)));
     high = _mm512_sub_ps(high, widened(_mm512_extracti64x4_epi64(bits, 1)));
@@ -34,7 +34,7 @@ inline void split(const float* from, uint16_t* to, int64_t part_stride) {
   for (int i = 0; i < kDirectLine; i += kWidth) {
     Vec left = load(from + i);
     for (int part = 0; part < kParts; ++part) {
-      const HalfVec rounded = from_float(left, bf16{});
+      const WordVec rounded = from_float(left, bf16{});
       std::memcpy(to + part * part_stride + i, &rounded, sizeof(rounded));
       left -= to_float(rounded, bf16{});
     }

@@ -92,7 +92,7 @@ class Tiles {
   struct Tile {
     union {
       float values[16][16];
-      uint16_t halves[16][32];
+      uint16_t words[16][32];
     };
   };
 
@@ -112,8 +112,8 @@ class Tiles {
       Vec sums[2][kVectors] = {};
       for (int k = 0; k < 16; ++k) {
         for (int odd = 0; odd < 2; ++odd) {
-          const uint32_t half = a.halves[m][2 * k + odd];
-          const Vec left = flushed(bit_cast<Vec>(BitVec{} + (half << 16)));
+          const uint32_t word = a.words[m][2 * k + odd];
+          const Vec left = flushed(bit_cast<Vec>(BitVec{} + (word << 16)));
           for (int v = 0; v < kVectors; ++v) sums[odd][v] = flushed(sums[odd][v] + left * right[odd][k][v]);
         }
       }

@@ -20,8 +20,8 @@ inline Vec dot(Vec a, Vec b, Vec sum) {
 inline void store_operand(float* p, Vec v) { store(p, v); }
 inline void store_operand(bf16* p, Vec v) {
 #if defined(__AVX512BF16__)
-  const __m256bh halves = _mm512_cvtneps_pbh(bit_cast<__m512>(v));
-  std::memcpy(p, &halves, sizeof(halves));
+  const __m256bh words = _mm512_cvtneps_pbh(bit_cast<__m512>(v));
+  std::memcpy(p, &words, sizeof(words));
 #else
   store(p, v);
 #endif

@@ -24,7 +24,7 @@ constexpr int kWidth = 4;
 typedef float Vec __attribute__((vector_size(4 * kWidth)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t BitVec __attribute__((vector_size(4 * kWidth)));
-typedef uint16_t HalfVec __attribute__((vector_size(2 * kWidth)));
+typedef uint16_t WordVec __attribute__((vector_size(2 * kWidth)));
 typedef double DoubleVec __attribute__((vector_size(8 * kWidth)));
 
 struct f16 {
@@ -44,42 +44,42 @@ inline To bit_cast(From from) {
 
 inline Vec splat(float value) { return Vec{} + value; }
 
-inline Vec to_float(HalfVec h, bf16) { return bit_cast<Vec>(__builtin_convertvector(h, BitVec) << 16); }
+inline Vec to_float(WordVec h, bf16) { return bit_cast<Vec>(__builtin_convertvector(h, BitVec) << 16); }
 
-inline HalfVec from_float(Vec v, bf16) {
+inline WordVec from_float(Vec v, bf16) {
   const BitVec bits = bit_cast<BitVec>(v);
   const BitVec nearest_even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  // Not rounded: that could carry a NaN into an infinity. One that arithmetic made is quiet, so its upper half is a
-  // NaN.
+  // Not rounded: that could carry a NaN into an infinity. One that arithmetic made is quiet, so its upper 16 bits
+  // are a NaN.
   const BitVec nan = bits >> 16;
-  return __builtin_convertvector(v == v ? nearest_even : nan, HalfVec);
+  return __builtin_convertvector(v == v ? nearest_even : nan, WordVec);
 }
 
 #if defined(__AVX512F__)
-inline Vec to_float(HalfVec h, f16) { return bit_cast<Vec>(_mm512_cvtph_ps(bit_cast<__m256i>(h))); }
-inline HalfVec from_float(Vec v, f16) {
-  return bit_cast<HalfVec>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+inline Vec to_float(WordVec h, f16) { return bit_cast<Vec>(_mm512_cvtph_ps(bit_cast<__m256i>(h))); }
+inline WordVec from_float(Vec v, f16) {
+  return bit_cast<WordVec>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__F16C__)
-inline Vec to_float(HalfVec h, f16) { return bit_cast<Vec>(_mm256_cvtph_ps(bit_cast<__m128i>(h))); }
-inline HalfVec from_float(Vec v, f16) {
-  return bit_cast<HalfVec>(_mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+inline Vec to_float(WordVec h, f16) { return bit_cast<Vec>(_mm256_cvtph_ps(bit_cast<__m128i>(h))); }
+inline WordVec from_float(Vec v, f16) {
+  return bit_cast<WordVec>(_mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-inline Vec to_float(HalfVec h, f16) {
+inline Vec to_float(WordVec h, f16) {
   const BitVec bits = __builtin_convertvector(h, BitVec);
   const BitVec sign = (bits & 0x8000) << 16, magnitude = (bits & 0x7fff) << 13;
   const Vec scaled = bit_cast<Vec>(magnitude) * 0x1p112f;  // moves the exponent's bias; exact for subnormals too
   const BitVec special = magnitude | 0x7f800000;           // infinity and NaN
   return bit_cast<Vec>(sign | ((bits & 0x7c00) == 0x7c00 ? special : bit_cast<BitVec>(scaled)));
 }
-inline HalfVec from_float(Vec v, f16) {
+inline WordVec from_float(Vec v, f16) {
   const BitVec bits = bit_cast<BitVec>(v), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
   const BitVec normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   const BitVec subnormal = bit_cast<BitVec>(bit_cast<Vec>(magnitude) + 0.5f) - 0x3f000000;  // the adder rounds
   const BitVec finite = magnitude < 0x38800000 ? subnormal : normal;
   const BitVec special = magnitude > 0x7f800000 ? BitVec{} + 0x7e00 : BitVec{} + 0x7c00;
-  return __builtin_convertvector(sign | (magnitude >= 0x477ff000 ? special : finite), HalfVec);
+  return __builtin_convertvector(sign | (magnitude >= 0x477ff000 ? special : finite), WordVec);
 }
 #endif
 
@@ -92,13 +92,13 @@ inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
 
 template <class T>
 inline Vec load(const T* p) {
-  HalfVec h;
+  WordVec h;
   std::memcpy(&h, p, sizeof(h));
   return to_float(h, T{});
 }
 template <class T>
 inline void store(T* p, Vec v) {
-  const HalfVec h = from_float(v, T{});
+  const WordVec h = from_float(v, T{});
   std::memcpy(p, &h, sizeof(h));
 }
 

@@ -22,14 +22,14 @@ struct DirectShape {
   int64_t out_h() const { return (h + 2 * padding - (kernel_h - 1) * dilation - 1) / stride + 1; }
   int64_t out_w() const { return (w + 2 * padding - (kernel_w - 1) * dilation - 1) / stride + 1; }
   int64_t taps() const { return kernel_h * kernel_w; }
-  bool half() const { return format == DirectFormat::bf16 || format == DirectFormat::amx_bf16; }
+  bool is_bf16() const { return format == DirectFormat::bf16 || format == DirectFormat::amx_bf16; }
   bool on_vectors() const { return format == DirectFormat::f32 || format == DirectFormat::bf16; }
   int64_t parts() const { return format == DirectFormat::amx_f32 ? 3 : 1; }
   int64_t block() const { return format == DirectFormat::f32 ? 16 : 32; }  // input channels of a line
   int64_t blocks() const { return (c + block() - 1) / block(); }
 };
 
-// Packed values are counted in words of 16 bits: a bfloat16, or half a float.
+// Packed values are counted in words of 16 bits: a bfloat16 is one, a float two.
 constexpr int64_t kDirectLine = 32;   // of a pixel: a cache line, a row of a tile
 constexpr int64_t kDirectPanel = 32;  // output channels of a call of the kernel: two 512-bit vectors, or tiles
 

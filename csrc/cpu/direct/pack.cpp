@@ -1,6 +1,6 @@
 // Weights in the order in which the kernels read them:
 //   f32    [panel][block][tap][16 channels][32 filters]
-//   others [panel][block][tap][part, last first][2 halves of the panel][16 pairs of channels][16 filters][2]
+//   others [panel][block][tap][part, last first][2 parts of 16 filters][16 pairs of channels][16 filters][2]
 #include <cstring>
 
 #include "cpu/base/bf16.h"
@@ -36,15 +36,15 @@ void direct_pack(const DirectShape& shape, const void* weight, uint16_t* packed)
           uint16_t* to = packed + i * taps * shape.parts() * 2 * kTile + (k - k0) / 16 * kTile +
                          ((c - c0) / 2 * 16 + (k - k0) % 16) * 2 + (c - c0) % 2;
           for (int64_t tap = 0; tap < taps; ++tap) {
-            if (shape.half()) {
+            if (shape.is_bf16()) {
               to[tap * 2 * kTile] = static_cast<const uint16_t*>(weight)[from + tap];
               continue;
             }
             float left = static_cast<const float*>(weight)[from + tap];
             for (int part = 0; part < shape.parts(); ++part) {
-              const uint16_t half = rounded(left);
-              to[((tap + 1) * shape.parts() - 1 - part) * 2 * kTile] = half;
-              left -= float_of(half);
+              const uint16_t word = bf16_of(left);
+              to[((tap + 1) * shape.parts() - 1 - part) * 2 * kTile] = word;
+              left -= float_of(word);
             }
           }
         }

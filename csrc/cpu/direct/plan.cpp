@@ -71,7 +71,7 @@ DirectPlan direct_plan(const DirectShape& shape, int threads) {
   const int64_t planes = static_cast<int64_t>(plan.phase_y.size()), lines = plan.blocks * shape.parts() * planes;
   const auto segment_of = [&](int64_t out_rows) { return lines * plane_of(out_rows) * kDirectLine; };
   const int64_t image = segment_of(shape.out_h());
-  // Weights are much larger than the input: each thread reads half of them, and all pixels.
+  // Weights are much larger than the input: each thread reads its share of them, and all pixels.
   plan.split_panels = threads > 1 && plan.panels >= threads && shape.n * image <= budget &&
                       direct_packed_size(shape) > 2 * shape.n * image;
   plan.rows = shape.out_h();

@@ -29,19 +29,19 @@ extern const DirectKernels amx_kernels[2];
 #endif
 
 const DirectKernels& direct_kernels(DirectFormat format) {
-  const bool half = format == DirectFormat::bf16 || format == DirectFormat::amx_bf16;
+  const bool bf16 = format == DirectFormat::bf16 || format == DirectFormat::amx_bf16;
   if (format == DirectFormat::amx_f32 || format == DirectFormat::amx_bf16) {
 #ifdef RESNET_FUSED_WITH_AMX
-    if (isa() == Isa::amx) return amx::amx_kernels[half];
+    if (isa() == Isa::amx) return amx::amx_kernels[bf16];
 #endif
-    return portable::amx_kernels[half];
+    return portable::amx_kernels[bf16];
   }
 #if defined(__x86_64__)
-  if (isa() >= Isa::avx512_bf16) return avx512_bf16::direct_kernels[half];
-  if (isa() >= Isa::avx512) return avx512::direct_kernels[half];
-  if (isa() >= Isa::avx2) return avx2::direct_kernels[half];
+  if (isa() >= Isa::avx512_bf16) return avx512_bf16::direct_kernels[bf16];
+  if (isa() >= Isa::avx512) return avx512::direct_kernels[bf16];
+  if (isa() >= Isa::avx2) return avx2::direct_kernels[bf16];
 #endif
-  return portable::direct_kernels[half];
+  return portable::direct_kernels[bf16];
 }
 
 namespace {
@@ -60,7 +60,7 @@ class Run {
       : plan_(plan),
         shape_(plan.shape),
         kernels_(direct_kernels(plan.shape.format)),
-        bytes_(plan.shape.half() ? 2 : 4),
+        bytes_(plan.shape.is_bf16() ? 2 : 4),
         part_stride_(static_cast<int64_t>(plan.phase_y.size()) * plan.plane * kDirectLine),
         block_stride_(part_stride_ * plan.shape.parts()),
         x_(static_cast<const char*>(x)),

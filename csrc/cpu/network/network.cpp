@@ -20,33 +20,34 @@ namespace {
   throw std::runtime_error("frozen_network: step " + std::to_string(step) + " " + what);
 }
 
-DirectShape direct_shape(const Step& s, bool half) {
-  const DirectFormat format = s.kind == StepKind::amx ? (half ? DirectFormat::amx_bf16 : DirectFormat::amx_f32)
-                                                      : (half ? DirectFormat::bf16 : DirectFormat::f32);
+DirectShape direct_shape(const Step& s, bool bf16) {
+  const DirectFormat format = s.kind == StepKind::amx ? (bf16 ? DirectFormat::amx_bf16 : DirectFormat::amx_f32)
+                                                      : (bf16 ? DirectFormat::bf16 : DirectFormat::f32);
   return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.kernel_w, s.stride, s.padding, s.dilation, format};
 }
 StemShape stem_shape(const Step& s) { return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.stride, s.padding}; }
-AmxStemShape amx_stem_shape(const Step& s, bool half) {
-  return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.stride, s.padding, half ? 1 : 3};
+AmxStemShape amx_stem_shape(const Step& s, bool bf16) {
+  return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.stride, s.padding, bf16 ? 1 : 3};
 }
-WinogradShape winograd_shape(const Step& s) {
-  return {s.n, s.h, s.w, s.c, s.k, static_cast<int>(s.m), static_cast<int>(s.padding)};
+WinogradShape winograd_shape(const Step& s, bool bf16) {
+  const DType dtype = bf16 ? DType::bf16 : DType::f32;
+  return {s.n, s.h, s.w, s.c, s.k, static_cast<int>(s.m), static_cast<int>(s.padding), dtype};
 }
-WinogradWeights weights_of(const Step& s, bool half) {
-  return half ? WinogradWeights::half : s.taps ? WinogradWeights::taps : WinogradWeights::points;
+WinogradWeights weights_of(const Step& s, bool bf16) {
+  return s.taps && !bf16 ? WinogradWeights::taps : WinogradWeights::points;
 }
 
-int64_t workspace_of(const Step& s, bool half) {
+int64_t workspace_of(const Step& s, bool bf16) {
   switch (s.kind) {
     case StepKind::stem:
       return stem_workspace_size(stem_shape(s), num_threads()) * 4;
     case StepKind::amx_stem:
-      return amx_stem_workspace_size(amx_stem_shape(s, half), num_threads());
+      return amx_stem_workspace_size(amx_stem_shape(s, bf16), num_threads());
     case StepKind::direct:
     case StepKind::amx:
-      return direct_workspace_size(direct_plan(direct_shape(s, half), num_threads())) * 2;
+      return direct_workspace_size(direct_plan(direct_shape(s, bf16), num_threads())) * 2;
     case StepKind::winograd:
-      return winograd_workspace_size(winograd_plan(winograd_shape(s), weights_of(s, half), num_threads())) * 4;
+      return winograd_workspace_size(winograd_plan(winograd_shape(s, bf16), weights_of(s, bf16), num_threads())) * 4;
     default:
       return 0;
   }
@@ -69,17 +70,17 @@ int64_t written_by(const Step& s) {
 }
 
 // Bytes of packed weights and the values of the shift.
-int64_t weights_size(const Step& s, bool half) {
+int64_t weights_size(const Step& s, bool bf16) {
   switch (s.kind) {
     case StepKind::stem:
       return stem_packed_size(s.k, s.c, s.kernel_h) * 4;
     case StepKind::amx_stem:
-      return amx_stem_packed_size(amx_stem_shape(s, half)) * 2;
+      return amx_stem_packed_size(amx_stem_shape(s, bf16)) * 2;
     case StepKind::direct:
     case StepKind::amx:
-      return direct_packed_size(direct_shape(s, half)) * 2;
+      return direct_packed_size(direct_shape(s, bf16)) * 2;
     case StepKind::winograd:
-      return winograd_packed_size(s.k, s.c, static_cast<int>(s.m), weights_of(s, half)) * 4;
+      return winograd_packed_size(winograd_shape(s, bf16), weights_of(s, bf16)) * 4;
     default:
       return 0;
   }
@@ -130,7 +131,7 @@ void check_sizes(const Network& network) {
 }
 
 void check_places(const Network& network, const NetworkInput& x, int64_t activations, int64_t out_size) {
-  const int64_t item = network.half ? 2 : 4;
+  const int64_t item = network.bf16 ? 2 : 4;
   for (int64_t i = 0; i < network.count; ++i) {
     const Step& s = network.steps[i];
     const auto inside = [](int64_t place, int64_t bytes, int64_t size) { return place >= 0 && place <= size - bytes; };
@@ -150,8 +151,8 @@ void check_places(const Network& network, const NetworkInput& x, int64_t activat
     if (s.residual != kNone && !inside(s.residual, written, activations))
       refuse(i, "adds what is outside of the arena");
     if (s.to == s.from) refuse(i, "writes over what it reads");
-    const bool has_weights = weights_size(s, network.half) > 0;
-    if (has_weights && (!inside(s.weight, weights_size(s, network.half), network.constants_size) ||
+    const bool has_weights = weights_size(s, network.bf16) > 0;
+    if (has_weights && (!inside(s.weight, weights_size(s, network.bf16), network.constants_size) ||
                         !inside(s.shift, shift_size(s) * 4, network.constants_size) || s.weight % 64 || s.shift % 64)) {
       refuse(i, "has weights outside of the constants");
     }
@@ -169,7 +170,7 @@ float value_of(From value) {
 template <class To>
 To from_value(float value) {
   if constexpr (sizeof(To) == 2) {
-    return rounded(value);
+    return bf16_of(value);
   } else {
     return value;
   }
@@ -227,34 +228,34 @@ void mean(const Step& s, const T* from, T* to) {
 
 template <class T>
 void run_step(const Step& s, const Network& network, const NetworkInput& x, char* arena, char* workspace, void* out) {
-  const bool half = network.half;
+  const bool bf16 = network.bf16;
   void* to = s.to == kOutput ? out : arena + s.to;
   const char* from = s.from == kInput ? nullptr : arena + s.from;
   const char* residual = s.residual == kNone ? nullptr : arena + s.residual;
   const char* weight = network.constants + s.weight;
   const auto* shift = reinterpret_cast<const float*>(network.constants + s.shift);
-  const void* input = static_cast<const char*>(x.data) + s.first * x.strides[0] * (x.half ? 2 : 4);
+  const void* input = static_cast<const char*>(x.data) + s.first * x.strides[0] * (x.bf16 ? 2 : 4);
   switch (s.kind) {
     case StepKind::copy:
-      if (x.half) {
+      if (x.bf16) {
         copy_input(s, static_cast<const uint16_t*>(input), x.strides, static_cast<T*>(to));
       } else {
         copy_input(s, static_cast<const float*>(input), x.strides, static_cast<T*>(to));
       }
       return;
     case StepKind::stem:
-      return stem_run(stem_shape(s), input, x.half, x.strides, reinterpret_cast<const float*>(weight), shift, to, half,
+      return stem_run(stem_shape(s), input, x.bf16, x.strides, reinterpret_cast<const float*>(weight), shift, to, bf16,
                       num_threads(), reinterpret_cast<float*>(workspace));
     case StepKind::amx_stem:
-      return amx_stem_run(amx_stem_shape(s, half), input, x.half, x.strides, reinterpret_cast<const uint16_t*>(weight),
+      return amx_stem_run(amx_stem_shape(s, bf16), input, x.bf16, x.strides, reinterpret_cast<const uint16_t*>(weight),
                           shift, to, num_threads(), workspace);
     case StepKind::direct:
     case StepKind::amx:
-      return direct_run(direct_plan(direct_shape(s, half), num_threads()), from,
+      return direct_run(direct_plan(direct_shape(s, bf16), num_threads()), from,
                         reinterpret_cast<const uint16_t*>(weight), shift, residual, to, s.relu != 0,
                         reinterpret_cast<uint16_t*>(workspace));
     case StepKind::winograd:
-      winograd_run(winograd_plan(winograd_shape(s), weights_of(s, half), num_threads()), from,
+      winograd_run(winograd_plan(winograd_shape(s, bf16), weights_of(s, bf16), num_threads()), from,
                    reinterpret_cast<const float*>(weight), nullptr, shift, residual, to, s.relu != 0,
                    reinterpret_cast<float*>(workspace));
       return;
@@ -272,7 +273,7 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
 int64_t network_workspace(const Network& network) {
   check_sizes(network);
   int64_t most = 0;
-  for (int64_t i = 0; i < network.count; ++i) most = std::max(most, workspace_of(network.steps[i], network.half));
+  for (int64_t i = 0; i < network.count; ++i) most = std::max(most, workspace_of(network.steps[i], network.bf16));
   return most;
 }
 
@@ -281,7 +282,7 @@ void network_run(const Network& network, const NetworkInput& x, char* arena, int
   check_sizes(network);
   check_places(network, x, activations, out_size);
   for (int64_t i = 0; i < network.count; ++i) {
-    if (network.half) {
+    if (network.bf16) {
       run_step<uint16_t>(network.steps[i], network, x, arena, workspace, out);
     } else {
       run_step<float>(network.steps[i], network, x, arena, workspace, out);

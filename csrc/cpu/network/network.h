@@ -1,5 +1,5 @@
 // A frozen network in one call: the steps one after another, in memory that the caller keeps. What a step is and where
-// it reads and writes are numbers, made once per shape of the input (resnet_fused/frozen_whole.py).
+// it reads and writes are numbers, made once per shape of the input (resnet_fused/frozen/cpu/one_call.py).
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,7 @@ constexpr int64_t kNone = -1, kInput = -2, kOutput = -3;
 struct Network {
   const Step* steps;
   int64_t count;
-  bool half;  // bfloat16, else float32
+  bool bf16;  // its activations, else float32
   const char* constants;
   int64_t constants_size;
 };
@@ -52,10 +52,10 @@ struct Network {
 int64_t network_workspace(const Network& network);
 
 // Throws std::runtime_error where a step's numbers do not fit: kinds, places, sizes. `activations`: bytes of the arena
-// for them. x: element (n, c, y, x) at strides; float32, or bfloat16 if x_half.
+// for them. x: element (n, c, y, x) at strides; float32, or bfloat16 if x_bf16.
 struct NetworkInput {
   const void* data;
-  bool half;
+  bool bf16;
   int64_t sizes[4], strides[4];
 };
 void network_run(const Network& network, const NetworkInput& x, char* arena, int64_t activations, char* workspace,

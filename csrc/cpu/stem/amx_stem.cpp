@@ -57,13 +57,13 @@ struct Sizes {
 // One task's rows: rings of input rows, in parts, and of rows of the convolution.
 class Rows {
  public:
-  Rows(const AmxStemShape& shape, const void* x, bool x_half, const int64_t (&strides)[4], const uint16_t* packed,
+  Rows(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const uint16_t* packed,
        const float* shift, char* memory)
       : shape_(shape),
         sizes_(shape),
         kernels_(chosen_kernels()),
         x_(x),
-        x_half_(x_half),
+        x_bf16_(x_bf16),
         strides_(strides),
         packed_(packed),
         shift_(shift),
@@ -162,7 +162,7 @@ class Rows {
     std::memset(line_, 0, begin * sizeof(float));
     std::memset(line_ + end, 0, (sizes_.row - end) * sizeof(float));
     const int64_t at = image_ * strides_[0] + y * strides_[2];
-    if (x_half_) {
+    if (x_bf16_) {
       interleave(static_cast<const uint16_t*>(x_) + at, line_ + begin);
     } else {
       interleave(static_cast<const float*>(x_) + at, line_ + begin);
@@ -172,7 +172,7 @@ class Rows {
   }
 
   static float widened(float value) { return value; }
-  static float widened(uint16_t half) { return float_of(half); }
+  static float widened(uint16_t bf16) { return float_of(bf16); }
 
   template <class T>
   void interleave(const T* from, float* to) const {
@@ -187,7 +187,7 @@ class Rows {
   const Sizes sizes_;
   const AmxStemKernels& kernels_;
   const void* x_;
-  const bool x_half_;
+  const bool x_bf16_;
   const int64_t (&strides_)[4];
   const uint16_t* packed_;
   const float* shift_;
@@ -218,9 +218,9 @@ void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* pac
           for (int part = 0; part < shape.parts; ++part) {
             const int64_t tile =
                 (((k / kPanel * shape.kernel + y) * shape.parts + shape.parts - 1 - part) * 2) + k % kPanel / 16;
-            const uint16_t half = rounded(left);
-            packed[tile * kTileWeights + (value / 2 * 16 + k % 16) * 2 + value % 2] = half;
-            left -= float_of(half);
+            const uint16_t word = bf16_of(left);
+            packed[tile * kTileWeights + (value / 2 * 16 + k % 16) * 2 + value % 2] = word;
+            left -= float_of(word);
           }
         }
       }
@@ -228,14 +228,14 @@ void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* pac
   }
 }
 
-void amx_stem_run(const AmxStemShape& shape, const void* x, bool x_half, const int64_t (&strides)[4],
+void amx_stem_run(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4],
                   const uint16_t* packed, const float* shift, void* out, int tasks, void* workspace) {
   const Sizes sizes(shape);
   const int64_t height = shape.out_h(), rows = shape.n * height;
   const int64_t out_row = shape.out_w() * shape.k * (shape.parts == 1 ? 2 : 4);
   parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      Rows own(shape, x, x_half, strides, packed, shift, static_cast<char*>(workspace) + task * sizes.task);
+      Rows own(shape, x, x_bf16, strides, packed, shift, static_cast<char*>(workspace) + task * sizes.task);
       for (int64_t row = part_begin(rows, tasks, task); row < part_begin(rows, tasks, task + 1); ++row) {
         own.pool(row / height, row % height, static_cast<char*>(out) + row * out_row);
       }

@@ -47,14 +47,14 @@ struct Sizes {
 // One task's rows: a window of `kernel` padded input rows and one of three rows of the convolution, both rings.
 class Rows {
  public:
-  Rows(const StemShape& shape, const void* x, bool x_half, const int64_t (&strides)[4], const float* packed,
-       const float* shift, bool out_half, float* memory)
+  Rows(const StemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const float* packed,
+       const float* shift, bool out_bf16, float* memory)
       : shape_(shape),
         sizes_(shape),
         kernels_(kernels()),
         x_(x),
-        x_half_(x_half),
-        out_half_(out_half),
+        x_bf16_(x_bf16),
+        out_bf16_(out_bf16),
         strides_(strides),
         packed_(packed),
         shift_(shift),
@@ -72,7 +72,7 @@ class Rows {
       if (y >= conv_end_) convolve(y);
       rows[count++] = conv_ + y % kPooledRows * sizes_.conv_row;
     }
-    (out_half_ ? kernels_.pool_half : kernels_.pool)(rows, count, shape_.conv_w(), sizes_.panels * kStemPanel, shape_.k,
+    (out_bf16_ ? kernels_.pool_bf16 : kernels_.pool)(rows, count, shape_.conv_w(), sizes_.panels * kStemPanel, shape_.k,
                                                      out);
   }
 
@@ -116,10 +116,10 @@ class Rows {
     }
     std::memset(to, 0, sizeof(float) * pad);
     std::memset(to + pad + size, 0, sizeof(float) * pad);
-    if (x_half_) {
+    if (x_bf16_) {
       interleave(static_cast<const uint16_t*>(x_), y, to + pad, float_of);
-    } else if (out_half_) {  // as if x had been converted before
-      interleave(static_cast<const float*>(x_), y, to + pad, [](float value) { return float_of(rounded(value)); });
+    } else if (out_bf16_) {  // as if x had been converted before
+      interleave(static_cast<const float*>(x_), y, to + pad, [](float value) { return float_of(bf16_of(value)); });
     } else {
       interleave(static_cast<const float*>(x_), y, to + pad, [](float value) { return value; });
     }
@@ -140,7 +140,7 @@ class Rows {
   const Sizes sizes_;
   const StemKernels& kernels_;
   const void* x_;
-  const bool x_half_, out_half_;
+  const bool x_bf16_, out_bf16_;
   const int64_t (&strides_)[4];
   const float *packed_, *shift_;
   float *input_, *conv_;
@@ -169,13 +169,13 @@ void stem_pack(const float* weight, const float* scale, int64_t k, int64_t c, in
   }
 }
 
-void stem_run(const StemShape& shape, const void* x, bool x_half, const int64_t (&strides)[4], const float* packed,
-              const float* shift, void* out, bool out_half, int tasks, float* workspace) {
+void stem_run(const StemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const float* packed,
+              const float* shift, void* out, bool out_bf16, int tasks, float* workspace) {
   const Sizes sizes(shape);
-  const int64_t height = shape.out_h(), rows = shape.n * height, out_row = shape.out_w() * shape.k * (out_half ? 2 : 4);
+  const int64_t height = shape.out_h(), rows = shape.n * height, out_row = shape.out_w() * shape.k * (out_bf16 ? 2 : 4);
   parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      Rows own(shape, x, x_half, strides, packed, shift, out_half, workspace + task * sizes.task);
+      Rows own(shape, x, x_bf16, strides, packed, shift, out_bf16, workspace + task * sizes.task);
       for (int64_t row = part_begin(rows, tasks, task); row < part_begin(rows, tasks, task + 1); ++row) {
         own.pool(row / height, row % height, static_cast<char*>(out) + row * out_row);
       }

@@ -24,10 +24,10 @@ int64_t stem_workspace_size(const StemShape& shape, int tasks);
 // weight: [k, c, kernel, kernel] contiguous; scale: [k] or nullptr.
 void stem_pack(const float* weight, const float* scale, int64_t k, int64_t c, int64_t kernel, float* packed);
 
-// x: element (n, c, y, x) at n * strides[0] + c * strides[1] + y * strides[2] + x * strides[3], float32 or, if x_half,
-// bfloat16. out: NHWC, float32 or, if out_half, rounded to bfloat16, and x with it. Every output is the same for any
+// x: element (n, c, y, x) at n * strides[0] + c * strides[1] + y * strides[2] + x * strides[3], float32 or, if x_bf16,
+// bfloat16. out: NHWC, float32 or, if out_bf16, rounded to bfloat16, and x with it. Every output is the same for any
 // number of tasks. workspace: aligned to 64 bytes.
-void stem_run(const StemShape& shape, const void* x, bool x_half, const int64_t (&strides)[4], const float* packed,
-              const float* shift, void* out, bool out_half, int tasks, float* workspace);
+void stem_run(const StemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const float* packed,
+              const float* shift, void* out, bool out_bf16, int tasks, float* workspace);
 
 }  // namespace resnet_fused::cpu

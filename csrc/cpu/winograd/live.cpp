@@ -14,9 +14,9 @@ int64_t panels_of(const WinogradShape& shape) { return (shape.k + kWinogradPanel
 int64_t padded(int64_t floats) { return (floats + kWinogradLine - 1) / kWinogradLine * kWinogradLine; }
 
 void pack(const WinogradShape& shape, const WinogradFilters& filters, float* packed) {
-  const int64_t panel_size = winograd_packed_size(kWinogradPanel, shape.c, shape.m, WinogradWeights::points);
+  const int64_t panel_size = winograd_panel_size(shape, WinogradWeights::points);
   const int64_t chunks = (shape.c + kChunk - 1) / kChunk;
-  const WinogradKernels& kernels = winograd_kernels(WinogradWeights::points);
+  const WinogradKernels& kernels = winograd_kernels(shape.dtype);
   const auto expand = shape.m == 2 ? kernels.expand2 : kernels.expand4;
   parallel_for(panels_of(shape) * chunks, 1, [&](int64_t begin, int64_t end) {
     alignas(64) float taps[kChunk * 9 * kWinogradPanel];
@@ -40,15 +40,14 @@ WinogradPlan winograd_live_plan(const WinogradShape& shape, int threads) {
 
 int64_t winograd_live_workspace_size(const WinogradPlan& plan) {
   const WinogradShape& shape = plan.shape;
-  return padded(winograd_packed_size(shape.k, shape.c, shape.m, plan.weights)) + 2 * padded(shape.k) +
-         winograd_workspace_size(plan);
+  return padded(winograd_packed_size(shape, plan.weights)) + 2 * padded(shape.k) + winograd_workspace_size(plan);
 }
 
 bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradFilters& filters,
                        const WinogradNorm& norm, const float* residual, float* out, bool relu, float* workspace) {
   const WinogradShape& shape = plan.shape;
   float* packed = workspace;
-  float* scale = packed + padded(winograd_packed_size(shape.k, shape.c, shape.m, plan.weights));
+  float* scale = packed + padded(winograd_packed_size(shape, plan.weights));
   float* shift = scale + padded(shape.k);
   for (int64_t k = 0; k < shape.k; ++k) {
     const double factor = (norm.weight ? norm.weight[k] : 1.0) / std::sqrt(norm.var[k] + norm.eps);

@@ -39,24 +39,27 @@ void transform(const double (&g)[kPoints][3], const double (&filter)[9][kWinogra
 
 }  // namespace
 
-int64_t winograd_packed_size(int64_t k, int64_t c, int m, WinogradWeights weights) {
-  const int64_t each = weights == WinogradWeights::taps ? 9 : (m + 2) * (m + 2);
-  const int64_t depth = weights == WinogradWeights::half ? (c + 1) / 2 : c;
-  return (k + kWinogradPanel - 1) / kWinogradPanel * kWinogradPanel * depth * each;
+int64_t winograd_panel_size(const WinogradShape& shape, WinogradWeights weights) {
+  const int64_t each = weights == WinogradWeights::taps ? 9 : (shape.m + 2) * (shape.m + 2);
+  return kWinogradPanel * shape.depth() * each;
 }
 
-void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c, int m, WinogradWeights weights,
+int64_t winograd_packed_size(const WinogradShape& shape, WinogradWeights weights) {
+  return (shape.k + kWinogradPanel - 1) / kWinogradPanel * winograd_panel_size(shape, weights);
+}
+
+void winograd_pack(const WinogradShape& shape, WinogradWeights weights, const float* weight, const float* scale,
                    float* packed) {
-  const int64_t panels = (k + kWinogradPanel - 1) / kWinogradPanel;
-  const bool half = weights == WinogradWeights::half;
-  const int64_t point_stride = (half ? (c + 1) / 2 : c) * kWinogradPanel;
-  const int64_t panel_size = winograd_packed_size(kWinogradPanel, c, m, weights);
+  const int64_t k = shape.k, c = shape.c, panels = (k + kWinogradPanel - 1) / kWinogradPanel;
+  const bool bf16 = shape.dtype == DType::bf16;
+  const int64_t point_stride = shape.depth() * kWinogradPanel;
+  const int64_t panel_size = winograd_panel_size(shape, weights);
   parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t k0 = panel * kWinogradPanel, lanes = k - k0 < kWinogradPanel ? k - k0 : kWinogradPanel;
       double filter[9][kWinogradPanel] = {};
       float* to = packed + panel * panel_size;
-      if (half) std::memset(to, 0, panel_size * sizeof(float));  // an odd channel has no other
+      if (bf16) std::memset(to, 0, panel_size * sizeof(float));  // the last of an odd number of channels has no partner
       for (int64_t ci = 0; ci < c; ++ci) {
         for (int64_t lane = 0; lane < lanes; ++lane) {
           const double factor = scale ? scale[k0 + lane] : 1.0;
@@ -70,14 +73,14 @@ void winograd_pack(const float* weight, const float* scale, int64_t k, int64_t c
           continue;
         }
         const auto store = [&](int64_t point, int lane, double value) {
-          if (half) {
+          if (bf16) {
             auto* pairs = reinterpret_cast<uint16_t*>(to + point * point_stride + ci / 2 * kWinogradPanel);
-            pairs[2 * lane + ci % 2] = rounded(static_cast<float>(value));
+            pairs[2 * lane + ci % 2] = bf16_of(static_cast<float>(value));
           } else {
             to[point * point_stride + ci * kWinogradPanel + lane] = static_cast<float>(value);
           }
         };
-        if (m == 2) {
+        if (shape.m == 2) {
           transform(kG2, filter, store);
         } else {
           transform(kG4, filter, store);

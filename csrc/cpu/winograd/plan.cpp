@@ -30,7 +30,7 @@ WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, 
   plan.columns = axis_of(shape.m, shape.out_w());
   plan.tiles = shape.n * plan.rows.count * plan.columns.count;
   plan.tasks = threads;
-  plan.most = winograd_kernels(weights).max_rows;
+  plan.most = winograd_kernels(shape.dtype).max_rows;
 
   // Tasks that split the tiles each read all weights; tasks that split the panels each read all transformed tiles, most
   // of them from another core's cache, and wait for each other twice a block. So only where a task would not fill a
@@ -54,7 +54,7 @@ WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, 
   plan.group = taps ? 1 : 4;
 
   // 295 KB (m = 4) and 262 KB of weights are transformed at a time and stay in L2 until they have been multiplied.
-  plan.chunk = !taps ? plan.depth() : shape.m == 4 ? 64 : 128;
+  plan.chunk = !taps ? shape.depth() : shape.m == 4 ? 64 : 128;
   return plan;
 }
 

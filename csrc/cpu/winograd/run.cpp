@@ -9,34 +9,34 @@
 
 namespace resnet_fused::cpu {
 namespace portable {
-extern const WinogradKernels winograd_kernels, winograd_half_kernels;
+extern const WinogradKernels winograd_kernels_f32, winograd_kernels_bf16;
 }
 #if defined(__x86_64__)
 namespace avx2 {
-extern const WinogradKernels winograd_kernels, winograd_half_kernels;
+extern const WinogradKernels winograd_kernels_f32, winograd_kernels_bf16;
 }
 namespace avx512 {
-extern const WinogradKernels winograd_kernels, winograd_half_kernels;
+extern const WinogradKernels winograd_kernels_f32, winograd_kernels_bf16;
 }
 namespace avx512_bf16 {
-extern const WinogradKernels winograd_half_kernels;
+extern const WinogradKernels winograd_kernels_bf16;
 }
 #endif
 
-const WinogradKernels& winograd_kernels(WinogradWeights weights) {
-  if (weights == WinogradWeights::half) {
+const WinogradKernels& winograd_kernels(DType dtype) {
+  if (dtype == DType::bf16) {
 #if defined(__x86_64__)
-    if (isa() >= Isa::avx512_bf16) return avx512_bf16::winograd_half_kernels;
-    if (isa() >= Isa::avx512) return avx512::winograd_half_kernels;
-    if (isa() >= Isa::avx2) return avx2::winograd_half_kernels;
+    if (isa() >= Isa::avx512_bf16) return avx512_bf16::winograd_kernels_bf16;
+    if (isa() >= Isa::avx512) return avx512::winograd_kernels_bf16;
+    if (isa() >= Isa::avx2) return avx2::winograd_kernels_bf16;
 #endif
-    return portable::winograd_half_kernels;
+    return portable::winograd_kernels_bf16;
   }
 #if defined(__x86_64__)
-  if (isa() >= Isa::avx512) return avx512::winograd_kernels;
-  if (isa() >= Isa::avx2) return avx2::winograd_kernels;
+  if (isa() >= Isa::avx512) return avx512::winograd_kernels_f32;
+  if (isa() >= Isa::avx2) return avx2::winograd_kernels_f32;
 #endif
-  return portable::winograd_kernels;
+  return portable::winograd_kernels_f32;
 }
 
 namespace {
@@ -54,8 +54,8 @@ struct Sizes {
   explicit Sizes(const WinogradPlan& plan)
       : points((plan.shape.m + 2) * (plan.shape.m + 2)),
         panels(divide_up(plan.shape.k, kWinogradPanel)),
-        panel_weights(winograd_packed_size(kWinogradPanel, plan.shape.c, plan.shape.m, plan.weights)),
-        lines(divide_up(plan.depth(), kWinogradLine)),
+        panel_weights(winograd_panel_size(plan.shape, plan.weights)),
+        lines(divide_up(plan.shape.depth(), kWinogradLine)),
         // Strides of an odd number of lines: powers of two would map all that is stored together to few sets of L1.
         product(points * kWinogradPanel + kWinogradLine),
         expanded_point(plan.chunk * kWinogradPanel + kWinogradLine),
@@ -75,8 +75,8 @@ class Run {
       : plan_(plan),
         shape_(plan.shape),
         sizes_(plan),
-        kernels_(winograd_kernels(plan.weights)),
-        bytes_(plan.weights == WinogradWeights::half ? 2 : 4),
+        kernels_(winograd_kernels(plan.shape.dtype)),
+        bytes_(plan.shape.dtype == DType::bf16 ? 2 : 4),
         x_(static_cast<const char*>(x)),
         packed_(packed),
         scale_(scale),
@@ -105,7 +105,7 @@ class Run {
   void multiply(const WinogradBlock& block, int64_t panel_begin, int64_t panel_end, const float* v, float* own) const {
     for (int64_t group = panel_begin; group < panel_end; group += plan_.group) {
       const int64_t panels = group + plan_.group < panel_end ? plan_.group : panel_end - group;
-      for (int64_t c = 0; c < plan_.depth(); c += plan_.chunk) multiply_chunk(block, group, panels, c, v, own);
+      for (int64_t c = 0; c < shape_.depth(); c += plan_.chunk) multiply_chunk(block, group, panels, c, v, own);
       for (int64_t tile = 0; tile < block.count(); ++tile) {
         for (int64_t i = 0; i < panels; ++i) {
           output(block[tile], group + i, own + (tile * panels + i) * sizes_.product);
@@ -118,7 +118,7 @@ class Run {
   // The products of `panels` panels from `group` on with c to c + chunk of the depth.
   void multiply_chunk(const WinogradBlock& block, int64_t group, int64_t panels, int64_t c, const float* v,
                       float* own) const {
-    const int64_t channels = c + plan_.chunk < plan_.depth() ? plan_.chunk : plan_.depth() - c;
+    const int64_t channels = c + plan_.chunk < shape_.depth() ? plan_.chunk : shape_.depth() - c;
     const bool taps = plan_.weights == WinogradWeights::taps;
     float* expanded = own + sizes_.products;
     const float* weights = packed_ + group * sizes_.panel_weights + c * 9 * kWinogradPanel;
@@ -155,7 +155,7 @@ class Run {
   }
 
   const float* weights_at(int64_t panel, int64_t point) const {
-    return packed_ + panel * sizes_.panel_weights + point * plan_.depth() * kWinogradPanel;
+    return packed_ + panel * sizes_.panel_weights + point * shape_.depth() * kWinogradPanel;
   }
 
   void output(const WinogradTile& tile, int64_t panel, const float* products) const {

@@ -18,7 +18,7 @@ struct WinogradTile {
 // column first and last, so that those that have a point are always neighbours.
 class WinogradBlock {
  public:
-  static constexpr int64_t kMost = 128;  // of winograd_plan.cpp, for taps of F(2x2)
+  static constexpr int64_t kMost = 128;  // of winograd/plan.cpp, for taps of F(2x2)
 
   WinogradBlock(const WinogradPlan& plan, int64_t first, int64_t count) : count_(count), m_(plan.shape.m) {
     const WinogradAxis &rows = plan.rows, &columns = plan.columns;

@@ -2,7 +2,7 @@
 // whose blocks work together.
 //
 // nvcc: cudaLaunchKernel, errors thrown as std::runtime_error("<op>: ..."). g++ -DHOST_EMULATION: runs the kernel to
-// its end on this thread (tests/emulator/launch_emulated.h); a fault found by the emulator is thrown the same way.
+// its end on this thread (tests/emulator/core/launch_emulated.h); a fault found by the emulator is thrown the same way.
 #pragma once
 
 #include <cstddef>

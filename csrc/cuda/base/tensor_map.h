@@ -4,7 +4,7 @@
 // is one period of the swizzle, so that the neighbour of a pixel is an operand of its own.
 //
 // nvcc: encoded by the driver, whose function is looked up when first needed, so that the library loads where there is
-// no driver. g++ -DHOST_EMULATION: tests/emulator/tensor_map_emulated.h. Throws std::runtime_error("<op>: ...").
+// no driver. g++ -DHOST_EMULATION: tests/emulator/hopper/tensor_map_emulated.h. Throws std::runtime_error("<op>: ...").
 #pragma once
 
 #include "cuda/base/launch.h"

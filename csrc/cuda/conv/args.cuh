@@ -16,7 +16,7 @@ struct ConvArgs {
   bool relu, vector_out;
   int h, w, p, q, r, s, c, k, groups;  // c, k: channels per group
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int pixel_units, group_units, filter_units;     // distances in x and weight, in units of the loader (conv_load.cuh)
+  int pixel_units, group_units, filter_units;     // distances in x and weight, in units of the loader (load.cuh)
   int m, filter, steps, steps_per_split, splits;  // filter = r * s * c
   int tiles_n;
   int64_t padded_m, padded_n;

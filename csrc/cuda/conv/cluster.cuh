@@ -1,5 +1,5 @@
 // A split convolution in one launch: the slices of a tile are the blocks of a cluster, and add each other's sums
-// through shared memory, in the order and with the bits of the second kernel in conv_splitk.cuh.
+// through shared memory, in the order and with the bits of the second kernel in splitk.cuh.
 //
 // The kernel is launched early (the rule: ptx/cluster.cuh). With `early_weights` it fetches weights before it waits for
 // the kernels ahead: what is left then is to read the activations. That is the caller's promise that the kernel right

@@ -42,7 +42,7 @@ inline ConvMath conv_math(DType dtype, bool allow_tf32) {
 struct ConvPlan {
   ConvTile tile;
   bool vector;               // 16-byte copies: channels and pointers allow them
-  bool cluster;              // slices are blocks of a cluster (conv_cluster.cuh): no second kernel, no scratch
+  bool cluster;              // slices are blocks of a cluster (cluster.cuh): no second kernel, no scratch
   int64_t images;            // per launch: pixels are counted in 32 bits, larger batches take several launches
   int64_t tiles_m, tiles_n;  // of a full launch; tiles_n per group
   int steps, splits, steps_per_split;

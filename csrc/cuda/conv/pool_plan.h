@@ -69,7 +69,7 @@ inline PoolPlan pool_plan_for(PoolTile tile, DType dtype, const Conv& conv) {
 // What every supported GPU grants a block (99 KiB on compute capability 8.6 and 8.9).
 inline constexpr int kPoolShared = 99 * 1024;
 
-// The limits of the kernel in one place: csrc/register.cpp may ask before it promises anything.
+// The limits of the kernel in one place: csrc/register/ may ask before it promises anything.
 inline bool conv_bn_relu_pool_accepts(DType dtype, const Conv& conv) {
   if (conv.groups != 1 || conv.dilation_h != 1 || conv.dilation_w != 1) return false;
   if (conv.h > (1 << 24) || conv.w > (1 << 24) || conv.r > 64 || conv.s > 64 || conv.c > 4096) return false;

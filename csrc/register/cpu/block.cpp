@@ -2,7 +2,7 @@
 //
 // What resnet_fused/ops does one convolution at a time, by the same kernels in the same order, so bit for bit the same;
 // without the Python between them, which took 1.5 of ResNet-34's 13.7 ms at batch 1 in bfloat16
-// (resnet_fused/cpu_block.py).
+// (resnet_fused/modules/one_call.py).
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <array>
@@ -60,7 +60,7 @@ Tensor run(const Tensor& x, const Unit& unit, const OptionalTensor& residual, bo
       return out;
     }
   }
-  // Contiguous weights that outweigh x: see _convolution in resnet_fused/ops/_conv_bn_relu_op.py.
+  // Contiguous weights that outweigh x: see _convolution in resnet_fused/ops/convolution/op.py.
   const bool reorder = unit.weight->is_contiguous() && unit.weight->numel() > 8 * x.numel();
   Tensor z = convolution(reorder ? torch::stable::contiguous(x) : x, unit);
   if (!(format == MemoryFormat::ChannelsLast ? is_channels_last(z) : z.is_contiguous())) {

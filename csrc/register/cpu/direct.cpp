@@ -1,4 +1,4 @@
-// The private ops around csrc/cpu/direct.h: schemas and checks. Activations are dense channels_last.
+// The private ops around csrc/cpu/direct/direct.h: schemas and checks. Activations are dense channels_last.
 #include "cpu/direct/direct.h"
 
 #include <cstdint>
@@ -19,8 +19,8 @@ Format format_of(const Tensor& tensor, const char* name) {
   const ScalarType type = tensor.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "direct: ", name,
                   " must be float32 or bfloat16");
-  const bool half = type == ScalarType::BFloat16;
-  return kMatrix ? (half ? Format::amx_bf16 : Format::amx_f32) : half ? Format::bf16 : Format::f32;
+  const bool bf16 = type == ScalarType::BFloat16;
+  return kMatrix ? (bf16 ? Format::amx_bf16 : Format::amx_f32) : bf16 ? Format::bf16 : Format::f32;
 }
 
 void check_activation(const Tensor& tensor, const Tensor& x, const char* name) {

@@ -1,4 +1,4 @@
-// The private ops around csrc/cpu/network.h.
+// The private ops around csrc/cpu/network/network.h.
 #include "cpu/network/network.h"
 
 #include <torch/csrc/stable/library.h>
@@ -17,11 +17,11 @@ using torch::stable::Tensor;
 
 constexpr int64_t kNumbers = sizeof(cpu::Step) / sizeof(int64_t), kLine = 64;
 
-cpu::Network network_of(const Tensor& steps, bool half) {
+cpu::Network network_of(const Tensor& steps, bool bf16) {
   STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long && steps.is_contiguous() && steps.numel() > 0 &&
                       steps.numel() % kNumbers == 0,
                   "frozen_network: steps must be contiguous int64, ", kNumbers, " for each");
-  return {reinterpret_cast<const cpu::Step*>(steps.const_data_ptr<int64_t>()), steps.numel() / kNumbers, half, nullptr,
+  return {reinterpret_cast<const cpu::Step*>(steps.const_data_ptr<int64_t>()), steps.numel() / kNumbers, bf16, nullptr,
           0};
 }
 
@@ -31,19 +31,19 @@ char* bytes_of(const Tensor& tensor, const char* name) {
   return static_cast<char*>(tensor.mutable_data_ptr());
 }
 
-int64_t frozen_network_workspace(Tensor steps, bool half) {
-  return cpu::network_workspace(network_of(steps, half)) + 2 * kLine;
+int64_t frozen_network_workspace(Tensor steps, bool bf16) {
+  return cpu::network_workspace(network_of(steps, bf16)) + 2 * kLine;
 }
 
 void large_pages(Tensor memory) { cpu::prefer_large_pages(bytes_of(memory, "memory"), memory.numel()); }
 
 void frozen_network(Tensor x, Tensor constants, Tensor steps, Tensor arena, int64_t activations, Tensor out) {
-  const bool half = out.scalar_type() == ScalarType::BFloat16, x_half = x.scalar_type() == ScalarType::BFloat16;
-  STD_TORCH_CHECK((half || out.scalar_type() == ScalarType::Float) && out.is_contiguous(),
+  const bool bf16 = out.scalar_type() == ScalarType::BFloat16, x_bf16 = x.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK((bf16 || out.scalar_type() == ScalarType::Float) && out.is_contiguous(),
                   "frozen_network: out must be contiguous, float32 or bfloat16");
-  STD_TORCH_CHECK(x.dim() == 4 && (x.scalar_type() == ScalarType::Float || (half && x_half)),
+  STD_TORCH_CHECK(x.dim() == 4 && (x.scalar_type() == ScalarType::Float || (bf16 && x_bf16)),
                   "frozen_network: x must be [n, c, h, w], float32 or bfloat16 like out");
-  cpu::Network network = network_of(steps, half);
+  cpu::Network network = network_of(steps, bf16);
   network.constants = bytes_of(constants, "constants");
   network.constants_size = constants.numel();
   const auto begin = reinterpret_cast<uintptr_t>(bytes_of(arena, "arena"));
@@ -54,18 +54,18 @@ void frozen_network(Tensor x, Tensor constants, Tensor steps, Tensor arena, int6
   STD_TORCH_CHECK(activations >= 0 && workspace + cpu::network_workspace(network) <= begin + arena.numel(),
                   "frozen_network: the arena is too small; the number of threads may have changed");
   const cpu::NetworkInput input{x.const_data_ptr(),
-                                x_half,
+                                x_bf16,
                                 {x.size(0), x.size(1), x.size(2), x.size(3)},
                                 {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}};
   cpu::network_run(network, input, reinterpret_cast<char*>(aligned), activations, reinterpret_cast<char*>(workspace),
-                   out.mutable_data_ptr(), out.numel() * (half ? 2 : 4));
+                   out.mutable_data_ptr(), out.numel() * (bf16 ? 2 : 4));
 }
 
 }  // namespace
 }  // namespace resnet_fused
 
 STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
-  library.def("frozen_network_workspace(Tensor steps, bool half) -> int");
+  library.def("frozen_network_workspace(Tensor steps, bool bf16) -> int");
   library.def("large_pages(Tensor memory) -> ()");
   library.def(
       "frozen_network(Tensor x, Tensor constants, Tensor steps, Tensor(a!) arena, int activations, Tensor(b!) out) "

@@ -1,4 +1,4 @@
-// The private ops around csrc/cpu/stem.h: schemas and checks.
+// The private ops around csrc/cpu/stem/stem.h: schemas and checks.
 #include "cpu/stem/stem.h"
 
 #include <cstdint>
@@ -35,10 +35,10 @@ Tensor stem_pack(Tensor weight, std::optional<Tensor> scale) {
 
 void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t kernel, int64_t stride,
                     int64_t padding) {
-  const bool x_half = x.scalar_type() == ScalarType::BFloat16, half = out.scalar_type() == ScalarType::BFloat16;
-  STD_TORCH_CHECK((x_half && half) || x.scalar_type() == ScalarType::Float,
+  const bool x_bf16 = x.scalar_type() == ScalarType::BFloat16, bf16 = out.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK((x_bf16 && bf16) || x.scalar_type() == ScalarType::Float,
                   "stem: x must be float32, or bfloat16 like out");
-  STD_TORCH_CHECK(half || out.scalar_type() == ScalarType::Float, "stem: out must be float32 or bfloat16");
+  STD_TORCH_CHECK(bf16 || out.scalar_type() == ScalarType::Float, "stem: out must be float32 or bfloat16");
   STD_TORCH_CHECK(x.dim() == 4 && out.dim() == 4, "stem: x and out must be [n, c, h, w]");
   STD_TORCH_CHECK(kernel > 0 && kernel <= 16 && stride > 0 && padding >= 0 && padding < kernel,
                   "stem: kernel must be 1 to 16, stride positive, padding less than kernel");
@@ -56,8 +56,8 @@ void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t k
   const int tasks = cpu::num_threads();
   const Tensor workspace = torch::stable::new_empty(shift, {cpu::stem_workspace_size(shape, tasks) + 16});
   const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr<float>());
-  cpu::stem_run(shape, x.const_data_ptr(), x_half, strides, packed.const_data_ptr<float>(),
-                shift.const_data_ptr<float>(), out.mutable_data_ptr(), half, tasks,
+  cpu::stem_run(shape, x.const_data_ptr(), x_bf16, strides, packed.const_data_ptr<float>(),
+                shift.const_data_ptr<float>(), out.mutable_data_ptr(), bf16, tasks,
                 reinterpret_cast<float*>((address + 63) / 64 * 64));
 }
 

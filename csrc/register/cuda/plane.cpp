@@ -1,4 +1,4 @@
-// Schemas and checks of the plane convolution (plane_op.h). Its list of products is made once per shape by
+// Schemas and checks of the plane convolution (hopper/plane/op.h). Its list of products is made once per shape by
 // conv_plane_table and kept in device memory by the caller: a graph goes on reading it.
 #include "cuda/hopper/plane/op.h"
 #include "register/cuda/conv.h"

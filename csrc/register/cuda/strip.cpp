@@ -1,4 +1,4 @@
-// Schemas and checks of the strip convolution (strip_op.h).
+// Schemas and checks of the strip convolution (hopper/strip/op.h).
 #include "cuda/hopper/strip/op.h"
 #include "register/cuda/conv.h"
 

@@ -1,6 +1,6 @@
 // The instructions of csrc/ptx/cluster.cuh: one right use of all of them, and mistakes that the emulator must report.
 // On a GPU of compute capability 9.0 or later the right use runs as well, with the same expectations:
-//   nvcc -x cu -std=c++17 -arch=sm_90 -Icsrc -Itests/emulator tests/emulator/cluster_checks.cpp -o checks && ./checks
+//   nvcc -x cu -std=c++17 -arch=sm_90 -Icsrc -Itests tests/emulator/checks/cluster_checks.cpp -o checks && ./checks
 #include "cuda/base/clusters.h"
 #include "emulator/checks/harness.h"
 #include "ptx/cluster.cuh"

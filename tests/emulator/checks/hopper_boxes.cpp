@@ -2,7 +2,7 @@
 // columns that begin at any pixel of such a box, and stmatrix. Right uses, and mistakes that the emulator must report.
 // On a GPU of compute capability 9.0 the right uses run as well, with the same expectations:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
-//     tests/emulator/hopper_boxes.cpp -o boxes && ./boxes
+//     tests/emulator/checks/hopper_boxes.cpp -o boxes && ./boxes
 #include "cuda/base/tensor_map.h"
 #include "emulator/checks/harness.h"
 #include "ptx/hopper.cuh"

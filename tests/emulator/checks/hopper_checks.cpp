@@ -1,7 +1,7 @@
 // The instructions of csrc/ptx/hopper.cuh: one right use of all of them, and mistakes that the emulator must report. On
 // a GPU of compute capability 9.0 the right use runs as well, with the same expectations:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
-//     tests/emulator/hopper_checks.cpp -o checks && ./checks
+//     tests/emulator/checks/hopper_checks.cpp -o checks && ./checks
 #include "cuda/base/tensor_map.h"
 #include "emulator/checks/harness.h"
 #include "ptx/hopper.cuh"

@@ -1,7 +1,7 @@
 // Copies that go to several blocks of a cluster at once and barriers of other blocks (csrc/ptx/hopper.cuh): one right
 // use, and mistakes that the emulator must report. On a GPU of compute capability 9.0 the right use runs as well:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
-//     tests/emulator/multicast_checks.cpp -o checks && ./checks
+//     tests/emulator/checks/multicast_checks.cpp -o checks && ./checks
 #include "cuda/base/launch_together.h"
 #include "cuda/base/tensor_map.h"
 #include "emulator/checks/harness.h"

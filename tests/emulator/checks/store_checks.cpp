@@ -1,7 +1,7 @@
 // Stores by tensor maps: boxes of shared memory into a matrix. Right uses over every edge, and mistakes that the
 // emulator must report. On a GPU of compute capability 9.0 the right uses run as well, with the same expectations:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
-//     tests/emulator/store_checks.cpp -o stores && ./stores
+//     tests/emulator/checks/store_checks.cpp -o stores && ./stores
 #include "cuda/base/tensor_map.h"
 #include "emulator/checks/harness.h"
 #include "ptx/hopper.cuh"

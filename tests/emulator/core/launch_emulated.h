@@ -1,4 +1,4 @@
-// launch() of csrc/launch.h on the emulator: runs the whole grid on this thread before it returns.
+// launch() of csrc/cuda/base/launch.h on the emulator: runs the whole grid on this thread before it returns.
 #pragma once
 
 #include <string>

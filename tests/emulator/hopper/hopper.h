@@ -14,7 +14,7 @@
 
 namespace emu {
 
-// What tests/emulator/tensor_map_emulated.h puts into the 128 bytes of a ptx::TensorMap.
+// What tests/emulator/hopper/tensor_map_emulated.h puts into the 128 bytes of a ptx::TensorMap.
 // Dimensions innermost first, those beyond the rank of size 1.
 constexpr int kBoxRank = 4, kBoxRow = 128;  // bytes of a row in shared memory
 struct BoxMap {

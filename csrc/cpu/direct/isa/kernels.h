@@ -1,5 +1,5 @@
-// What direct.cpp calls: amx_kernels.cpp, with the matrix unit and without (amx_tiles.h), and direct_kernels.cpp, for
-// each instruction set.
+// What direct.cpp calls: direct/isa/kernels_amx.cpp, with the matrix unit and without (amx_tiles.h), and
+// direct_kernels.cpp, for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct DirectGemm {
   const int64_t* taps;                // words from the first pixel
   int64_t tap_count, blocks;
   int64_t pixels;     // that are asked for; the matrix unit sums all of its 32
-  const uint16_t* b;  // packed weights of the panel: direct_pack.cpp
+  const uint16_t* b;  // packed weights of the panel: direct/pack.cpp
   float* c;           // sums [pixels][32 channels]
   bool add;           // to what is in c
   const char* ahead;  // weights to be read later; so many lines of 64 bytes of them are requested for each product

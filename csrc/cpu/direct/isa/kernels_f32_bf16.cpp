@@ -17,7 +17,7 @@ constexpr int64_t kCallRows = 4;  // of kMaxRows pixels, so that what they share
 constexpr int64_t kSumLines = 9;
 
 // A line of each of kRows pixels times its weights: of 16 channels, or 16 pairs of them.
-template <bool kHalf, int kRows>
+template <bool kBf16, int kRows>
 inline void add_line(const uint16_t* pixels, const uint16_t* weights, int part, Vec (&sum)[kRows][kVectors]) {
   constexpr int kNear = 16;
   for (int i = 0; i < 16; ++i) {
@@ -27,8 +27,8 @@ inline void add_line(const uint16_t* pixels, const uint16_t* weights, int part, 
     for (int q = 0; q < kVectors; ++q) {
       const int filter = part + q * kWidth;
       const float* from = reinterpret_cast<const float*>(weights) +
-                          (kHalf ? filter / 16 * 256 + i * 16 + filter % 16 : i * kDirectPanel + filter);
-      __builtin_prefetch(from + kNear * (kHalf ? 16 : kDirectPanel));
+                          (kBf16 ? filter / 16 * 256 + i * 16 + filter % 16 : i * kDirectPanel + filter);
+      __builtin_prefetch(from + kNear * (kBf16 ? 16 : kDirectPanel));
       b[q] = load(from);
     }
 #pragma GCC unroll 16
@@ -36,7 +36,7 @@ inline void add_line(const uint16_t* pixels, const uint16_t* weights, int part, 
       const Vec value = broadcast(a + r * 16);
 #pragma GCC unroll 2
       for (int q = 0; q < kVectors; ++q) {
-        if constexpr (kHalf) {
+        if constexpr (kBf16) {
           sum[r][q] = dot(value, b[q], sum[r][q]);
         } else {
           sum[r][q] = fma(value, b[q], sum[r][q]);
@@ -47,7 +47,7 @@ inline void add_line(const uint16_t* pixels, const uint16_t* weights, int part, 
 }
 
 // Blocks [begin, end) of kRows pixels, added to c, or written to it.
-template <bool kHalf, int kRows>
+template <bool kBf16, int kRows>
 [[gnu::noinline]] void rows(const DirectGemm& g, int64_t begin, int64_t end, const uint16_t* a, float* c, bool add) {
   for (int part = 0; part < kDirectPanel; part += kVectors * kWidth) {
     Vec sum[kRows][kVectors] = {};
@@ -55,7 +55,7 @@ template <bool kHalf, int kRows>
     for (int64_t block = begin; block < end; ++block) {
       const uint16_t* pixels = a + block * g.block_stride;
       for (int64_t tap = 0; tap < g.tap_count; ++tap, b += kDirectPanel * kDirectLine) {
-        add_line<kHalf, kRows>(pixels + g.taps[tap], b, part, sum);
+        add_line<kBf16, kRows>(pixels + g.taps[tap], b, part, sum);
       }
     }
 #pragma GCC unroll 16
@@ -70,13 +70,13 @@ template <bool kHalf, int kRows>
 }
 
 using Rows = void (*)(const DirectGemm&, int64_t, int64_t, const uint16_t*, float*, bool);
-template <bool kHalf, int... kRowsMinusOne>
+template <bool kBf16, int... kRowsMinusOne>
 constexpr Rows rows_of(int64_t count, std::integer_sequence<int, kRowsMinusOne...>) {
-  constexpr Rows kAll[] = {rows<kHalf, kRowsMinusOne + 1>...};
+  constexpr Rows kAll[] = {rows<kBf16, kRowsMinusOne + 1>...};
   return kAll[count - 1];
 }
 
-template <bool kHalf>
+template <bool kBf16>
 void gemm(const DirectGemm& g) {
   const int64_t parts = (g.pixels + kMaxRows - 1) / kMaxRows;
   const int64_t step = std::max<int64_t>(1, kSumLines / g.tap_count);
@@ -84,7 +84,7 @@ void gemm(const DirectGemm& g) {
     const int64_t end = std::min(g.blocks, block + step);
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t first = g.pixels * part / parts, count = g.pixels * (part + 1) / parts - first;
-      rows_of<kHalf>(count, std::make_integer_sequence<int, kMaxRows>{})(
+      rows_of<kBf16>(count, std::make_integer_sequence<int, kMaxRows>{})(
           g, block, end, g.a + first * kDirectLine, g.c + first * kDirectPanel, g.add || block > 0);
     }
   }

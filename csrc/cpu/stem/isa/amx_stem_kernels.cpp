@@ -12,11 +12,11 @@ constexpr int64_t kTile = 16 * kDirectLine;
 
 template <int kParts>
 bool split_all(const float* from, int64_t values, uint16_t* to, int64_t part_stride) {
-  typedef uint16_t Halves __attribute__((vector_size(2 * kDirectLine)));
-  Halves largest = {};  // exponent of each lane: where the first part is finite, so are the others
+  typedef uint16_t Words __attribute__((vector_size(2 * kDirectLine)));
+  Words largest = {};  // exponent of each lane: where the first part is finite, so are the others
   for (int64_t i = 0; i < values; i += kDirectLine) {
     split<kParts>(from + i, to + i, part_stride);
-    Halves exponent;
+    Words exponent;
     std::memcpy(&exponent, to + i, sizeof(exponent));
     exponent &= 0x7f80;
     largest = exponent > largest ? exponent : largest;
@@ -26,7 +26,7 @@ bool split_all(const float* from, int64_t values, uint16_t* to, int64_t part_str
   return finite;
 }
 
-// Registers and the order of the products as in amx_kernels.cpp; the two tiles of pixels belong to two rows.
+// Registers and the order of the products as in direct/isa/kernels_amx.cpp; the two tiles of pixels belong to two rows.
 template <int kParts>
 void gemm(const AmxStemGemm& g) {
   Tiles tiles;

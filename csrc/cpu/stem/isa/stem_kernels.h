@@ -24,7 +24,7 @@ struct StemKernels {
   // In float32, and rounded to bfloat16.
   using Pool = void (*)(const float* const* rows, int count, int64_t width, int64_t stride, int64_t channels,
                         void* out);
-  Pool pool, pool_half;
+  Pool pool, pool_bf16;
 };
 
 }  // namespace resnet_fused::cpu

@@ -17,11 +17,11 @@ constexpr int64_t kSumLength = 64;
 constexpr int kRows = kWidth == 16 ? 14 : 6;
 static_assert(kRows <= kWinogradMaxRows);
 
-template <bool kHalf, int kTiles, int kVectors>
+template <bool kBf16, int kTiles, int kVectors>
 [[gnu::noinline]] void winograd_gemm(const WinogradGemm& g) {
   constexpr int kPart = kVectors * kWidth;
   constexpr int kNear = 16;  // channels; the points lie 4 KiB apart or more, where no hardware prefetcher follows
-  const int64_t half_step = g.ahead_step / 2;
+  const int64_t to_middle = g.ahead_step / 2;
   for (int part = 0; part < kWinogradPanel; part += kPart) {
     const float* a = g.v;
     const float* b = g.u + part;
@@ -37,7 +37,7 @@ template <bool kHalf, int kTiles, int kVectors>
           for (int q = 0; q < kPart; q += 16) __builtin_prefetch(b + kNear * kWinogradPanel + q);
           if (i < kTiles) __builtin_prefetch(a + (kTiles + i) * kWinogradLine);  // this line of the next point
           __builtin_prefetch(ahead, 0, 2);
-          __builtin_prefetch(ahead + half_step, 0, 2);
+          __builtin_prefetch(ahead + to_middle, 0, 2);
           Vec weights[kVectors];
 #pragma GCC unroll 4
           for (int q = 0; q < kVectors; ++q) weights[q] = load(b + q * kWidth);
@@ -46,7 +46,7 @@ template <bool kHalf, int kTiles, int kVectors>
             const Vec value = broadcast(a + r * kWinogradLine + i);
 #pragma GCC unroll 4
             for (int q = 0; q < kVectors; ++q) {
-              sum[r][q] = kHalf ? dot(value, weights[q], sum[r][q]) : fma(value, weights[q], sum[r][q]);
+              sum[r][q] = kBf16 ? dot(value, weights[q], sum[r][q]) : fma(value, weights[q], sum[r][q]);
             }
           }
         }

@@ -1,12 +1,12 @@
-// What an instruction set provides (winograd_kernels.cpp, compiled for each); the loops around it, written once, are
-// winograd.cpp.
+// What kernels_f32.cpp and kernels_bf16.cpp provide, compiled once per instruction set. The loops around them are
+// written once, in run.cpp.
 //
 // With P = (m + 2)^2 points, all layouts are the same for every instruction set:
 //   points          [k / 32][P][c][32]          transformed weights, panel by panel; absent output channels are 0
 //   taps            [k / 32][c][9][32]          the same before the transform: less to read, more to compute
 //   transformed x   [c / 16][P][tiles][16]      of the tiles of a block
-// In half, points and transformed x have pairs of bfloat16 channels where these have a channel.
 //   products        [tile][panel][P][32]        private to a task
+// In bfloat16, points and transformed x have a pair of channels in the place of each float of this list.
 #pragma once
 
 #include <cstdint>
@@ -71,6 +71,9 @@ struct WinogradKernels {
   Expand expand2, expand4;
 };
 
-const WinogradKernels& winograd_kernels(WinogradWeights weights);  // of the instruction set in use
+const WinogradKernels& winograd_kernels(DType dtype);  // of the instruction set in use
+
+// Floats of the packed weights of one panel.
+int64_t winograd_panel_size(const WinogradShape& shape, WinogradWeights weights);
 
 }  // namespace resnet_fused::cpu

@@ -1,4 +1,4 @@
-// winograd_kernels.cpp for bfloat16 (WinogradWeights::half).
+// The kernels for bfloat16 activations.
 #include <utility>
 
 #include "cpu/base/dot_bf16.h"
@@ -18,6 +18,6 @@ constexpr WinogradKernels kernels(std::integer_sequence<int, kTilesMinusOne...>)
 
 }  // namespace
 
-extern const WinogradKernels winograd_half_kernels = kernels(std::make_integer_sequence<int, kRows>{});
+extern const WinogradKernels winograd_kernels_bf16 = kernels(std::make_integer_sequence<int, kRows>{});
 
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

@@ -1,3 +1,4 @@
+// The kernels for float32 activations.
 #include <utility>
 
 #include "cpu/winograd/isa/filter_transform.h"
@@ -20,6 +21,6 @@ constexpr WinogradKernels kernels(std::integer_sequence<int, kRowsMinusOne...>) 
 
 }  // namespace
 
-extern const WinogradKernels winograd_kernels = kernels(std::make_integer_sequence<int, kRows>{});
+extern const WinogradKernels winograd_kernels_f32 = kernels(std::make_integer_sequence<int, kRows>{});
 
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

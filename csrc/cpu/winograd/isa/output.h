@@ -7,7 +7,7 @@
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// A^T m along one axis: y_i = sum over the points p of p^i m_p, infinity only in the last. In two halves that share
+// A^T m along one axis: y_i = sum over the points p of p^i m_p, infinity only in the last. In two parts that share
 // their common terms: y0, y2 need the sums over +-p and y1, y3 the differences. m: the points that M outputs have.
 template <int M>
 struct OutputAxis {

@@ -1,4 +1,4 @@
-// The contract of the plane convolution (cuda/conv_plane.cuh), which only Hopper runs: out = [relu](bn(conv(x, weight))
+// The contract of the plane convolution (plane.cuh), which only Hopper runs: out = [relu](bn(conv(x, weight))
 // [+ residual]) in float16 or bfloat16, accumulated and normalised in float32, rounded once.
 #pragma once
 

@@ -1,4 +1,4 @@
-// What the plane convolution (conv_plane.cuh) works off: pure functions of a convolution's shape, so that a CPU can
+// What the plane convolution (plane.cuh) works off: pure functions of a convolution's shape, so that a CPU can
 // test and print them.
 //
 // A tile is up to four output pixels x 64 images x 128 output channels. Its products are named one by one on the host:

@@ -1,4 +1,4 @@
-// The plane convolution for Hopper: implicit GEMM whose rows are images. See conv_plane_plan.h for tiles and lists.
+// The plane convolution for Hopper: implicit GEMM whose rows are images. See hopper/plane/plan.h for tiles and lists.
 //
 // x is a matrix [n, h * w * c]: the box of 64 images x 64 channels at column pixel * c + channel is one instruction of
 // the copy engine, whatever stride and padding are. One warp copies; two warpgroups multiply, each for half of the

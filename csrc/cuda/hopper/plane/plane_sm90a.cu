@@ -1,4 +1,4 @@
-// Host side of conv_plane. The table (conv_plane_plan.h) lies in device memory, made and kept by the caller.
+// Host side of conv_plane. The table (hopper/plane/plan.h) lies in device memory, made and kept by the caller.
 #include "cuda/base/launch_together.h"
 #include "cuda/base/tensor_map.h"
 #include "cuda/hopper/plane/plane.cuh"

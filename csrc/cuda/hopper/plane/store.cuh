@@ -7,7 +7,7 @@
 namespace resnet_fused::cuda {
 
 struct PlaneArgs {
-  const int* table;  // of conv_plane_plan.h
+  const int* table;  // of hopper/plane/plan.h
   PlaneSchedule schedule;
   int c, k;
   Norm norm;

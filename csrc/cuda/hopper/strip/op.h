@@ -1,4 +1,4 @@
-// The contract of the strip convolution (cuda/conv_strip.cuh), which only Hopper runs: 3x3, stride 1, padding 1, 64
+// The contract of the strip convolution (strip.cuh), which only Hopper runs: 3x3, stride 1, padding 1, 64
 // channels in and out; out = [relu](bn(conv(x, weight)) [+ residual]) in float16 or bfloat16, accumulated and
 // normalised in float32, rounded once.
 #pragma once
