@@ -1,8 +1,9 @@
 // The contract between csrc/register/ (checks, tensors) and the launchers (plain pointers).
 //
-// Every launcher exists once per world, with the same arguments: `cpu::` (csrc/cpu/<op>.cpp) and `cuda::`
-// (csrc/cuda/<op>.cu, also compiled by g++ for the emulator in tests/emulator). A launcher allocates nothing, checks
-// nothing that register.cpp has checked, and never sees a torch header. What each computes: resnet_fused/ops/<op>.py.
+// Every launcher exists once per world, with the same arguments: `cpu::` (csrc/cpu/norms/isa/<op>.cpp) and `cuda::`
+// (csrc/cuda/norms/<op>.cu, also compiled by g++ for the emulator in tests/emulator). A launcher allocates nothing,
+// checks nothing that csrc/register/ has checked, and never sees a torch header. What each computes:
+// resnet_fused/ops/<op>.py.
 #pragma once
 
 #include <cstddef>

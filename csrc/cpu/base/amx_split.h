@@ -9,12 +9,13 @@
 #endif
 
 #include "cpu/base/vec.h"
-#include "cpu/direct/direct.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// 32 floats as kParts bfloat16 each, part_stride values apart. What a part leaves is exact, so three add up to the
-// float.
+constexpr int64_t kSplitFloats = 32;  // split in one call: each of their parts fills a cache line and a row of a tile
+
+// kSplitFloats floats as kParts bfloat16 each, part_stride values apart. The rest of a float after each part is exact,
+// so three parts add up to the float.
 template <int kParts>
 inline void split(const float* from, uint16_t* to, int64_t part_stride) {
 #ifdef __AVX512BF16__
@@ -31,7 +32,7 @@ inline void split(const float* from, uint16_t* to, int64_t part_stride) {
     high = _mm512_sub_ps(high, widened(_mm512_extracti64x4_epi64(bits, 1)));
   }
 #else
-  for (int i = 0; i < kDirectLine; i += kWidth) {
+  for (int i = 0; i < kSplitFloats; i += kWidth) {
     Vec left = load(from + i);
     for (int part = 0; part < kParts; ++part) {
       const WordVec rounded = from_float(left, bf16{});

@@ -1,4 +1,5 @@
-// Products of pairs of bfloat16. A .cpp that includes this is compiled for AVX512-BF16 too: tools/native_build.py.
+// Products of pairs of bfloat16. A source that multiplies them is named *_bf16*.cpp, so that it is also compiled for
+// AVX512-BF16 (csrc/README.md).
 #pragma once
 
 #include "cpu/base/vec_more.h"
@@ -16,7 +17,7 @@ inline Vec dot(Vec a, Vec b, Vec sum) {
 #endif
 }
 
-// As an operand of `dot`.
+// Stores what `dot` takes as an operand.
 inline void store_operand(float* p, Vec v) { store(p, v); }
 inline void store_operand(bf16* p, Vec v) {
 #if defined(__AVX512BF16__)

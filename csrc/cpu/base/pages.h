@@ -9,7 +9,7 @@
 
 namespace resnet_fused::cpu {
 
-// A wish, before the memory is first written; without it nothing is different but the speed.
+// Asks the system for large pages, before the memory is first written. Only the speed depends on the answer.
 inline void prefer_large_pages(void* memory, int64_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kLarge = uintptr_t{2} << 20;

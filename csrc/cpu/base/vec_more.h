@@ -1,4 +1,4 @@
-// What the Winograd kernels need of a vector beyond vec.h.
+// What the kernels of convolutions need of a vector beyond vec.h.
 #pragma once
 
 #include "cpu/base/vec.h"

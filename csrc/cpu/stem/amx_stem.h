@@ -30,7 +30,7 @@ void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* pac
 
 // x: element (n, c, y, x) at n * strides[0] + c * strides[1] + y * strides[2] + x * strides[3], float32 or, with one
 // part, bfloat16 if x_bf16. out: NHWC, float32 (three parts) or bfloat16. Every output is the same for any number of
-// tasks; a NaN comes out where torch has it, an infinity as in amx.h. workspace: aligned to 64 bytes.
+// tasks; a NaN comes out where torch has it, an infinity as in direct_run (direct.h). workspace: aligned to 64 bytes.
 void amx_stem_run(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4],
                   const uint16_t* packed, const float* shift, void* out, int tasks, void* workspace);
 

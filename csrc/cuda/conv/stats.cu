@@ -9,7 +9,7 @@ namespace resnet_fused::cuda {
 
 template <class Math>
 void launch_conv_stats(const ConvPlan& plan, const ConvArgs& args, const MomentsBuffer& moments,
-                       void* stream);  // conv_stats_<math>.cu
+                       void* stream);  // instances/stats_<math>.cu
 
 namespace {
 

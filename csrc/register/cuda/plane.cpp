@@ -13,7 +13,7 @@ cuda::PlaneTable table_of(const Arguments& args, const Tensor& table, const Conv
                " and strides ", Strides{table}, ", but must be a dense Int");
   const int64_t least = 8 * cuda::conv_plane_groups(conv, gradient, static_cast<int>(places));
   args.require(table.numel() >= least, "table has ", table.numel(), " values, but the headers of this convolution are ",
-               least, ": it is another's");
+               least, ": the table belongs to another convolution");
   return {static_cast<const int*>(table.data_ptr()), static_cast<int>(places)};
 }
 

@@ -1,5 +1,5 @@
-// What direct.cpp calls: direct/isa/kernels_amx.cpp, with the matrix unit and without (amx_tiles.h), and
-// direct_kernels.cpp, for each instruction set.
+// What run.cpp calls. kernels_amx.cpp provides it with the matrix unit and without (base/amx_tiles.h), and
+// kernels_f32_bf16.cpp for each instruction set of vectors.
 #pragma once
 
 #include <cstdint>

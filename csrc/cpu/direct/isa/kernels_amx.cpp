@@ -1,4 +1,4 @@
-// Compiled with the matrix unit (amx) and without (portable): tools/native_build.py.
+// Compiled with the matrix unit (amx) and without it (portable), as its name says (csrc/README.md).
 #include "cpu/base/amx_split.h"
 #include "cpu/base/amx_tiles.h"
 #include "cpu/direct/direct.h"
@@ -7,6 +7,8 @@
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
+
+static_assert(kSplitFloats == kDirectLine, "split() fills a line");
 
 void pack3(const void* from, int64_t from_stride, int64_t pixels, int64_t channels, uint16_t* to, int64_t block_stride,
            int64_t part_stride) {

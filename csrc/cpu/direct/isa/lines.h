@@ -1,4 +1,4 @@
-// What every unit does alike: pixels as they are into lines, and sums to outputs.
+// What the kernels on vectors and on the matrix unit share: copies of pixels into lines, and outputs from sums.
 #pragma once
 
 #include <cstdint>

@@ -1,20 +1,19 @@
-// Compiled with the matrix unit (amx) and without (portable): tools/native_build.py.
+// Compiled with the matrix unit (amx) and without it (portable), as its name says (csrc/README.md).
 #include "cpu/stem/isa/amx_stem_kernels.h"
 
 #include "cpu/base/amx_split.h"
 #include "cpu/base/amx_tiles.h"
-#include "cpu/direct/direct.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
-constexpr int64_t kTile = 16 * kDirectLine;
+constexpr int64_t kTile = 16 * kSplitFloats;
 
 template <int kParts>
 bool split_all(const float* from, int64_t values, uint16_t* to, int64_t part_stride) {
-  typedef uint16_t Words __attribute__((vector_size(2 * kDirectLine)));
+  typedef uint16_t Words __attribute__((vector_size(2 * kSplitFloats)));
   Words largest = {};  // exponent of each lane: where the first part is finite, so are the others
-  for (int64_t i = 0; i < values; i += kDirectLine) {
+  for (int64_t i = 0; i < values; i += kSplitFloats) {
     split<kParts>(from + i, to + i, part_stride);
     Words exponent;
     std::memcpy(&exponent, to + i, sizeof(exponent));
@@ -22,7 +21,7 @@ bool split_all(const float* from, int64_t values, uint16_t* to, int64_t part_str
     largest = exponent > largest ? exponent : largest;
   }
   bool finite = true;
-  for (int lane = 0; lane < kDirectLine; ++lane) finite &= largest[lane] != 0x7f80;
+  for (int lane = 0; lane < kSplitFloats; ++lane) finite &= largest[lane] != 0x7f80;
   return finite;
 }
 

@@ -1,4 +1,4 @@
-// What amx_stem.cpp calls, with the matrix unit and without.
+// What amx_stem.cpp calls; amx_stem_kernels.cpp provides it with the matrix unit and without (base/amx_tiles.h).
 #pragma once
 
 #include <cstdint>

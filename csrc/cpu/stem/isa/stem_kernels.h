@@ -1,4 +1,4 @@
-// What an instruction set provides for the stem (stem_kernels.cpp, compiled for each); the loops are in stem.cpp.
+// What stem.cpp calls; stem_kernels.cpp provides it for each instruction set.
 #pragma once
 
 #include <cstdint>

@@ -1,11 +1,11 @@
 // The plane convolution for Hopper: implicit GEMM whose rows are images. See hopper/plane/plan.h for tiles and lists.
 //
 // x is a matrix [n, h * w * c]: the box of 64 images x 64 channels at column pixel * c + channel is one instruction of
-// the copy engine, whatever stride and padding are. One warp copies; two warpgroups multiply, each for half of the
-// tile's pixels, and write what they have multiplied.
+// the copy engine, whatever stride and padding are. One warp copies. Two warpgroups multiply, each for one half of the
+// tile's pixels, and each writes its results.
 //
-// The two blocks of a cluster load half of each tap and send it to both. So a tap's slot is free when the warps of both
-// have given it back, and only then; planes are each block's own.
+// Each of the two blocks of a cluster loads one half of every tap and sends it to both blocks. So a tap's slot is free
+// only when the warps of both blocks have given it back. Planes are not shared.
 #pragma once
 
 #include "cuda/hopper/plane/store.cuh"
@@ -54,10 +54,11 @@ __device__ __forceinline__ int plane_rank() {
   return ptx::cluster_rank();
 }
 
-// Planes come before the tap that needs them: who has waited for a tap's own barrier knows that the slots of its planes
-// have passed into the phase it will wait for. Without that a warpgroup which skipped a plane (its pixels did not read
-// it) could take an old phase for the new one. For the same reason a tap without weights follows the planes of a tile's
-// residual, which pass through the ring after those of the input.
+// The loop of the copying thread. It asks for the planes of a tap before it asks for the tap: when a warpgroup has
+// waited for the tap's barrier, the slots of the tap's planes have already entered the phase that the warpgroup waits
+// for next. In another order a warpgroup that has skipped a plane (its pixels do not read it) could take an old phase
+// of the slot for the new one. For the same reason a tap without weights follows the planes of a tile's residual, which
+// pass through the ring after the planes of the input.
 template <int kCluster>
 __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::TensorMap& weight,
                                            const ptx::TensorMap& residual, const PlaneArgs& a,
@@ -184,9 +185,9 @@ __device__ __forceinline__ void plane_multiply(const ptx::TensorMap& out, const 
         ptx::mbar_wait(shared.tap_full(tap.slot), tap.parity);
 #pragma unroll
         for (int i = 0; i < kPixels; ++i) {
-          // shfl: ptxas has to see that a warp is of one mind, else it serialises the products (C7520). Each way has
-          // its own fence and group for the same reason; with both, two groups per tap are counted whatever was left
-          // out.
+          // shfl: ptxas has to see that all lanes of a warp take the same branch, else it serialises the products
+          // (C7520). Both branches have a fence and a group for the same reason, and because wgmma_wait counts groups:
+          // every tap makes kPixels of them, also where a pixel does not read it.
           const int read = ptx::shfl_idx(ptx::ld_global_nc<int>(record + 8 + place + i), 0);
           if (read >= 0) {
             const PlaneTurn plane(planes + static_cast<uint32_t>(read));
