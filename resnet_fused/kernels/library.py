@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-# Raised when a schema in csrc/register*.cpp changes: a library built for another number is not used.
-ABI = 6
+# Raised when a schema in csrc/register/ changes: a library built for another number is not used.
+ABI = 7
 LIBRARY = Path(__file__).with_name("_native.so")
 RECORD = Path(__file__).with_name("_native_build.json")
 

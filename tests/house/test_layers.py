@@ -84,8 +84,9 @@ def test_the_import_check_sees_imports():
 ROOMS = {
     "resnet_fused/ops/{}.py": STEMS,
     "resnet_fused/kernels/{}.py": STEMS,
-    "csrc/cuda/{}.cu": STEMS,
-    "csrc/cpu/{}.cpp": STEMS[:2],
+    "csrc/cuda/norms/{}.cu": STEMS[:2],
+    "csrc/cuda/conv/{}.cu": STEMS[2:],
+    "csrc/cpu/norms/isa/{}.cpp": STEMS[:2],
     "tests/test_{}.py": STEMS,
 }
 
