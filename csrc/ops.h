@@ -1,8 +1,9 @@
-// The contract between csrc/register.cpp (checks, tensors) and the launchers (plain pointers).
+// The contract between csrc/register/ (checks, tensors) and the launchers (plain pointers).
 //
-// Every launcher exists once per world, with the same arguments: `cpu::` (csrc/cpu/<op>.cpp) and `cuda::`
-// (csrc/cuda/<op>.cu, also compiled by g++ for the emulator in tests/emulator). A launcher allocates nothing, checks
-// nothing that register.cpp has checked, and never sees a torch header. What each computes: resnet_fused/ops/<op>.py.
+// Every launcher exists once per world, with the same arguments: `cpu::` (csrc/cpu/norms/isa/<op>.cpp) and `cuda::`
+// (csrc/cuda/norms/<op>.cu, also compiled by g++ for the emulator in tests/emulator). A launcher allocates nothing,
+// checks nothing that csrc/register/ has checked, and never sees a torch header. What each computes:
+// resnet_fused/ops/<op>.py.
 #pragma once
 
 #include <cstddef>
@@ -49,7 +50,7 @@ struct Conv {
 };
 
 // How a CUDA convolution cuts its work: the name of a tile and in how many slices its reduction runs
-// (cuda/conv_choice.h); "auto" and 0: as predicted to be fastest for the shape. cluster: the slices in one launch, from
+// (cuda/conv/choice.h); "auto" and 0: as predicted to be fastest for the shape. cluster: the slices in one launch, from
 // compute capability 9.0 on. early_weights, of a cluster: the kernel right ahead in the stream does not write the
 // weight.
 struct ConvChoice {

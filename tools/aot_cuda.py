@@ -97,8 +97,9 @@ def project_files(depfile):
 def compile_source(source, arch):
     """Rows of one source for one architecture, from the cache if nothing it includes has changed."""
     target = TARGET.get(arch, f"sm_{arch}")
-    command = ["nvcc", *FLAGS, f"-arch={target}", str(source)]
-    record = CACHE / f"{source.stem}.{target}.json"
+    command = ["nvcc", *FLAGS, f"-I{CSRC}", f"-arch={target}", str(source)]
+    case = str(source.relative_to(CSRC / "cuda"))
+    record = CACHE / f"{case.replace('/', '-')}.{target}.json"
     if record.exists():
         kept = json.loads(record.read_text())
         if all(map(os.path.exists, kept["files"])) and kept["key"] == key(command, kept["files"]):
@@ -107,11 +108,11 @@ def compile_source(source, arch):
         cubin, depfile = Path(folder, "cubin"), Path(folder, "d")
         done = run("nice", "-n", "5", *command, "-o", str(cubin), "-MMD", "-MF", str(depfile))
         if done.returncode != 0:
-            raise CannotCompile(f"{source.name} for {target}:\n{done.stdout}{done.stderr}")
+            raise CannotCompile(f"{case} for {target}:\n{done.stdout}{done.stderr}")
         sass = run(cuobjdump(), "-sass", str(cubin))
         if sass.returncode != 0:
-            raise CannotCompile(f"{source.name} for {target}: cuobjdump: {sass.stderr}")
-        found = read(done.stderr, sass.stdout, source.name, target)
+            raise CannotCompile(f"{case} for {target}: cuobjdump: {sass.stderr}")
+        found = read(done.stderr, sass.stdout, case, target)
         files = project_files(depfile)
     CACHE.mkdir(parents=True, exist_ok=True)
     unfinished = record.with_suffix(f".{os.getpid()}")
@@ -205,7 +206,7 @@ def rows(archs=ARCHITECTURES, only=""):
     """One dict per kernel and architecture. Raises CannotCompile."""
     if (why := why_not()) is not None:
         raise CannotCompile(why)
-    sources = [s for s in sorted(CSRC.glob("cuda/*.cu")) if only in s.stem]
+    sources = [s for s in sorted(CSRC.glob("cuda/**/*.cu")) if only in str(s.relative_to(CSRC))]
     jobs = [(s, arch) for arch in archs for s in sources if _compiled_for(s, arch)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return [row for found in pool.map(lambda job: compile_source(*job), jobs) for row in found]
@@ -214,7 +215,7 @@ def rows(archs=ARCHITECTURES, only=""):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
-    parser.add_argument("--only", default="", help="compile the sources whose name contains this")
+    parser.add_argument("--only", default="", help="compile the sources whose path in csrc/ contains this")
     options = parser.parse_args()
     try:
         table = rows(options.arch, options.only)

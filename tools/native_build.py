@@ -19,21 +19,14 @@ CSRC = ROOT / "csrc"
 TORCH_TARGET = "2.11"  # oldest torch whose stable ABI the library may use
 # PTX of the newest plain architecture is added for devices that come later.
 DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0a")
-# Ops without a CPU kernel.
-CUDA_ONLY = ("register_conv.cpp", "register_head.cpp", "register_plane.cpp", "register_strip.cpp")
 # Sources with Hopper's own instructions (csrc/ptx/hopper.cuh), which no other architecture, and no PTX, can hold.
 HOPPER_SOURCE, HOPPER = "_sm90a.cu", "9.0a"
 # Sources with instructions that it and all later ones have (csrc/ptx/cluster.cuh).
 CLUSTER_SOURCE = "_sm90.cu"
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512"
-INSTRUCTION_SETS = {
-    "avx512_bf16": f"{AVX512} -mavx512bf16",  # for the files that use it
-    "avx512": AVX512,
-    "avx2": "-mavx2 -mfma -mf16c",
-    "portable": "",
-}
-# Files with tiles (csrc/cpu/amx_tiles.h) are compiled with the matrix unit, if the compiler knows it, and without.
-AMX_FLAGS = f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16"
+INSTRUCTION_SETS = {"avx512": AVX512, "avx2": "-mavx2 -mfma -mf16c", "portable": ""}
+BF16_FLAGS = f"{AVX512} -mavx512bf16"
+AMX_FLAGS = f"{BF16_FLAGS} -mamx-tile -mamx-bf16"
 # -fno-math-errno lets sqrt be a vector instruction; contraction makes FMAs. NaN keeps its meaning: no -ffast-math.
 CXX_FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra "
@@ -245,7 +238,7 @@ def _build(folder, cuda, say, extra_flags):
 def _add_rules(file, torch, compiler, nvcc, gencodes, clusters, hopper, extra_flags=""):
     major, minor = map(int, TORCH_TARGET.split("."))
     depends, extra = {"depfile": "$out.d", "deps": "gcc"}, extra_flags and f" {extra_flags}"
-    compile_one = "$flags -MMD -MF $out.d -c $in -o $out"
+    compile_one = f"-I{CSRC.relative_to(ROOT)} $flags -MMD -MF $out.d -c $in -o $out"
     torch_flags = f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000 -isystem {quoted(torch / 'include')}"
     file.rule("cxx", f"{quoted(compiler)} {CXX_FLAGS}{extra} {torch_flags} -I{file.folder} {compile_one}", **depends)
     # libtorch, which needs libtorch_cuda where there is one: Place's stream is looked up through it.
@@ -261,25 +254,26 @@ def _add_rules(file, torch, compiler, nvcc, gencodes, clusters, hopper, extra_fl
     file.rule("link", f"{command} $in -o $out {libraries}")
 
 
+def instruction_sets(name, amx):
+    """{instruction set: flags} of a source in a folder isa/. *amx*: the matrix unit, if the compiler knows it, and plain C++ in
+    its place. *_bf16*: AVX512-BF16 besides the others."""
+    if "amx" in name:
+        return {"portable": ""} | ({"amx": AMX_FLAGS} if amx else {})
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return {"portable": ""}
+    return INSTRUCTION_SETS | ({"avx512_bf16": BF16_FLAGS} if "_bf16" in name else {})
+
+
 def _add_sources(file, nvcc, amx):
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    for source in sorted([*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")]):
-        text = source.read_text()
-        if '#include "amx_tiles.h"' in text:
-            file.compile("cxx", source, ".portable", "-DRESNET_FUSED_ISA=portable")
-            if amx:
-                file.compile("cxx", source, ".amx", f"-DRESNET_FUSED_ISA=amx {AMX_FLAGS}")
-        elif "RESNET_FUSED_WITH_AMX" in text:
-            file.compile("cxx", source, flags="-DRESNET_FUSED_WITH_AMX" if amx else "")
-        elif "namespace resnet_fused::cpu::RESNET_FUSED_ISA" in text:
-            for isa, flags in INSTRUCTION_SETS.items():
-                used = isa != "avx512_bf16" or '#include "dot.h"' in text
-                if used and (x86 or isa == "portable"):
-                    file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
-        elif source.name == "register.cpp":
-            file.compile("cxx", source, flags="-DRESNET_FUSED_WITH_CUDA" if nvcc else "")
-        elif source.name not in CUDA_ONLY or nvcc:
-            file.compile("cxx", source)
-    for source in sorted((CSRC / "cuda").glob("*.cu")) if nvcc else ():
+    """The folder and the name of a source say what it is compiled for (csrc/README.md); its text is not read."""
+    defines = {"cpu": "-DRESNET_FUSED_WITH_AMX" if amx else "", "register": "-DRESNET_FUSED_WITH_CUDA" if nvcc else ""}
+    for source in sorted(CSRC.rglob("*.cpp")):
+        folders = source.relative_to(CSRC).parts[:-1]
+        if "isa" in folders:
+            for isa, flags in instruction_sets(source.stem, amx).items():
+                file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
+        elif nvcc or "cuda" not in folders:
+            file.compile("cxx", source, flags=defines[folders[0]])
+    for source in sorted(CSRC.rglob("*.cu")) if nvcc else ():
         rules = {HOPPER_SOURCE: "nvcc_sm90a", CLUSTER_SOURCE: "nvcc_sm90"}
         file.compile(next((rule for end, rule in rules.items() if source.name.endswith(end)), "nvcc"), source)

@@ -87,14 +87,14 @@ def _checks(device, box, smoke):
     """Correctness: every instruction, every op on every backend, the sanitizers. All at once: nothing is timed."""
     made = []
     if device == "cuda":
-        flags = "-x cu -std=c++17 -arch=native -Icsrc -Itests/emulator"
-        made.append(_compiled("instructions", 2, box, f"{flags} tests/emulator/micro.cpp"))
+        flags = "-x cu -std=c++17 -arch=native -Icsrc -Itests"
+        made.append(_compiled("instructions", 2, box, f"{flags} tests/emulator/checks/micro.cpp"))
         hopper = flags.replace("-arch=native", "-gencode=arch=compute_90a,code=sm_90a")
-        made.append(_compiled("instructions-hopper", 2, box, f"{hopper} tests/emulator/hopper_checks.cpp"))
-        made.append(_compiled("instructions-boxes", 2, box, f"{hopper} tests/emulator/hopper_boxes.cpp"))
-        made.append(_compiled("instructions-multicast", 2, box, f"{hopper} tests/emulator/multicast_checks.cpp"))
-        made.append(_compiled("instructions-stores", 2, box, f"{hopper} tests/emulator/store_checks.cpp"))
-        made.append(_compiled("instructions-clusters", 2, box, f"{flags} tests/emulator/cluster_checks.cpp"))
+        made.append(_compiled("instructions-hopper", 2, box, f"{hopper} tests/emulator/checks/hopper_checks.cpp"))
+        made.append(_compiled("instructions-boxes", 2, box, f"{hopper} tests/emulator/checks/hopper_boxes.cpp"))
+        made.append(_compiled("instructions-multicast", 2, box, f"{hopper} tests/emulator/checks/multicast_checks.cpp"))
+        made.append(_compiled("instructions-stores", 2, box, f"{hopper} tests/emulator/checks/store_checks.cpp"))
+        made.append(_compiled("instructions-clusters", 2, box, f"{flags} tests/emulator/checks/cluster_checks.cpp"))
     for backend in BACKENDS if device == "cuda" else ("native",):
         # Eager's own tensors beyond 2^31 elements are torch's business, and would not fit beside the others'.
         for op in OP_TESTS[:1] if smoke else (*OP_TESTS, *(["large"] if backend != "eager" else [])):

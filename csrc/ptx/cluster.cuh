@@ -1,6 +1,6 @@
 // What compute capability 9.0 and every later one add to ptx.cuh: blocks that read each other's shared memory, and
 // kernels that start before the one ahead of them has ended. Two worlds: sm90_cluster.cuh for nvcc,
-// tests/emulator/cluster.h for g++. Sources that use it are named *_sm90.cu (tools/native_build.py).
+// tests/emulator/hopper/cluster.h for g++. Sources that use it are named *_sm90.cu (tools/native_build.py).
 //
 //   cluster     cluster_rank()                     of this block among those of its cluster
 //               cluster_arrive()  cluster_wait()   a barrier of the cluster's threads in two steps, by whole warps:
@@ -18,10 +18,10 @@
 // been written since the kernel began is no case for ld_global_nc, not even after the wait. Every thread waits.
 #pragma once
 
-#include "ptx.cuh"
+#include "ptx/ptx.cuh"
 
 #ifdef HOST_EMULATION
-#include "cluster.h"  // tests/emulator
+#include "emulator/hopper/cluster.h"  // tests/emulator
 #else
-#include "sm90_cluster.cuh"
+#include "ptx/sm90_cluster.cuh"
 #endif

@@ -1,38 +1,37 @@
-// The instructions that Hopper (sm_90a) adds to ptx.cuh, and the two worlds that implement them: sm90.cuh for nvcc,
-// tests/emulator/sm90.h for g++. Proven by
-// tests/emulator/hopper_checks.cpp, hopper_boxes.cpp, multicast_checks.cpp and store_checks.cpp. Sources that use it
-// are named *_sm90a.cu (csrc/hopper.h).
+// The instructions that Hopper (sm_90a) adds to ptx.cuh, and the two worlds that implement them: sm90.cuh for nvcc and
+// tests/emulator/hopper/sm90.h for g++. The programs hopper_checks, hopper_boxes, multicast_checks and store_checks of
+// tests/emulator/checks prove them. Sources that use them are named *_sm90a.cu (csrc/cuda/base/hopper.h).
 //
 //   mbarrier    mbar_init(addr, arrivals)          8 bytes of shared memory; one thread, then mbar_init_fence()
-//               mbar_arrive(addr)                  one arrival: what this thread did before is seen by who waits
+//               mbar_arrive(addr)                  one arrival: a thread that waits sees what this one did before
 //               mbar_arrive_expect(addr, bytes)    an arrival that also waits for so many bytes of copies
-//               mbar_wait(addr, parity)            until the phase of this parity has completed (the first has parity
-//               0)
-//   copies      copy_2d(dst, map, column, row, mbar)    a box of a matrix into shared memory, one thread; outside of
-//   the
-//                                                       matrix zeros; the bytes of the whole box arrive at mbar
-//               copy_2d_multicast(.., mbar, blocks)    the same into each block of the cluster whose bit is set, at the
-//                                                       offsets that dst and mbar have in this one
-//               copy_4d(dst, map, i0, i1, i2, i3, mbar)     the same of four dimensions, the innermost first
+//               mbar_wait(addr, parity)            until the phase of this parity is complete; the first has parity 0
+//   copies      copy_2d(dst, map, column, row, mbar)
+//                                                  one thread: a box of a matrix into shared memory, zeros outside of
+//                                                  the matrix; the bytes of the whole box arrive at mbar
+//               copy_2d_multicast(.., mbar, blocks)
+//                                                  the same into each block of the cluster whose bit is set, at the
+//                                                  offsets that dst and mbar have in this block
+//               copy_4d(dst, map, i0, i1, i2, i3, mbar)
+//                                                  the same of four dimensions, the innermost first
 //   stores      fence_async()                      what this thread has written may be read by stores
-//               store_2d(map, column, row, src)    a box of shared memory into a matrix, one thread; outside of the
-//                                                  matrix nothing; whose writes, fenced, are ordered before it
+//               store_2d(map, column, row, src)    one thread: a box of shared memory into a matrix, nothing outside of
+//                                                  the matrix; writes before a fence_async() come before it
 //               store_commit()  store_wait_read()  this thread's stores until the last commit have read shared memory;
 //                                                  the matrix is written when the kernel has ended
-//   clusters    mbar_arrive_cluster(addr)          an arrival at a barrier of any block: addr from cluster_address. Who
-//                                                  waits there knows that this thread has read what it has read; what
-//                                                  it has written is for its own block
+//   clusters    mbar_arrive_cluster(addr)          an arrival at a barrier of any block, addr from cluster_address: a
+//                                                  thread that waits there knows that this thread's reads are done;
+//                                                  only threads of its own block see what it has written
 //   products    wgmma_fence()                      before the first product, and after registers were touched
-//               wgmma<T, N>(d, a, b, add)          d (+)= A B^T of a warpgroup: A 64 x 16, B N x 16, both k-major; d,
-//               a, b are
-//                                                  the warpgroup's alone until its wait
+//               wgmma<T, N>(d, a, b, add)          d (+)= A B^T of a warpgroup: A 64 x 16, B N x 16, both k-major;
+//                                                  nothing else may touch d, a and b until the wait
 //               wgmma_commit()  wgmma_wait<P>()    all but the newest P > 0 groups are done with shared memory
 //               wgmma_finish(d)                    all groups are done; d may be read
 //   fragments   stmatrix_x4_trans(addr, r)         the inverse of ldmatrix_x4_trans: matrix i from r[i]; addr: lane l's
 //   row registers   registers_down<R>()  registers_up<R>()    of every thread of a warpgroup
 #pragma once
 
-#include "ptx.cuh"
+#include "ptx/ptx.cuh"
 
 namespace resnet_fused::ptx {
 
@@ -51,9 +50,9 @@ constexpr uint64_t kDescriptorBase = 1ull << 62  // swizzle of 128 bytes
 }  // namespace resnet_fused::ptx
 
 #ifdef HOST_EMULATION
-#include "sm90.h"  // tests/emulator
+#include "emulator/hopper/sm90.h"  // tests/emulator
 #else
-#include "sm90.cuh"
+#include "ptx/sm90.cuh"
 #endif
 
 namespace resnet_fused::ptx {

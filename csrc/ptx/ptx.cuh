@@ -1,8 +1,8 @@
 // The instructions our kernels may use, and the two worlds that implement them.
 //
 // nvcc takes sm80.cuh: inline PTX and CUDA intrinsics, one small function per instruction; nothing else in the project
-// contains asm or a CUDA header. g++ -DHOST_EMULATION takes tests/emulator/sm80.h: the same functions on fibers, which
-// is how kernels are tested without a GPU. The list (T: any trivially copyable type of the size named):
+// contains asm or a CUDA header. g++ -DHOST_EMULATION takes tests/emulator/core/sm80.h: the same functions on fibers,
+// which is how kernels are tested without a GPU. The list (T: any trivially copyable type of the size named):
 //
 //   indices     tid() threads() lane() warp()  bid_x() bid_x_again() bid_y() bid_z()  grid_x() grid_y() grid_z()
 //   shared      smem_base()                        32-bit address of the dynamic shared memory, aligned to 128 bytes
@@ -57,7 +57,7 @@ struct alignas(sizeof(T) * N) Vec {
 }  // namespace resnet_fused::ptx
 
 #ifdef HOST_EMULATION
-#include "sm80.h"  // tests/emulator
+#include "emulator/core/sm80.h"  // tests/emulator
 #else
-#include "sm80.cuh"
+#include "ptx/sm80.cuh"
 #endif

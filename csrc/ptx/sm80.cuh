@@ -4,7 +4,7 @@
 // keeps them from being merged or dropped. Pure arithmetic has neither, so that it can be scheduled.
 #pragma once
 
-#include "ptx.cuh"
+#include "ptx/ptx.cuh"
 
 namespace resnet_fused::ptx {
 

@@ -1,7 +1,7 @@
 // Compute capability 9.0 with its own features (sm_90a): each instruction of hopper.cuh as inline PTX.
 #pragma once
 
-#include "hopper.cuh"
+#include "ptx/hopper.cuh"
 
 namespace resnet_fused::ptx {
 

@@ -1,7 +1,7 @@
 // Compute capability 9.0 and later: each instruction of cluster.cuh as inline PTX.
 #pragma once
 
-#include "cluster.cuh"
+#include "ptx/cluster.cuh"
 
 namespace resnet_fused::ptx {
 

@@ -84,7 +84,7 @@ BACKENDS = {
     "eager": Backend(lambda: None, lambda device: True, None),
 }
 
-# Backends whose convolutions take a tile and a number of slices by name (csrc/cuda/conv_choice.h).
+# Backends whose convolutions take a tile and a number of slices by name (csrc/cuda/conv/choice.h).
 TILED = ("cuda", "emulator")
 
 

@@ -40,10 +40,13 @@ FLAGS = [
 ]
 PLAIN = ["-O2"]
 SANITIZED = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-MACHINE = ("machine.cpp", "cluster.cpp", "early.cpp", "shadow.cpp", "hopper.cpp", "hopper_stores.cpp")
-REGISTERED = ("check.cpp", "register.cpp", "register_conv.cpp", "register_head.cpp", "register_plane.cpp",
-              "register_strip.cpp")  # fmt: skip
-# Set by mutate.py: objects that take the place of a source's own, {"name.cu": path}, and the folder for what has them.
+# Every program and every library of checks/ is linked with these.
+MACHINE = (
+    "core/machine.cpp", "core/shadow.cpp", "hopper/cluster.cpp", "hopper/early.cpp", "hopper/hopper.cpp",
+    "hopper/hopper_stores.cpp",
+)  # fmt: skip
+# Set by mutate.py: objects that take the place of a source's own, {path of the source: path of the object}, and the folder
+# for what is linked with them.
 REPLACED = json.loads(os.environ.get("EMU_OBJECTS", "{}"))
 LINKED = os.environ.get("EMU_LINKED")
 
@@ -73,22 +76,28 @@ def dependencies(depfile):
     return depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
 
 
+def name_of(source):
+    """Of its object and its record of dependencies: two rooms of csrc/ may have a file of the same name."""
+    return f"{source.parent.name}-{source.stem}"
+
+
 def compile_object(source, flags, folder):
     """The object of `source`, compiled unless one of the same content is there."""
-    if source.name in REPLACED:
-        return Path(REPLACED[source.name])
+    if str(source) in REPLACED:
+        return Path(REPLACED[str(source)])
     command = ["nice", "-n", "5", "g++", *flags, "-x", "c++", "-c", str(source)]
-    depfile = folder / f"{source.stem}.d"
+    name = name_of(source)
+    depfile = folder / f"{name}.d"
     if depfile.exists() and all(map(os.path.exists, dependencies(depfile))):
-        built = folder / f"{source.stem}-{_key(command, dependencies(depfile))}.o"
+        built = folder / f"{name}-{_key(command, dependencies(depfile))}.o"
         if built.exists():
             return built
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{source.stem}.{os.getpid()}.tmp"
-    new_depfile = folder / f"{source.stem}.{os.getpid()}.d"
+    unfinished = folder / f"{name}.{os.getpid()}.tmp"
+    new_depfile = folder / f"{name}.{os.getpid()}.d"
     subprocess.run([*command, "-o", str(unfinished), "-MMD", "-MF", str(new_depfile)], check=True)
-    built = folder / f"{source.stem}-{_key(command, dependencies(new_depfile))}.o"
-    for stale in folder.glob(f"{source.stem}-????????????????.o"):
+    built = folder / f"{name}-{_key(command, dependencies(new_depfile))}.o"
+    for stale in folder.glob(f"{name}-????????????????.o"):
         stale.unlink(missing_ok=True)
     unfinished.replace(built)  # renames, so that two test processes may build at once
     new_depfile.replace(depfile)
@@ -112,7 +121,7 @@ def link(name, objects, options, folder):
 
 
 def kernel_flags(sanitize=SANITIZE, root=ROOT):
-    return [*FLAGS, *(SANITIZED if sanitize else PLAIN), f"-I{root}/csrc", f"-I{root}/tests/emulator"]
+    return [*FLAGS, *(SANITIZED if sanitize else PLAIN), f"-I{root}/csrc", f"-I{root}/tests"]
 
 
 def folder_of(sanitize=SANITIZE):
@@ -125,18 +134,18 @@ def _compile(sources, flags, folder):
 
 
 def executable(name, sanitize=SANITIZE, extra=()):
-    """A self-test of tests/emulator/<name>.cpp."""
+    """A self-test of tests/emulator/checks/<name>.cpp."""
     flags, folder = [*kernel_flags(sanitize), *extra], folder_of(sanitize)
     if extra:
         folder = folder / hashlib.sha256(repr(extra).encode()).hexdigest()[:8]
-    objects = _compile([HERE / f"{name}.cpp", *(HERE / m for m in MACHINE)], flags, folder)
+    objects = _compile([HERE / "checks" / f"{name}.cpp", *(HERE / m for m in MACHINE)], flags, folder)
     return link(name, objects, flags, folder)
 
 
 def c_library(name, kernels, sanitize=SANITIZE):
-    """C functions of tests/emulator/<name>.cpp for ctypes, and the csrc/cuda sources `kernels` (a glob) they launch."""
+    """C functions of tests/emulator/checks/<name>.cpp for ctypes, and the csrc/cuda sources `kernels` (a glob) they launch."""
     flags, folder = kernel_flags(sanitize), folder_of(sanitize)
-    sources = [HERE / f"{name}.cpp", *(HERE / m for m in MACHINE), *sorted(CSRC.glob(f"cuda/{kernels}"))]
+    sources = [HERE / "checks" / f"{name}.cpp", *(HERE / m for m in MACHINE), *sorted(CSRC.glob(f"cuda/{kernels}"))]
     return link(f"{name}.so", _compile(sources, flags, folder), flags, folder)
 
 
@@ -146,10 +155,11 @@ def library(sanitize=SANITIZE):
 
     torch_folder = Path(torch.__file__).parent
     flags, folder = kernel_flags(sanitize), folder_of(sanitize)
-    sources = [HERE / "control.cpp", *(HERE / m for m in MACHINE), *sorted(CSRC.glob("cuda/*.cu"))]
+    sources = [HERE / "core" / "control.cpp", *(HERE / m for m in MACHINE), *sorted(CSRC.glob("cuda/**/*.cu"))]
     objects = _compile(sources, flags, folder)
     with_torch = [*flags, "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-isystem{torch_folder}/include"]
-    objects += _compile([CSRC / name for name in REGISTERED], with_torch, folder)
+    registered = [CSRC / "register" / name for name in ("check.cpp", "norms.cpp")]
+    objects += _compile([*registered, *sorted(CSRC.glob("register/cuda/*.cpp"))], with_torch, folder)
     libraries = [f"-L{torch_folder}/lib", f"-Wl,-rpath,{torch_folder}/lib", "-ltorch", "-ltorch_cpu"]
     return link("emulated.so", objects, [*flags, *libraries], folder)
 

@@ -28,77 +28,75 @@ STATEMENT = re.compile(
     r"|fence_async|store_commit|store_wait_read"
     r")\([^;]*\);"
 )
+PLANE, STRIP, CLUSTER = "hopper/plane/plane.cuh", "hopper/strip/strip.cuh", "conv/cluster.cuh"
 # (file, what stands there once, what takes its place)
 WRONG = (
-    ("conv_plane.cuh", "shared.plane_empty(turn.slot), turn.parity ^ 1", "shared.plane_empty(turn.slot), turn.parity"),
-    ("conv_plane.cuh", "shared.tap_empty(turn.slot), turn.parity ^ 1", "shared.tap_empty(turn.slot), 1"),
-    ("conv_plane.cuh", "shared.plane_full(plane.slot), plane.parity", "shared.plane_full(plane.slot), 0"),
-    ("conv_plane.cuh", "tap.parity);\n#pragma unroll", "tap.parity ^ 1);\n#pragma unroll"),
-    ("conv_plane.cuh", "shared.plane_full(slot), kPlaneBytes", "shared.plane_full(slot), kPlaneBytes / 2"),
-    ("conv_plane.cuh", "before.give_back<kCluster>(shared);\n        before = now", "now.give_back<kCluster>(shared)"),
-    ("conv_plane.cuh", "wgmma_wait<kPixels>", "wgmma_wait<kPixels + 1>"),
-    ("conv_plane.cuh", "kPlaneConsumers = 8", "kPlaneConsumers = 7"),
-    ("conv_plane.cuh", "kPlaneConsumers * kCluster", "kPlaneConsumers"),
-    ("conv_plane.cuh", "kBothBlocks = 3", "kBothBlocks = 1"),
-    ("conv_plane.cuh", "1 - plane_rank<kCluster>()", "plane_rank<kCluster>()"),
-    ("conv_plane.cuh", "at.first + i * kPlaneChannels", "at.first + (1 - i) * kPlaneChannels"),
-    ("conv_plane.cuh", "at.first + part * kPlaneChannels", "at.first + (1 - part) * kPlaneChannels"),
-    ("conv_plane.cuh", "    if (group == 1) others(0);", ""),
-    ("conv_plane_store.cuh", "16 * (piece ^ line % 8)", "16 * piece"),
-    ("conv_plane.cuh", "at.first + rank *", "at.first + (1 - rank) *"),
-    ("conv_plane.cuh", "shared.tap_full(slot), kTapBytes", "shared.tap_full(slot), kTapBytes / kCluster"),
+    (PLANE, "shared.plane_empty(turn.slot), turn.parity ^ 1", "shared.plane_empty(turn.slot), turn.parity"),
+    (PLANE, "shared.tap_empty(turn.slot), turn.parity ^ 1", "shared.tap_empty(turn.slot), 1"),
+    (PLANE, "shared.plane_full(plane.slot), plane.parity", "shared.plane_full(plane.slot), 0"),
+    (PLANE, "tap.parity);\n#pragma unroll", "tap.parity ^ 1);\n#pragma unroll"),
+    (PLANE, "shared.plane_full(slot), kPlaneBytes", "shared.plane_full(slot), kPlaneBytes / 2"),
+    (PLANE, "before.give_back<kCluster>(shared);\n        before = now", "now.give_back<kCluster>(shared)"),
+    (PLANE, "wgmma_wait<kPixels>", "wgmma_wait<kPixels + 1>"),
+    (PLANE, "kPlaneConsumers = 8", "kPlaneConsumers = 7"),
+    (PLANE, "kPlaneConsumers * kCluster", "kPlaneConsumers"),
+    (PLANE, "kBothBlocks = 3", "kBothBlocks = 1"),
+    (PLANE, "1 - plane_rank<kCluster>()", "plane_rank<kCluster>()"),
+    (PLANE, "at.first + i * kPlaneChannels", "at.first + (1 - i) * kPlaneChannels"),
+    (PLANE, "at.first + part * kPlaneChannels", "at.first + (1 - part) * kPlaneChannels"),
+    (PLANE, "    if (group == 1) others(0);", ""),
+    ("hopper/plane/store.cuh", "16 * (piece ^ line % 8)", "16 * piece"),
+    (PLANE, "at.first + rank *", "at.first + (1 - rank) *"),
+    (PLANE, "shared.tap_full(slot), kTapBytes", "shared.tap_full(slot), kTapBytes / kCluster"),
     (
-        "conv_plane.cuh",
+        PLANE,
         "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n  }\n  if",
         "    ptx::sync_threads();\n  }\n  if",
     ),
-    ("conv_plane.cuh", "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n  }\n}", "  }\n}"),
-    ("conv_cluster.cuh", "ptx::cluster_arrive();\n  ptx::cluster_wait();\n  finish", "ptx::sync_threads();\n  finish"),
+    (PLANE, "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n  }\n}", "  }\n}"),
+    (CLUSTER, "ptx::cluster_arrive();\n  ptx::cluster_wait();\n  finish", "ptx::sync_threads();\n  finish"),
     (
-        "conv_cluster.cuh",
+        CLUSTER,
         "ptx::cluster_arrive();  // no block may leave while another reads its memory\n  ptx::cluster_wait();",
         "",
     ),
-    ("conv_cluster.cuh", "  ptx::grid_wait();", "  ptx::grid_trigger();\n  ptx::grid_wait();"),
-    ("conv_cluster.cuh", "loader.weights_of(i, i)", "loader.next(i)"),
-    ("conv_cluster.cuh", "loader.weights_of(i, i)", "loader.weights_of(0, i)"),
-    ("conv_cluster.cuh", "load_residual<Element, false>", "load_residual<Element>"),
-    ("conv_cluster.cuh", "cluster_address(smem, slice)", "cluster_address(smem, args.splits - 1 - slice)"),
-    ("conv_cluster.cuh", "row < share.end", "row + 1 < share.end"),
-    ("conv_cluster.cuh", "  if (early_weights) {\n#pragma unroll", "  if (true) {\n#pragma unroll"),
-    ("conv_strip.cuh", "memory.line(i), x,", "memory.line(i + 1), x,"),
-    ("conv_strip.cuh", "memory.line(row + r)", "memory.line(row + r + 1)"),
-    ("conv_strip.cuh", "place.column - 1,", "place.column,"),
-    ("conv_strip.cuh", "s * kStripPixelBytes", "(s + 1) * kStripPixelBytes"),
-    ("conv_strip.cuh", "gradient ? kStripTaps - 1 - i : i", "gradient ? i : kStripTaps - 1 - i"),
-    ("conv_strip.cuh", "4 * kStripConsumers);", "4 * kStripConsumers - 1);"),
-    ("conv_strip.cuh", "4 * kStripConsumers);", "4 * kStripConsumers + 1);"),
-    ("conv_strip.cuh", "released < row + kStripConsumers", "released < row + kStripConsumers + 1"),
-    ("conv_strip.cuh", "strip_parity(i - kStripSlots)", "strip_parity(i)"),
-    ("conv_strip.cuh", "base + kStripStaging + consumer", "base + kStripStaging - kStripLineBytes + consumer"),
-    ("conv_strip.cuh", "lane / 8 % 2) ^ lane % 8", "lane / 8 % 2) ^ lane / 8"),
+    (CLUSTER, "  ptx::grid_wait();", "  ptx::grid_trigger();\n  ptx::grid_wait();"),
+    (CLUSTER, "loader.weights_of(i, i)", "loader.next(i)"),
+    (CLUSTER, "loader.weights_of(i, i)", "loader.weights_of(0, i)"),
+    (CLUSTER, "load_residual<Element, false>", "load_residual<Element>"),
+    (CLUSTER, "cluster_address(smem, slice)", "cluster_address(smem, args.splits - 1 - slice)"),
+    (CLUSTER, "row < share.end", "row + 1 < share.end"),
+    (CLUSTER, "  if (early_weights) {\n#pragma unroll", "  if (true) {\n#pragma unroll"),
+    (STRIP, "memory.line(i), x,", "memory.line(i + 1), x,"),
+    (STRIP, "memory.line(row + r)", "memory.line(row + r + 1)"),
+    (STRIP, "place.column - 1,", "place.column,"),
+    (STRIP, "s * kStripPixelBytes", "(s + 1) * kStripPixelBytes"),
+    (STRIP, "gradient ? kStripTaps - 1 - i : i", "gradient ? i : kStripTaps - 1 - i"),
+    (STRIP, "4 * kStripConsumers);", "4 * kStripConsumers - 1);"),
+    (STRIP, "4 * kStripConsumers);", "4 * kStripConsumers + 1);"),
+    (STRIP, "released < row + kStripConsumers", "released < row + kStripConsumers + 1"),
+    (STRIP, "strip_parity(i - kStripSlots)", "strip_parity(i)"),
+    (STRIP, "base + kStripStaging + consumer", "base + kStripStaging - kStripLineBytes + consumer"),
+    (STRIP, "lane / 8 % 2) ^ lane % 8", "lane / 8 % 2) ^ lane / 8"),
 )
 # (file, number of the statement in it): why it stays although no test can notice its removal.
 REDUNDANT = {
-    ("conv_plane.cuh", 17): "ptxas wants a fence on the way without products too (C7519); there is nothing to order",
-    ("conv_plane.cuh", 32): "the last barrier takes whole warps; the emulator brings their lanes together itself",
+    (PLANE, 17): "ptxas wants a fence on the way without products too (C7519); there is nothing to order",
+    (PLANE, 32): "the last barrier takes whole warps; the emulator brings their lanes together itself",
 }
-# A header is mutated in one source only: the one named after it, else the first of these that includes it.
-SOURCES = (
-    "bn_relu", "bn_stats", "bn_relu_backward", "conv_bn_relu_f16", "conv_stats_f16", "conv_bn_relu_pool", "pool_linear",
-    "conv_plane_sm90a", "conv_strip_sm90a", "conv_cluster_f16_sm90",
-)  # fmt: skip
+# {source in csrc/cuda: its tests}. A header is mutated in one source only: the one named after it, else the first of these
+# that includes it.
 TESTS = {
-    "bn_relu": "test_cuda_emulated.py",
-    "bn_stats": "test_cuda_emulated.py",
-    "bn_relu_backward": "test_cuda_emulated.py",
-    "conv_bn_relu_f16": "test_conv_emulated.py",
-    "conv_stats_f16": "test_conv_stats_emulated.py",
-    "conv_bn_relu_pool": "test_conv_pool_emulated.py",
-    "pool_linear": "test_pool_linear.py",
-    "conv_plane_sm90a": "test_plane_emulated.py",
-    "conv_strip_sm90a": "test_strip_emulated.py",
-    "conv_cluster_f16_sm90": "test_conv_cluster.py",
+    "norms/bn_relu": "test_cuda_emulated.py",
+    "norms/bn_stats": "test_cuda_emulated.py",
+    "norms/bn_relu_backward": "test_cuda_emulated.py",
+    "conv/instances/conv_bn_relu_f16": "test_conv_emulated.py",
+    "conv/instances/stats_f16": "test_conv_stats_emulated.py",
+    "conv/pool": "test_conv_pool_emulated.py",
+    "head/pool_linear": "test_pool_linear.py",
+    "hopper/plane/plane_sm90a": "test_plane_emulated.py",
+    "hopper/strip/strip_sm90a": "test_strip_emulated.py",
+    "conv/instances/cluster_f16_sm90": "test_conv_cluster.py",
 }
 
 
@@ -115,23 +113,28 @@ class Mutant(NamedTuple):
         return f"{self.file}:{self.line} {self.statement}{instead} in {self.source}"
 
 
+def source_of(stem, root=build.ROOT):
+    return root / "csrc" / "cuda" / f"{stem}.cu"
+
+
 def mutants():
     """Every synchronisation statement, and WRONG. Builds the library first, for its record of which source has which header."""
     build.library()
     included = {}
-    for stem in SOURCES:
-        for path in build.dependencies(build.folder_of() / f"{stem}.d"):
+    for stem in TESTS:
+        source = source_of(stem)
+        for path in build.dependencies(build.folder_of() / f"{build.name_of(source)}.d"):
             header = Path(path).resolve()
-            if header not in included or stem.startswith(header.stem):
+            if header not in included or source.stem.startswith(header.stem):
                 included[header] = stem
     found = []
-    for path in sorted(build.CSRC.glob("cuda/*.cuh")):
-        text = path.read_text()
+    for path in sorted(build.CSRC.glob("cuda/**/*.cuh")):
+        file, text = str(path.relative_to(build.CSRC / "cuda")), path.read_text()
         for number, match in enumerate(STATEMENT.finditer(text)):
             line = text.count("\n", 0, match.start()) + 1
             if path not in included:
-                raise RuntimeError(f"{path.name} synchronises, but none of {', '.join(SOURCES)} includes it")
-            found.append(Mutant(path.name, number, line, match.group(0), included[path]))
+                raise RuntimeError(f"{file} synchronises, but none of {', '.join(TESTS)} includes it")
+            found.append(Mutant(file, number, line, match.group(0), included[path]))
     for number, (file, old, new) in enumerate(WRONG):
         path = build.CSRC / "cuda" / file
         text = path.read_text()
@@ -150,13 +153,13 @@ def mutated_object(mutant, folder):
     start = text.index(mutant.statement) if mutant.number < 0 else found[mutant.number]
     path.write_text(text[:start] + mutant.instead + text[start + len(mutant.statement) :])
     flags = build.kernel_flags(root=folder)
-    return build.compile_object(folder / "csrc" / "cuda" / f"{mutant.source}.cu", flags, folder / "objects")
+    return build.compile_object(source_of(mutant.source, folder), flags, folder / "objects")
 
 
 def run_tests(source, environment=None):
     """The first failure of the tests of `source`, or None."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=line"]
-    tests = build.ROOT / "tests" / TESTS[source]
+    (tests,) = (build.ROOT / "tests").rglob(TESTS[source])
     done = subprocess.run(
         [*command, str(tests)], env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=1800
     )
@@ -173,7 +176,7 @@ def how_noticed(mutant):
     """What the tests say about the mutant, or None."""
     with tempfile.TemporaryDirectory(prefix="mutant") as name:
         folder = Path(name)
-        replaced = {f"{mutant.source}.cu": str(mutated_object(mutant, folder))}
+        replaced = {str(source_of(mutant.source)): str(mutated_object(mutant, folder))}
         return run_tests(mutant.source, {"EMU_OBJECTS": json.dumps(replaced), "EMU_LINKED": str(folder / "linked")})
 
 

@@ -1,4 +1,4 @@
-"""Numbers and memory that do not fit the one call of the library which a frozen network is (csrc/cpu/network.h)."""
+"""Numbers and memory that do not fit the one call of the library which a frozen network is (csrc/cpu/network/network.h)."""
 
 import pytest
 import torch

@@ -19,7 +19,9 @@ needs_nvcc = pytest.mark.skipif(aot_cuda.why_not() is not None, reason=str(aot_c
 def test_cuda_kernels(arch):
     """From the cache unless a source changed (cold, three architectures: 1 minute on 2 cores, measured 2026-11-24)."""
     rows = aot_cuda.rows([arch])
-    assert {row["case"] for row in rows} >= {"add_relu.cu", "bn_relu.cu", "bn_stats.cu", "bn_relu_backward.cu"}
+    assert {row["case"] for row in rows} >= {
+        f"norms/{op}.cu" for op in ("add_relu", "bn_relu", "bn_stats", "bn_relu_backward")
+    }
     assert sum(bool(row["tensor_core"]) for row in rows) >= 12
     wrong = [f"{row['kernel']} {row['arch']}: {fault}" for row in rows for fault in aot_cuda.faults(row)]
     assert not wrong, "\n".join(wrong)
@@ -94,7 +96,7 @@ def test_sources_for_clusters_are_compiled_for_those_who_have_them(tmp_path, mon
 @pytest.mark.parametrize("arch", [90, 100])
 def test_the_cluster_convolution_waits_before_it_reads(arch):
     """It stores, triggers and reads its neighbours' memory after the wait, in the order of its code."""
-    rows = [row for row in aot_cuda.rows([arch], "conv_cluster") if "conv_cluster_kernel" in row["kernel"]]
+    rows = [row for row in aot_cuda.rows([arch], "conv/instances/cluster") if "conv_cluster_kernel" in row["kernel"]]
     assert len(rows) == 11 and not any(fault for row in rows for fault in aot_cuda.faults(row))
     assert sum(bool(row["tensor_core"]) for row in rows) == 9
 

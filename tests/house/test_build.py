@@ -141,6 +141,35 @@ def test_sources_for_hopper_and_for_clusters(tmp_path, monkeypatch):
         assert [word for word in command.split() if "gencode" in word] == wanted.split()
 
 
+def test_place_and_name_say_what_a_source_is_compiled_for(tmp_path, monkeypatch):
+    """Whatever stands in it."""
+    monkeypatch.setattr(native_build, "ROOT", tmp_path)
+    monkeypatch.setattr(native_build, "CSRC", tmp_path / "csrc")
+    monkeypatch.setattr(native_build.platform, "machine", lambda: "x86_64")
+    sets = {
+        "cpu/a/run.cpp": [""],
+        "cpu/a/isa/kernels.cpp": [".avx2", ".avx512", ".portable"],
+        "cpu/a/isa/kernels_bf16.cpp": [".avx2", ".avx512", ".avx512_bf16", ".portable"],
+        "cpu/a/isa/kernels_amx.cpp": [".amx", ".portable"],
+        "register/norms.cpp": [""],
+        "register/cuda/conv.cpp": [""],
+    }
+    for name in sets:
+        (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "csrc" / name).write_text('#include "dot_bf16.h"\n#include "amx_tiles.h"\n')
+
+    def objects(nvcc, amx):
+        file = native_build.NinjaFile(Path("build"))
+        native_build._add_sources(file, nvcc, amx)
+        return set(file.objects)
+
+    assert objects("nvcc", True) == {f"build/{name}{isa}.o" for name, suffixes in sets.items() for isa in suffixes}
+    assert objects("nvcc", True) - objects(None, True) == {"build/register/cuda/conv.cpp.o"}
+    assert objects("nvcc", True) - objects("nvcc", False) == {"build/cpu/a/isa/kernels_amx.cpp.amx.o"}
+    monkeypatch.setattr(native_build.platform, "machine", lambda: "aarch64")
+    assert {name.split(".")[-2] for name in objects(None, False) if "/isa/" in name} == {"portable"}
+
+
 def test_architectures_with_clusters():
     named = native_build.with_clusters
     assert named(["8.0", "8.6"]) == "-gencode=arch=compute_90a,code=sm_90a", "as for Hopper's own sources"

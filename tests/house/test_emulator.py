@@ -25,7 +25,7 @@ def run(executable):
 def test_every_instruction_has_a_right_use():
     checks = run(build.executable("micro"))
     listed = (build.ROOT / "csrc/ptx/ptx.cuh").read_text().split("#pragma once")[0]
-    source = (build.ROOT / "tests/emulator/micro.cpp").read_text()
+    source = (build.ROOT / "tests/emulator/checks/micro.cpp").read_text()
     names = set(re.findall(r"\b([a-z_0-9]+)(?:<[^>]*>)?\(", listed))
     assert names >= {"ldmatrix_x4", "cp_async16", "bar_arrive", "shfl_down", "mma_m16n8k16", "to_tf32"}
     unused = {n for n in names if not re.search(rf"ptx::{n}\b", source)}
@@ -61,7 +61,7 @@ def test_clusters_and_early_launches():
     """Memory of other blocks, their barrier, a kernel that starts before the one ahead has ended; 15 mistakes reported."""
     assert len(run(build.executable("cluster_checks"))) == 20
     listed = (build.ROOT / "csrc/ptx/cluster.cuh").read_text().split("#pragma once")[0]
-    source = (build.ROOT / "tests/emulator/cluster_checks.cpp").read_text()
+    source = (build.ROOT / "tests/emulator/checks/cluster_checks.cpp").read_text()
     names = set(re.findall(r"\b([a-z_0-9]+)(?:<[^>]*>)?\(", listed))
     assert len(names) == 8 and all(re.search(rf"ptx::{name}\b", source) for name in names)
 

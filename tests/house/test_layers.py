@@ -94,8 +94,9 @@ def test_the_import_check_sees_imports():
 ROOMS = {
     "resnet_fused/ops/{}.py": STEMS,
     "resnet_fused/kernels/triton/{}.py": STEMS,
-    "csrc/cuda/{}.cu": STEMS,
-    "csrc/cpu/{}.cpp": STEMS[:2],
+    "csrc/cuda/norms/{}.cu": STEMS[:2],
+    "csrc/cuda/conv/{}.cu": STEMS[2:],
+    "csrc/cpu/norms/isa/{}.cpp": STEMS[:2],
     "tests/ops/test_{}.py": STEMS,
 }
 

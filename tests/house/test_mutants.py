@@ -14,14 +14,14 @@ def mutants():
 def test_all_kernels_are_mutated(mutants):
     files = {m.file for m in mutants}
     assert files >= {
-        "walk.cuh",
-        "partial.cuh",
-        "bn_stats.cuh",
-        "conv_mainloop.cuh",
-        "conv_bn_relu_pool.cuh",
-        "conv_plane.cuh",
-        "conv_strip.cuh",
-        "conv_cluster.cuh",
+        "base/walk.cuh",
+        "base/partial.cuh",
+        "norms/bn_stats.cuh",
+        "conv/mainloop.cuh",
+        "conv/pool.cuh",
+        "hopper/plane/plane.cuh",
+        "hopper/strip/strip.cuh",
+        "conv/cluster.cuh",
     }
     assert any("cp_async_wait" in m.statement for m in mutants)
     assert set(mutate.REDUNDANT) <= {(m.file, m.number) for m in mutants}
@@ -30,16 +30,19 @@ def test_all_kernels_are_mutated(mutants):
 @pytest.mark.parametrize(
     ("file", "statement", "reason"),
     [
-        pytest.param("walk.cuh", "sync_threads", "race: reads|never written", id="constants-before-use"),
+        pytest.param("base/walk.cuh", "sync_threads", "race: reads|never written", id="constants-before-use"),
         pytest.param(
-            "conv_plane.cuh", "wgmma_wait<kPixels>", "a product is still reading", id="products-before-give-back"
+            "hopper/plane/plane.cuh",
+            "wgmma_wait<kPixels>",
+            "a product is still reading",
+            id="products-before-give-back",
         ),
-        pytest.param("conv_mainloop.cuh", "cp_async_wait", "has not been waited for", id="copy-before-use"),
-        pytest.param("conv_strip.cuh", "mbar_wait(memory.weights_full", "race: reads", id="weights-before-use"),
-        pytest.param("conv_strip.cuh", "place.column - 1", "of one rounding", id="a-column-off"),
-        pytest.param("conv_strip.cuh", "memory.line(i), x", "never written|race: reads", id="another-slot"),
-        pytest.param("conv_cluster.cuh", "ptx::grid_wait();", "before grid_wait", id="wait-for-the-kernel-before"),
-        pytest.param("conv_cluster.cuh", "// no block may leave", "leave", id="leaving-too-early"),
+        pytest.param("conv/mainloop.cuh", "cp_async_wait", "has not been waited for", id="copy-before-use"),
+        pytest.param("hopper/strip/strip.cuh", "mbar_wait(memory.weights_full", "race: reads", id="weights-before-use"),
+        pytest.param("hopper/strip/strip.cuh", "place.column - 1", "of one rounding", id="a-column-off"),
+        pytest.param("hopper/strip/strip.cuh", "memory.line(i), x", "never written|race: reads", id="another-slot"),
+        pytest.param("conv/cluster.cuh", "ptx::grid_wait();", "before grid_wait", id="wait-for-the-kernel-before"),
+        pytest.param("conv/cluster.cuh", "// no block may leave", "leave", id="leaving-too-early"),
     ],
 )
 def test_a_removed_statement_is_noticed(mutants, file, statement, reason):

@@ -24,7 +24,7 @@ RESNET34 = [  # c, k, r, stride, input size
 
 @functools.cache
 def library():
-    lib = ctypes.CDLL(str(build.c_library("conv_api", "conv_*.cu")))
+    lib = ctypes.CDLL(str(build.c_library("conv_api", "conv/**/*.cu")))
     for name in ("conv_plan", "conv_pair_plan", "conv_bn_relu", "conv_bn_relu_pool", "conv_stats", "cluster_choices"):
         getattr(lib, name).restype = ctypes.c_char_p
     return lib

@@ -1,4 +1,4 @@
-"""The instruction sets of the compiled library's CPU kernels (csrc/cpu/isa.h), for tests that run again with a lower one."""
+"""The instruction sets of the compiled CPU kernels (csrc/cpu/base/isa.h), for tests that run again with a lower one."""
 
 import os
 import subprocess

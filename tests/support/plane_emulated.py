@@ -8,13 +8,13 @@ import torch
 from conv_emulated import DTYPES, POINTERS, RESNET34, Call, sizes
 from emulator import build
 
-HEADER, RECORD, PLACES = 8, 16, 4  # integers of conv_plane_plan.h
+HEADER, RECORD, PLACES = 8, 16, 4  # integers of hopper/plane/plan.h
 SLOTS = 12  # of the ring of planes
 
 
 @functools.cache
 def library():
-    lib = ctypes.CDLL(str(build.c_library("plane_api", "conv_plane_sm90a.cu")))
+    lib = ctypes.CDLL(str(build.c_library("plane_api", "hopper/plane/*.cu")))
     for name in ("plane_table", "plane_refusal", "conv_plane"):
         getattr(lib, name).restype = ctypes.c_char_p
     lib.plane_groups.restype = ctypes.c_int64

@@ -11,7 +11,7 @@ from emulator import build
 
 @functools.cache
 def library():
-    lib = ctypes.CDLL(str(build.c_library("strip_api", "conv_strip_sm90a.cu")))
+    lib = ctypes.CDLL(str(build.c_library("strip_api", "hopper/strip/*.cu")))
     for name in ("strip_refusal", "conv_strip"):
         getattr(lib, name).restype = ctypes.c_char_p
     return lib

@@ -1,4 +1,4 @@
-"""A frozen network in one call of the compiled library, where every layer is one of its kernels (csrc/cpu/network.h).
+"""A frozen network in one call of the compiled library, where every layer is one of its kernels (csrc/cpu/network/network.h).
 
 Between two convolutions Python, its allocations and their page faults took 3 of 26 ms (ResNet-34, bfloat16, batch 8).
 """
@@ -126,7 +126,7 @@ class _Value(NamedTuple):
 
 
 class _Steps:
-    """The steps for one shape of the input: `numbers` as csrc/cpu/network.h has them, `bytes` of an arena for them, the first
+    """The steps for one shape of the input: `numbers` as csrc/cpu/network/network.h has them, `bytes` of an arena, the first
     `activations` of which are for maps."""
 
     def __init__(self, whole, shape):

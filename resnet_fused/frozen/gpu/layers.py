@@ -164,7 +164,7 @@ def choices(site, dtype, device, backend):
     ask = dispatch.BACKENDS[backend].kernel("conv_bn_relu", "conv_choices")
     text = ask(x, weight, conv.stride, conv.padding, conv.dilation, conv.groups, 32, clusters=True)
     found = dispatch.tiles(text)
-    # The layer's own tensors, which `load()` alone writes, outside of the graph: csrc/cuda/conv_cluster.cuh.
+    # The layer's own tensors, which `load()` alone writes, outside of the graph: csrc/cuda/conv/cluster.cuh.
     clusters = [config | {"early_weights": True} for config in found if "cluster" in config]
     return [config for config in found if "cluster" not in config], clusters
 

@@ -1,6 +1,6 @@
 """Convolutions on the matrix unit, against float64 beside torch's own error.
 
-Where the unit is absent or RESNET_FUSED_CPU_ISA leaves it out, all of this runs on its emulation (csrc/cpu/amx_tiles.h).
+Where the unit is absent or RESNET_FUSED_CPU_ISA leaves it out, all of this runs on its emulation (csrc/cpu/base/amx_tiles.h).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Direct convolutions on vectors (csrc/cpu/direct_kernels.cpp), against float64 beside torch's own error.
+"""Direct convolutions on vectors (csrc/cpu/direct/isa/kernels_f32_bf16.cpp), against float64 beside torch's own error.
 
 The loops around the kernels are those of the matrix unit, and so are the shapes: amx_cases.py.
 """
@@ -15,7 +15,7 @@ from resnet_fused.kernels import library
 
 pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent()))
 DTYPE_IDS = ["f32", "bf16"]
-# What direct_plan.cpp does for vectors alone: calls of 56 or 24 pixels, a line of 16 channels in float32, weights above
+# What direct/plan.cpp does for vectors alone: calls of 56 or 24 pixels, a line of 16 channels in float32, weights above
 # 512 KB, which a panel at a time reads.
 OWN = {
     "channels-16-exactly": (1, 16, 32, 7, 8, 1, 1, 1, 0, 1),

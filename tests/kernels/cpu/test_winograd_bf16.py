@@ -1,4 +1,4 @@
-"""Winograd in bfloat16 (WinogradWeights::half), against float64 beside the error of torch's own bfloat16 convolution."""
+"""Winograd in bfloat16 (csrc/cpu/winograd), against float64 beside the error of torch's own bfloat16 convolution."""
 
 import isa
 import pytest

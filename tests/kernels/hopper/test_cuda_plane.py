@@ -130,7 +130,7 @@ def launch(library, x, weight, out, products, places=4, cluster=1):
         pytest.param({"cluster": 4}, "cluster must be 1 or 2, but is 4", id="cluster"),
         pytest.param({"cluster": 2}, "cluster must be 1 for at most 64 images, but is 2 for 2", id="cluster-of-few"),
         pytest.param({"products": torch.zeros(3, dtype=torch.int32)}, "table has 3 values, but the headers of this "
-                     "convolution are 24: it is another's", id="table-of-another"),
+                     "convolution are 24: the table belongs to another", id="table-of-another"),
         pytest.param({"products": torch.zeros(240)}, "table has dtype Float", id="table-of-floats"),
         pytest.param({"weight": torch.zeros(64, 64, 3, 3).half()}, "out has shape", id="out"),
         pytest.param({"x": torch.zeros(2, 64, 3, 3)}, "weight has another dtype than x", id="dtype"),

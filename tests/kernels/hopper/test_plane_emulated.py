@@ -1,4 +1,4 @@
-"""csrc/cuda/conv_plane.cuh on the emulator against float64: TMA, mbarriers and wgmma at their weakest, under random
+"""csrc/cuda/hopper/plane/plane.cuh on the emulator against float64: TMA, mbarriers and wgmma at their weakest, under random
 schedules, with the record of races."""
 
 import conv_emulated

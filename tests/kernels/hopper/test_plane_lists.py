@@ -1,4 +1,4 @@
-"""The lists of csrc/cuda/conv_plane_plan.h: every output pixel once, every tap inside of the input once, for a
+"""The lists of csrc/cuda/hopper/plane/plan.h: every output pixel once, every tap inside of the input once, for a
 convolution and for the gradient of its input; no plane is read before it is loaded or after its slot may be another's."""
 
 import conv_emulated

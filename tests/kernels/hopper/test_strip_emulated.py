@@ -1,4 +1,4 @@
-"""The strip convolution (csrc/cuda/conv_strip.cuh) on the emulator against float64, and its plan."""
+"""The strip convolution (csrc/cuda/hopper/strip/strip.cuh) on the emulator against float64, and its plan."""
 
 import conv_emulated as emulated
 import pytest

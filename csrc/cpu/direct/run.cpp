@@ -1,0 +1,290 @@
+// The loops around the kernels: which pixels are packed when, and who multiplies them with which weights.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/base/isa.h"
+#include "cpu/base/parallel.h"
+#include "cpu/direct/direct.h"
+#include "cpu/direct/isa/kernels.h"
+
+namespace resnet_fused::cpu {
+namespace portable {
+extern const DirectKernels direct_kernels[2], amx_kernels[2];
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const DirectKernels direct_kernels[2];
+}
+namespace avx512 {
+extern const DirectKernels direct_kernels[2];
+}
+namespace avx512_bf16 {
+extern const DirectKernels direct_kernels[2];
+}
+#endif
+#ifdef RESNET_FUSED_WITH_AMX
+namespace amx {
+extern const DirectKernels amx_kernels[2];
+}
+#endif
+
+const DirectKernels& direct_kernels(DirectFormat format) {
+  const bool bf16 = format == DirectFormat::bf16 || format == DirectFormat::amx_bf16;
+  if (format == DirectFormat::amx_f32 || format == DirectFormat::amx_bf16) {
+#ifdef RESNET_FUSED_WITH_AMX
+    if (isa() == Isa::amx) return amx::amx_kernels[bf16];
+#endif
+    return portable::amx_kernels[bf16];
+  }
+#if defined(__x86_64__)
+  if (isa() >= Isa::avx512_bf16) return avx512_bf16::direct_kernels[bf16];
+  if (isa() >= Isa::avx512) return avx512::direct_kernels[bf16];
+  if (isa() >= Isa::avx2) return avx2::direct_kernels[bf16];
+#endif
+  return portable::direct_kernels[bf16];
+}
+
+namespace {
+
+// Part i of `count` things cut into `parts` that differ by one at most.
+int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
+
+struct Segment {
+  int64_t image, row, rows;  // of the output
+};
+
+class Run {
+ public:
+  Run(const DirectPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
+      void* out, bool relu)
+      : plan_(plan),
+        shape_(plan.shape),
+        kernels_(direct_kernels(plan.shape.format)),
+        bytes_(plan.shape.is_bf16() ? 2 : 4),
+        part_stride_(static_cast<int64_t>(plan.phase_y.size()) * plan.plane * kDirectLine),
+        block_stride_(part_stride_ * plan.shape.parts()),
+        x_(static_cast<const char*>(x)),
+        packed_(packed),
+        shift_(shift),
+        residual_(static_cast<const char*>(residual)),
+        out_(static_cast<char*>(out)),
+        relu_(relu) {
+    for (size_t tap = 0; tap < plan.tap_plane.size(); ++tap) {
+      taps_.push_back((plan.tap_plane[tap] * plan.plane + plan.tap_offset[tap]) * kDirectLine);
+    }
+  }
+
+  // Rows [begin, end) of plane `phase` of a segment into its memory; row 0 is the first that its output reads.
+  void pack(const Segment& segment, int64_t phase, int64_t begin, int64_t end, uint16_t* memory) const {
+    uint16_t* plane = memory + phase * plan_.plane * kDirectLine;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t y = (segment.row + row) * shape_.stride + plan_.phase_y[phase] - shape_.padding;
+      pack_row(segment.image, y, plan_.phase_x[phase], plane + row * plan_.pitch * kDirectLine);
+    }
+    if (end == plane_rows(segment)) zero(plane + end * plan_.pitch * kDirectLine, plan_.shared);
+  }
+  int64_t plane_rows(const Segment& segment) const { return segment.rows + plan_.extra_rows; }
+  void pack(const Segment& segment, uint16_t* memory) const {
+    for (size_t phase = 0; phase < plan_.phase_y.size(); ++phase) {
+      pack(segment, static_cast<int64_t>(phase), 0, plane_rows(segment), memory);
+    }
+  }
+
+  // Output panels [begin, end) of segments that lie in `memory` one after another; sums: plan.sums floats.
+  void multiply(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
+                float* sums) const {
+    if (plan_.pixels_first) return multiply_pixels(segments, count, begin, end, memory, sums);
+    const int64_t block_weights = kDirectPanel * kDirectLine * shape_.taps() * shape_.parts();
+    DirectGemm gemm = common();
+    gemm.b = packed_ + begin * plan_.blocks * block_weights;
+    int64_t calls = 0;
+    for (int64_t i = 0; i < count; ++i) calls += tiles(segments[i]);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t block = 0; block < plan_.blocks; block += plan_.chunk) {
+        gemm.blocks = std::min(plan_.chunk, plan_.blocks - block);
+        gemm.add = block > 0;
+        gemm.c = sums;
+        // The next chunk is requested while this one is used (three parts; it gained nothing for one).
+        const int64_t weights = gemm.blocks * block_weights, products = 6 * shape_.taps() * gemm.blocks;
+        gemm.ahead_lines = (weights / kDirectLine + calls * products - 1) / (calls * products);
+        gemm.ahead = reinterpret_cast<const char*>(gemm.b + weights);
+        for (int64_t i = 0; i < count; ++i) {
+          for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
+            gemm.a = memory + i * plan_.segment + block * block_stride_ + tile * plan_.pixels * kDirectLine;
+            gemm.pixels = std::min(plan_.pixels, pixels(segments[i]) - tile * plan_.pixels);
+            kernels_.gemm(gemm);
+            if (block + gemm.blocks == plan_.blocks) output(segments[i], tile * plan_.pixels, panel, gemm.c);
+            if (plan_.chunk < plan_.blocks) gemm.c += plan_.pixels * kDirectPanel;
+            gemm.ahead += gemm.ahead_lines * products * 64;
+            if (gemm.ahead >= reinterpret_cast<const char*>(gemm.b + 2 * weights)) gemm.ahead_lines = 0;
+          }
+        }
+        gemm.b += weights;
+      }
+    }
+  }
+
+  // Row range [begin, end) of all output rows of the batch, cut at images and at plan.rows.
+  std::vector<Segment> segments(int64_t begin, int64_t end) const {
+    std::vector<Segment> result;
+    const int64_t height = shape_.out_h();
+    while (begin < end) {
+      const int64_t left = std::min(end - begin, height - begin % height);
+      const int64_t rows = (left + (left + plan_.rows - 1) / plan_.rows - 1) / ((left + plan_.rows - 1) / plan_.rows);
+      result.push_back({begin / height, begin % height, rows});
+      begin += rows;
+    }
+    return result;
+  }
+
+ private:
+  DirectGemm common() const {
+    DirectGemm gemm{};
+    gemm.block_stride = block_stride_;
+    gemm.part_stride = part_stride_;
+    gemm.taps = taps_.data();
+    gemm.tap_count = shape_.taps();
+    return gemm;
+  }
+
+  // The same, the loops the other way round: see DirectPlan::pixels_first.
+  void multiply_pixels(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
+                       float* sums) const {
+    DirectGemm gemm = common();
+    gemm.blocks = plan_.blocks;
+    gemm.c = sums;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
+        gemm.a = memory + i * plan_.segment + tile * plan_.pixels * kDirectLine;
+        gemm.pixels = std::min(plan_.pixels, pixels(segments[i]) - tile * plan_.pixels);
+        for (int64_t panel = begin; panel < end; ++panel) {
+          gemm.b = packed_ + panel * plan_.blocks * kDirectPanel * kDirectLine * shape_.taps();
+          kernels_.gemm(gemm);
+          output(segments[i], tile * plan_.pixels, panel, sums);
+        }
+      }
+    }
+  }
+
+  int64_t tiles(const Segment& segment) const { return (pixels(segment) + plan_.pixels - 1) / plan_.pixels; }
+  int64_t pixels(const Segment& segment) const { return (segment.rows - 1) * plan_.pitch + shape_.out_w(); }
+
+  void zero(uint16_t* to, int64_t pixels) const {
+    for (int64_t block = 0; block < plan_.blocks; ++block) {
+      for (int64_t part = 0; part < shape_.parts(); ++part) {
+        std::memset(to + block * block_stride_ + part * part_stride_, 0, pixels * kDirectLine * 2);
+      }
+    }
+  }
+
+  void pack_row(int64_t image, int64_t y, int64_t phase, uint16_t* to) const {
+    if (y < 0 || y >= shape_.h) return zero(to, plan_.pitch);
+    // Column j is pixel j * stride + phase - padding.
+    const int64_t offset = phase - shape_.padding, stride = shape_.stride;
+    const int64_t first = std::min(plan_.pitch, offset < 0 ? (-offset + stride - 1) / stride : 0);
+    const int64_t past = shape_.w <= offset ? first : (shape_.w - offset + stride - 1) / stride;
+    const int64_t last = std::max(first, std::min(plan_.pitch, past));
+    if (first > 0) zero(to, first);
+    if (last < plan_.pitch) zero(to + last * kDirectLine, plan_.pitch - last);
+    if (last == first) return;
+    const char* from = x_ + ((image * shape_.h + y) * shape_.w + first * stride + offset) * shape_.c * bytes_;
+    kernels_.pack(from, stride * shape_.c, last - first, shape_.c, to + first * kDirectLine, block_stride_,
+                  part_stride_);
+  }
+
+  // The sums of a call's pixels from `first` on: those between the rows belong to no output.
+  void output(const Segment& segment, int64_t first, int64_t panel, const float* sums) const {
+    const int64_t width = shape_.out_w(), k = panel * kDirectPanel;
+    DirectOutput to{};
+    to.shift = shift_ + k;
+    to.pixel_stride = shape_.k;
+    to.channels = static_cast<int>(std::min(kDirectPanel, shape_.k - k));
+    to.relu = relu_;
+    int64_t y = first / plan_.pitch, x = first % plan_.pitch;
+    for (int64_t pixel = 0; pixel < plan_.pixels && y < segment.rows;) {
+      const int64_t run = std::min(plan_.pixels - pixel, width - x);
+      if (run > 0) {
+        const int64_t at = (((segment.image * shape_.out_h() + segment.row + y) * width + x) * shape_.k + k) * bytes_;
+        to.c = sums + pixel * kDirectPanel;
+        to.pixels = run;
+        to.out = out_ + at;
+        to.residual = residual_ ? residual_ + at : nullptr;
+        kernels_.output(to);
+      }
+      pixel += plan_.pitch - x;
+      x = 0;
+      ++y;
+    }
+  }
+
+  const DirectPlan& plan_;
+  const DirectShape& shape_;
+  const DirectKernels& kernels_;
+  const int64_t bytes_, part_stride_, block_stride_;
+  std::vector<int64_t> taps_;
+  const char* x_;
+  const uint16_t* packed_;
+  const float* shift_;
+  const char* residual_;
+  char* out_;
+  const bool relu_;
+};
+
+// What a task's thread needs: the tile registers.
+class Configured {
+ public:
+  explicit Configured(DirectFormat format) : kernels_(direct_kernels(format)) { kernels_.begin(saved_); }
+  ~Configured() { kernels_.end(saved_); }
+  Configured(const Configured&) = delete;
+  Configured& operator=(const Configured&) = delete;
+
+ private:
+  const DirectKernels& kernels_;
+  alignas(64) char saved_[64];
+};
+
+}  // namespace
+
+void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
+                void* out, bool relu, uint16_t* workspace) {
+  const Run run(plan, x, packed, shift, residual, out, relu);
+  uint16_t* packed_end = workspace + plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks);
+  const auto sums_of = [&](int64_t task) { return reinterpret_cast<float*>(packed_end) + task * plan.sums; };
+  if (!plan.split_panels) {
+    const int64_t rows = plan.shape.n * plan.shape.out_h();
+    parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
+      const Configured configured(plan.shape.format);
+      for (int64_t task = begin; task < end; ++task) {
+        uint16_t* memory = workspace + task * plan.segment * plan.segments;
+        const auto segments = run.segments(part_begin(rows, plan.tasks, task), part_begin(rows, plan.tasks, task + 1));
+        const int64_t count = static_cast<int64_t>(segments.size());
+        const int64_t groups = (count + plan.segments - 1) / plan.segments;
+        for (int64_t group = 0; group < groups; ++group) {
+          const int64_t first = part_begin(count, groups, group), here = part_begin(count, groups, group + 1) - first;
+          for (int64_t i = 0; i < here; ++i) run.pack(segments[first + i], memory + i * plan.segment);
+          run.multiply(segments.data() + first, here, 0, plan.panels, memory, sums_of(task));
+        }
+      }
+    });
+    return;
+  }
+  std::vector<Segment> segments;
+  for (int64_t image = 0; image < plan.shape.n; ++image) segments.push_back({image, 0, plan.shape.out_h()});
+  const int64_t phases = static_cast<int64_t>(plan.phase_y.size()), rows = run.plane_rows(segments[0]);
+  const int64_t pieces = plan.shape.n * phases * rows;
+  parallel_for(pieces, (pieces + plan.tasks - 1) / plan.tasks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i % rows, image = i / rows / phases;
+      run.pack(segments[image], i / rows % phases, row, row + 1, workspace + image * plan.segment);
+    }
+  });
+  parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
+    const Configured configured(plan.shape.format);
+    for (int64_t task = begin; task < end; ++task) {
+      run.multiply(segments.data(), plan.shape.n, part_begin(plan.panels, plan.tasks, task),
+                   part_begin(plan.panels, plan.tasks, task + 1), workspace, sums_of(task));
+    }
+  });
+}
+
+}  // namespace resnet_fused::cpu

@@ -1,0 +1,45 @@
+#include "cpu/base/runs.h"
+
+namespace resnet_fused::cpu::RESNET_FUSED_ISA {
+namespace {
+
+enum { kMean, kScale, kBias, kCount };
+
+template <class T, bool kResidual, bool kRelu>
+void apply(Layout layout, const T* x, const Norm& norm, const T* residual, T* out) {
+  const auto fill = [&](Strip<kCount>& strip, int64_t first, int n) {
+    float invstd[kStrip];
+    gather_invstd(norm, first, n, invstd);
+    gather_mean(norm, first, n, strip.values[kMean]);
+    gather(norm.weight, first, n, 1, strip.values[kScale]);
+    gather(norm.bias, first, n, 0, strip.values[kBias]);
+    for (int i = 0; i < n; ++i) strip.values[kScale][i] *= invstd[i];
+  };
+  for_each_run<kCount>(layout, fill, [&](const auto& constants, int64_t offset, int64_t n) {
+    const auto f = [&](int64_t i, Vec x, Vec residual) {
+      // x - mean first: x * scale + (bias - mean * scale) cancels where mean is much larger than the deviation.
+      Vec y = (x - constants(kMean, i)) * constants(kScale, i) + constants(kBias, i);
+      if (kResidual) y += residual;
+      return kRelu ? relu(y) : y;
+    };
+    const T *px = x + offset, *pr = kResidual ? residual + offset : px;
+    T* po = out + offset;
+    int64_t i = 0;
+    for (; i + kWidth <= n; i += kWidth) store(po + i, f(i, load(px + i), load(pr + i)));
+    const int rest = static_cast<int>(n - i);
+    if (rest > 0) store(po + i, f(i, load(px + i, rest), load(pr + i, rest)), rest);
+  });
+}
+
+}  // namespace
+
+void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void* out, bool relu, void*) {
+  dispatch(layout.dtype, [&](auto type) {
+    using T = decltype(type);
+    auto* launch = residual ? (relu ? apply<T, true, true> : apply<T, true, false>)
+                            : (relu ? apply<T, false, true> : apply<T, false, false>);
+    launch(layout, static_cast<const T*>(x), norm, static_cast<const T*>(residual), static_cast<T*>(out));
+  });
+}
+
+}  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

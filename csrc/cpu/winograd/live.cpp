@@ -1,0 +1,61 @@
+// Winograd for a network whose weights may change between two calls: nothing derived from them outlives a call.
+#include <cmath>
+
+#include "cpu/base/parallel.h"
+#include "cpu/winograd/isa/kernels.h"
+#include "cpu/winograd/winograd.h"
+
+namespace resnet_fused::cpu {
+namespace {
+
+constexpr int64_t kChunk = 32;  // input channels whose taps are gathered at a time: 36 KiB
+
+int64_t panels_of(const WinogradShape& shape) { return (shape.k + kWinogradPanel - 1) / kWinogradPanel; }
+int64_t padded(int64_t floats) { return (floats + kWinogradLine - 1) / kWinogradLine * kWinogradLine; }
+
+void pack(const WinogradShape& shape, const WinogradFilters& filters, float* packed) {
+  const int64_t panel_size = winograd_panel_size(shape, WinogradWeights::points);
+  const int64_t chunks = (shape.c + kChunk - 1) / kChunk;
+  const WinogradKernels& kernels = winograd_kernels(shape.dtype);
+  const auto expand = shape.m == 2 ? kernels.expand2 : kernels.expand4;
+  parallel_for(panels_of(shape) * chunks, 1, [&](int64_t begin, int64_t end) {
+    alignas(64) float taps[kChunk * 9 * kWinogradPanel];
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t panel = i / chunks, k = panel * kWinogradPanel, c = i % chunks * kChunk;
+      const int64_t lanes = shape.k - k < kWinogradPanel ? shape.k - k : kWinogradPanel;
+      const int64_t channels = shape.c - c < kChunk ? shape.c - c : kChunk;
+      const WinogradFilters from{filters.data + k * filters.k_stride + c * filters.c_stride, filters.k_stride,
+                                 filters.c_stride, filters.tap_stride};
+      kernels.gather(from, lanes, channels, taps);
+      expand(taps, channels, packed + panel * panel_size + c * kWinogradPanel, shape.c * kWinogradPanel);
+    }
+  });
+}
+
+}  // namespace
+
+WinogradPlan winograd_live_plan(const WinogradShape& shape, int threads) {
+  return winograd_plan(shape, WinogradWeights::points, threads);
+}
+
+int64_t winograd_live_workspace_size(const WinogradPlan& plan) {
+  const WinogradShape& shape = plan.shape;
+  return padded(winograd_packed_size(shape, plan.weights)) + 2 * padded(shape.k) + winograd_workspace_size(plan);
+}
+
+bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradFilters& filters,
+                       const WinogradNorm& norm, const float* residual, float* out, bool relu, float* workspace) {
+  const WinogradShape& shape = plan.shape;
+  float* packed = workspace;
+  float* scale = packed + padded(winograd_packed_size(shape, plan.weights));
+  float* shift = scale + padded(shape.k);
+  for (int64_t k = 0; k < shape.k; ++k) {
+    const double factor = (norm.weight ? norm.weight[k] : 1.0) / std::sqrt(norm.var[k] + norm.eps);
+    scale[k] = static_cast<float>(factor);
+    shift[k] = static_cast<float>((norm.bias ? norm.bias[k] : 0.0) - norm.mean[k] * factor);
+  }
+  pack(shape, filters, packed);
+  return winograd_run(plan, x, packed, scale, shift, residual, out, relu, shift + padded(shape.k));
+}
+
+}  // namespace resnet_fused::cpu

@@ -1,0 +1,85 @@
+// 3x3, stride 1 convolution of float32 or bfloat16 NHWC activations by Winograd's F(m x m, 3x3), m = 2 or 4:
+//   out = [relu](conv(x, weight * scale) + shift [+ residual])
+// The output transform does everything that follows a convolution in a folded ResNet. The convolution takes 4 (m = 4)
+// or 2.25 (m = 2) times fewer multiplications than the direct sum. docs/winograd.md has the method and the
+// measurements.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/winograd/live_filters.h"
+#include "ops.h"
+
+namespace resnet_fused::cpu {
+
+struct WinogradShape {
+  int64_t n, h, w, c, k;  // x: [n, h, w, c]; out: [n, h + 2 * padding - 2, w + 2 * padding - 2, k]
+  int m;                  // 2 or 4: outputs per tile and axis
+  int padding;            // 0 or 1
+  DType dtype;            // of x and out: f32 or bf16
+  int64_t out_h() const { return h + 2 * padding - 2; }
+  int64_t out_w() const { return w + 2 * padding - 2; }
+  // Terms of a sum: input channels, or pairs of them.
+  int64_t depth() const { return dtype == DType::bf16 ? (c + 1) / 2 : c; }
+};
+
+// When the weights are transformed. points: while they are packed, in float64, then rounded to the dtype of x. taps: by
+// every run, in float32, and for float32 alone; the packed weights take 4 (m = 4) or 1.8 (m = 2) times less memory,
+// which pays where few tiles share many weights. In bfloat16 the transformed pixels are rounded too; all sums are
+// float32.
+enum class WinogradWeights { points, taps };
+
+// The tiles along one axis: the first `whole` have m outputs, the others, of F(4, 3) alone, one less.
+struct WinogradAxis {
+  int m;
+  int64_t whole, count;
+  int64_t begin(int64_t tile) const { return tile * m - (tile > whole ? tile - whole : 0); }
+  int size(int64_t tile) const { return tile < whole ? m : m - 1; }
+};
+
+// How one convolution is cut up; a pure function of its arguments (winograd/plan.cpp). No choice here changes a bit of
+// the result: every output sums over its input channels in the same order.
+struct WinogradPlan {
+  WinogradShape shape;
+  WinogradWeights weights;
+  WinogradAxis rows, columns;
+  int64_t tiles;      // of the whole batch
+  int tasks;          // pieces that run in parallel
+  bool split_panels;  // tasks share the transformed input and split the output channels, not the tiles
+  int most;           // tiles per micro-kernel call
+  int64_t block;      // tiles transformed, multiplied and transformed back at a time
+  int64_t group;      // output panels (32 channels) whose products are kept until they are transformed
+  int64_t chunk;      // terms of a sum whose weights are transformed at a time
+};
+
+WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, int threads);
+
+// Floats in the packed weights (they depend on k, c, m and dtype of the shape alone) and in the workspace of a run.
+int64_t winograd_packed_size(const WinogradShape& shape, WinogradWeights weights);
+int64_t winograd_workspace_size(const WinogradPlan& plan);
+
+// weight: [k, c, 3, 3] contiguous; scale: [k] or nullptr, multiplied in float64. packed: see isa/kernels.h.
+void winograd_pack(const WinogradShape& shape, WinogradWeights weights, const float* weight, const float* scale,
+                   float* packed);
+
+// out = [relu](conv * scale + shift [+ residual]). x, residual, out: of the shape's dtype.
+// scale: [k], or nullptr for 1; shift: [k]; residual: like out, or nullptr; out may be residual but not x. workspace:
+// aligned to 64 bytes. Returns whether all values were finite before the ReLU. A NaN or infinity in x reaches the 3x3
+// outputs around it and may reach all outputs of the tiles that read it; a finite value near the largest one may
+// overflow.
+bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale, const float* shift,
+                  const void* residual, void* out, bool relu, float* workspace);
+
+// Batch norm with running statistics; weight and bias may be nullptr (1 and 0).
+struct WinogradNorm {
+  const float *mean, *var, *weight, *bias;
+  double eps;
+};
+
+// The same in float32 for a network whose weights may change at any time: every call packs them, as points.
+WinogradPlan winograd_live_plan(const WinogradShape& shape, int threads);
+int64_t winograd_live_workspace_size(const WinogradPlan& plan);
+bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradFilters& filters,
+                       const WinogradNorm& norm, const float* residual, float* out, bool relu, float* workspace);
+
+}  // namespace resnet_fused::cpu

@@ -1,0 +1,76 @@
+// Elements and per-channel parameters of any dtype, seen as float32.
+#pragma once
+
+#include "ops.h"
+#include "ptx/ptx.cuh"
+
+namespace resnet_fused::cuda {
+
+// N neighbours in one access; `p` is aligned to N * sizeof(T).
+template <class T, int N>
+using Elements = ptx::Vec<T, N>;
+
+template <int N, class T>
+__device__ __forceinline__ Elements<T, N> load(const T* p) {
+  return ptx::ld_global<Elements<T, N>>(p);
+}
+
+// No read-only load: running statistics are read here before the same kernel updates them.
+template <class T>
+__device__ __forceinline__ float parameter(const void* data, int64_t i) {
+  return ptx::to_float(ptx::ld_global<T>(static_cast<const T*>(data) + i));
+}
+
+// Channel i, or `absent` where there is no such parameter.
+__device__ __forceinline__ float parameter(const Channels& channels, int64_t i, float absent) {
+  if (channels.data == nullptr) return absent;
+  switch (channels.dtype) {
+    case DType::f32:
+      return parameter<float>(channels.data, i);
+    case DType::f16:
+      return parameter<ptx::f16>(channels.data, i);
+    default:
+      return parameter<ptx::bf16>(channels.data, i);
+  }
+}
+
+__device__ __forceinline__ void set_parameter(const MutableChannels& channels, int64_t i, float value) {
+  switch (channels.dtype) {
+    case DType::f32:
+      return ptx::st_global(static_cast<float*>(channels.data) + i, value);
+    case DType::f16:
+      return ptx::st_global(static_cast<ptx::f16*>(channels.data) + i, ptx::from_float<ptx::f16>(value));
+    default:
+      return ptx::st_global(static_cast<ptx::bf16*>(channels.data) + i, ptx::from_float<ptx::bf16>(value));
+  }
+}
+
+__device__ __forceinline__ float inverse_deviation(const Norm& norm, int64_t channel) {
+  const float spread = parameter(norm.spread, channel, 1.0f);
+  return norm.has_var ? ptx::div(1.0f, ptx::sqrt(ptx::add(spread, static_cast<float>(norm.eps)))) : spread;
+}
+
+// A comparison, not fmaxf: NaN stays NaN and -0.0 stays -0.0, as in torch.relu.
+__device__ __forceinline__ float relu(float x) { return x < 0.0f ? 0.0f : x; }
+
+// The gradient through a ReLU whose stored result is `out`; a NaN in `out` lets it pass, as torch does.
+__device__ __forceinline__ float mask(float grad, float out) { return out <= 0.0f ? 0.0f : grad; }
+
+// Calls body(T{}) with the element type of `dtype`.
+template <class Body>
+void with_type(DType dtype, Body body) {
+  switch (dtype) {
+    case DType::f32:
+      return body(float{});
+    case DType::f16:
+      return body(ptx::f16{});
+    case DType::bf16:
+      return body(ptx::bf16{});
+  }
+}
+
+inline bool aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,89 @@
+// launch(op, kernel, grid, block, shared_bytes, stream, args...): starts a kernel in either world; launch_clusters, one
+// whose blocks work together.
+//
+// nvcc: cudaLaunchKernel, errors thrown as std::runtime_error("<op>: ..."). g++ -DHOST_EMULATION: runs the kernel to
+// its end on this thread (tests/emulator/core/launch_emulated.h); a fault found by the emulator is thrown the same way.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace resnet_fused::cuda {
+
+struct Grid {
+  int64_t x = 1, y = 1, z = 1;
+};
+
+}  // namespace resnet_fused::cuda
+
+#ifdef HOST_EMULATION
+#include "emulator/core/launch_emulated.h"
+#else
+#include <cuda_runtime.h>
+
+namespace resnet_fused::cuda {
+
+inline void check(const char* op, const char* what, cudaError_t error) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // a refused launch is not sticky; leave nothing for the next caller to trip over
+  throw std::runtime_error(std::string(op) + ": " + what + ": " + cudaGetErrorString(error));
+}
+
+inline int multiprocessors(const char* op) {
+  int device = 0, count = 0;
+  check(op, "cudaGetDevice", cudaGetDevice(&device));
+  check(op, "cudaDeviceGetAttribute", cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+inline void ask_for_shared(const char* op, const void* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return;  // more than every kernel may use has to be asked for, per kernel and device
+  check(op, "cudaFuncSetAttribute",
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
+template <class... Params, class... Args>
+void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, size_t shared_bytes, void* stream,
+            Args&&... args) {
+  ask_for_shared(op, reinterpret_cast<const void*>(kernel), shared_bytes);
+  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+  // Params, not Args: cudaLaunchKernel reads each argument with the kernel's own type.
+  [&](Params... params) {
+    void* pointers[] = {&params...};
+    check(op, "launch",
+          cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, dim3(static_cast<unsigned>(block)), pointers,
+                           shared_bytes, static_cast<cudaStream_t>(stream)));
+  }(std::forward<Args>(args)...);
+}
+
+// The same in clusters of `cluster` blocks, and early: blocks may start when all blocks of the kernel before have
+// triggered or ended, whatever kernel that is, and keep the rule of ptx/cluster.cuh. A graph that captures the stream
+// keeps this edge. Compute capability 9.0 and later.
+template <class... Params, class... Args>
+void launch_clusters(const char* op, void (*kernel)(Params...), Grid grid, Grid cluster, int block, size_t shared_bytes,
+                     void* stream, Args&&... args) {
+  ask_for_shared(op, reinterpret_cast<const void*>(kernel), shared_bytes);
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {static_cast<unsigned>(cluster.x), static_cast<unsigned>(cluster.y),
+                                  static_cast<unsigned>(cluster.z)};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+  config.blockDim = dim3(static_cast<unsigned>(block));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  [&](Params... params) {
+    void* pointers[] = {&params...};
+    check(op, "launch", cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers));
+  }(std::forward<Args>(args)...);
+}
+
+}  // namespace resnet_fused::cuda
+#endif

@@ -1,0 +1,5 @@
+#include "cuda/conv/launch.cuh"
+
+namespace resnet_fused::cuda {
+template void launch_conv<MathF32>(const ConvPlan&, const ConvArgs&, void*);
+}

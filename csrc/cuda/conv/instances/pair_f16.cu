@@ -1,0 +1,5 @@
+#include "cuda/conv/launch.cuh"
+
+namespace resnet_fused::cuda {
+template void launch_conv_pair<MathF16>(const ConvPlan&, const ConvArgs&, const ConvArgs&, void*);
+}

@@ -1,5 +1,0 @@
-#include "conv_launch.cuh"
-
-namespace resnet_fused::cuda {
-template void launch_conv<MathF32>(const ConvPlan&, const ConvArgs&, void*);
-}

@@ -1,5 +1,0 @@
-#include "conv_cluster_launch.cuh"
-
-namespace resnet_fused::cuda {
-template void launch_conv_cluster<MathTF32>(const ConvPlan&, const ConvArgs&, bool, void*);
-}

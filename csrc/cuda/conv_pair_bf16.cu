@@ -1,5 +1,0 @@
-#include "conv_launch.cuh"
-
-namespace resnet_fused::cuda {
-template void launch_conv_pair<MathBF16>(const ConvPlan&, const ConvArgs&, const ConvArgs&, void*);
-}

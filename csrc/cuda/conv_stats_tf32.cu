@@ -1,5 +1,0 @@
-#include "conv_launch.cuh"
-
-namespace resnet_fused::cuda {
-template void launch_conv_stats<MathTF32>(const ConvPlan&, const ConvArgs&, const MomentsBuffer&, void*);
-}

@@ -1,0 +1,19 @@
+// The contract of the strip convolution (strip.cuh), which only Hopper runs: 3x3, stride 1, padding 1, 64
+// channels in and out; out = [relu](bn(conv(x, weight)) [+ residual]) in float16 or bfloat16, accumulated and
+// normalised in float32, rounded once.
+#pragma once
+
+#include <string>
+
+#include "ops.h"
+
+namespace resnet_fused::cuda {
+
+// gradient: of the convolution's input. Then x is the gradient of its output, out that of its input, and the weight is
+// [c, r, s, k].
+void conv_strip(DType dtype, const void* x, const void* weight, Norm norm, const void* residual, void* out, Conv conv,
+                bool gradient, bool relu, void* stream);
+// Why the current device does not run a convolution of this shape by conv_strip, or "".
+std::string conv_strip_refusal(DType dtype, Conv conv);
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,22 @@
+// Launch of bn_add_bn_relu.
+#include "cuda/base/launch.h"
+#include "cuda/norms/bn_add_bn_relu.cuh"
+
+namespace resnet_fused::cuda {
+
+void bn_add_bn_relu(Layout layout, const void* x, Norm norm, const void* z, Norm norm_z, void* out, void* stream) {
+  const int64_t most = static_cast<int64_t>(multiprocessors("bn_add_bn_relu")) * 16;
+  with_type(layout.dtype, [&](auto element) {
+    using T = decltype(element);
+    const int width = vector_width<T>(layout, static_cast<const char*>(x), static_cast<const char*>(z),
+                                      static_cast<const char*>(out));
+    with_walk<T>(layout, width, [&](auto n, auto planes) {
+      const Share s = share(layout, n, 4, most);
+      launch("bn_add_bn_relu", bn_add_bn_relu_kernel<T, n, planes>, {s.tiles, s.chunks}, kWalkThreads,
+             constants_bytes(5), stream, s, static_cast<const T*>(x), norm, static_cast<const T*>(z), norm_z,
+             static_cast<T*>(out));
+    });
+  });
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,15 @@
+// The live Winograd convolution as other ops call it (winograd.cpp, which says what it does).
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+namespace resnet_fused {
+
+bool winograd_conv_bn_relu(torch::stable::Tensor x, torch::stable::Tensor weight, torch::stable::Tensor mean,
+                           torch::stable::Tensor var, std::optional<torch::stable::Tensor> bn_weight,
+                           std::optional<torch::stable::Tensor> bn_bias, std::optional<torch::stable::Tensor> residual,
+                           torch::stable::Tensor out, int64_t padding, double eps, bool relu);
+
+}  // namespace resnet_fused
