@@ -13,19 +13,11 @@ import amx_cases
 import isa
 import pytest
 import torch
-from amx_cases import CASES, DTYPES, between_sentinels, check_numbers, ops, problem, run
+from amx_cases import CASES, DTYPE_IDS, DTYPES, between_sentinels, check_numbers, ops, problem, run
 
 from resnet_fused.kernels import library
 
 pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent()))
-DTYPE_IDS = ["f32", "bf16"]
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
