@@ -156,7 +156,7 @@ def mutated_object(mutant, folder):
 def run_tests(source, environment=None):
     """The first failure of the tests of `source`, or None."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=line"]
-    tests = build.ROOT / "tests" / TESTS[source]
+    (tests,) = (build.ROOT / "tests").rglob(TESTS[source])
     done = subprocess.run(
         [*command, str(tests)], env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=1800
     )

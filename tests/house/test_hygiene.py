@@ -42,8 +42,8 @@ def test_no_code_from_data(path):
             assert keyword(node, "weights_only") is True, f"line {node.lineno}: torch.load without weights_only=True"
 
 
-# The files that write what the user asked for by name: a chart, an engine, a run of training. tuning.py keeps a cache.
-WRITERS = {"demo.py", "compare.py", "frozen_file.py", "tuning.py", "checkpoint.py", "report.py", "run.py"}
+# The files that write what the user asked for by name: a chart, an engine, a run of training. remembered.py keeps a cache.
+WRITERS = {"demo.py", "bench.py", "file.py", "remembered.py", "checkpoint.py", "report.py", "run.py"}
 
 
 def test_files_are_written_in_few_places():

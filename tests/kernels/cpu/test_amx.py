@@ -14,6 +14,7 @@ import isa
 import pytest
 import torch
 from amx_cases import CASES, DTYPE_IDS, DTYPES, between_sentinels, check_numbers, ops, problem, run
+from repository import ROOT
 
 from resnet_fused.kernels import library
 
@@ -139,7 +140,11 @@ def test_emulation_and_unit_give_the_same_bits(tmp_path):
     tests = [here / name for name in ("test_amx.py", "test_amx_special_values.py", "test_amx_stem.py")]
     done = subprocess.run(
         [sys.executable, "-c", EMULATED, file, " ".join([*amx_cases.FEW, *amx_stem_cases.FEW]), *tests],
-        env={**os.environ, isa.VARIABLE: "avx512", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+        env={
+            **os.environ,
+            isa.VARIABLE: "avx512",
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "support"))),
+        },
         cwd=here,
         capture_output=True,
         text=True,
