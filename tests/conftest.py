@@ -14,6 +14,7 @@ if not os.environ.get("CUDA_VISIBLE_DEVICES", "0") or not os.path.exists("/dev/n
 import pytest
 import torch
 from compiled_ops import last_launch, ops  # noqa: F401 (fixtures)
+from on_gpu import gpu  # noqa: F401 (a fixture)
 from stand_in import waits  # noqa: F401 (a fixture)
 
 import resnet_fused

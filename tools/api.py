@@ -1,6 +1,6 @@
 """Writes docs/reference/api.md from the docstrings of the public names: python tools/api.py
 
-The docstrings are the reference; the page only brings them together. tests/test_docs.py checks that it is current.
+The docstrings are the reference; the page only brings them together. tests/house/test_docs.py checks that it is current.
 """
 
 import inspect

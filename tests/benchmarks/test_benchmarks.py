@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_resnet import narrow
+from resnets import narrow
 
 from benchmarks import kernels, report, resnet
 from benchmarks.gpu import fp8 as benchmark_fp8

@@ -8,20 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import check_error, run
 from PIL import Image
 from torchvision_shim import torchvision
 
 import resnet_fused
 from resnet_fused.commands import bench, photo
-from resnet_fused.commands.main import main
 from resnet_fused.reports import info
-
-
-def run(capsys, *arguments):
-    """(exit status, stdout, stderr)"""
-    status = main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def png(width, height, pixels=b""):
@@ -96,13 +89,6 @@ ARGUMENTS = [
     ("summary resnet34 --size 16", "must be at least 32, not 16"),
     ("info --all", "unrecognized arguments: --all"),
 ]
-
-
-def check_error(result, message):
-    status, out, err = result
-    assert status == 2 and out == ""
-    assert err.startswith("resnet_fused: error: ") and err.count("\n") == 1 and err.endswith("\n")
-    assert message in err
 
 
 @pytest.mark.parametrize(("name", "message"), IMAGES)

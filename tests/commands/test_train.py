@@ -74,29 +74,11 @@ def test_eager_runs_no_op_and_learns_the_same(tmp_path, finished):
     assert [r["train_loss"] for r in ours] == pytest.approx([r["train_loss"] for r in eager], rel=1e-3)
 
 
-KILLED = """
-import os, signal, sys
-from resnet_fused.train import checkpoint
-real, saves = os.fsync, 0
-def fsync(fd):
-    global saves
-    saves += 1
-    if saves == 3:  # two calls a save: this is in the middle of the second checkpoint
-        os.ftruncate(fd, os.fstat(fd).st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(fd)
-os.fsync = fsync
-from resnet_fused.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def test_a_run_killed_in_the_middle_of_a_save_goes_on_exactly(tmp_path, finished):
     folder = tmp_path / "killed"
     command = [
         sys.executable,
-        "-c",
-        KILLED,
+        ROOT / "tests" / "support" / "killed_run.py",
         "train",
         "--output",
         str(folder),

@@ -12,7 +12,7 @@ import torch
 def test_leaving_a_group_does_not_hang():
     program = textwrap.dedent("""
         import torch, torch.distributed as dist
-        from resnet_fused.train.group import process_group
+        from resnet_fused.commands.train.group import process_group
         for _ in range(200):
             with process_group("gloo", store=dist.HashStore(), rank=0, world_size=1):
                 ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Conv2d(3, 8, 3), gradient_as_bucket_view=True)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_cli import check_error, run
-from test_resnet import narrow
+from command_line import check_error, run
+from resnets import narrow
 
 import resnet_fused
 from resnet_fused import dispatch

@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 from foreign import OutOfPlace, Plain, timm, timm_net
-from test_training_block import data, frozen
 from torch import nn
-from training_cases import check, inside
+from training_cases import check, data, frozen, inside
 
 import resnet_fused
 from resnet_fused.conversion.residual import residual_block

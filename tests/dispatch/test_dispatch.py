@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from on_gpu import OnGpu
 
 from resnet_fused import dispatch
 from resnet_fused.commands.tune import calls, tune
@@ -17,34 +18,6 @@ PASSES = (
 CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
 DETAIL = (torch.Size((128, 64, 3, 3)), (1, 1), (1, 1), (1, 1), 1)
 STRIP = (torch.Size((64, 64, 3, 3)), *DETAIL[1:])
-
-
-class OnGpu(torch.Tensor):
-    """No memory, and no operator runs on it."""
-
-    def __new__(cls, dtype=torch.float16, memory_format=torch.channels_last):
-        strides = torch.empty(2, 64, 8, 8, device="meta").contiguous(memory_format=memory_format).stride()
-        return torch.Tensor._make_wrapper_subclass(cls, (2, 64, 8, 8), strides=strides, dtype=dtype, device="cuda")
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        raise AssertionError(f"{func} ran on a tensor that is not there")
-
-
-@pytest.fixture
-def gpu(monkeypatch, tmp_path):
-    """A machine where both backends run and nothing was tuned; yields what to change."""
-    present = {"cuda": None, "triton": None}
-    for name in present:
-        backend = dispatch.BACKENDS[name]._replace(why_not=lambda name=name: present[name])
-        monkeypatch.setitem(dispatch.BACKENDS, name, backend)
-    for name in dispatch.NARROW:
-        narrow = dispatch.BACKENDS[name]._replace(why_not=lambda: None, takes=lambda device: device == "cuda")
-        monkeypatch.setitem(dispatch.BACKENDS, name, narrow)
-    monkeypatch.setattr(
-        remembered, "table", lambda device: remembered.Table({"device": "none", "arch": "none"}, tmp_path)
-    )
-    return present
 
 
 def chosen(op, x):

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from cases import activation, channels
-from test_resnet import narrow
+from resnets import narrow
 
 import resnet_fused
 from resnet_fused import dispatch, ops

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from test_resnet import narrow, pair
+from resnets import narrow, pair
 
 import resnet_fused
 from resnet_fused.frozen.cpu import convolutions

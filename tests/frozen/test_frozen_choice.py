@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
-from test_frozen_static import check
-from test_resnet import narrow
+from resnets import narrow
+from static_cases import check
 
 import resnet_fused
 from resnet_fused import dispatch
@@ -15,14 +15,8 @@ from resnet_fused.frozen.gpu import engine as gpu_engine
 from resnet_fused.frozen.gpu import layers, measure, pair
 from resnet_fused.frozen.gpu.engine import StaticEngine, freeze_static
 from resnet_fused.frozen.gpu.live import LiveCopy
-from resnet_fused.measure import remembered
 
-
-@pytest.fixture(autouse=True)
-def _measured_here(monkeypatch):
-    monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
-    with remembered.ignored():
-        yield
+pytestmark = pytest.mark.usefixtures("measured_here")
 
 
 @pytest.fixture

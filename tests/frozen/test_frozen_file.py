@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_resnet import narrow
+from resnets import narrow
 
 import resnet_fused
 from resnet_fused import freeze, load_engine

@@ -4,59 +4,22 @@ On a CPU whole networks run by the formula in torch (backend "eager"), which has
 small one in Triton's interpreter.
 """
 
-import contextlib
-
 import pytest
 import torch
 import torch.nn.functional as F
-from test_frozen_choice import _measured_here  # noqa: F401 (a fixture)
-from test_resnet import narrow
+from fp8_cases import frozen, net
 
 import resnet_fused
-from resnet_fused import dispatch, freeze
+from resnet_fused import dispatch
 from resnet_fused.frozen.fold import fold
 from resnet_fused.frozen.fp8 import layers as fp8_layers
 from resnet_fused.frozen.fp8.engine import Fp8Engine, freeze_fp8
 from resnet_fused.frozen.gpu.choose import Way
 from resnet_fused.kernels import e4m3 as fp8
 from resnet_fused.kernels.e4m3 import E4M3
-from resnet_fused.measure.oracle import with_lively_norms
-from resnet_fused.models.cifar import CifarResNet
 
 pytest.importorskip("triton")
-
-
-@pytest.fixture
-def quick(device):
-    """The formula in torch where the kernel would be interpreted."""
-    if (why := fp8.device_refusal(torch.device(device))) is not None:
-        pytest.skip(why)
-    with resnet_fused.backend("eager") if device == "cpu" else contextlib.nullcontext():
-        yield
-
-
-@pytest.fixture
-def interpreted():
-    """For what needs no GPU: skipped where the tests run on one, and nothing is interpreted."""
-    if (why := fp8.device_refusal(torch.device("cpu"))) is not None:
-        pytest.skip(why)
-
-
-def net(kind, device="cpu"):
-    """Networks of two or three blocks: float64 convolutions of wide layers take a second each."""
-    if kind == "zero_pad":
-        return with_lively_norms(CifarResNet(1, num_classes=5)).eval().to(device)
-    block = resnet_fused.BasicBlock if kind in ("basic", "identity-pool") else resnet_fused.Bottleneck
-    model = narrow(block=block, **({"groups": 2, "width_per_group": 32} if kind == "groups" else {}))
-    if kind == "identity-pool":
-        model.maxpool = torch.nn.Identity()
-    model.layer3, model.layer4 = torch.nn.Sequential(), torch.nn.Sequential()
-    model.fc = torch.nn.Linear(128 * block.expansion, 5)
-    return with_lively_norms(model).eval().to(device)
-
-
-def frozen(model, x, **kwargs):
-    return freeze(model, x, dtype="fp8", graph=x.device.type == "cuda", **kwargs)
+pytestmark = pytest.mark.usefixtures("measured_here")
 
 
 def by_hand(engine, x):

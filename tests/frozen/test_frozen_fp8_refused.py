@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_frozen_fp8 import _measured_here, frozen, interpreted, net, quick  # noqa: F401 (fixtures)
+from fp8_cases import frozen, net
 
 import resnet_fused
 from resnet_fused import freeze
@@ -11,6 +11,9 @@ from resnet_fused.kernels import e4m3 as fp8
 from resnet_fused.kernels.e4m3 import E4M3
 from resnet_fused.measure.oracle import with_lively_norms
 from resnet_fused.models.cifar import CifarResNet
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("measured_here")
 
 
 class Doubles(CifarResNet):

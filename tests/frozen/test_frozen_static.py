@@ -1,40 +1,18 @@
 """The engine for GPUs, call by call on a CPU: numbers, memory plan, batch policies, refusals; --device=cuda: with its graph."""
 
-import copy
 import threading
 
 import pytest
 import torch
-from test_resnet import narrow, pair
+from resnets import narrow, pair
+from static_cases import check, frozen
 
 import resnet_fused
-from resnet_fused import dispatch
 from resnet_fused.frozen.gpu import engine, layers
 from resnet_fused.frozen.gpu.engine import StaticEngine, freeze_static
 from resnet_fused.frozen.memory_plan import Plan
-from resnet_fused.measure import remembered
-from resnet_fused.measure.accuracy import assert_within_budget
 
-
-@pytest.fixture(autouse=True)
-def _measured_here(monkeypatch):
-    """Nothing remembered, and no emulator that another test has registered: it would be measured, slowly."""
-    monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
-    with remembered.ignored():
-        yield
-
-
-def frozen(model, x, device="cpu", **kwargs):
-    return freeze_static(model, x, graph=device == "cuda", **kwargs)
-
-
-def check(model, x, device, dtype=torch.float32, **kwargs):
-    engine = frozen(model, x, device, dtype=dtype, **kwargs)
-    oracle = copy.deepcopy(model).eval().double()(x.double()).detach()
-    with torch.no_grad(), resnet_fused.backend("eager"):
-        eager = copy.deepcopy(model).eval().to(dtype)(x.to(dtype))
-    assert_within_budget(engine(x), eager, oracle, f"static {dtype}", channel_dim=None)
-    return engine
+pytestmark = pytest.mark.usefixtures("measured_here")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -4,60 +4,24 @@ Where there is no matrix unit its kernels run emulated, which is slow: the netwo
 """
 
 import copy
-import functools
-import importlib
 import math
 import re
 import threading
 
 import pytest
 import torch
+from one_call_cases import cifar, frozen, measured, network
 
 import resnet_fused
-from resnet_fused.frozen.cpu import amx, convolutions, one_call
+from resnet_fused.frozen.cpu import convolutions, one_call
 from resnet_fused.kernels import library
 from resnet_fused.measure.accuracy import assert_within_budget
-from resnet_fused.measure.oracle import with_lively_norms
-from resnet_fused.models.resnet import BasicBlock, Bottleneck, ResNet
+from resnet_fused.models.resnet import Bottleneck
 
-pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent()))
-freeze_module = importlib.import_module("resnet_fused.frozen.freeze")
-
-
-@pytest.fixture(autouse=True, params=["vectors", "unit"])
-def _vectors_or_the_unit_or_its_emulation(monkeypatch, request):
-    why = None if request.param == "unit" else "only vectors"
-    monkeypatch.setattr(amx, "why_no_unit", lambda: why)
-    _measured(monkeypatch, one_call.KINDS, whole=1.0, layers=2.0)
-
-
-def _measured(monkeypatch, best, whole, layers):
-    """As if so many seconds had been measured, and `best` were the fastest ways of every layer."""
-
-    def best_of_calls(engine, x):
-        engine(x)
-        return layers if engine._whole is None else whole
-
-    def measure(sites, able, dtype, budget):
-        # Turn about, so that every kernel is in the network.
-        first = [way for way in able if way in best]
-        first = first[len(sites[0].name) % len(first) :] if first else able
-        return {way: float(way is not first[0]) for way in able}
-
-    monkeypatch.setattr(freeze_module, "best_of_calls", best_of_calls)
-    monkeypatch.setattr(freeze_module, "measure", measure)
-    monkeypatch.setattr(freeze_module.Engine, "_known", lambda self, key, able, measure: measure())
-
-
-def network(block=BasicBlock):
-    torch.manual_seed(0)
-    model = ResNet(block, [1, 1, 1, 1], num_classes=7)
-    return with_lively_norms(model).eval()
-
-
-def cifar(**options):
-    torch.manual_seed(0)
-    return with_lively_norms(resnet_fused.resnet20(**options)).eval()
+pytestmark = [
+    pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent())),
+    pytest.mark.usefixtures("vectors_or_the_unit_or_its_emulation"),
+]
 
 
 CASES = {
@@ -84,12 +48,6 @@ def test_the_numbers_of_eager(case, dtype):
     assert_within_budget(logits, eager, oracle, f"whole, {dtype}", channel_dim=None)
     assert torch.equal(x, before) and logits.dtype == dtype and logits.is_contiguous()
     assert torch.equal(engine(x), logits)
-
-
-@functools.cache
-def frozen(make):
-    """One engine for all tests that change nothing about it: freezing takes seconds in the emulation."""
-    return resnet_fused.freeze(make(), torch.randn(2, 3, 48, 48))
 
 
 @pytest.fixture
@@ -211,7 +169,7 @@ def test_refresh_reads_the_weights_again():
 @pytest.mark.parametrize("faster", ["whole", "layers"])
 def test_what_is_faster_is_used(monkeypatch, faster):
     onednn = (convolutions.OneDNN, *(way for way in convolutions.STEM if "onednn" in way.name))
-    _measured(monkeypatch, onednn, whole=1.0 if faster == "whole" else 3.0, layers=2.0)
+    measured(monkeypatch, onednn, whole=1.0 if faster == "whole" else 3.0, layers=2.0)
     engine = resnet_fused.freeze(network(), torch.randn(2, 3, 48, 48))
     assert (engine._whole is not None) == (faster == "whole")
     backends = {row["backend"] for row in engine.rows}

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from test_frozen_whole import _vectors_or_the_unit_or_its_emulation, cifar, frozen, network  # noqa: F401 (a fixture)
+from one_call_cases import cifar, frozen, network
 
 from resnet_fused.frozen.cpu import one_call
 from resnet_fused.kernels import library
 
-pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent()))
+pytestmark = [
+    pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent())),
+    pytest.mark.usefixtures("vectors_or_the_unit_or_its_emulation"),
+]
 ops = torch.ops.resnet_fused_native
 
 

@@ -25,12 +25,7 @@ FLOORS = (
     ("commands", "__init__"),
     ("__main__",),
 )
-HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-
-
-def floor_of(path):
-    parts = path.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else path.stem
+HEIGHT = {room: height for height, rooms in enumerate(FLOORS, 1) for room in rooms}
 
 
 def imports_of(path):
@@ -69,19 +64,43 @@ def modules():
 MODULES = modules()
 
 
+def upwards(name, imported):
+    """A sentence for each of the imports of the module `name` that does not go down."""
+    height = HEIGHT[name.split(".")[0]]
+    for other in sorted(imported):
+        room = other.split(".")[0]
+        if room != name.split(".")[0] and HEIGHT[room] >= height:
+            yield f"{name} (floor {height}) imports {other} (floor {HEIGHT[room]})"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_down(name):
-    room = name.split(".")[0]
-    rooms = {imported.split(".")[0] for imported in imports_of(MODULES[name])} - {room}
-    assert [r for r in rooms if HEIGHT[r] >= HEIGHT[room]] == []
+    assert list(upwards(name, imports_of(MODULES[name]))) == []
 
 
-def test_no_circle():
-    left = {name: imports_of(path) - {name} for name, path in MODULES.items()}
+def circle(imports):
+    """The modules of one circle among `imports`, {module: the modules it imports}, in order; empty if there is none."""
+    left = dict(imports)
     while leaves := [name for name, imported in left.items() if not imported & left.keys()]:
         for name in leaves:
             del left[name]
-    assert left == {}
+    path = sorted(left)[:1]  # all that are left import one that is left
+    while path and path.count(path[-1]) < 2:
+        path.append(min(left[path[-1]] & left.keys()))
+    return path[path.index(path[-1]) :] if path else []
+
+
+def test_no_circle():
+    found = circle({name: imports_of(path) - {name} for name, path in MODULES.items()})
+    assert not found, " imports ".join(found)
+
+
+def test_a_circle_and_an_import_upwards_are_named():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"d", "b"}, "d": set()}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert list(upwards("kernels.cpu", {"ops.bn_relu", "version", "kernels.shapes"})) == [
+        "kernels.cpu (floor 2) imports ops.bn_relu (floor 5)"
+    ]
 
 
 def test_the_import_check_sees_imports():

@@ -10,15 +10,17 @@ import sys
 
 import pytest
 from emulator import build
+from repository import path_of
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 TESTS = build.ROOT / "tests"
+PATHS = [build.ROOT, TESTS, TESTS / "support"]
 
 
 def python(*arguments):
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**build.sanitizer_env(), "PYTHONPATH": f"{build.ROOT}{os.pathsep}{TESTS}"},
+        env={**build.sanitizer_env(), "PYTHONPATH": os.pathsep.join(map(str, PATHS))},
         cwd=TESTS,
         capture_output=True,
         text=True,
@@ -57,7 +59,7 @@ def test_an_access_past_a_tensor_is_seen():
 )
 def test_kernels(file, chosen):
     # --capture=sys: a report is written to file descriptor 2 before the process is aborted.
-    done = python("-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", chosen, file)
+    done = python("-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", chosen, path_of(file))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
@@ -73,13 +75,13 @@ def test_kernels(file, chosen):
         ("test_stem.py", "not 224 and not lower"),
         ("test_direct.py", "not groups and not rows-in and not lower"),
         ("test_winograd.py", "(against_float64 or same_bits) and not 512 and not 256 and not 128 and not lower"),
-        ("test_winograd_half.py", "not 512 and not 256 and not lower"),
+        ("test_winograd_bf16.py", "not 512 and not 256 and not lower"),
     ],
 )  # fmt: skip
 def test_cpu_kernels(file, chosen):
     done = python(
         *("-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-p", "sanitized_native"),
-        *("-k", chosen, file),
+        *("-k", chosen, path_of(file)),
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

@@ -61,7 +61,7 @@ def test_a_case_can_be_repeated_from_the_printed_line():
     case = Case(holder="converted", stages=((8, 1, 2), (4, 2, 1)), hooked=(3,), norm=(0.1, None, True))
     text = case.line().partition("'")[2].rstrip("'")
     assert from_json(text) == case
-    command, env = [sys.executable, "tests/fuzz_case.py", text], os.environ | {"PYTHONPATH": "."}
+    command, env = [sys.executable, "tests/support/fuzz_case.py", text], os.environ | {"PYTHONPATH": "."}
     result = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], env=env, capture_output=True, text=True)
     assert result.stdout == "fused is as right as eager\n", result.stderr
 
@@ -81,5 +81,5 @@ def test_the_fuzzer_sees_mistakes(monkeypatch, mistake):
     module, name, wrong, holder = MISTAKES[mistake]
     real = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *args: wrong(real(*args)))
-    with pytest.raises(AssertionError, match=r"of the error budget\npython tests/fuzz_case.py '\{"):
+    with pytest.raises(AssertionError, match=r"of the error budget\npython tests/support/fuzz_case.py '\{"):
         check(Case(shape=(2, 12, 12), holder=holder))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from foreign import run
 from nets import fused_sites
-from test_resnet import narrow
+from resnets import narrow
 from torch import nn
 
 import resnet_fused

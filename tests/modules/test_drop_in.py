@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_resnet import narrow
+from resnets import narrow
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint

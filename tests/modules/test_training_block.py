@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import DTYPES, FORMATS
 from torch import nn
-from training_cases import block, check, step
+from training_cases import block, check, data, frozen, step
 
 from resnet_fused import dispatch
 from resnet_fused.measure.oracle import by_modules
@@ -17,21 +17,6 @@ KINDS = [
     pytest.param("projection", 2, id="projection"),
     pytest.param("bottleneck", 1, id="bottleneck"),
 ]
-
-
-def data(model, shape, dtype=torch.float32, memory_format=LAST, device="cpu"):
-    torch.manual_seed(5)
-    x = torch.randn(shape).to(device, dtype).contiguous(memory_format=memory_format)
-    with torch.no_grad():
-        grad = torch.randn_like(by_modules(model).to(device)(x.to(next(model.parameters()).dtype)))
-    return x, grad.to(dtype)
-
-
-def frozen(model):
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.eval()
-    return model
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from test_resnet import narrow
-from test_training_semantics import X, odd_modes
-from training_cases import asks_the_device, block, inside
+from resnets import narrow
+from training_cases import X, asks_the_device, block, inside, odd_modes
 
 
 @pytest.mark.parametrize("memory_efficient", [False, True])

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from cases import FORMATS
-from test_training_block import data, frozen
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from training_cases import block, check, inside
+from training_cases import block, check, data, frozen, inside
 
 import resnet_fused
 from resnet_fused.measure.oracle import by_modules

@@ -4,17 +4,15 @@ import copy
 
 import pytest
 import torch
-from test_resnet import narrow
+from resnets import narrow
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
-from training_cases import block, check
+from training_cases import X, block, check, odd_modes
 
 import resnet_fused
 from resnet_fused.measure.oracle import by_modules
 from resnet_fused.ops.training import Block, Unit, encoding
-
-X = (3, 3, 40, 40)
 
 
 def close(models, rtol=2e-3):
@@ -150,14 +148,6 @@ def test_nested_autocast_switched_off():
         assert out.dtype == torch.float32
         out.square().sum().backward()
     close(models)
-
-
-def odd_modes(model):
-    model.layer1[0].bn1.eval()
-    model.layer2.eval()
-    model.layer3[0].bn1.momentum = None
-    model.layer3[0].bn2.track_running_stats = False
-    return model
 
 
 @pytest.mark.parametrize("memory_efficient", [False, True])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import activation
 from emulator import as_backend, build
-from test_dispatch import OnGpu, gpu  # noqa: F401 (a fixture)
+from on_gpu import OnGpu
 from training_cases import block, check
 
 import resnet_fused
@@ -71,7 +71,7 @@ def test_other_tensors_are_torchs():
         assert choose(weight_of(64, 64), grad=nchw)[0] == dispatch.Choice("torch", "contiguous NCHW")
 
 
-def test_what_was_measured_runs(gpu, monkeypatch):  # noqa: F811
+def test_what_was_measured_runs(gpu, monkeypatch):
     table = remembered.table(None)
     monkeypatch.setattr(remembered, "table", lambda device: table)
     with dispatch.record_keys() as keys:
@@ -89,7 +89,7 @@ def test_what_was_measured_runs(gpu, monkeypatch):  # noqa: F811
     ("c", "found", "absent"),
     [(64, {"torch", "cuda_strip"}, "cuda_plane"), (128, {"torch", "cuda_plane", "cuda_plane places=2"}, "cuda_strip")],
 )
-def test_it_is_measured_on_a_gpu(gpu, c, found, absent):  # noqa: F811
+def test_it_is_measured_on_a_gpu(gpu, c, found, absent):
     values = {
         "grad": calls.Spec((64, 64, 56, 56), torch.bfloat16, LAST),
         "weight": calls.Spec((64, c, 3, 3), torch.bfloat16, LAST),

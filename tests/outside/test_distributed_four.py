@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_run import results
-from test_train import KILLED
 
 from resnet_fused.commands.train import checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 CHECKS = ["sync_bn_of_uneven_batches", "sync_bn_with_an_empty_batch", "ddp", "fsdp2"]
 
 
@@ -32,7 +32,7 @@ def torchrun(folder, *options, processes=2, program=("-m", "resnet_fused")):
         "train", "--output", str(folder), "--limit", "64", "--batch", "16", "--epochs", "2", "--device", "cpu",
         *options,
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -42,8 +42,9 @@ def test_the_trainer_under_torchrun_also_after_a_kill(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "whole/metrics.csv").open()))
     assert [row["step"] for row in rows] == ["2", "4"]  # 64 images, 2 processes with 16 each
-    (tmp_path / "killed.py").write_text(KILLED)
-    killed = torchrun(tmp_path / "run", "--save-every", "1", program=[str(tmp_path / "killed.py")])
+    killed = torchrun(
+        tmp_path / "run", "--save-every", "1", program=[str(ROOT / "tests" / "support" / "killed_run.py")]
+    )
     assert killed.returncode != 0 and (tmp_path / "run/checkpoint.pt.unfinished").exists()
     done = torchrun(tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr

@@ -110,7 +110,7 @@ def render(cells, networks):
     lines = [
         "# What works, and what runs",
         "",
-        "Generated from tests by `python tests/write_matrix.py`; `tests/test_matrix.py` repeats every experiment. In each",
+        "Generated from tests by `tests/reports/write_matrix.py`; `tests/reports/test_matrix.py` repeats all of it. In each",
         "cell the same is done to a fused network and to torchvision's or timm's own, and what comes out is compared:",
         "values, gradients and statistics, errors by their type.",
         "",

@@ -22,14 +22,14 @@ def test_a_row(label, request):
     expected = matrix.documented()[label]
     holders = list(matrix.COLUMNS) if request.config.getoption("--all") else ["ours"]
     for holder, text in zip(holders, expected, strict=False):
-        assert matrix.cell(label, holder) == text, f"{holder}: run python tests/write_matrix.py"
+        assert matrix.cell(label, holder) == text, f"{holder}: run python tests/reports/write_matrix.py"
 
 
 @pytest.mark.parametrize("label", NETS)
 def test_a_network(label, request):
     if not request.config.getoption("--all"):
         pytest.skip("only with --all; test_convert.py checks the numbers")
-    assert matrix_networks.row_of(label) == matrix.documented()[label], "run python tests/write_matrix.py"
+    assert matrix_networks.row_of(label) == matrix.documented()[label], "run python tests/reports/write_matrix.py"
 
 
 def test_no_cell_is_empty_and_no_row_is_missing():

@@ -10,6 +10,7 @@ from resnet_fused.measure.accuracy import assert_within_budget, channel_dim_of
 
 ops = torch.ops.resnet_fused_native
 DTYPES = [torch.float32, torch.bfloat16]
+DTYPE_IDS = ["f32", "bf16"]
 # n, c, k, h, w, kernel_h, kernel_w, stride, padding, dilation. Where csrc/cpu/direct/plan.cpp takes a way of its own, the name
 # says so. A block is 32 channels, a panel 32 filters, a call of the kernel 32 pixels of rows that share their zeros.
 CASES = {

@@ -50,3 +50,8 @@ def channels(count, device="cpu", dtype=torch.float32):
     mean = torch.randn(count, dtype=torch.float64)
     var = torch.rand(count, dtype=torch.float64) * 2 + 0.05
     return tuple(t.to(device, dtype) for t in (weight, bias, mean, var))
+
+
+def shifted(t):
+    """The same values one element further into a buffer: they begin at no multiple of 16 bytes."""
+    return torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)[1:].as_strided(t.shape, t.stride()).copy_(t)

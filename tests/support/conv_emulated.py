@@ -140,7 +140,7 @@ def convolve(name, x, weight, norm, residual, out, conv, eps, *, more=(), relu=T
 
 
 def table(batches=(1, 32, 256)):
-    """The plans of ResNet-34 as docs/conv.md shows them: python tests/conv_emulated.py"""
+    """The plans of ResNet-34 as docs/conv.md shows them: python tests/support/conv_emulated.py"""
     print("| c, k, kernel, stride, size | " + " | ".join(f"batch {n}" for n in batches) + " |")
     print("|---|" + "---|" * len(batches))
     for layer in RESNET34:

@@ -1,4 +1,4 @@
-"""What every process of tests/test_distributed.py does; each check returns None or raises."""
+"""What every process of tests/outside/test_distributed.py does; each check returns None or raises."""
 
 import copy
 import warnings

@@ -1,6 +1,6 @@
 """Runs checks in several processes over gloo on this machine: one start for all of them, since importing torch takes longer.
 
-python tests/distributed_run.py <folder> <world size> [check ...]
+python tests/support/distributed_run.py <folder> <world size> [check ...]
 """
 
 import datetime
@@ -18,7 +18,7 @@ def results(folder, processes, checks=()):
     """{check: None, or what went wrong in some process}"""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "RESNET_FUSED_STRICT": "1"}
     environment.pop("TRITON_INTERPRET", None)
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE), environment.get("PYTHONPATH", "")])
     command = [sys.executable, str(HERE / "distributed_run.py"), str(folder), str(processes)]
     running = [
         subprocess.Popen(
@@ -61,7 +61,7 @@ def main(folder, processes, rank, *names):
         if found[name] is not None:
             os._exit(1)  # the others may stand in a collective: nothing that waits for them
         dist.barrier()
-    os._exit(0)  # destroying the group can hang: resnet_fused/train/group.py
+    os._exit(0)  # destroying the group can hang: resnet_fused/commands/train/group.py
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""One network, one input, one step: fused and eager each against float64. `python tests/fuzz_case.py '{...}'` repeats a case.
+"""One network, one input, one step: fused and eager each against float64.
+
+`python tests/support/fuzz_case.py '{...}'` repeats a case.
 
 The eager side is torchvision's own blocks, so a mistake that our blocks and our reference shared would be seen too.
 """
@@ -44,7 +46,7 @@ class Case:
     seed: int = 0
 
     def line(self):
-        return f"python tests/fuzz_case.py '{json.dumps(asdict(self))}'"
+        return f"python tests/support/fuzz_case.py '{json.dumps(asdict(self))}'"
 
     def values_per_channel(self):
         """Of the last map: with only a few, batch norm is ill-conditioned and its error meaningless."""

@@ -13,6 +13,8 @@ from resnet_fused.measure.accuracy import assert_within_budget, exact
 from resnet_fused.measure.oracle import by_modules, with_lively_norms
 from resnet_fused.reports.verify.masks import ReluMasks, WithMasks
 
+X = (3, 3, 40, 40)  # images for `resnets.narrow`
+
 
 def block(kind, channels=16, stride=1, block=resnet_fused.BasicBlock):
     """kind: identity, projection, bottleneck (with a projection)."""
@@ -26,6 +28,29 @@ def block(kind, channels=16, stride=1, block=resnet_fused.BasicBlock):
     if kind != "identity":
         downsample = nn.Sequential(nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out))
     return with_lively_norms(block(inplanes, planes, stride, downsample).train())
+
+
+def data(model, shape, dtype=torch.float32, memory_format=torch.channels_last, device="cpu"):
+    torch.manual_seed(5)
+    x = torch.randn(shape).to(device, dtype).contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        grad = torch.randn_like(by_modules(model).to(device)(x.to(next(model.parameters()).dtype)))
+    return x, grad.to(dtype)
+
+
+def frozen(model):
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eval()
+    return model
+
+
+def odd_modes(model):
+    model.layer1[0].bn1.eval()
+    model.layer2.eval()
+    model.layer3[0].bn1.momentum = None
+    model.layer3[0].bn2.track_running_stats = False
+    return model
 
 
 def step(model, x, grad, mode, wants=lambda name: True):

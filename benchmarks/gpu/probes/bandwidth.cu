@@ -1,5 +1,5 @@
 // What a kernel for compute capability 9.0 could count on, one JSON object a line:
-//   nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a benchmarks/probes/bandwidth.cu -o bandwidth && ./bandwidth
+//   nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a benchmarks/gpu/probes/bandwidth.cu -o bandwidth && ./bandwidth
 //
 // - bytes/s from L2 into shared memory by bulk copies, each block its own copy, and with each half sent to both blocks
 // of a

@@ -1,5 +1,5 @@
 // What a kernel costs that needs the one before it, one JSON object a line:
-//   nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a benchmarks/probes/dependent.cu -o dependent && ./dependent
+//   nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a benchmarks/gpu/probes/dependent.cu -o dependent && ./dependent
 //
 // A chain of tiny kernels, each one block a multiprocessor, each adding one to a counter of its block: seconds per
 // kernel, launched and in a CUDA graph, plain and with programmatic dependent launch (the next kernel starts while this

@@ -1,5 +1,5 @@
 // How fast the tensor cores of compute capability 9.0 multiply when nothing else holds them up, one JSON object a line:
-//   nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a benchmarks/probes/wgmma.cu -o wgmma && ./wgmma
+//   nvcc -std=c++17 -gencode=arch=compute_90a,code=sm_90a benchmarks/gpu/probes/wgmma.cu -o wgmma && ./wgmma
 //
 // Two warpgroups a multiprocessor, m64n256k16 in bfloat16, operands in shared memory with the 128-byte swizzle; the
 // same tiles again and again. A ceiling of arithmetic and power: what a kernel reaches beside it is lost to moving

@@ -13,19 +13,12 @@ import amx_cases
 import isa
 import pytest
 import torch
-from amx_cases import CASES, DTYPES, between_sentinels, check_numbers, ops, problem, run
+from amx_cases import CASES, DTYPE_IDS, DTYPES, between_sentinels, check_numbers, ops, problem, run
+from repository import ROOT
 
 from resnet_fused.kernels import library
 
 pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent()))
-DTYPE_IDS = ["f32", "bf16"]
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
@@ -147,7 +140,11 @@ def test_emulation_and_unit_give_the_same_bits(tmp_path):
     tests = [here / name for name in ("test_amx.py", "test_amx_special_values.py", "test_amx_stem.py")]
     done = subprocess.run(
         [sys.executable, "-c", EMULATED, file, " ".join([*amx_cases.FEW, *amx_stem_cases.FEW]), *tests],
-        env={**os.environ, isa.VARIABLE: "avx512", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+        env={
+            **os.environ,
+            isa.VARIABLE: "avx512",
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "support"))),
+        },
         cwd=here,
         capture_output=True,
         text=True,

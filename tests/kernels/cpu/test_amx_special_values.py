@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from amx_cases import CASES, DTYPES, between_sentinels, ops, problem, run
-from test_amx import DTYPE_IDS, threads  # noqa: F401 (a fixture)
+from amx_cases import CASES, DTYPE_IDS, DTYPES, between_sentinels, ops, problem, run
 
 from resnet_fused.kernels import library
 
@@ -42,7 +41,7 @@ def test_nan_comes_out_exactly_where_torch_has_it(name, dtype, bad):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("name", [*SPREAD, "two-chunks-of-channels", "chunks-and-groups", "rows-in-segments"])
-def test_memory_that_nobody_wrote_changes_nothing(threads, name, dtype):  # noqa: F811
+def test_memory_that_nobody_wrote_changes_nothing(threads, name, dtype):
     """The workspace comes from torch, which fills it with NaN here (conftest.py), or, other memory in turn, does not."""
     x, weight, shift, residual, _ = problem(CASES[name], dtype)
     packed = ops.amx_pack(weight)

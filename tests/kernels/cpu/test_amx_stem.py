@@ -6,9 +6,8 @@ Where there is no matrix unit, on its emulation, as test_amx.py.
 import pytest
 import torch
 import torch.nn.functional as F
-from amx_cases import DTYPES, between_sentinels, ops
+from amx_cases import DTYPE_IDS, DTYPES, between_sentinels, ops
 from amx_stem_cases import CASES, out_shape, problem, reference, run
-from test_amx import DTYPE_IDS, threads  # noqa: F401 (a fixture)
 
 from resnet_fused.kernels import library
 from resnet_fused.measure.accuracy import assert_within_budget, channel_dim_of
@@ -69,7 +68,7 @@ def test_a_row_of_nothing_but_nan_and_infinity(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("name", ["kernel-2-stride-3", "channels-2-filters-17", "kernel-3-cifar", "kernel-8"])
-def test_same_bits_for_every_thread_count_batch_and_layout(threads, name, dtype):  # noqa: F811
+def test_same_bits_for_every_thread_count_batch_and_layout(threads, name, dtype):
     case = CASES[name]
     x, weight, shift = problem(case, dtype)
     expected = run(case, x, weight, shift, dtype)

@@ -9,12 +9,11 @@ import amx_cases
 import isa
 import pytest
 import torch
-from amx_cases import CASES, DTYPES, between_sentinels, check_numbers, problem
+from amx_cases import CASES, DTYPE_IDS, DTYPES, between_sentinels, check_numbers, problem
 
 from resnet_fused.kernels import library
 
 pytestmark = pytest.mark.skipif(library.why_absent() is not None, reason=str(library.why_absent()))
-DTYPE_IDS = ["f32", "bf16"]
 # What direct/plan.cpp does for vectors alone: calls of 56 or 24 pixels, a line of 16 channels in float32, weights above
 # 512 KB, which a panel at a time reads.
 OWN = {

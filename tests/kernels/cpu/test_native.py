@@ -238,13 +238,6 @@ def test_backward_with_frozen_statistics_and_partial_gradients(shape, dtype, mem
     assert ((sum_g - sums.sum(1)).abs() <= torch.finfo(torch.float32).eps * 4 * sums.abs().sum(1)).all()
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_on_every_run_and_for_every_number_of_threads(threads, dtype, memory_format):

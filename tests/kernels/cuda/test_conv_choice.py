@@ -3,64 +3,10 @@
 import conv_emulated as emulated
 import pytest
 import torch
-import torch.nn.functional as F
+from conv_cases import EPS, ONE, Conv
 from conv_emulated import LAST, MATHS
 
-from resnet_fused.measure.accuracy import assert_within_budget, exact
-
-EPS = 1e-3
-ONE = [1, 1]
-
-
-class Conv:
-    """A 3x3 convolution of c to k channels on `size`, padded by one, and a projection of the same input."""
-
-    def __init__(self, math, c=64, k=72, size=(6, 7), n=1):
-        torch.manual_seed(0)
-        dtype, self.tf32 = MATHS[math]
-        self.x = torch.randn(n, c, *size).to(dtype).contiguous(memory_format=LAST)
-        self.weight = (torch.randn(k, c, 3, 3) / (9 * c) ** 0.5).to(dtype).contiguous(memory_format=LAST)
-        self.projection = (torch.randn(k, c, 1, 1) / c**0.5).to(dtype).contiguous(memory_format=LAST)
-        self.norm = torch.randn(k) * 0.5, torch.rand(k) + 0.1, torch.randn(k), torch.randn(k)
-        self.empty = lambda: torch.full((n, k, *size), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
-
-    def choices(self, ops, most_splits=32):
-        text = ops.conv_choices(self.x, self.weight, ONE, ONE, ONE, 1, most_splits, self.tf32)
-        return [(tile, int(splits)) for tile, splits in map(str.split, text.splitlines())]
-
-    def run(self, ops, tile="auto", splits=0, x=None):
-        x, out = self.x if x is None else x, self.empty()
-        ops.conv_bn_relu(
-            x, self.weight, *self.norm, None, out, ONE, ONE, ONE, 1, EPS, True, self.tf32, tile=tile, splits=splits
-        )
-        return out
-
-    def pair(self, ops, tile="auto", splits=0):
-        out, out2 = self.empty(), self.empty()
-        ops.conv_bn_relu_pair(
-            self.x, self.weight, *self.norm, out, ONE, ONE, ONE, EPS,
-            self.projection, *self.norm, out2, ONE, [0, 0], EPS, self.tf32, tile=tile, splits=splits,
-        )  # fmt: skip
-        return out, out2
-
-    def stats(self, ops, tile="auto"):
-        out, (mean, invstd) = self.empty(), torch.full((2, self.weight.shape[0]), torch.nan)
-        ops.conv_stats(
-            self.x, self.weight, out, mean, invstd, None, None, None, ONE, ONE, ONE, 1, 0.1, EPS, self.tf32, tile=tile
-        )
-        return out, mean, invstd
-
-    def check(self, out, weight, padding, relu):
-        def expected(convert):
-            y = F.conv2d(convert(self.x), convert(weight), padding=padding)
-            y = F.batch_norm(y, *map(convert, self.norm), False, 0, EPS)
-            return torch.relu(y) if relu else y
-
-        oracle = expected(exact)
-        if self.tf32:
-            torch.testing.assert_close(out.double(), oracle, rtol=2e-3, atol=2e-2)
-        else:
-            assert_within_budget(out, expected(lambda t: t), oracle, "out")
+from resnet_fused.measure.accuracy import exact
 
 
 @pytest.mark.parametrize("math", MATHS)

@@ -6,9 +6,8 @@ Plans and bits on the emulator; through the ops also on a GPU (--device=cuda), t
 import conv_emulated as emulated
 import pytest
 import torch
+from conv_cases import EPS, ONE, Case, Conv
 from conv_emulated import MATHS
-from test_conv_choice import EPS, ONE, Conv
-from test_conv_emulated import Case
 
 CLUSTER = {"cluster": True}
 EARLY = {"cluster": True, "early_weights": True}

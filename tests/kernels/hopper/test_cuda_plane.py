@@ -8,35 +8,17 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import activation, channels
-from emulator import build
+from cases import activation, channels, shifted
 
 from resnet_fused import dispatch, ops
-from resnet_fused.kernels import library as compiled
 from resnet_fused.kernels.hopper.plane import cuda as cuda_plane
 from resnet_fused.kernels.hopper.plane import schedule as plane
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 from resnet_fused.ops.conv_bn_relu import reference
 
+BACKEND = "cuda_plane"  # of the fixture `library`
 EPS = 1e-5
 LAST = torch.channels_last
-
-
-@pytest.fixture
-def library(device):
-    if device == "cuda":
-        if (why := dispatch.BACKENDS["cuda_plane"].why_not()) is not None:
-            pytest.skip(why)
-        return compiled.namespace()
-    if (why := build.why_not()) is not None:
-        pytest.skip(why)
-    return build.load()
-
-
-@pytest.fixture(params=[torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def dtype(request):
-    return request.param
-
 
 # x, weight, arguments, residual; the last three only on a GPU, where several blocks run at once
 CONVS = [
@@ -101,9 +83,6 @@ def test_against_float64(library, device, dtype, x_shape, weight_shape, argument
 def test_views_that_start_askew(library, device):
     """The copy engine reads from multiples of 16 bytes: such an operand is copied, such a result refused."""
     x, weight, params, r = make(device, torch.float16, (2, 64, 3, 3), (128, 64, 3, 3), True, {"padding": 1})
-
-    def shifted(t):
-        return torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)[1:].as_strided(t.shape, t.stride()).copy_(t)
 
     ours = run(library, *map(shifted, (x, weight)), params, shifted(r), {"padding": 1}, True)
     check(ours, x, weight, params, r, {"padding": 1}, True)

@@ -7,34 +7,17 @@ import functools
 
 import pytest
 import torch
-from cases import activation, channels
-from emulator import build
+from cases import activation, channels, shifted
 
 from resnet_fused import dispatch, ops
-from resnet_fused.kernels import library as compiled
 from resnet_fused.kernels.hopper.strip import cuda as cuda_strip
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 from resnet_fused.ops.conv_bn_relu import reference
 
+BACKEND = "cuda_strip"  # of the fixture `library`
 EPS = 1e-5
 LAST = torch.channels_last
 GEOMETRY = [1, 1], [1, 1], [1, 1], 1  # stride, padding, dilation, groups
-
-
-@pytest.fixture
-def library(device):
-    if device == "cuda":
-        if (why := dispatch.BACKENDS["cuda_strip"].why_not()) is not None:
-            pytest.skip(why)
-        return compiled.namespace()
-    if (why := build.why_not()) is not None:
-        pytest.skip(why)
-    return build.load()
-
-
-@pytest.fixture(params=[torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-def dtype(request):
-    return request.param
 
 
 def make(device, dtype, shape):
@@ -74,9 +57,6 @@ def test_against_float64(library, device, dtype, shape, with_residual):
 def test_views_that_start_askew(library, device):
     """The copy engine reads from multiples of 16 bytes: such an operand is copied, such a result refused."""
     x, weight, params, residual = make(device, torch.float16, (2, 64, 3, 3))
-
-    def shifted(t):
-        return torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)[1:].as_strided(t.shape, t.stride()).copy_(t)
 
     ours = run(library, shifted(x), shifted(weight), params, shifted(residual))
     check(ours, x, weight, params, residual)

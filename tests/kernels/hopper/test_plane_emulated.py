@@ -5,9 +5,9 @@ import conv_emulated
 import plane_emulated as emulated
 import pytest
 import torch
+from conv_cases import EPS, Case
 from conv_emulated import LAST
 from emulator import build
-from test_conv_emulated import EPS, Case
 
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 

@@ -5,8 +5,8 @@ import pytest
 import strip_emulated as strip
 import torch
 import torch.nn.functional as F
+from conv_cases import EPS, Case
 from emulator import build
-from test_conv_emulated import EPS, Case
 
 from resnet_fused.measure.accuracy import assert_within_budget
 

@@ -1,7 +1,7 @@
 """The e4m3 convolution in Triton against float64 arithmetic on the same e4m3 values: one rounding, and float32's sums.
 
 Without a GPU it runs in Triton's interpreter, whose conversions are replaced by bit arithmetic (kernels/_common.py). The matrix
-unit's short sums are seen on a GPU only; that they are promoted is seen in the machine code (tests/test_aot.py).
+unit's short sums are seen on a GPU only; that they are promoted is seen in the machine code (tests/house/test_aot.py).
 """
 
 import pytest

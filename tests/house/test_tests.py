@@ -1,0 +1,53 @@
+"""The house of the tests: what they share stands in tests/support or in a conftest.py; the files that are named exist."""
+
+import ast
+import re
+
+from repository import ROOT, tracked
+
+FILES = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def imported(text):
+    """The top-level names of what Python text imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_no_file_imports_a_file_of_tests():
+    tests = {path.stem for path in FILES if path.name.startswith("test_")}
+    found = {str(path.relative_to(ROOT)): imported(path.read_text()) & tests for path in FILES}
+    assert len(found) > 100 and {path: names for path, names in found.items() if names} == {}
+
+
+def test_the_check_sees_imports():
+    assert imported("import a.b, c\ndef f():\n    from test_x import y\nfrom . import z\n") == {"a", "c", "test_x"}
+
+
+NAMED = re.compile(
+    r"(?<![\w/])(?:tests|benchmarks|tools|examples|resnet_fused)/[\w./]*\.(?:py|cpp|h|cu)\b|(?<![\w/])test_\w+\.py\b"
+)
+
+
+def absent(text):
+    """The files that `text` names and the repository does not have."""
+    tests = {path.name for path in FILES}
+    return [name for name in NAMED.findall(text) if not (name in tests if "/" not in name else (ROOT / name).is_file())]
+
+
+def test_files_that_are_named_exist():
+    sources = [
+        path for path in tracked("*.py", "Makefile", ".ci/run", "pyproject.toml") if path.name != "test_tests.py"
+    ]
+    found = {str(path.relative_to(ROOT)): absent(path.read_text()) for path in sources}
+    assert len(found) > 100 and {path: names for path, names in found.items() if names} == {}
+
+
+def test_the_check_of_names_sees_absent_files():
+    text = "tests/house/test_tests.py, see test_tests.py and tests/test_tests.py, test_gone.py: tools/gone/x.py"
+    assert absent(text) == ["tests/test_tests.py", "test_gone.py", "tools/gone/x.py"]
