@@ -49,8 +49,8 @@ audit:  ## known vulnerabilities in the pinned dependencies: pip-audit, in an en
 	@$(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit \
 	  && build/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
-docs:  ## docs/api.md from the docstrings, docs/matrix.md from the experiments of the tests
-	@python=$(call in,test) && $$python tools/api.py && $$python tests/reports/write_matrix.py
+docs:  ## docs/reference/api.md from the docstrings
+	@python=$(call in,test) && $$python tools/api.py
 
 clean:  ## removes what was built, keeps .venv
 	rm -rf build resnet_fused/_native.so resnet_fused/_native_build.json

@@ -17,7 +17,7 @@ X = (2, 3, 32, 32)
 @pytest.mark.parametrize("holder", ["ours", "timm"])
 @pytest.mark.parametrize("edit", EDITS)
 def test_edited_blocks_in_training(edit, holder):
-    """In evaluation: tests/reports/matrix.py."""
+    """In evaluation: tests/reports/test_what_works_modules.py."""
     change, reason = EDITS[edit]
     model, reference = fused_and_eager(holder)
     for m in (model, reference):
