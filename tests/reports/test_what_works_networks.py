@@ -65,7 +65,7 @@ def test_training_step(name, x):
 @each_network
 def test_freeze(name, x, monkeypatch):
     # The package has a function of that name. What is measured to be fastest is not the question here.
-    monkeypatch.setattr(importlib.import_module("resnet_fused.freeze"), "TUNING_SECONDS", 0.0)
+    monkeypatch.setattr(importlib.import_module("resnet_fused.frozen.freeze"), "TUNING_SECONDS", 0.0)
     model = lively(NETS[name][0])
     if name in REFUSED:
         with pytest.raises(TypeError, match=f"freeze: {REFUSED[name]}"):
