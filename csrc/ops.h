@@ -53,10 +53,11 @@ struct Epilogue {
   Activation activation;
 };
 
-// Along one axis, as torch has it. A max-pool of 3, stride 2, padding 1 is the one that follows a ResNet's stem.
+// Output pixels of a convolution along one axis, as torch counts them.
 constexpr int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   return (in + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
 }
+// Of the max-pool that follows a ResNet's stem: 3x3, stride 2, padding 1.
 constexpr int64_t pooled_size(int64_t in) { return out_size(in, 3, 2, 1, 1); }
 
 // NHWC activations, KRSC weights. c, k: channels per group; x has c * groups of them, out [n, p, q, k * groups]. p and
@@ -121,7 +122,7 @@ namespace cuda {
 RESNET_FUSED_LAUNCHERS
 // out = activation(bn(conv(x, weight)) [+ residual]), accumulated and normalised in float32 (has_var is true).
 // float32: TF32 tensor cores if allow_tf32, else IEEE FMA. A choice that the shape does not allow is refused by
-// scratch, before any work; where only the pointers do not (views that start askew), the automatic one runs.
+// scratch, before any work; where only the alignment of the pointers does not allow it, the automatic one runs.
 size_t conv_bn_relu_scratch(DType dtype, Convolution conv, bool allow_tf32, ConvChoice choice);
 void conv_bn_relu(DType dtype, const void* x, const void* weight, Epilogue epilogue, void* out, Convolution conv,
                   bool allow_tf32, ConvChoice choice, void* scratch, void* stream);

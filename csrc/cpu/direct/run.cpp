@@ -1,4 +1,4 @@
-// The loops around the kernels: which pixels are packed when, and who multiplies them with which weights.
+// The loops around the kernels: when pixels are packed, and which task multiplies them with which weights.
 #include <algorithm>
 #include <cstring>
 

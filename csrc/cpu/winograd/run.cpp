@@ -1,4 +1,4 @@
-// The loops around the kernels: who transforms which tile, who multiplies which panel, and in which memory.
+// The loops around the kernels: which task transforms which tile and multiplies which panel, and in which memory.
 #include <atomic>
 
 #include "cpu/base/isa.h"

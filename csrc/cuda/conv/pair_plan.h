@@ -18,9 +18,10 @@ inline double plan_cost(const ConvPlan& plan, ConvMath math, const Convolution& 
                    plan.splits);
 }
 
-// One launch saves the gap between two and lets the projection's few blocks fill the last wave of the other's; its
-// tile, though, is the other's. It does not pay where the projection alone would take a better tile or several slices.
-// A choice decides: the tile "apart" means two launches, any other one, of that tile and those slices.
+// One launch saves the gap between two launches, and the projection's few blocks fill the last wave of the first
+// convolution. But the projection then has the tile of the first convolution and one slice: one launch does not pay
+// where the projection alone would take a better tile or several slices. A choice overrules the prediction: the tile
+// "apart" means two launches, any other tile one launch of that tile and those slices.
 inline ConvPairPlan conv_pair_plan(DType dtype, const Convolution& first, const Convolution& second, bool allow_tf32,
                                    bool aligned, ConvChoice choice = {}) {
   const char* op = "conv_bn_relu_pair";

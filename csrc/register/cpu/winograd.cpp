@@ -26,7 +26,7 @@ void check_vector(const Tensor& tensor, int64_t size, const char* name) {
                   size, " values");
 }
 
-// Of an activation: bfloat16 or, whatever else it is, float32, which check_activation asks for.
+// Everything but bfloat16 counts as float32 here; check_activation refuses the rest.
 DType dtype_of(const Tensor& x) { return x.scalar_type() == ScalarType::BFloat16 ? DType::bf16 : DType::f32; }
 
 void check_activation(const Tensor& tensor, DType dtype, const char* name) {
