@@ -43,10 +43,29 @@ struct Norm {
   Channels weight, bias;
 };
 
-// NHWC activations, KRSC weights. c, k: channels per group; x has c * groups of them, out [n, p, q, k * groups].
-struct Conv {
-  int64_t n, h, w, c, k, r, s, p, q, groups;
-  int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+// What is applied to a result before it is rounded. The numbers are those of the schemas' `int activation`.
+enum class Activation : int { none, relu };
+
+// What follows the sums of a layer: out = activation(norm(sum) [+ residual]); residual may be nullptr.
+struct Epilogue {
+  Norm norm;
+  const void* residual;
+  Activation activation;
+};
+
+// Output pixels of a convolution along one axis, as torch counts them.
+constexpr int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  return (in + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+}
+// Of the max-pool that follows a ResNet's stem: 3x3, stride 2, padding 1.
+constexpr int64_t pooled_size(int64_t in) { return out_size(in, 3, 2, 1, 1); }
+
+// NHWC activations, KRSC weights. c, k: channels per group; x has c * groups of them, out [n, p, q, k * groups]. p and
+// q follow from the other numbers, which do not change afterwards.
+struct Convolution {
+  int64_t n, h, w, c, k, r, s, groups = 1;
+  int64_t stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1;
+  int64_t p = out_size(h, r, stride_h, pad_h, dilation_h), q = out_size(w, s, stride_w, pad_w, dilation_w);
 };
 
 // How a CUDA convolution cuts its work: the name of a tile and in how many slices its reduction runs
@@ -75,24 +94,25 @@ struct ConvChoice {
      of values per channel, which may be 0. share = count, that of this process, / the number of all. */              \
   void bn_stats_merge(int64_t world, int64_t channels, const float* parts, double count, double eps, float* mean,     \
                       float* invstd, float* var, float* share, void* stream);                                         \
-  /* out = [relu](xhat * weight + bias [+ residual]); residual may be nullptr; out may be x or residual. */           \
-  void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void* out, bool relu, void* stream);    \
+  /* out = activation(xhat * weight + bias [+ residual]); out may be x or residual. */                                \
+  void bn_relu(Layout layout, const void* x, Epilogue epilogue, void* out, void* stream);                             \
   /* out = relu(xhat * weight + bias + zhat * weight_z + bias_z), z normalised by norm_z: the end of a residual block \
      whose shortcut is a projection, in one pass. out may be x or z. */                                               \
   void bn_add_bn_relu(Layout layout, const void* x, Norm norm, const void* z, Norm norm_z, void* out, void* stream);  \
-  /* g = relu && out <= 0 ? 0 : grad [+ grad2], a sum in float32 that is rounded as if it were stored. sum_g = sum g, \
-     sum_gx = sum g * xhat per channel, float32. x == nullptr: sum_g only. out may be nullptr when !relu. masked = g; \
-     it may be absent, and it may be grad or grad2. */                                                                \
+  /* g = activation's gradient of (grad [+ grad2]), a sum in float32 that is rounded as if it were stored: for relu   \
+     out <= 0 ? 0 : grad [+ grad2], so that the stored output is its mask. sum_g = sum g, sum_gx = sum g * xhat per   \
+     channel, float32. x == nullptr: sum_g only. out may be nullptr when activation is none. masked = g; it may be    \
+     absent, and it may be grad or grad2. */                                                                          \
   size_t bn_relu_backward_reduce_scratch(Layout layout);                                                              \
   void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,    \
-                               Norm norm, float* sum_g, float* sum_gx, void* masked, bool relu, void* scratch,        \
-                               void* stream);                                                                         \
+                               Norm norm, float* sum_g, float* sum_gx, void* masked, Activation activation,           \
+                               void* scratch, void* stream);                                                          \
   /* grad_residual = g. grad_x = weight * invstd * g (has_var), else                                                  \
      weight * invstd * (g - sum_g / count - xhat * sum_gx / count). Either output may be nullptr; with has_var x,     \
      sum_g, sum_gx may be nullptr. grad_residual may be grad or grad2. */                                             \
   void bn_relu_backward_apply(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,     \
                               Norm norm, const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual,  \
-                              bool relu, void* stream);
+                              Activation activation, void* stream);
 
 namespace cpu {
 RESNET_FUSED_LAUNCHERS
@@ -100,37 +120,38 @@ RESNET_FUSED_LAUNCHERS
 
 namespace cuda {
 RESNET_FUSED_LAUNCHERS
-// out = [relu](bn(conv(x, weight)) [+ residual]), accumulated and normalised in float32 (has_var is true).
+// out = activation(bn(conv(x, weight)) [+ residual]), accumulated and normalised in float32 (has_var is true).
 // float32: TF32 tensor cores if allow_tf32, else IEEE FMA. A choice that the shape does not allow is refused by
-// scratch, before any work; where only the pointers do not (views that start askew), the automatic one runs.
-size_t conv_bn_relu_scratch(DType dtype, Conv conv, bool allow_tf32, ConvChoice choice);
-void conv_bn_relu(DType dtype, const void* x, const void* weight, Norm norm, const void* residual, void* out, Conv conv,
-                  bool relu, bool allow_tf32, ConvChoice choice, void* scratch, void* stream);
+// scratch, before any work; where only the alignment of the pointers does not allow it, the automatic one runs.
+size_t conv_bn_relu_scratch(DType dtype, Convolution conv, bool allow_tf32, ConvChoice choice);
+void conv_bn_relu(DType dtype, const void* x, const void* weight, Epilogue epilogue, void* out, Convolution conv,
+                  bool allow_tf32, ConvChoice choice, void* scratch, void* stream);
 // Fills `to` with the choices worth measuring, those predicted to be fastest first; at most `room`; returns their
 // count. most_splits 1: for conv_stats. clusters: those too, last, where the device has them.
-int conv_choices(DType dtype, Conv conv, bool allow_tf32, int most_splits, bool clusters, ConvChoice* to, int room);
+int conv_choices(DType dtype, Convolution conv, bool allow_tf32, int most_splits, bool clusters, ConvChoice* to,
+                 int room);
 // Two of them that read one x, without a residual: the first convolution of a block and its projection. One launch
 // where that is predicted to be faster; always with the tile and slices of a choice, never with the tile "apart".
 struct ConvSide {
   const void* weight;
-  Norm norm;
+  Epilogue epilogue;  // without a residual
   void* out;
-  Conv conv;
-  bool relu;
+  Convolution conv;
 };
-size_t conv_bn_relu_pair_scratch(DType dtype, Conv first, Conv second, bool allow_tf32, ConvChoice choice);
+size_t conv_bn_relu_pair_scratch(DType dtype, Convolution first, Convolution second, bool allow_tf32,
+                                 ConvChoice choice);
 void conv_bn_relu_pair(DType dtype, const void* x, const ConvSide& first, const ConvSide& second, bool allow_tf32,
                        ConvChoice choice, void* scratch, void* stream);
 // out = conv(x, weight), and what bn_stats would give for it without another pass: mean and invstd of the stored
 // (rounded) values, running statistics updated. Statistics need finished sums: the choice is of one slice.
-size_t conv_stats_scratch(DType dtype, Conv conv, bool allow_tf32, ConvChoice choice);
-void conv_stats(DType dtype, const void* x, const void* weight, void* out, Conv conv, float* mean, float* invstd,
+size_t conv_stats_scratch(DType dtype, Convolution conv, bool allow_tf32, ConvChoice choice);
+void conv_stats(DType dtype, const void* x, const void* weight, void* out, Convolution conv, float* mean, float* invstd,
                 MutableChannels running_mean, MutableChannels running_var, const int64_t* num_batches_tracked,
                 double momentum, double eps, bool allow_tf32, ConvChoice choice, void* scratch, void* stream);
 // max_pool2d(relu(bn(conv(x, weight))), 3, stride 2, padding 1) without writing the map before the pool (the stem).
-// out: [n, (p - 1) / 2 + 1, (q - 1) / 2 + 1, k].
-void conv_bn_relu_pool(DType dtype, const void* x, const void* weight, Norm norm, void* out, Conv conv, bool allow_tf32,
-                       void* stream);
+// out: [n, pooled_size(p), pooled_size(q), k]. ReLU is the only activation that the kernel has.
+void conv_bn_relu_pool(DType dtype, const void* x, const void* weight, Norm norm, void* out, Convolution conv,
+                       bool allow_tf32, void* stream);
 // out[n, k] = mean of x[n, :, c] * weight[k, c], summed over c, + bias[k]: global average pool and linear layer. x is
 // [n, pixels, c], weight [k, c], bias [k] or nullptr, all of one dtype; means and sums in float32, rounded once.
 void pool_linear(DType dtype, const void* x, const void* weight, const void* bias, void* out, int64_t n, int64_t pixels,

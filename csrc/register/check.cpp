@@ -57,6 +57,20 @@ bool is_channels_last(const Tensor& tensor) {
   return sizes[0] <= 1 || strides[0] == expected;
 }
 
+Activation activation_of(const char* op, int64_t activation, std::initializer_list<Activation> able) {
+  constexpr const char* kNames[] = {"none", "relu"};
+  std::ostringstream message;
+  message << op << ": activation is " << activation << ", but the kernel has ";
+  const char* separator = "";
+  for (const Activation one : able) {
+    const int number = static_cast<int>(one);
+    if (number == activation) return one;
+    message << separator << number << " (" << kNames[number] << ')';
+    separator = ", ";
+  }
+  throw std::runtime_error(message.str());
+}
+
 Arguments::Arguments(const char* op, const char* name, const Tensor& x)
     : op_(op), name_(name), x_(x), dtype_(float_type(name, x)) {
   require(empty() || x.is_contiguous() || is_channels_last(x), name,

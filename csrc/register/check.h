@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -82,6 +83,10 @@ class Arguments {
 };
 
 bool is_channels_last(const Tensor& tensor);
+
+// An op's `int activation`, which must be one of those that the op's kernel has. An activation that is added to ops.h
+// is refused by every op that does not name it here.
+Activation activation_of(const char* op, int64_t activation, std::initializer_list<Activation> able);
 
 // Where a launch runs: makes x's device current and knows the stream that torch would use there.
 class Place {

@@ -80,15 +80,15 @@ Norm norm_of(const Arguments& args, const OptionalTensor& mean, const OptionalTe
 template <auto kLaunch>
 void bn_relu(const Tensor& x, const Tensor& mean, const Tensor& spread, const OptionalTensor& weight,
              const OptionalTensor& bias, const OptionalTensor& residual, const Tensor& out, std::optional<double> eps,
-             bool relu) {
+             int64_t activation) {
   const Arguments args("bn_relu", "x", x);
   const Layout layout = args.layout();
-  const Norm norm = norm_of(args, mean, spread, eps, weight, bias);
-  const void* with = args.like("residual", residual);
+  const Epilogue epilogue{norm_of(args, mean, spread, eps, weight, bias), args.like("residual", residual),
+                          activation_of("bn_relu", activation, {Activation::none, Activation::relu})};
   void* to = args.like("out", out);
   if (args.empty()) return;
   const Place place("bn_relu", x);
-  kLaunch(layout, x.data_ptr(), norm, with, to, relu, place.stream());
+  kLaunch(layout, x.data_ptr(), epilogue, to, place.stream());
 }
 
 template <auto kLaunch>
@@ -107,10 +107,18 @@ void bn_add_bn_relu(const Tensor& x, const Tensor& mean, const Tensor& spread, c
   kLaunch(layout, x.data_ptr(), norm, with, norm_z, to, place.stream());
 }
 
+// Of the backward ops. The mask of ReLU is the stored output; an activation whose gradient needs its argument would
+// need another tensor.
+Activation masked_activation(const Arguments& args, const char* op, int64_t activation, const void* out) {
+  const Activation which = activation_of(op, activation, {Activation::none, Activation::relu});
+  args.require(which != Activation::relu || out, "relu needs out");
+  return which;
+}
+
 template <auto kLaunch, auto kScratch>
 void bn_relu_backward_reduce(const Tensor& grad, const OptionalTensor& x, const OptionalTensor& out,
                              const OptionalTensor& mean, const OptionalTensor& spread, const Tensor& sum_g,
-                             const OptionalTensor& sum_gx, std::optional<double> eps, bool relu,
+                             const OptionalTensor& sum_gx, std::optional<double> eps, int64_t activation,
                              const OptionalTensor& grad2, const OptionalTensor& masked) {
   const Arguments args("bn_relu_backward_reduce", "grad", grad);
   const Layout layout = args.layout();
@@ -119,12 +127,12 @@ void bn_relu_backward_reduce(const Tensor& grad, const OptionalTensor& x, const 
   const void *values = args.like("x", x), *mask = args.like("out", out);
   const Norm norm = norm_of(args, mean, spread, eps, std::nullopt, std::nullopt);
   float *to_g = args.statistics("sum_g", sum_g), *to_gx = args.statistics("sum_gx", sum_gx);
-  args.require(!relu || mask, "relu needs out");
+  const Activation which = masked_activation(args, "bn_relu_backward_reduce", activation, mask);
   args.require(!values || (mean && spread && to_gx), "x comes without mean, spread or sum_gx");
   args.require(!args.empty(), "grad has no values: shape ", Shape{grad});
   const Place place("bn_relu_backward_reduce", grad);
   const Scratch scratch(grad, kScratch(layout));
-  kLaunch(layout, grad.data_ptr(), more, values, mask, norm, to_g, to_gx, to_masked, relu, scratch.data(),
+  kLaunch(layout, grad.data_ptr(), more, values, mask, norm, to_g, to_gx, to_masked, which, scratch.data(),
           place.stream());
 }
 
@@ -132,7 +140,7 @@ template <auto kLaunch>
 void bn_relu_backward_apply(const Tensor& grad, const OptionalTensor& x, const OptionalTensor& out,
                             const OptionalTensor& mean, const Tensor& spread, const OptionalTensor& weight,
                             const OptionalTensor& sum_g, const OptionalTensor& sum_gx, const OptionalTensor& grad_x,
-                            const OptionalTensor& grad_residual, std::optional<double> eps, bool relu,
+                            const OptionalTensor& grad_residual, std::optional<double> eps, int64_t activation,
                             const OptionalTensor& grad2) {
   const Arguments args("bn_relu_backward_apply", "grad", grad);
   const Layout layout = args.layout();
@@ -141,12 +149,12 @@ void bn_relu_backward_apply(const Tensor& grad, const OptionalTensor& x, const O
   const Norm norm = norm_of(args, mean, spread, eps, weight, std::nullopt);
   const float *g = args.statistics("sum_g", sum_g), *gx = args.statistics("sum_gx", sum_gx);
   void *to_x = args.like("grad_x", grad_x), *to_residual = args.like("grad_residual", grad_residual);
-  args.require(!relu || mask, "relu needs out");
+  const Activation which = masked_activation(args, "bn_relu_backward_apply", activation, mask);
   args.require(eps || !to_x || (values && mean && g && gx),
                "grad_x with batch statistics needs x, mean, sum_g and sum_gx");
   if (args.empty()) return;
   const Place place("bn_relu_backward_apply", grad);
-  kLaunch(layout, grad.data_ptr(), more, values, mask, norm, g, gx, to_x, to_residual, relu, place.stream());
+  kLaunch(layout, grad.data_ptr(), more, values, mask, norm, g, gx, to_x, to_residual, which, place.stream());
 }
 
 }  // namespace
@@ -163,16 +171,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "float eps) -> ()");
   m.def(
       "bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!) out, "
-      "float? eps, bool relu) -> ()");
+      "float? eps, int activation) -> ()");
   m.def(
       "bn_add_bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, float? eps, Tensor z, "
       "Tensor mean_z, Tensor spread_z, Tensor? weight_z, Tensor? bias_z, float? eps_z, Tensor(a!) out) -> ()");
   m.def(
       "bn_relu_backward_reduce(Tensor grad, Tensor? x, Tensor? out, Tensor? mean, Tensor? spread, Tensor(a!) sum_g, "
-      "Tensor(b!)? sum_gx, float? eps, bool relu, Tensor? grad2=None, Tensor(c!)? masked=None) -> ()");
+      "Tensor(b!)? sum_gx, float? eps, int activation, Tensor? grad2=None, Tensor(c!)? masked=None) -> ()");
   m.def(
       "bn_relu_backward_apply(Tensor grad, Tensor? x, Tensor? out, Tensor? mean, Tensor spread, Tensor? weight, "
-      "Tensor? sum_g, Tensor? sum_gx, Tensor(a!)? grad_x, Tensor(b!)? grad_residual, float? eps, bool relu, "
+      "Tensor? sum_g, Tensor? sum_gx, Tensor(a!)? grad_x, Tensor(b!)? grad_residual, float? eps, int activation, "
       "Tensor? grad2=None) -> ()");
 }
 

@@ -57,6 +57,8 @@ def _edited(engine, row, column, value):
         pytest.param(2, 13, 0, "not positive", id="stride"),
         pytest.param(2, 7, 1 << 40, "too large", id="height"),
         pytest.param(2, 11, 99, "no output pixel", id="kernel"),
+        pytest.param(2, 16, 2, r"has activation 2, but its kernels have 0 \(none\), 1 \(relu\)", id="activation"),
+        pytest.param(0, 16, 0, r"has activation 0, but its kernels have 1 \(relu\)", id="stem-without-relu"),
     ],
 )
 def test_steps_that_do_not_fit_are_refused(row, column, value, message):

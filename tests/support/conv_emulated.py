@@ -33,7 +33,7 @@ def library():
 INTEGERS = [
     *("dtype", "param_dtype", "n", "h", "w", "c", "k", "r", "s", "p", "q", "groups"),
     *("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w"),
-    *("relu", "allow_tf32", "aligned", "tile", "splits", "images", "cluster", "early_weights", "seed", "policy"),
+    *("activation", "allow_tf32", "aligned", "tile", "splits", "images", "cluster", "early_weights", "seed", "policy"),
 ]
 POINTERS = ["x", "weight", "mean", "var", "bn_weight", "bn_bias", "residual", "out"]
 
@@ -132,7 +132,7 @@ def convolve(name, x, weight, norm, residual, out, conv, eps, *, more=(), relu=T
     pointers = {name: None if t is None else t.data_ptr() for name, t in zip(POINTERS, tensors, strict=True)}
     aligned = all(t is None or t.data_ptr() % 16 == 0 for t in (x, weight, residual, out))
     params = next((t.dtype for t in norm if t is not None), torch.float32)
-    call = Call(dtype=DTYPES[x.dtype], param_dtype=DTYPES[params], eps=eps, relu=relu, allow_tf32=allow_tf32,
+    call = Call(dtype=DTYPES[x.dtype], param_dtype=DTYPES[params], eps=eps, activation=int(relu), allow_tf32=allow_tf32,
                 aligned=aligned, tile=tile, splits=splits, images=images, cluster=cluster,
                 early_weights=early_weights, seed=seed, policy=policy,
                 **pointers, **conv)  # fmt: skip

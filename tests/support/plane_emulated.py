@@ -58,7 +58,7 @@ def convolve(x, weight, norm, residual, out, conv, eps=0.0, *, gradient=False, p
     tensors = [x, weight, *norm, residual, out]
     pointers = {name: None if t is None else t.data_ptr() for name, t in zip(POINTERS, tensors, strict=True)}
     params = next((t.dtype for t in norm if t is not None), torch.float32)
-    call = Call(dtype=DTYPES[x.dtype], param_dtype=DTYPES[params], eps=eps, relu=relu, seed=seed, policy=policy,
+    call = Call(dtype=DTYPES[x.dtype], param_dtype=DTYPES[params], eps=eps, activation=int(relu), seed=seed, policy=policy,
                 **pointers, **conv)  # fmt: skip
     if (why := library().conv_plane(ctypes.byref(call), gradient, places, cluster, multiprocessors)) is not None:
         raise RuntimeError(why.decode())

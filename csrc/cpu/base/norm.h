@@ -55,7 +55,7 @@ struct Strip {
   Vec operator()(int which, int64_t i) const { return load(values[which] + i); }
 };
 
-// The same of one channel, whatever i.
+// The same of one channel: i does not matter.
 template <int kCount>
 struct Uniform {
   Vec values[kCount];

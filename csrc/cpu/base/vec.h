@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "ops.h"
+
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
 #if defined(__AVX512F__)
@@ -121,8 +123,10 @@ inline float load_one(const T* p) {
   return load(p, 1)[0];
 }
 
-// x < 0 ? 0 : x and not max(x, 0): NaN stays NaN and -0.0 stays -0.0, as in torch.
-inline Vec relu(Vec v) { return v < 0 ? Vec{} : v; }
-inline Vec masked(Vec grad, Vec out) { return out <= 0 ? Vec{} : grad; }
+// ReLU is v < 0 ? 0 : v and not max(v, 0): NaN stays NaN and -0.0 stays -0.0, as in torch.
+inline Vec activate(Vec v, Activation activation) { return activation == Activation::relu ? (v < 0 ? Vec{} : v) : v; }
+// The gradient through a ReLU whose stored result is `out`. Of ReLU alone: the gradient of another activation may need
+// what the activation was applied to.
+inline Vec relu_gradient(Vec grad, Vec out) { return out <= 0 ? Vec{} : grad; }
 
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

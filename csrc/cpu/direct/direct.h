@@ -1,6 +1,6 @@
 // Any convolution of NHWC activations, one group, by its direct sum, with everything that follows a convolution in a
-// folded ResNet: out = [relu](conv(x, weight) + shift [+ residual]), summed in float32 and rounded once. On vectors, or
-// on the matrix unit of a CPU (AMX).
+// folded ResNet: out = activation(conv(x, weight) + shift [+ residual]), summed in float32 and rounded once. On
+// vectors, or on the matrix unit of a CPU (AMX).
 //
 // The matrix unit multiplies bfloat16. A float32 is the exact sum of three of them, 8 bits each, so a float32 product
 // is six products of parts (the three that are left out are below 2^-25 of it): fewer than the sixteen by which the
@@ -10,18 +10,20 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/base/folded.h"
+
 namespace resnet_fused::cpu {
 
 // What is multiplied: float32 or bfloat16 on vectors; on the matrix unit float32 as three bfloat16, or bfloat16.
 enum class DirectFormat { f32, bf16, amx_f32, amx_bf16 };
 
-struct DirectShape {
-  int64_t n, h, w, c, k;  // x: [n, h, w, c]; out: [n, out_h(), out_w(), k]
-  int64_t kernel_h, kernel_w, stride, padding, dilation;
+// One group; stride, padding and dilation are those of both axes.
+struct DirectShape : Convolution {
   DirectFormat format;
-  int64_t out_h() const { return (h + 2 * padding - (kernel_h - 1) * dilation - 1) / stride + 1; }
-  int64_t out_w() const { return (w + 2 * padding - (kernel_w - 1) * dilation - 1) / stride + 1; }
-  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t stride() const { return stride_h; }
+  int64_t padding() const { return pad_h; }
+  int64_t dilation() const { return dilation_h; }
+  int64_t taps() const { return r * s; }
   bool is_bf16() const { return format == DirectFormat::bf16 || format == DirectFormat::amx_bf16; }
   bool on_vectors() const { return format == DirectFormat::f32 || format == DirectFormat::bf16; }
   int64_t parts() const { return format == DirectFormat::amx_f32 ? 3 : 1; }
@@ -61,14 +63,13 @@ DirectPlan direct_plan(const DirectShape& shape, int threads);
 int64_t direct_packed_size(const DirectShape& shape);
 int64_t direct_workspace_size(const DirectPlan& plan);
 
-// weight: [k, c, kernel_h, kernel_w] contiguous, float32 or bfloat16.
+// weight: [k, c, r, s] contiguous, float32 or bfloat16.
 void direct_pack(const DirectShape& shape, const void* weight, uint16_t* packed);
 
-// x, residual, out: float32 or bfloat16, NHWC; residual nullptr or like out, may be out; out must not be x.
-// shift: float32 [k]. workspace: aligned to 64 bytes. The bits do not depend on threads, batch or position.
-// A NaN comes out of the pixels that read it. In amx_f32 an infinity does so as a NaN, and so does a value that rounds
-// to one in bfloat16 (above 3.39e38); subnormal parts are 0.
-void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
-                void* out, bool relu, uint16_t* workspace);
+// x, residual, out: float32 or bfloat16, NHWC; out must not be x. workspace: aligned to 64 bytes. The bits do not
+// depend on threads, batch or position. A NaN comes out of the pixels that read it. In amx_f32 an infinity does so as a
+// NaN, and so does a value that rounds to one in bfloat16 (above 3.39e38); subnormal parts are 0.
+void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue,
+                void* out, uint16_t* workspace);
 
 }  // namespace resnet_fused::cpu

@@ -12,12 +12,12 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Of the columns j < count of the plane with remainder `phase`: column j is pixel j * stride + phase - padding.
 int64_t zeros_before(const DirectShape& s, int64_t phase, int64_t count) {
   int64_t j = 0;
-  while (j < count && j * s.stride + phase < s.padding) ++j;
+  while (j < count && j * s.stride() + phase < s.padding()) ++j;
   return j;
 }
 int64_t zeros_after(const DirectShape& s, int64_t phase, int64_t count) {
   int64_t j = 0;
-  while (j < count && (count - 1 - j) * s.stride + phase - s.padding >= s.w) ++j;
+  while (j < count && (count - 1 - j) * s.stride() + phase - s.padding() >= s.w) ++j;
   return j;
 }
 
@@ -32,26 +32,26 @@ DirectPlan direct_plan(const DirectShape& shape, int threads) {
   plan.pixels = direct_kernels(shape.format).pixels;
 
   std::vector<int64_t> rows, columns;  // of a tap, from the first pixel in its plane
-  for (int64_t r = 0; r < shape.kernel_h; ++r) {
-    for (int64_t s = 0; s < shape.kernel_w; ++s) {
-      const int64_t y = r * shape.dilation, x = s * shape.dilation;
+  for (int64_t r = 0; r < shape.r; ++r) {
+    for (int64_t s = 0; s < shape.s; ++s) {
+      const int64_t y = r * shape.dilation(), x = s * shape.dilation();
       size_t plane = 0;
       while (plane < plan.phase_y.size() &&
-             (plan.phase_y[plane] != y % shape.stride || plan.phase_x[plane] != x % shape.stride)) {
+             (plan.phase_y[plane] != y % shape.stride() || plan.phase_x[plane] != x % shape.stride())) {
         ++plane;
       }
       if (plane == plan.phase_y.size()) {
-        plan.phase_y.push_back(y % shape.stride);
-        plan.phase_x.push_back(x % shape.stride);
+        plan.phase_y.push_back(y % shape.stride());
+        plan.phase_x.push_back(x % shape.stride());
       }
       plan.tap_plane.push_back(static_cast<int64_t>(plane));
-      rows.push_back(y / shape.stride);
-      columns.push_back(x / shape.stride);
+      rows.push_back(y / shape.stride());
+      columns.push_back(x / shape.stride());
     }
   }
   plan.extra_rows = *std::max_element(rows.begin(), rows.end());
-  const int64_t width = shape.out_w() + *std::max_element(columns.begin(), columns.end());
-  plan.shared = width - shape.out_w();  // more would let the rows of the output overlap
+  const int64_t width = shape.q + *std::max_element(columns.begin(), columns.end());
+  plan.shared = width - shape.q;  // more would let the rows of the output overlap
   for (const int64_t phase : plan.phase_x) {
     plan.shared = std::min({plan.shared, zeros_before(shape, phase, width), zeros_after(shape, phase, width)});
   }
@@ -70,20 +70,20 @@ DirectPlan direct_plan(const DirectShape& shape, int threads) {
   };
   const int64_t planes = static_cast<int64_t>(plan.phase_y.size()), lines = plan.blocks * shape.parts() * planes;
   const auto segment_of = [&](int64_t out_rows) { return lines * plane_of(out_rows) * kDirectLine; };
-  const int64_t image = segment_of(shape.out_h());
+  const int64_t image = segment_of(shape.p);
   // Weights are much larger than the input: each thread reads its share of them, and all pixels.
   plan.split_panels = threads > 1 && plan.panels >= threads && shape.n * image <= budget &&
                       direct_packed_size(shape) > 2 * shape.n * image;
-  plan.rows = shape.out_h();
+  plan.rows = shape.p;
   if (!plan.split_panels) {
-    const int64_t share = divide_up(shape.n * shape.out_h(), threads);
+    const int64_t share = divide_up(shape.n * shape.p, threads);
     plan.rows = std::max<int64_t>(1, std::min(plan.rows, share));
     while (plan.rows > 1 && segment_of(plan.rows) > budget) plan.rows = divide_up(plan.rows, 2);
   }
   plan.plane = plane_of(plan.rows);
   plan.segment = segment_of(plan.rows);
   plan.segments = plan.split_panels ? shape.n : std::max<int64_t>(1, budget / plan.segment);
-  const int64_t tiles = divide_up((plan.rows - 1) * plan.pitch + shape.out_w(), plan.pixels);
+  const int64_t tiles = divide_up((plan.rows - 1) * plan.pitch + shape.q, plan.pixels);
   plan.sums = (chunks > 1 ? tiles * plan.segments : 1) * plan.pixels * kDirectPanel;
   // Weights that stay in L2 can be read again for each call's pixels, and outputs are then written in their order: 64
   // to 256 channels at 56x56, batch 8, 2.8 -> 2.1 ms. The matrix unit is too fast to read its weights from L2 so often.

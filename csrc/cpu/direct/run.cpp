@@ -1,4 +1,4 @@
-// The loops around the kernels: which pixels are packed when, and who multiplies them with which weights.
+// The loops around the kernels: when pixels are packed, and which task multiplies them with which weights.
 #include <algorithm>
 #include <cstring>
 
@@ -55,8 +55,7 @@ struct Segment {
 
 class Run {
  public:
-  Run(const DirectPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
-      void* out, bool relu)
+  Run(const DirectPlan& plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue, void* out)
       : plan_(plan),
         shape_(plan.shape),
         kernels_(direct_kernels(plan.shape.format)),
@@ -65,10 +64,8 @@ class Run {
         block_stride_(part_stride_ * plan.shape.parts()),
         x_(static_cast<const char*>(x)),
         packed_(packed),
-        shift_(shift),
-        residual_(static_cast<const char*>(residual)),
-        out_(static_cast<char*>(out)),
-        relu_(relu) {
+        epilogue_(epilogue),
+        out_(static_cast<char*>(out)) {
     for (size_t tap = 0; tap < plan.tap_plane.size(); ++tap) {
       taps_.push_back((plan.tap_plane[tap] * plan.plane + plan.tap_offset[tap]) * kDirectLine);
     }
@@ -78,7 +75,7 @@ class Run {
   void pack(const Segment& segment, int64_t phase, int64_t begin, int64_t end, uint16_t* memory) const {
     uint16_t* plane = memory + phase * plan_.plane * kDirectLine;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t y = (segment.row + row) * shape_.stride + plan_.phase_y[phase] - shape_.padding;
+      const int64_t y = (segment.row + row) * shape_.stride() + plan_.phase_y[phase] - shape_.padding();
       pack_row(segment.image, y, plan_.phase_x[phase], plane + row * plan_.pitch * kDirectLine);
     }
     if (end == plane_rows(segment)) zero(plane + end * plan_.pitch * kDirectLine, plan_.shared);
@@ -127,7 +124,7 @@ class Run {
   // Row range [begin, end) of all output rows of the batch, cut at images and at plan.rows.
   std::vector<Segment> segments(int64_t begin, int64_t end) const {
     std::vector<Segment> result;
-    const int64_t height = shape_.out_h();
+    const int64_t height = shape_.p;
     while (begin < end) {
       const int64_t left = std::min(end - begin, height - begin % height);
       const int64_t rows = (left + (left + plan_.rows - 1) / plan_.rows - 1) / ((left + plan_.rows - 1) / plan_.rows);
@@ -167,7 +164,7 @@ class Run {
   }
 
   int64_t tiles(const Segment& segment) const { return (pixels(segment) + plan_.pixels - 1) / plan_.pixels; }
-  int64_t pixels(const Segment& segment) const { return (segment.rows - 1) * plan_.pitch + shape_.out_w(); }
+  int64_t pixels(const Segment& segment) const { return (segment.rows - 1) * plan_.pitch + shape_.q; }
 
   void zero(uint16_t* to, int64_t pixels) const {
     for (int64_t block = 0; block < plan_.blocks; ++block) {
@@ -180,7 +177,7 @@ class Run {
   void pack_row(int64_t image, int64_t y, int64_t phase, uint16_t* to) const {
     if (y < 0 || y >= shape_.h) return zero(to, plan_.pitch);
     // Column j is pixel j * stride + phase - padding.
-    const int64_t offset = phase - shape_.padding, stride = shape_.stride;
+    const int64_t offset = phase - shape_.padding(), stride = shape_.stride();
     const int64_t first = std::min(plan_.pitch, offset < 0 ? (-offset + stride - 1) / stride : 0);
     const int64_t past = shape_.w <= offset ? first : (shape_.w - offset + stride - 1) / stride;
     const int64_t last = std::max(first, std::min(plan_.pitch, past));
@@ -194,21 +191,22 @@ class Run {
 
   // The sums of a call's pixels from `first` on: those between the rows belong to no output.
   void output(const Segment& segment, int64_t first, int64_t panel, const float* sums) const {
-    const int64_t width = shape_.out_w(), k = panel * kDirectPanel;
+    const int64_t width = shape_.q, k = panel * kDirectPanel;
     DirectOutput to{};
-    to.shift = shift_ + k;
+    to.shift = epilogue_.shift + k;
     to.pixel_stride = shape_.k;
     to.channels = static_cast<int>(std::min(kDirectPanel, shape_.k - k));
-    to.relu = relu_;
+    to.activation = epilogue_.activation;
     int64_t y = first / plan_.pitch, x = first % plan_.pitch;
     for (int64_t pixel = 0; pixel < plan_.pixels && y < segment.rows;) {
       const int64_t run = std::min(plan_.pixels - pixel, width - x);
       if (run > 0) {
-        const int64_t at = (((segment.image * shape_.out_h() + segment.row + y) * width + x) * shape_.k + k) * bytes_;
+        const int64_t at = (((segment.image * shape_.p + segment.row + y) * width + x) * shape_.k + k) * bytes_;
         to.c = sums + pixel * kDirectPanel;
         to.pixels = run;
         to.out = out_ + at;
-        to.residual = residual_ ? residual_ + at : nullptr;
+        const auto* residual = static_cast<const char*>(epilogue_.residual);
+        to.residual = residual ? residual + at : nullptr;
         kernels_.output(to);
       }
       pixel += plan_.pitch - x;
@@ -224,10 +222,8 @@ class Run {
   std::vector<int64_t> taps_;
   const char* x_;
   const uint16_t* packed_;
-  const float* shift_;
-  const char* residual_;
+  const FoldedEpilogue& epilogue_;
   char* out_;
-  const bool relu_;
 };
 
 // What a task's thread needs: the tile registers.
@@ -245,13 +241,13 @@ class Configured {
 
 }  // namespace
 
-void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const float* shift, const void* residual,
-                void* out, bool relu, uint16_t* workspace) {
-  const Run run(plan, x, packed, shift, residual, out, relu);
+void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue,
+                void* out, uint16_t* workspace) {
+  const Run run(plan, x, packed, epilogue, out);
   uint16_t* packed_end = workspace + plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks);
   const auto sums_of = [&](int64_t task) { return reinterpret_cast<float*>(packed_end) + task * plan.sums; };
   if (!plan.split_panels) {
-    const int64_t rows = plan.shape.n * plan.shape.out_h();
+    const int64_t rows = plan.shape.n * plan.shape.p;
     parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
       const Configured configured(plan.shape.format);
       for (int64_t task = begin; task < end; ++task) {
@@ -269,7 +265,7 @@ void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, c
     return;
   }
   std::vector<Segment> segments;
-  for (int64_t image = 0; image < plan.shape.n; ++image) segments.push_back({image, 0, plan.shape.out_h()});
+  for (int64_t image = 0; image < plan.shape.n; ++image) segments.push_back({image, 0, plan.shape.p});
   const int64_t phases = static_cast<int64_t>(plan.phase_y.size()), rows = run.plane_rows(segments[0]);
   const int64_t pieces = plan.shape.n * phases * rows;
   parallel_for(pieces, (pieces + plan.tasks - 1) / plan.tasks, [&](int64_t begin, int64_t end) {

@@ -16,22 +16,19 @@
 namespace resnet_fused::cpu {
 namespace {
 
-[[noreturn]] void refuse(int64_t step, const char* what) {
+[[noreturn]] void refuse(int64_t step, const std::string& what) {
   throw std::runtime_error("frozen_network: step " + std::to_string(step) + " " + what);
 }
 
 DirectShape direct_shape(const Step& s, bool bf16) {
   const DirectFormat format = s.kind == StepKind::amx ? (bf16 ? DirectFormat::amx_bf16 : DirectFormat::amx_f32)
                                                       : (bf16 ? DirectFormat::bf16 : DirectFormat::f32);
-  return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.kernel_w, s.stride, s.padding, s.dilation, format};
+  return {s.convolution(), format};
 }
-StemShape stem_shape(const Step& s) { return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.stride, s.padding}; }
-AmxStemShape amx_stem_shape(const Step& s, bool bf16) {
-  return {s.n, s.h, s.w, s.c, s.k, s.kernel_h, s.stride, s.padding, bf16 ? 1 : 3};
-}
+StemShape stem_shape(const Step& s) { return {s.convolution()}; }
+AmxStemShape amx_stem_shape(const Step& s, bool bf16) { return {stem_shape(s), bf16 ? 1 : 3}; }
 WinogradShape winograd_shape(const Step& s, bool bf16) {
-  const DType dtype = bf16 ? DType::bf16 : DType::f32;
-  return {s.n, s.h, s.w, s.c, s.k, static_cast<int>(s.m), static_cast<int>(s.padding), dtype};
+  return {s.convolution(), static_cast<int>(s.m), bf16 ? DType::bf16 : DType::f32};
 }
 WinogradWeights weights_of(const Step& s, bool bf16) {
   return s.taps && !bf16 ? WinogradWeights::taps : WinogradWeights::points;
@@ -61,11 +58,11 @@ int64_t written_by(const Step& s) {
       return s.n * s.h * s.w * s.c;
     case StepKind::stem:
     case StepKind::amx_stem:
-      return s.n * stem_shape(s).out_h() * stem_shape(s).out_w() * s.k;
+      return s.n * stem_shape(s).pooled_h() * stem_shape(s).pooled_w() * s.k;
     case StepKind::mean:
       return s.n * s.c;
     default:
-      return s.n * s.out_h() * s.out_w() * s.k;
+      return s.n * s.convolution().p * s.convolution().q * s.k;
   }
 }
 
@@ -99,6 +96,9 @@ bool is_small(const Step& s) {
          product(s.k, s.c, s.kernel_h, s.kernel_w) <= kValues;
 }
 
+constexpr int64_t kNoActivation = static_cast<int64_t>(Activation::none),
+                  kRelu = static_cast<int64_t>(Activation::relu);
+
 // That every number may be divided by and every kernel can do what it is asked.
 void check_sizes(const Network& network) {
   for (int64_t i = 0; i < network.count; ++i) {
@@ -111,6 +111,11 @@ void check_sizes(const Network& network) {
     if (!is_small(s)) refuse(i, "is too large");
     if (s.h + 2 * s.padding <= (s.kernel_h - 1) * s.dilation || s.w + 2 * s.padding <= (s.kernel_w - 1) * s.dilation) {
       refuse(i, "has no output pixel");
+    }
+    const bool stem = s.kind == StepKind::stem || s.kind == StepKind::amx_stem;
+    if (s.activation != kRelu && (stem || s.activation != kNoActivation)) {
+      refuse(i, "has activation " + std::to_string(s.activation) + ", but its kernels have " +
+                    (stem ? "1 (relu)" : "0 (none), 1 (relu)"));
     }
     if (s.kind == StepKind::pad && (s.k < s.c || s.kernel_h != 1 || s.kernel_w != 1 || s.padding != 0)) {
       refuse(i, "is no zero padding of channels");
@@ -193,7 +198,7 @@ void copy_input(const Step& s, const From* x, const int64_t (&strides)[4], To* t
 
 template <class T>
 void pad(const Step& s, const T* from, T* to) {
-  const int64_t height = s.out_h(), width = s.out_w();
+  const int64_t height = s.convolution().p, width = s.convolution().q;
   parallel_for(s.n * height, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* pixel = from + (row / height * s.h + row % height * s.stride) * s.w * s.c;
@@ -234,6 +239,7 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
   const char* residual = s.residual == kNone ? nullptr : arena + s.residual;
   const char* weight = network.constants + s.weight;
   const auto* shift = reinterpret_cast<const float*>(network.constants + s.shift);
+  const FoldedEpilogue epilogue{shift, residual, static_cast<Activation>(s.activation)};
   const void* input = static_cast<const char*>(x.data) + s.first * x.strides[0] * (x.bf16 ? 2 : 4);
   switch (s.kind) {
     case StepKind::copy:
@@ -252,12 +258,11 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
     case StepKind::direct:
     case StepKind::amx:
       return direct_run(direct_plan(direct_shape(s, bf16), num_threads()), from,
-                        reinterpret_cast<const uint16_t*>(weight), shift, residual, to, s.relu != 0,
+                        reinterpret_cast<const uint16_t*>(weight), epilogue, to,
                         reinterpret_cast<uint16_t*>(workspace));
     case StepKind::winograd:
       winograd_run(winograd_plan(winograd_shape(s, bf16), weights_of(s, bf16), num_threads()), from,
-                   reinterpret_cast<const float*>(weight), nullptr, shift, residual, to, s.relu != 0,
-                   reinterpret_cast<float*>(workspace));
+                   reinterpret_cast<const float*>(weight), nullptr, epilogue, to, reinterpret_cast<float*>(workspace));
       return;
     case StepKind::pad:
       return pad(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));

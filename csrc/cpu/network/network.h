@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "ops.h"
+
 namespace resnet_fused::cpu {
 
 enum class StepKind : int64_t {
@@ -24,16 +26,13 @@ struct Step {
   StepKind kind;
   int64_t from, residual, to;  // residual: kNone or a place, which may be `to`
   int64_t weight, shift;       // bytes from the start of the constants
-  int64_t n, h, w, c, k, kernel_h, kernel_w, stride, padding, dilation, relu;
-  int64_t m, taps;  // of Winograd
-  int64_t first;    // image of the input, where a step reads from it
+  int64_t n, h, w, c, k, kernel_h, kernel_w, stride, padding, dilation;
+  int64_t activation;  // an Activation; a stem has ReLU and no other
+  int64_t m, taps;     // of Winograd
+  int64_t first;       // image of the input, where a step reads from it
 
-  int64_t out_h() const { return size(h, kernel_h); }
-  int64_t out_w() const { return size(w, kernel_w); }
-
- private:
-  int64_t size(int64_t in, int64_t kernel) const {
-    return (in + 2 * padding - (kernel - 1) * dilation - 1) / stride + 1;
+  Convolution convolution() const {
+    return {n, h, w, c, k, kernel_h, kernel_w, 1, stride, stride, padding, padding, dilation, dilation};
   }
 };
 static_assert(sizeof(Step) == 20 * sizeof(int64_t), "the numbers of a step");

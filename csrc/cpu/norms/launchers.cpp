@@ -41,8 +41,8 @@ void bn_stats_merge(int64_t world, int64_t channels, const float* parts, double 
   RESNET_FUSED_BEST(bn_stats_merge)(world, channels, parts, count, eps, mean, invstd, var, share, stream);
 }
 
-void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void* out, bool relu, void* stream) {
-  RESNET_FUSED_BEST(bn_relu)(layout, x, norm, residual, out, relu, stream);
+void bn_relu(Layout layout, const void* x, Epilogue epilogue, void* out, void* stream) {
+  RESNET_FUSED_BEST(bn_relu)(layout, x, epilogue, out, stream);
 }
 
 void bn_add_bn_relu(Layout layout, const void* x, Norm norm, const void* z, Norm norm_z, void* out, void* stream) {
@@ -54,17 +54,17 @@ size_t bn_relu_backward_reduce_scratch(Layout layout) {
 }
 
 void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,
-                             Norm norm, float* sum_g, float* sum_gx, void* masked, bool relu, void* scratch,
+                             Norm norm, float* sum_g, float* sum_gx, void* masked, Activation activation, void* scratch,
                              void* stream) {
   RESNET_FUSED_BEST(bn_relu_backward_reduce)
-  (layout, grad, grad2, x, out, norm, sum_g, sum_gx, masked, relu, scratch, stream);
+  (layout, grad, grad2, x, out, norm, sum_g, sum_gx, masked, activation, scratch, stream);
 }
 
 void bn_relu_backward_apply(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,
                             Norm norm, const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual,
-                            bool relu, void* stream) {
+                            Activation activation, void* stream) {
   RESNET_FUSED_BEST(bn_relu_backward_apply)
-  (layout, grad, grad2, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, relu, stream);
+  (layout, grad, grad2, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, activation, stream);
 }
 
 }  // namespace resnet_fused::cpu

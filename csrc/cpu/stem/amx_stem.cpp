@@ -39,14 +39,14 @@ int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i /
 struct Sizes {
   explicit Sizes(const AmxStemShape& s)
       : channels(up(s.k, kPanel)),
-        tiles(up(s.conv_w(), kPixels) / kPixels),
+        tiles(up(s.q, kPixels) / kPixels),
         // All that the windows of all tiles read, and the padded row.
-        row(up(std::max((tiles * kPixels - 1) * s.stride + kAmxStemWidth, s.w + 2 * s.padding) * kAmxStemChannels,
+        row(up(std::max((tiles * kPixels - 1) * s.stride() + kAmxStemWidth, s.w + 2 * s.padding()) * kAmxStemChannels,
                kValues)),
-        input_rows(s.kernel + s.stride),
+        input_rows(s.kernel() + s.stride()),
         floats(up(row + kConvRows * tiles * kPixels * channels, 16)),
         input(up(input_rows * row * s.parts, 32)),
-        task(floats * 4 + (input + 2 * s.kernel * s.parts * kWindows) * 2) {}
+        task(floats * 4 + (input + 2 * s.kernel() * s.parts * kWindows) * 2) {}
   int64_t channels, tiles;
   int64_t row;         // values of one part of an input row
   int64_t input_rows;  // that two rows of the convolution read
@@ -72,7 +72,7 @@ class Rows {
         input_(reinterpret_cast<uint16_t*>(memory + sizes_.floats * 4)),
         windows_(input_ + sizes_.input),
         finite_(sizes_.input_rows),
-        pointers_(2 * shape.kernel) {
+        pointers_(2 * shape.kernel()) {
     kernels_.begin(saved_);
   }
   ~Rows() { kernels_.end(saved_); }
@@ -87,11 +87,11 @@ class Rows {
     }
     const float* rows[3];
     int count = 0;
-    for (int64_t y = p > 0 ? 2 * p - 1 : 0; y <= 2 * p + 1 && y < shape_.conv_h(); ++y) {
+    for (int64_t y = p > 0 ? 2 * p - 1 : 0; y <= 2 * p + 1 && y < shape_.p; ++y) {
       if (y >= conv_end_) convolve(y / 2 * 2);
       rows[count++] = conv_row(y);
     }
-    (shape_.parts == 1 ? kernels_.pool1 : kernels_.pool3)(rows, count, shape_.conv_w(), sizes_.channels, shape_.k, out);
+    (shape_.parts == 1 ? kernels_.pool1 : kernels_.pool3)(rows, count, shape_.q, sizes_.channels, shape_.k, out);
   }
 
  private:
@@ -99,28 +99,28 @@ class Rows {
 
   // Rows y and y + 1; the latter may be one too many.
   void convolve(int64_t y) {
-    const int64_t first = y * shape_.stride, past = first + shape_.stride + shape_.kernel;
+    const int64_t first = y * shape_.stride(), past = first + shape_.stride() + shape_.kernel();
     for (int64_t row = std::max(first, input_end_); row < past; ++row) read(row);
     input_end_ = past;
     bool in_place = true;
     for (int64_t row = first; row < past; ++row) in_place &= finite_[row % sizes_.input_rows] != 0;
     AmxStemGemm call{};
-    call.kernel = shape_.kernel;
+    call.kernel = shape_.kernel();
     call.part_stride = in_place ? sizes_.row : kWindows;
-    call.pixel_stride = in_place ? shape_.stride * kAmxStemChannels : kValues;
+    call.pixel_stride = in_place ? shape_.stride() * kAmxStemChannels : kValues;
     call.stride = sizes_.channels;
     for (int64_t tile = 0; tile < sizes_.tiles; ++tile) {
       for (int64_t which = 0; which < 2; ++which) {
-        for (int64_t i = 0; i < shape_.kernel; ++i) {
-          const int64_t at = which * shape_.kernel + i;
+        for (int64_t i = 0; i < shape_.kernel(); ++i) {
+          const int64_t at = which * shape_.kernel() + i;
           const uint16_t* row =
-              input_row(first + which * shape_.stride + i) + tile * kPixels * shape_.stride * kAmxStemChannels;
+              input_row(first + which * shape_.stride() + i) + tile * kPixels * shape_.stride() * kAmxStemChannels;
           pointers_[at] = in_place ? row : copy_windows(row, windows_ + at * shape_.parts * kWindows);
         }
-        call.rows[which] = pointers_.data() + which * shape_.kernel;
+        call.rows[which] = pointers_.data() + which * shape_.kernel();
       }
       for (int64_t channel = 0; channel < sizes_.channels; channel += kPanel) {
-        call.b = packed_ + channel / kPanel * shape_.kernel * shape_.parts * 2 * kTileWeights;
+        call.b = packed_ + channel / kPanel * shape_.kernel() * shape_.parts * 2 * kTileWeights;
         for (int64_t which = 0; which < 2; ++which) {
           call.c[which] = conv_row(y + which) + tile * kPixels * sizes_.channels + channel;
         }
@@ -128,7 +128,7 @@ class Rows {
       }
     }
     for (int64_t which = 0; which < 2; ++which) {
-      kernels_.finish(conv_row(y + which), shift_, shape_.conv_w(), sizes_.channels);
+      kernels_.finish(conv_row(y + which), shift_, shape_.q, sizes_.channels);
     }
     conv_end_ = y + 2;
   }
@@ -137,12 +137,12 @@ class Rows {
   // would be a NaN that torch does not have: then 16 pixels get windows of their own, with zeros beyond the kernel. The
   // same bits.
   const uint16_t* copy_windows(const uint16_t* row, uint16_t* to) const {
-    const int64_t values = shape_.kernel * kAmxStemChannels;
+    const int64_t values = shape_.kernel() * kAmxStemChannels;
     std::memset(to, 0, shape_.parts * kWindows * sizeof(uint16_t));
     for (int64_t part = 0; part < shape_.parts; ++part) {
       for (int64_t pixel = 0; pixel < kPixels; ++pixel) {
         std::memcpy(to + part * kWindows + pixel * kValues,
-                    row + part * sizes_.row + pixel * shape_.stride * kAmxStemChannels, values * sizeof(uint16_t));
+                    row + part * sizes_.row + pixel * shape_.stride() * kAmxStemChannels, values * sizeof(uint16_t));
       }
     }
     return to;
@@ -152,13 +152,13 @@ class Rows {
 
   // Row `row` of the padded image, four values a pixel.
   void read(int64_t row) {
-    const int64_t y = row - shape_.padding;
+    const int64_t y = row - shape_.padding();
     finite_[row % sizes_.input_rows] = 1;
     if (y < 0 || y >= shape_.h) {
       std::memset(input_row(row), 0, sizes_.row * shape_.parts * sizeof(uint16_t));
       return;
     }
-    const int64_t begin = shape_.padding * kAmxStemChannels, end = begin + shape_.w * kAmxStemChannels;
+    const int64_t begin = shape_.padding() * kAmxStemChannels, end = begin + shape_.w * kAmxStemChannels;
     std::memset(line_, 0, begin * sizeof(float));
     std::memset(line_ + end, 0, (sizes_.row - end) * sizeof(float));
     const int64_t at = image_ * strides_[0] + y * strides_[2];
@@ -202,7 +202,7 @@ class Rows {
 }  // namespace
 
 int64_t amx_stem_packed_size(const AmxStemShape& shape) {
-  return up(shape.k, kPanel) * shape.kernel * shape.parts * kValues;
+  return up(shape.k, kPanel) * shape.kernel() * shape.parts * kValues;
 }
 
 int64_t amx_stem_workspace_size(const AmxStemShape& shape, int tasks) { return tasks * Sizes(shape).task; }
@@ -211,13 +211,13 @@ void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* pac
   std::memset(packed, 0, sizeof(uint16_t) * amx_stem_packed_size(shape));
   for (int64_t k = 0; k < shape.k; ++k) {
     for (int64_t c = 0; c < shape.c; ++c) {
-      for (int64_t y = 0; y < shape.kernel; ++y) {
-        for (int64_t x = 0; x < shape.kernel; ++x) {
+      for (int64_t y = 0; y < shape.kernel(); ++y) {
+        for (int64_t x = 0; x < shape.kernel(); ++x) {
           const int64_t value = x * kAmxStemChannels + c;  // in a row of a tile
-          float left = weight[((k * shape.c + c) * shape.kernel + y) * shape.kernel + x];
+          float left = weight[((k * shape.c + c) * shape.kernel() + y) * shape.kernel() + x];
           for (int part = 0; part < shape.parts; ++part) {
             const int64_t tile =
-                (((k / kPanel * shape.kernel + y) * shape.parts + shape.parts - 1 - part) * 2) + k % kPanel / 16;
+                (((k / kPanel * shape.kernel() + y) * shape.parts + shape.parts - 1 - part) * 2) + k % kPanel / 16;
             const uint16_t word = bf16_of(left);
             packed[tile * kTileWeights + (value / 2 * 16 + k % 16) * 2 + value % 2] = word;
             left -= float_of(word);
@@ -231,8 +231,8 @@ void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* pac
 void amx_stem_run(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4],
                   const uint16_t* packed, const float* shift, void* out, int tasks, void* workspace) {
   const Sizes sizes(shape);
-  const int64_t height = shape.out_h(), rows = shape.n * height;
-  const int64_t out_row = shape.out_w() * shape.k * (shape.parts == 1 ? 2 : 4);
+  const int64_t height = shape.pooled_h(), rows = shape.n * height;
+  const int64_t out_row = shape.pooled_w() * shape.k * (shape.parts == 1 ? 2 : 4);
   parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       Rows own(shape, x, x_bf16, strides, packed, shift, static_cast<char*>(workspace) + task * sizes.task);

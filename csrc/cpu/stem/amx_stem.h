@@ -7,16 +7,12 @@
 
 #include <cstdint>
 
+#include "cpu/stem/stem.h"
+
 namespace resnet_fused::cpu {
 
-struct AmxStemShape {
-  int64_t n, h, w, c, k;
-  int64_t kernel, stride, padding;  // of the convolution, both axes
-  int parts;                        // 3: float32 as three bfloat16; 1: rounded to bfloat16
-  int64_t conv_h() const { return (h + 2 * padding - kernel) / stride + 1; }
-  int64_t conv_w() const { return (w + 2 * padding - kernel) / stride + 1; }
-  int64_t out_h() const { return (conv_h() - 1) / 2 + 1; }
-  int64_t out_w() const { return (conv_w() - 1) / 2 + 1; }
+struct AmxStemShape : StemShape {
+  int parts;  // 3: float32 as three bfloat16; 1: rounded to bfloat16
 };
 
 constexpr int64_t kAmxStemChannels = 4, kAmxStemWidth = 8;  // of a row of a tile

@@ -37,10 +37,10 @@ int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i /
 
 struct Sizes {
   explicit Sizes(const StemShape& shape)
-      : padded_row(divide_up((shape.w + 2 * shape.padding) * shape.c, 16) * 16),
+      : padded_row(divide_up((shape.w + 2 * shape.padding()) * shape.c, 16) * 16),
         panels(divide_up(shape.k, kStemPanel)),
-        conv_row(shape.conv_w() * panels * kStemPanel),
-        task(shape.kernel * padded_row + kPooledRows * conv_row) {}
+        conv_row(shape.q * panels * kStemPanel),
+        task(shape.kernel() * padded_row + kPooledRows * conv_row) {}
   int64_t padded_row, panels, conv_row, task;
 };
 
@@ -59,7 +59,7 @@ class Rows {
         packed_(packed),
         shift_(shift),
         input_(memory),
-        conv_(memory + shape.kernel * sizes_.padded_row) {}
+        conv_(memory + shape.kernel() * sizes_.padded_row) {}
 
   void pool(int64_t image, int64_t p, void* out) {
     if (image != image_) {
@@ -68,32 +68,31 @@ class Rows {
     }
     const float* rows[kPooledRows];
     int count = 0;
-    for (int64_t y = p > 0 ? 2 * p - 1 : 0; y <= 2 * p + 1 && y < shape_.conv_h(); ++y) {
+    for (int64_t y = p > 0 ? 2 * p - 1 : 0; y <= 2 * p + 1 && y < shape_.p; ++y) {
       if (y >= conv_end_) convolve(y);
       rows[count++] = conv_ + y % kPooledRows * sizes_.conv_row;
     }
-    (out_bf16_ ? kernels_.pool_bf16 : kernels_.pool)(rows, count, shape_.conv_w(), sizes_.panels * kStemPanel, shape_.k,
-                                                     out);
+    (out_bf16_ ? kernels_.pool_bf16 : kernels_.pool)(rows, count, shape_.q, sizes_.panels * kStemPanel, shape_.k, out);
   }
 
  private:
   void convolve(int64_t y) {
     const float* rows[kStemKernel];
-    for (int64_t i = 0; i < shape_.kernel; ++i) {
-      const int64_t row = y * shape_.stride + i;  // of the padded image
+    for (int64_t i = 0; i < shape_.kernel(); ++i) {
+      const int64_t row = y * shape_.stride() + i;  // of the padded image
       if (row >= input_end_) read(row);
-      rows[i] = input_ + row % shape_.kernel * sizes_.padded_row;
+      rows[i] = input_ + row % shape_.kernel() * sizes_.padded_row;
     }
     StemRow call;
     call.rows = rows;
-    call.kernel = shape_.kernel;
-    call.taps = shape_.kernel * shape_.c;
-    call.step = shape_.stride * shape_.c;
+    call.kernel = shape_.kernel();
+    call.taps = shape_.kernel() * shape_.c;
+    call.step = shape_.stride() * shape_.c;
     call.out_stride = sizes_.panels * kStemPanel;
-    const int64_t width = shape_.conv_w(), parts = divide_up(width, kernels_.max_pixels);
+    const int64_t width = shape_.q, parts = divide_up(width, kernels_.max_pixels);
     for (int64_t panel = 0; panel < sizes_.panels; ++panel) {
       const int64_t k = panel * kStemPanel;
-      call.weights = packed_ + panel * shape_.kernel * call.taps * kStemPanel;
+      call.weights = packed_ + panel * shape_.kernel() * call.taps * kStemPanel;
       call.shift = shift_ + k;
       call.channels = shape_.k - k < kStemPanel ? shape_.k - k : kStemPanel;
       for (int64_t part = 0; part < parts; ++part) {
@@ -107,8 +106,8 @@ class Rows {
 
   // Copies row `row` of the padded image, channels interleaved.
   void read(int64_t row) {
-    float* to = input_ + row % shape_.kernel * sizes_.padded_row;
-    const int64_t y = row - shape_.padding, pad = shape_.padding * shape_.c, size = shape_.w * shape_.c;
+    float* to = input_ + row % shape_.kernel() * sizes_.padded_row;
+    const int64_t y = row - shape_.padding(), pad = shape_.padding() * shape_.c, size = shape_.w * shape_.c;
     input_end_ = row + 1;
     if (y < 0 || y >= shape_.h) {
       std::memset(to, 0, sizeof(float) * (size + 2 * pad));
@@ -172,7 +171,8 @@ void stem_pack(const float* weight, const float* scale, int64_t k, int64_t c, in
 void stem_run(const StemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const float* packed,
               const float* shift, void* out, bool out_bf16, int tasks, float* workspace) {
   const Sizes sizes(shape);
-  const int64_t height = shape.out_h(), rows = shape.n * height, out_row = shape.out_w() * shape.k * (out_bf16 ? 2 : 4);
+  const int64_t height = shape.pooled_h(), rows = shape.n * height,
+                out_row = shape.pooled_w() * shape.k * (out_bf16 ? 2 : 4);
   parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       Rows own(shape, x, x_bf16, strides, packed, shift, out_bf16, workspace + task * sizes.task);

@@ -4,18 +4,26 @@
 
 #include <cstdint>
 
+#include "ops.h"
+
 namespace resnet_fused::cpu {
 
 constexpr int64_t kStemKernel = 16;  // at most
 
-struct StemShape {
-  int64_t n, h, w, c, k;
-  int64_t kernel, stride, padding;  // of the convolution, both axes
-  int64_t conv_h() const { return (h + 2 * padding - kernel) / stride + 1; }
-  int64_t conv_w() const { return (w + 2 * padding - kernel) / stride + 1; }
-  int64_t out_h() const { return (conv_h() - 1) / 2 + 1; }
-  int64_t out_w() const { return (conv_w() - 1) / 2 + 1; }
+// The convolution, whose kernel, stride and padding are those of both axes, and the pool.
+struct StemShape : Convolution {
+  int64_t kernel() const { return r; }
+  int64_t stride() const { return stride_h; }
+  int64_t padding() const { return pad_h; }
+  int64_t pooled_h() const { return pooled_size(p); }
+  int64_t pooled_w() const { return pooled_size(q); }
 };
+
+// Without dilation.
+inline StemShape stem_shape(int64_t n, int64_t h, int64_t w, int64_t c, int64_t k, int64_t kernel, int64_t stride,
+                            int64_t padding) {
+  return {{n, h, w, c, k, kernel, kernel, 1, stride, stride, padding, padding}};
+}
 
 // Floats. packed: [k / 32][kernel][kernel * c][32], absent channels 0.
 int64_t stem_packed_size(int64_t k, int64_t c, int64_t kernel);

@@ -44,18 +44,22 @@ int64_t winograd_live_workspace_size(const WinogradPlan& plan) {
 }
 
 bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradFilters& filters,
-                       const WinogradNorm& norm, const float* residual, float* out, bool relu, float* workspace) {
+                       const Epilogue& epilogue, float* out, float* workspace) {
   const WinogradShape& shape = plan.shape;
   float* packed = workspace;
   float* scale = packed + padded(winograd_packed_size(shape, plan.weights));
   float* shift = scale + padded(shape.k);
+  const Norm& norm = epilogue.norm;
+  const auto of = [](const Channels& channels) { return static_cast<const float*>(channels.data); };
+  const float *mean = of(norm.mean), *var = of(norm.spread), *weight = of(norm.weight), *bias = of(norm.bias);
   for (int64_t k = 0; k < shape.k; ++k) {
-    const double factor = (norm.weight ? norm.weight[k] : 1.0) / std::sqrt(norm.var[k] + norm.eps);
+    const double factor = (weight ? weight[k] : 1.0) / std::sqrt(var[k] + norm.eps);
     scale[k] = static_cast<float>(factor);
-    shift[k] = static_cast<float>((norm.bias ? norm.bias[k] : 0.0) - norm.mean[k] * factor);
+    shift[k] = static_cast<float>((bias ? bias[k] : 0.0) - mean[k] * factor);
   }
   pack(shape, filters, packed);
-  return winograd_run(plan, x, packed, scale, shift, residual, out, relu, shift + padded(shape.k));
+  return winograd_run(plan, x, packed, scale, {shift, epilogue.residual, epilogue.activation}, out,
+                      shift + padded(shape.k));
 }
 
 }  // namespace resnet_fused::cpu

@@ -26,8 +26,8 @@ WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, 
   WinogradPlan plan{};
   plan.shape = shape;
   plan.weights = weights;
-  plan.rows = axis_of(shape.m, shape.out_h());
-  plan.columns = axis_of(shape.m, shape.out_w());
+  plan.rows = axis_of(shape.m, shape.p);
+  plan.columns = axis_of(shape.m, shape.q);
   plan.tiles = shape.n * plan.rows.count * plan.columns.count;
   plan.tasks = threads;
   plan.most = winograd_kernels(shape.dtype).max_rows;

@@ -1,4 +1,4 @@
-// The loops around the kernels: who transforms which tile, who multiplies which panel, and in which memory.
+// The loops around the kernels: which task transforms which tile and multiplies which panel, and in which memory.
 #include <atomic>
 
 #include "cpu/base/isa.h"
@@ -70,8 +70,8 @@ struct Sizes {
 
 class Run {
  public:
-  Run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale, const float* shift,
-      const void* residual, void* out, bool relu)
+  Run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale, const FoldedEpilogue& epilogue,
+      void* out)
       : plan_(plan),
         shape_(plan.shape),
         sizes_(plan),
@@ -80,10 +80,8 @@ class Run {
         x_(static_cast<const char*>(x)),
         packed_(packed),
         scale_(scale),
-        shift_(shift),
-        residual_(static_cast<const char*>(residual)),
-        out_(static_cast<char*>(out)),
-        relu_(relu) {}
+        epilogue_(epilogue),
+        out_(static_cast<char*>(out)) {}
 
   // Channels c_begin to c_end of tile i of a block.
   void transform(const WinogradBlock& block, int64_t i, int64_t c_begin, int64_t c_end, float* v) const {
@@ -92,8 +90,8 @@ class Run {
                            shape_.h,
                            shape_.w,
                            shape_.c,
-                           tile.y - shape_.padding,
-                           tile.x - shape_.padding};
+                           tile.y - shape_.padding(),
+                           tile.x - shape_.padding()};
     const WinogradTransforms& transforms = kernels_.transforms;
     (shape_.m == 2 ? transforms.input2 : transforms.input4[4 - tile.height][4 - tile.width])(
         in, c_begin, c_end, v + i * kWinogradLine, sizes_.line(block.count()), block.count() * kWinogradLine);
@@ -159,20 +157,21 @@ class Run {
   }
 
   void output(const WinogradTile& tile, int64_t panel, const float* products) const {
-    const int64_t height = shape_.out_h(), width = shape_.out_w(), k = panel * kWinogradPanel;
+    const int64_t height = shape_.p, width = shape_.q, k = panel * kWinogradPanel;
     const int64_t offset = ((tile.image * height + tile.y) * width + tile.x) * shape_.k + k;
     const auto at_most = [](int64_t left, int64_t limit) { return static_cast<int>(left < limit ? left : limit); };
     WinogradOutput to;
     to.out = out_ + offset * bytes_;
-    to.residual = residual_ ? residual_ + offset * bytes_ : nullptr;
+    const auto* residual = static_cast<const char*>(epilogue_.residual);
+    to.residual = residual ? residual + offset * bytes_ : nullptr;
     to.scale = scale_ ? scale_ + k : nullptr;
-    to.shift = shift_ + k;
+    to.shift = epilogue_.shift + k;
     to.row_stride = width * shape_.k;
     to.pixel_stride = shape_.k;
     to.height = at_most(height - tile.y, tile.height);
     to.width = at_most(width - tile.x, tile.width);
     to.channels = at_most(shape_.k - k, kWinogradPanel);
-    to.relu = relu_;
+    to.activation = epilogue_.activation;
     const WinogradTransforms& transforms = kernels_.transforms;
     const bool finite =
         (shape_.m == 2 ? transforms.output2 : transforms.output4[4 - tile.height][4 - tile.width])(products, to);
@@ -185,10 +184,9 @@ class Run {
   const WinogradKernels& kernels_;
   const int64_t bytes_;
   const char* x_;
-  const float *packed_, *scale_, *shift_;
-  const char* residual_;
+  const float *packed_, *scale_;
+  const FoldedEpilogue& epilogue_;
   char* out_;
-  const bool relu_;
   mutable std::atomic<bool> finite_{true};
 };
 
@@ -199,9 +197,9 @@ int64_t winograd_workspace_size(const WinogradPlan& plan) {
   return plan.tasks * sizes.task + (plan.split_panels ? sizes.transformed : 0);
 }
 
-bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale, const float* shift,
-                  const void* residual, void* out, bool relu, float* workspace) {
-  const Run run(plan, x, packed, scale, shift, residual, out, relu);
+bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale,
+                  const FoldedEpilogue& epilogue, void* out, float* workspace) {
+  const Run run(plan, x, packed, scale, epilogue, out);
   const Sizes sizes(plan);
   if (!plan.split_panels) {
     parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {

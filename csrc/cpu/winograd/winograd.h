@@ -1,5 +1,5 @@
 // 3x3, stride 1 convolution of float32 or bfloat16 NHWC activations by Winograd's F(m x m, 3x3), m = 2 or 4:
-//   out = [relu](conv(x, weight * scale) + shift [+ residual])
+//   out = activation(conv(x, weight) * scale + shift [+ residual])
 // The output transform does everything that follows a convolution in a folded ResNet. The convolution takes 4 (m = 4)
 // or 2.25 (m = 2) times fewer multiplications than the direct sum. docs/winograd.md has the method and the
 // measurements.
@@ -7,18 +7,16 @@
 
 #include <cstdint>
 
+#include "cpu/base/folded.h"
 #include "cpu/winograd/live_filters.h"
-#include "ops.h"
 
 namespace resnet_fused::cpu {
 
-struct WinogradShape {
-  int64_t n, h, w, c, k;  // x: [n, h, w, c]; out: [n, h + 2 * padding - 2, w + 2 * padding - 2, k]
-  int m;                  // 2 or 4: outputs per tile and axis
-  int padding;            // 0 or 1
-  DType dtype;            // of x and out: f32 or bf16
-  int64_t out_h() const { return h + 2 * padding - 2; }
-  int64_t out_w() const { return w + 2 * padding - 2; }
+// A filter of 3x3, stride 1, one group, a padding of 0 or 1 on both axes.
+struct WinogradShape : Convolution {
+  int m;        // 2 or 4: outputs per tile and axis
+  DType dtype;  // of x and out: f32 or bf16
+  int64_t padding() const { return pad_h; }
   // Terms of a sum: input channels, or pairs of them.
   int64_t depth() const { return dtype == DType::bf16 ? (c + 1) / 2 : c; }
 };
@@ -62,24 +60,18 @@ int64_t winograd_workspace_size(const WinogradPlan& plan);
 void winograd_pack(const WinogradShape& shape, WinogradWeights weights, const float* weight, const float* scale,
                    float* packed);
 
-// out = [relu](conv * scale + shift [+ residual]). x, residual, out: of the shape's dtype.
-// scale: [k], or nullptr for 1; shift: [k]; residual: like out, or nullptr; out may be residual but not x. workspace:
-// aligned to 64 bytes. Returns whether all values were finite before the ReLU. A NaN or infinity in x reaches the 3x3
-// outputs around it and may reach all outputs of the tiles that read it; a finite value near the largest one may
-// overflow.
-bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale, const float* shift,
-                  const void* residual, void* out, bool relu, float* workspace);
+// x, residual, out: of the shape's dtype; out must not be x. scale: [k], or nullptr for 1. The activation is none or
+// ReLU. workspace: aligned to 64 bytes. Returns whether all values were finite before the activation. A NaN or infinity
+// in x reaches the 3x3 outputs around it and may reach all outputs of the tiles that read it; a finite value near the
+// largest one may overflow.
+bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale,
+                  const FoldedEpilogue& epilogue, void* out, float* workspace);
 
-// Batch norm with running statistics; weight and bias may be nullptr (1 and 0).
-struct WinogradNorm {
-  const float *mean, *var, *weight, *bias;
-  double eps;
-};
-
-// The same in float32 for a network whose weights may change at any time: every call packs them, as points.
+// The same in float32 for a network whose weights may change at any time: every call packs them, as points. The norm of
+// the epilogue is float32 with running statistics.
 WinogradPlan winograd_live_plan(const WinogradShape& shape, int threads);
 int64_t winograd_live_workspace_size(const WinogradPlan& plan);
 bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradFilters& filters,
-                       const WinogradNorm& norm, const float* residual, float* out, bool relu, float* workspace);
+                       const Epilogue& epilogue, float* out, float* workspace);
 
 }  // namespace resnet_fused::cpu

@@ -50,11 +50,14 @@ __device__ __forceinline__ float inverse_deviation(const Norm& norm, int64_t cha
   return norm.has_var ? ptx::div(1.0f, ptx::sqrt(ptx::add(spread, static_cast<float>(norm.eps)))) : spread;
 }
 
-// A comparison, not fmaxf: NaN stays NaN and -0.0 stays -0.0, as in torch.relu.
-__device__ __forceinline__ float relu(float x) { return x < 0.0f ? 0.0f : x; }
+// ReLU is a comparison, not fmaxf: NaN stays NaN and -0.0 stays -0.0, as in torch.relu.
+__device__ __forceinline__ float activate(float y, Activation activation) {
+  return activation == Activation::relu && y < 0.0f ? 0.0f : y;
+}
 
-// The gradient through a ReLU whose stored result is `out`; a NaN in `out` lets it pass, as torch does.
-__device__ __forceinline__ float mask(float grad, float out) { return out <= 0.0f ? 0.0f : grad; }
+// The gradient through a ReLU whose stored result is `out`; a NaN in `out` lets it pass, as torch does. Of ReLU alone:
+// the gradient of another activation may need what the activation was applied to.
+__device__ __forceinline__ float relu_gradient(float grad, float out) { return out <= 0.0f ? 0.0f : grad; }
 
 // Calls body(T{}) with the element type of `dtype`.
 template <class Body>

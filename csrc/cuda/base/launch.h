@@ -59,8 +59,8 @@ void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, siz
   }(std::forward<Args>(args)...);
 }
 
-// The same in clusters of `cluster` blocks, and early: blocks may start when all blocks of the kernel before have
-// triggered or ended, whatever kernel that is, and keep the rule of ptx/cluster.cuh. A graph that captures the stream
+// The same in clusters of `cluster` blocks, and early: its blocks may start when all blocks of the kernel before it in
+// the stream have triggered or ended. The kernel keeps the rule of ptx/cluster.cuh. A graph that captures the stream
 // keeps this edge. Compute capability 9.0 and later.
 template <class... Params, class... Args>
 void launch_clusters(const char* op, void (*kernel)(Params...), Grid grid, Grid cluster, int block, size_t shared_bytes,

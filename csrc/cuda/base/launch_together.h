@@ -1,6 +1,6 @@
 // launch_together(op, kernel, blocks, size, block, shared_bytes, stream, args...): as launch() of launch.h, in clusters
-// of `size` blocks, neighbours in a row. An ordinary launch besides, none of those that begin early (launch_clusters):
-// its threads need not wait for the kernel before. Compute capability 9.0 and later.
+// of `size` blocks, neighbours in a row. Unlike launch_clusters it does not begin early, so that the kernel's threads
+// need not wait for the kernel before. Compute capability 9.0 and later.
 #pragma once
 
 #include "cuda/base/launch.h"

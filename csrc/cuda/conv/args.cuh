@@ -9,11 +9,10 @@ namespace resnet_fused::cuda {
 struct ConvArgs {
   const void* x;
   const void* weight;
-  const void* residual;  // or nullptr
+  Epilogue epilogue;
   void* out;
   float* partial;  // slices of a split: raw sums [splits, padded_m, padded_n]; nullptr: one slice, finished in place
-  Norm norm;
-  bool relu, vector_out;
+  bool vector_out;
   int h, w, p, q, r, s, c, k, groups;  // c, k: channels per group
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int pixel_units, group_units, filter_units;     // distances in x and weight, in units of the loader (load.cuh)
@@ -29,29 +28,28 @@ struct ConvArgs {
 struct ConvTensors {
   const void* x;
   const void* weight;
-  const void* residual;  // or nullptr
+  Epilogue epilogue;
   void* out;
 
   bool aligned() const {
     const auto bits = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
-    return (bits(x) | bits(weight) | bits(residual) | bits(out)) % 16 == 0;
+    return (bits(x) | bits(weight) | bits(epilogue.residual) | bits(out)) % 16 == 0;
   }
 };
 
-inline ConvArgs conv_args(const ConvPlan& plan, DType dtype, const ConvTensors& at, const Norm& norm, const Conv& conv,
-                          int64_t images, bool relu, void* scratch) {
+inline ConvArgs conv_args(const ConvPlan& plan, DType dtype, const ConvTensors& at, const Convolution& conv,
+                          int64_t images, void* scratch) {
   const TileShape& tile = shape_of(plan.tile);
   const int64_t step = kConvStepBytes / (dtype == DType::f32 ? 4 : 2);
   ConvArgs a{};
-  a.x = at.x, a.weight = at.weight, a.residual = at.residual, a.out = at.out;
+  a.x = at.x, a.weight = at.weight, a.epilogue = at.epilogue, a.out = at.out;
   a.partial = plan.splits > 1 && !plan.cluster ? static_cast<float*>(scratch) : nullptr;
-  a.norm = norm;
-  a.relu = relu;
   a.vector_out = at.aligned() && conv.k % 8 == 0;
   a.h = int(conv.h), a.w = int(conv.w), a.p = int(conv.p), a.q = int(conv.q), a.r = int(conv.r), a.s = int(conv.s);
   a.c = int(conv.c), a.k = int(conv.k), a.groups = int(conv.groups);
-  a.stride_h = conv.stride_h, a.stride_w = conv.stride_w, a.pad_h = conv.pad_h, a.pad_w = conv.pad_w;
-  a.dilation_h = conv.dilation_h, a.dilation_w = conv.dilation_w;
+  a.stride_h = int(conv.stride_h), a.stride_w = int(conv.stride_w), a.pad_h = int(conv.pad_h),
+  a.pad_w = int(conv.pad_w);
+  a.dilation_h = int(conv.dilation_h), a.dilation_w = int(conv.dilation_w);
   const int unit = plan.vector ? (dtype == DType::f32 ? 4 : 8) : 1;
   a.pixel_units = int(conv.c * conv.groups / unit), a.group_units = int(conv.c / unit);
   a.filter_units = int(conv.r * conv.s * conv.c / unit);
@@ -68,16 +66,17 @@ inline ConvArgs conv_args(const ConvPlan& plan, DType dtype, const ConvTensors& 
 
 // Calls body(args, number) for each launch: one, unless the batch is too large for 32-bit counts.
 template <class Body>
-void conv_launches(const ConvPlan& plan, DType dtype, ConvTensors at, const Norm& norm, const Conv& conv, bool relu,
-                   void* scratch, Body body) {
+void conv_launches(const ConvPlan& plan, DType dtype, ConvTensors at, const Convolution& conv, void* scratch,
+                   Body body) {
   const int64_t element = dtype == DType::f32 ? 4 : 2;
   const int64_t x_bytes = plan.images * conv.h * conv.w * conv.c * conv.groups * element;
   const int64_t out_bytes = plan.images * conv.p * conv.q * conv.k * conv.groups * element;
   for (int64_t number = 0, left = conv.n; left > 0; ++number, left -= plan.images) {
-    body(conv_args(plan, dtype, at, norm, conv, left < plan.images ? left : plan.images, relu, scratch), number);
+    body(conv_args(plan, dtype, at, conv, left < plan.images ? left : plan.images, scratch), number);
     at.x = static_cast<const char*>(at.x) + x_bytes;
     at.out = static_cast<char*>(at.out) + out_bytes;
-    if (at.residual) at.residual = static_cast<const char*>(at.residual) + out_bytes;
+    const void*& residual = at.epilogue.residual;
+    if (residual) residual = static_cast<const char*>(residual) + out_bytes;
   }
 }
 

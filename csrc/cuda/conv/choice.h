@@ -23,10 +23,10 @@ inline ConvTile conv_tile_named(const char* op, std::string_view name) {
   return {};
 }
 
-// The plan of `choice`. Refuses one that the shape does not allow; where only the pointers are not aligned, the plan is
-// the automatic one: a choice was made for a shape, and views that start askew have it too.
-inline ConvPlan conv_plan_chosen(const char* op, ConvChoice choice, DType dtype, const Conv& conv, bool allow_tf32,
-                                 bool aligned, int most_splits = ConvModel::kMaxSplits) {
+// The plan of `choice`. Refuses a choice that the shape does not allow. Where only the pointers are not aligned, the
+// plan is the automatic one: a choice is remembered for a shape, and a later call may bring views that are not aligned.
+inline ConvPlan conv_plan_chosen(const char* op, ConvChoice choice, DType dtype, const Convolution& conv,
+                                 bool allow_tf32, bool aligned, int most_splits = ConvModel::kMaxSplits) {
   if (choice.early_weights && !choice.cluster) conv_refuse(op, "early_weights is for clusters, but cluster is false");
   if (choice.tile == kAutoTile) {
     if (choice.cluster) conv_refuse(op, "cluster needs a tile and splits by name, but tile is auto");
@@ -69,10 +69,10 @@ inline std::vector<ConvChoice> by_clocks(std::vector<std::pair<double, ConvChoic
   return choices;
 }
 
-// Every tile that can run the shape, whole and in slices, while those do not give a multiprocessor more than eight
-// blocks: beyond that more slices only add traffic. And what is predicted to be fastest, whatever it is. By predicted
-// time.
-inline std::vector<ConvChoice> conv_choices_of(DType dtype, const Conv& conv, bool allow_tf32, int most_splits) {
+// By predicted time: every tile that can run the shape, whole and in slices, as long as the slices do not give a
+// multiprocessor more than eight blocks, beyond which they only add traffic; and always the choice that is predicted to
+// be fastest.
+inline std::vector<ConvChoice> conv_choices_of(DType dtype, const Convolution& conv, bool allow_tf32, int most_splits) {
   const ConvMath math = conv_math(dtype, allow_tf32);
   const ConvPlan best = conv_plan(dtype, conv, allow_tf32, true, most_splits);
   std::vector<std::pair<double, ConvChoice>> found;
@@ -94,7 +94,7 @@ inline std::vector<ConvChoice> conv_choices_of(DType dtype, const Conv& conv, bo
 }
 
 // Every cluster whose blocks all run at once, by predicted time: more of them do better with fewer slices.
-inline std::vector<ConvChoice> conv_cluster_choices_of(DType dtype, const Conv& conv, bool allow_tf32) {
+inline std::vector<ConvChoice> conv_cluster_choices_of(DType dtype, const Convolution& conv, bool allow_tf32) {
   const ConvMath math = conv_math(dtype, allow_tf32);
   std::vector<std::pair<double, ConvChoice>> found;
   for (const ConvTile tile : kAllConvTiles) {

@@ -41,7 +41,7 @@ __device__ __forceinline__ void finish_share(const ConvArgs& args, uint32_t smem
   for (int row = share.first + ptx::tid() / kChunks; row < share.end; row += kRows) {
     const int64_t at = args.out_channels() * (place.m0 + row) + channel;
     Eight<Element> residual{};
-    if (args.residual) residual = load_residual<Element, false>(args, at, valid);
+    if (args.epilogue.residual) residual = load_residual<Element, false>(args, at, valid);
     Sums sums[2] = {};
 #pragma unroll 4
     for (int slice = 0; slice < args.splits; ++slice) {
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kShape.blocks)
   }
   // While the copies are on their way. Before the wait it would hold them up where that is short: its loads are waited
   // for.
-  stage_norm<Tile::kN>(args.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
+  stage_norm<Tile::kN>(args.epilogue.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
   conv_steps<Tile, true>(loader, smem, slice.steps, acc);
   ptx::grid_trigger();  // what is left needs neither memory's nor a multiprocessor's throughput
 

@@ -1,4 +1,4 @@
-// out = [relu](bn(conv(x, weight)) [+ residual]).
+// out = activation(bn(conv(x, weight)) [+ residual]).
 #pragma once
 
 #include "cuda/conv/mainloop.cuh"
@@ -16,7 +16,7 @@ __device__ __forceinline__ void store_tile(const ConvArgs& args, uint32_t smem, 
   const int64_t channel = static_cast<int64_t>(place.group) * args.k + n;
   for (int row = ptx::tid() / kChunks; row < Tile::kM; row += kBatch * kRows) {
     Eight<Element> residual[kBatch] = {};
-    if (args.residual) {  // all loads of a batch in flight before the first is needed
+    if (args.epilogue.residual) {  // all loads of a batch in flight before the first is needed
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int m = place.m0 + row + i * kRows;
@@ -61,7 +61,8 @@ __device__ __forceinline__ void conv_bn_relu_tile(const ConvArgs& args, int firs
   Accumulators<Tile> acc = {};
   conv_sums<Tile, kVector>(args, smem, acc, first_block, [&](const Place<Tile>& place) {
     const int64_t channel = static_cast<int64_t>(place.group) * args.k;
-    if (!args.partial) stage_norm<Tile::kN>(args.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
+    if (!args.partial)
+      stage_norm<Tile::kN>(args.epilogue.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
   });
   const Place<Tile> place(args, ptx::bid_x_again() - first_block);
   if (args.partial) {

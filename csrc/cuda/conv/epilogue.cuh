@@ -1,4 +1,4 @@
-// Sums -> output: relu((sum - mean) * scale + bias [+ residual]) in float32, rounded once.
+// Sums -> output: activation((sum - mean) * scale + bias [+ residual]) in float32, rounded once.
 //
 // scale = weight / sqrt(var + eps). The mean is subtracted before the product: sum * scale + (bias - mean * scale)
 // would save an addition and cancel where |mean| is much larger than the deviation.
@@ -50,7 +50,7 @@ __device__ __forceinline__ T load_once(const void* p) {
 // may have written them since this one began.
 template <class Element, bool kReadOnly = true>
 __device__ __forceinline__ Eight<Element> load_residual(const ConvArgs& a, int64_t at, int valid) {
-  const Element* residual = static_cast<const Element*>(a.residual) + at;
+  const Element* residual = static_cast<const Element*>(a.epilogue.residual) + at;
   Eight<Element> r{};
   if (a.vector_out) {
 #pragma unroll
@@ -93,9 +93,8 @@ __device__ __forceinline__ void finish(const ConvArgs& a, uint32_t norm, const S
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       float y = ptx::fma(ptx::add(sums[half].v[e], -mean.v[e]), scale.v[e], bias.v[e]);
-      if (a.residual) y = ptx::add(y, ptx::to_float(residual[4 * half + e]));
-      if (a.relu) y = relu(y);
-      result[4 * half + e] = ptx::from_float<Element>(y);
+      if (a.epilogue.residual) y = ptx::add(y, ptx::to_float(residual[4 * half + e]));
+      result[4 * half + e] = ptx::from_float<Element>(activate(y, a.epilogue.activation));
     }
   }
   store_eight(static_cast<Element*>(a.out) + at, result, a.vector_out, valid);

@@ -13,16 +13,17 @@ struct ConvPairPlan {
   double clocks, clocks_apart;  // predicted
 };
 
-inline double plan_cost(const ConvPlan& plan, ConvMath math, const Conv& conv) {
+inline double plan_cost(const ConvPlan& plan, ConvMath math, const Convolution& conv) {
   return conv_cost(shape_of(plan.tile), math, plan.images * conv.p * conv.q, conv.k, conv.groups, plan.steps,
                    plan.splits);
 }
 
-// One launch saves the gap between two and lets the projection's few blocks fill the last wave of the other's; its
-// tile, though, is the other's. It does not pay where the projection alone would take a better tile or several slices.
-// A choice decides: the tile "apart" means two launches, any other one, of that tile and those slices.
-inline ConvPairPlan conv_pair_plan(DType dtype, const Conv& first, const Conv& second, bool allow_tf32, bool aligned,
-                                   ConvChoice choice = {}) {
+// One launch saves the gap between two launches, and the projection's few blocks fill the last wave of the first
+// convolution. But the projection then has the tile of the first convolution and one slice: one launch does not pay
+// where the projection alone would take a better tile or several slices. A choice overrules the prediction: the tile
+// "apart" means two launches, any other tile one launch of that tile and those slices.
+inline ConvPairPlan conv_pair_plan(DType dtype, const Convolution& first, const Convolution& second, bool allow_tf32,
+                                   bool aligned, ConvChoice choice = {}) {
   const char* op = "conv_bn_relu_pair";
   const ConvMath math = conv_math(dtype, allow_tf32);
   ConvPairPlan pair{};

@@ -104,7 +104,7 @@ inline void conv_check(bool holds, const char* what, int64_t value) {
 
 // The kernels count in 32 bits: pixels of a launch, and units of x and weight (16 bytes, or elements when not
 // `vector`).
-inline int64_t conv_images(const Conv& conv, int64_t unit) {
+inline int64_t conv_images(const Convolution& conv, int64_t unit) {
   constexpr int64_t kLimit = INT32_MAX - 4096;
   const int64_t channels = conv.c * conv.groups,
                 x_image = (conv.h + conv.pad_h) * (conv.w + conv.pad_w) * channels / unit;
@@ -122,7 +122,7 @@ inline int64_t conv_images(const Conv& conv, int64_t unit) {
 }
 
 // `aligned`: x, weight, residual, out are 16-byte aligned.
-inline ConvPlan conv_plan_for(ConvTile tile, DType dtype, const Conv& conv, bool aligned, int64_t splits) {
+inline ConvPlan conv_plan_for(ConvTile tile, DType dtype, const Convolution& conv, bool aligned, int64_t splits) {
   const int element = dtype == DType::f32 ? 4 : 2;
   const TileShape& shape = shape_of(tile);
   ConvPlan plan;
@@ -152,7 +152,7 @@ inline bool conv_tile_runs(ConvTile tile, ConvMath math, bool vector) {
 }
 
 // `most_splits` 1: an epilogue that needs whole sums.
-inline ConvPlan conv_plan(DType dtype, const Conv& conv, bool allow_tf32, bool aligned,
+inline ConvPlan conv_plan(DType dtype, const Convolution& conv, bool allow_tf32, bool aligned,
                           int most_splits = ConvModel::kMaxSplits) {
   const ConvMath math = conv_math(dtype, allow_tf32);
   ConvPlan best = conv_plan_for(ConvTile::m64n64, dtype, conv, aligned, 1);

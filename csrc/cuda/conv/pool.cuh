@@ -176,7 +176,7 @@ __device__ __forceinline__ void store_map(const PoolArgs& a, uint32_t map, uint3
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float y = ptx::fma(ptx::add(acc.v[i / 2][j][i % 2 * 2 + e], -mean.v[e]), scale.v[e], bias.v[e]);
-        pair.v[e] = ptx::from_float<Element>(relu(y));
+        pair.v[e] = ptx::from_float<Element>(activate(y, Activation::relu));
       }
       const int m = warp_row<Block>() + 8 * i + g;
       ptx::st_shared(map + m * a.plan.map_pitch + n * static_cast<int>(sizeof(Element)), pair);

@@ -32,7 +32,7 @@ struct PoolPlan {
   int64_t tiles_h, tiles_w, tiles, tiles_n, blocks;    // blocks walk over the tiles of one column of channels
 };
 
-inline PoolPlan pool_plan_for(PoolTile tile, DType dtype, const Conv& conv) {
+inline PoolPlan pool_plan_for(PoolTile tile, DType dtype, const Convolution& conv) {
   const PoolTileShape& shape = shape_of(tile);
   const int64_t element = dtype == DType::f32 ? 4 : 2, chunk = 16 / element;
   const int64_t pad_to = dtype == DType::f32 || conv.stride_w % 2 ? chunk : chunk / 2;
@@ -55,8 +55,8 @@ inline PoolPlan pool_plan_for(PoolTile tile, DType dtype, const Conv& conv) {
   plan.weight_pitch = int(weight_pitch), plan.map_pitch = int(map_pitch);
   plan.weight_offset = int(weight_offset), plan.map_offset = int(map_offset), plan.norm_offset = int(norm_offset);
   plan.shared = shared < limit ? int(shared) : INT32_MAX;
-  plan.tiles_h = ceil_div((conv.p - 1) / 2 + 1, shape.pool_h);
-  plan.tiles_w = ceil_div((conv.q - 1) / 2 + 1, shape.pool_w);
+  plan.tiles_h = ceil_div(pooled_size(conv.p), shape.pool_h);
+  plan.tiles_w = ceil_div(pooled_size(conv.q), shape.pool_w);
   plan.tiles = conv.n * plan.tiles_h * plan.tiles_w;
   plan.tiles_n = ceil_div(conv.k, shape.n);
   // Weights are laid out once per block: as many blocks as run at the same time, each walking over its tiles.
@@ -70,14 +70,14 @@ inline PoolPlan pool_plan_for(PoolTile tile, DType dtype, const Conv& conv) {
 inline constexpr int kPoolShared = 99 * 1024;
 
 // The limits of the kernel in one place: csrc/register/ may ask before it promises anything.
-inline bool conv_bn_relu_pool_accepts(DType dtype, const Conv& conv) {
+inline bool conv_bn_relu_pool_accepts(DType dtype, const Convolution& conv) {
   if (conv.groups != 1 || conv.dilation_h != 1 || conv.dilation_w != 1) return false;
   if (conv.h > (1 << 24) || conv.w > (1 << 24) || conv.r > 64 || conv.s > 64 || conv.c > 4096) return false;
   if (conv.stride_h > 64 || conv.stride_w > 64 || conv.k >= (1 << 22)) return false;
   return pool_plan_for(PoolTile::p3x4, dtype, conv).shared <= kPoolShared;
 }
 
-inline PoolPlan pool_plan(DType dtype, const Conv& conv) {
+inline PoolPlan pool_plan(DType dtype, const Convolution& conv) {
   if (!conv_bn_relu_pool_accepts(dtype, conv)) {
     throw std::invalid_argument(
         "conv_bn_relu_pool: takes one group, no dilation, and filters and input patches that fit into 99 KiB of shared "

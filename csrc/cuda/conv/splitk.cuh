@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kReduceThreads) conv_reduce_kernel(const ConvA
   const int64_t padded_k = args.padded_n / args.groups;
   const int64_t group = column0 / padded_k, n0 = column0 % padded_k;
   const uint32_t smem = ptx::smem_base();
-  stage_norm<kReduceColumns>(args.norm, smem, group * args.k + n0, (group + 1) * args.k);
+  stage_norm<kReduceColumns>(args.epilogue.norm, smem, group * args.k + n0, (group + 1) * args.k);
   ptx::sync_threads();
 
   const int chunk = ptx::tid() % 8;
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kReduceThreads) conv_reduce_kernel(const ConvA
   }
   const int64_t at = m * args.out_channels() + group * args.k + n0 + 8 * chunk;
   Eight<Element> residual{};
-  if (args.residual) residual = load_residual<Element>(args, at, valid);
+  if (args.epilogue.residual) residual = load_residual<Element>(args, at, valid);
   finish<Element, kReduceColumns>(args, smem + 32 * chunk, sums, residual, at, valid);
 }
 

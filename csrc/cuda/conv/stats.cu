@@ -13,24 +13,25 @@ void launch_conv_stats(const ConvPlan& plan, const ConvArgs& args, const Moments
 
 namespace {
 
-int64_t chunks_of(const ConvPlan& plan, const Conv& conv) {
+int64_t chunks_of(const ConvPlan& plan, const Convolution& conv) {
   const int64_t full = conv.n / plan.images, rest = conv.n % plan.images;
   return full * plan.tiles_m + ceil_div(rest * conv.p * conv.q, shape_of(plan.tile).m);
 }
 
 }  // namespace
 
-size_t conv_stats_scratch(DType dtype, Conv conv, bool allow_tf32, ConvChoice choice) {
+size_t conv_stats_scratch(DType dtype, Convolution conv, bool allow_tf32, ConvChoice choice) {
   const int64_t aligned = chunks_of(conv_plan_chosen("conv_stats", choice, dtype, conv, allow_tf32, true, 1), conv);
   const int64_t unaligned = chunks_of(conv_plan(dtype, conv, allow_tf32, false, 1), conv);
   return sizeof(float) * TileMoments::kWords * conv.k * conv.groups * (aligned > unaligned ? aligned : unaligned);
 }
 
-void conv_stats_planned(const ConvPlan& plan, DType dtype, const ConvTensors& at, Conv conv, float* mean, float* invstd,
-                        MutableChannels running_mean, MutableChannels running_var, const int64_t* num_batches_tracked,
-                        double momentum, double eps, bool allow_tf32, void* scratch, void* stream) {
+void conv_stats_planned(const ConvPlan& plan, DType dtype, const ConvTensors& at, Convolution conv, float* mean,
+                        float* invstd, MutableChannels running_mean, MutableChannels running_var,
+                        const int64_t* num_batches_tracked, double momentum, double eps, bool allow_tf32, void* scratch,
+                        void* stream) {
   float* moments = static_cast<float*>(scratch);
-  conv_launches(plan, dtype, at, Norm{}, conv, false, nullptr, [&](const ConvArgs& args, int64_t number) {
+  conv_launches(plan, dtype, at, conv, nullptr, [&](const ConvArgs& args, int64_t number) {
     const MomentsBuffer to{moments, number * plan.tiles_m};
     switch (conv_math(dtype, allow_tf32)) {
       case ConvMath::f16:
@@ -56,10 +57,10 @@ void conv_stats_planned(const ConvPlan& plan, DType dtype, const ConvTensors& at
          conv.n * conv.p * conv.q, statistics);
 }
 
-void conv_stats(DType dtype, const void* x, const void* weight, void* out, Conv conv, float* mean, float* invstd,
+void conv_stats(DType dtype, const void* x, const void* weight, void* out, Convolution conv, float* mean, float* invstd,
                 MutableChannels running_mean, MutableChannels running_var, const int64_t* num_batches_tracked,
                 double momentum, double eps, bool allow_tf32, ConvChoice choice, void* scratch, void* stream) {
-  const ConvTensors at{x, weight, nullptr, out};
+  const ConvTensors at{x, weight, {}, out};
   const ConvPlan plan = conv_plan_chosen("conv_stats", choice, dtype, conv, allow_tf32, at.aligned(), 1);
   conv_stats_planned(plan, dtype, at, conv, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps,
                      allow_tf32, scratch, stream);

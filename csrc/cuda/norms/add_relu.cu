@@ -1,4 +1,4 @@
-// Launches of add_relu: 16-byte accesses where the three pointers allow it, single elements in views that start askew.
+// Launches of add_relu: 16-byte accesses where the three pointers are aligned to 16 bytes, else single elements.
 #include "cuda/base/launch.h"
 #include "cuda/norms/add_relu.cuh"
 

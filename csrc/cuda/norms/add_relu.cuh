@@ -9,10 +9,12 @@ constexpr int kMapThreads = 256;
 constexpr int kMapUnroll = 4;  // vectors of each input in flight per thread
 
 struct AddRelu {
-  static __device__ __forceinline__ float apply(float x, float residual) { return relu(ptx::add(x, residual)); }
+  static __device__ __forceinline__ float apply(float x, float residual) {
+    return activate(ptx::add(x, residual), Activation::relu);
+  }
 };
 struct Mask {
-  static __device__ __forceinline__ float apply(float grad, float out) { return mask(grad, out); }
+  static __device__ __forceinline__ float apply(float grad, float out) { return relu_gradient(grad, out); }
 };
 
 // `out` may be `a`: a thread reads its elements before it writes them, and no other thread touches them. No read-only

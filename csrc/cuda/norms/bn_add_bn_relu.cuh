@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kWalkThreads)
         const int c = e % W::kChannels;
         const float y = ptx::fma(ptx::add(ptx::to_float(in[u].v[e]), -mean[c]), scale[c], bias[c]);
         const float both = ptx::fma(ptx::add(ptx::to_float(skip[u].v[e]), -mean_z[c]), scale_z[c], y);
-        to.v[e] = ptx::from_float<T>(relu(both));
+        to.v[e] = ptx::from_float<T>(activate(both, Activation::relu));
       }
       ptx::st_global(out + at[u], to);
     }

@@ -1,4 +1,4 @@
-// out = [relu]((x - mean) * invstd * weight + bias [+ residual]), in float32, rounded once.
+// out = activation((x - mean) * invstd * weight + bias [+ residual]), in float32, rounded once.
 #pragma once
 
 #include "cuda/base/walk.cuh"
@@ -7,10 +7,11 @@ namespace resnet_fused::cuda {
 
 // `out` may be x or residual, hence no read-only loads.
 template <class T, int N, bool kPlanes>
-__global__ void __launch_bounds__(kWalkThreads)
-    bn_relu_kernel(Share share, const T* x, Norm norm, const T* residual, T* out, bool with_relu) {
+__global__ void __launch_bounds__(kWalkThreads) bn_relu_kernel(Share share, const T* x, Epilogue epilogue, T* out) {
   using W = Walk<N, kPlanes>;
   constexpr int kUnroll = N == 1 ? 8 : 4;
+  const Norm& norm = epilogue.norm;
+  const T* residual = static_cast<const T*>(epilogue.residual);
   W walk(share);
   // The mean is subtracted first: folded into the bias it would cancel where |mean| is far above the deviation.
   float constants[3][W::kChannels];
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kWalkThreads)
         const int c = e % W::kChannels;
         float y = ptx::fma(ptx::add(ptx::to_float(in[u].v[e]), -mean[c]), scale[c], bias[c]);
         if (residual != nullptr) y = ptx::add(y, ptx::to_float(skip[u].v[e]));
-        to.v[e] = ptx::from_float<T>(with_relu ? relu(y) : y);
+        to.v[e] = ptx::from_float<T>(activate(y, epilogue.activation));
       }
       ptx::st_global(out + at[u], to);
     }

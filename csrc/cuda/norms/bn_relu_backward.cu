@@ -1,4 +1,5 @@
-// Launches of bn_relu's backward: the sums in two stages, then the gradients.
+// Launches of bn_relu's backward: the sums in two stages, then the gradients. The stored output is the mask of ReLU;
+// without an activation it is not read.
 #include "cuda/base/launch.h"
 #include "cuda/norms/bn_relu_backward.cuh"
 
@@ -6,8 +7,9 @@ namespace resnet_fused::cuda {
 namespace {
 
 template <class T>
-Gradient<T> gradient(const void* grad, const void* grad2, const void* out, bool relu) {
-  return {static_cast<const T*>(grad), static_cast<const T*>(grad2), relu ? static_cast<const T*>(out) : nullptr};
+Gradient<T> gradient(const void* grad, const void* grad2, const void* out, Activation activation) {
+  const T* mask = activation == Activation::relu ? static_cast<const T*>(out) : nullptr;
+  return {static_cast<const T*>(grad), static_cast<const T*>(grad2), mask};
 }
 
 }  // namespace
@@ -17,7 +19,7 @@ size_t bn_relu_backward_reduce_scratch(Layout layout) {
 }
 
 void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,
-                             Norm norm, float* sum_g, float* sum_gx, void* masked, bool relu, void* scratch,
+                             Norm norm, float* sum_g, float* sum_gx, void* masked, Activation activation, void* scratch,
                              void* stream) {
   const char* op = "bn_relu_backward_reduce";
   float* partial = static_cast<float*>(scratch);
@@ -30,7 +32,7 @@ void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2,
       using Partial = GradientSums<Walk<n, planes>::kChannels>;
       const Share s = reduction_share(layout, n, multiprocessors(op));
       launch(op, bn_relu_backward_reduce_kernel<T, n, planes>, {s.tiles, s.chunks}, kWalkThreads,
-             merge_bytes<Partial>(kWalkThreads), stream, s, gradient<T>(grad, grad2, out, relu),
+             merge_bytes<Partial>(kWalkThreads), stream, s, gradient<T>(grad, grad2, out, activation),
              static_cast<const T*>(x), norm, static_cast<T*>(masked), partial);
       launch(op, bn_relu_backward_merge_kernel, {ceil_divide(layout.channels, kMergeWide)}, kMergeThreads,
              merge_bytes<GradientSums<1>>(kMergeThreads), stream, partial, s.chunks, layout.channels, norm, sum_g,
@@ -41,7 +43,7 @@ void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2,
 
 void bn_relu_backward_apply(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,
                             Norm norm, const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual,
-                            bool relu, void* stream) {
+                            Activation activation, void* stream) {
   const char* op = "bn_relu_backward_apply";
   if (norm.has_var || grad_x == nullptr) x = nullptr;  // not part of the formula then
   const int64_t most = static_cast<int64_t>(multiprocessors(op)) * 16;
@@ -53,7 +55,7 @@ void bn_relu_backward_apply(Layout layout, const void* grad, const void* grad2, 
     with_walk<T>(layout, width, [&](auto n, auto planes) {
       const Share s = share(layout, n, 4, most);
       launch(op, bn_relu_backward_apply_kernel<T, n, planes>, {s.tiles, s.chunks}, kWalkThreads, constants_bytes(4),
-             stream, s, gradient<T>(grad, grad2, out, relu), static_cast<const T*>(x), norm, sum_g, sum_gx,
+             stream, s, gradient<T>(grad, grad2, out, activation), static_cast<const T*>(x), norm, sum_g, sum_gx,
              static_cast<float>(layout.count()), static_cast<T*>(grad_x), static_cast<T*>(grad_residual));
     });
   });

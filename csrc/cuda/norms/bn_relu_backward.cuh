@@ -40,7 +40,7 @@ struct Inputs {
     float g = ptx::to_float(grad[u].v[e]);
     // Rounded, as it is stored and as the next pass reads it.
     if (from.grad2 != nullptr) g = ptx::to_float(ptx::from_float<T>(ptx::add(g, ptx::to_float(grad2[u].v[e]))));
-    return from.out != nullptr ? mask(g, ptx::to_float(out[u].v[e])) : g;
+    return from.out != nullptr ? relu_gradient(g, ptx::to_float(out[u].v[e])) : g;
   }
 };
 

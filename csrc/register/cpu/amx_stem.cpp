@@ -17,7 +17,7 @@ Tensor amx_stem_pack(Tensor weight, bool bf16) {
                       weight.size(1) <= cpu::kAmxStemChannels && weight.numel() > 0,
                   "amx_stem: weight must be contiguous float32 [k, c, kernel, kernel], c at most 4, kernel at most 8");
   cpu::AmxStemShape shape{};
-  shape.k = weight.size(0), shape.c = weight.size(1), shape.kernel = weight.size(2), shape.parts = bf16 ? 1 : 3;
+  shape.k = weight.size(0), shape.c = weight.size(1), shape.r = weight.size(2), shape.parts = bf16 ? 1 : 3;
   Tensor packed = torch::stable::new_empty(weight, {cpu::amx_stem_packed_size(shape)}, ScalarType::BFloat16);
   cpu::amx_stem_pack(shape, weight.const_data_ptr<float>(), static_cast<uint16_t*>(packed.mutable_data_ptr()));
   return packed;
@@ -31,12 +31,12 @@ void amx_stem(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t kernel,
                   "amx_stem: x must be float32, or bfloat16 like out");
   STD_TORCH_CHECK(kernel > 0 && kernel <= cpu::kAmxStemWidth && stride > 0 && padding >= 0 && padding < kernel,
                   "amx_stem: kernel must be 1 to 8, stride positive, padding less than kernel");
-  const cpu::AmxStemShape shape{x.size(0), x.size(2), x.size(3), x.size(1),   out.size(1),
-                                kernel,    stride,    padding,   bf16 ? 1 : 3};
+  const cpu::AmxStemShape shape{
+      cpu::stem_shape(x.size(0), x.size(2), x.size(3), x.size(1), out.size(1), kernel, stride, padding), bf16 ? 1 : 3};
   STD_TORCH_CHECK(shape.c > 0 && shape.c <= cpu::kAmxStemChannels && shape.k > 0 && shape.h + 2 * padding >= kernel &&
                       shape.w + 2 * padding >= kernel,
                   "amx_stem: no output pixel or channel, or more than 4 input channels");
-  STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.out_h() && out.size(3) == shape.out_w(),
+  STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.pooled_h() && out.size(3) == shape.pooled_w(),
                   "amx_stem: out has the wrong shape");
   STD_TORCH_CHECK(out.numel() == 0 || is_channels_last(out),
                   "amx_stem: out must be dense channels_last, but has strides ", Strides{out}, " for shape ",

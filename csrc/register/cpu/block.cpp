@@ -48,15 +48,16 @@ Tensor convolution(const Tensor& x, const Unit& unit) {
   return Tensor(out);
 }
 
-// relu(batch_norm(convolution(x)) [+ residual]) in the format of x.
-Tensor run(const Tensor& x, const Unit& unit, const OptionalTensor& residual, bool relu) {
+// activation(batch_norm(convolution(x)) [+ residual]) in the format of x.
+Tensor run(const Tensor& x, const Unit& unit, const OptionalTensor& residual, Activation activation) {
   const MemoryFormat format = is_channels_last(x) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   if (unit.by_winograd()) {
-    const int64_t rows = x.size(2) + 2 * unit.numbers[2] - 2, columns = x.size(3) + 2 * unit.numbers[3] - 2;
+    const int64_t rows = out_size(x.size(2), 3, 1, unit.numbers[2], 1);
+    const int64_t columns = out_size(x.size(3), 3, 1, unit.numbers[3], 1);
     Tensor out = torch::stable::empty({x.size(0), unit.channels(), rows, columns}, x.scalar_type(), std::nullopt,
                                       x.device(), std::nullopt, format);
     if (winograd_conv_bn_relu(x, *unit.weight, *unit.mean, *unit.var, *unit.bn_weight, *unit.bn_bias, residual, out,
-                              unit.numbers[2], unit.eps, relu)) {
+                              unit.numbers[2], unit.eps, static_cast<int64_t>(activation))) {
       return out;
     }
   }
@@ -69,7 +70,7 @@ Tensor run(const Tensor& x, const Unit& unit, const OptionalTensor& residual, bo
   const Arguments args("residual_block", "x", z);
   const Norm norm{args.channels("mean", *unit.mean),           args.channels("var", *unit.var),        true, unit.eps,
                   args.channels("bn_weight", *unit.bn_weight), args.channels("bn_bias", *unit.bn_bias)};
-  cpu::bn_relu(args.layout(), z.data_ptr(), norm, args.like("residual", residual), z.data_ptr(), relu, nullptr);
+  cpu::bn_relu(args.layout(), z.data_ptr(), {norm, args.like("residual", residual), activation}, z.data_ptr(), nullptr);
   return z;
 }
 
@@ -86,10 +87,10 @@ OptionalTensor residual_block(Tensor x, std::vector<Tensor> tensors, std::vector
     if (!fits(units.back(), x.scalar_type())) return std::nullopt;
   }
   const size_t last = count - 1 - size_t{projection};
-  const Tensor identity = projection ? run(x, units.back(), std::nullopt, false) : shortcut.value_or(x);
+  const Tensor identity = projection ? run(x, units.back(), std::nullopt, Activation::none) : shortcut.value_or(x);
   Tensor out = x;
-  for (size_t i = 0; i < last; ++i) out = run(out, units[i], std::nullopt, true);
-  return run(out, units[last], identity, true);
+  for (size_t i = 0; i < last; ++i) out = run(out, units[i], std::nullopt, Activation::relu);
+  return run(out, units[last], identity, Activation::relu);
 }
 
 }  // namespace

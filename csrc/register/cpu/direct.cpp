@@ -36,7 +36,7 @@ Tensor pack(Tensor weight) {
   shape.format = format_of<kMatrix>(weight, "weight");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_contiguous() && weight.numel() > 0,
                   "direct: weight must be contiguous [k, c, kernel_h, kernel_w]");
-  shape.k = weight.size(0), shape.c = weight.size(1), shape.kernel_h = weight.size(2), shape.kernel_w = weight.size(3);
+  shape.k = weight.size(0), shape.c = weight.size(1), shape.r = weight.size(2), shape.s = weight.size(3);
   Tensor packed = torch::stable::new_empty(weight, {cpu::direct_packed_size(shape)}, ScalarType::BFloat16);
   cpu::direct_pack(shape, weight.const_data_ptr(), static_cast<uint16_t*>(packed.mutable_data_ptr()));
   return packed;
@@ -44,18 +44,19 @@ Tensor pack(Tensor weight) {
 
 template <bool kMatrix>
 void conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual, Tensor out, int64_t kernel_h,
-          int64_t kernel_w, int64_t stride, int64_t padding, int64_t dilation, bool relu) {
+          int64_t kernel_w, int64_t stride, int64_t padding, int64_t dilation, int64_t activation) {
   const Format format = format_of<kMatrix>(x, "x");
   check_activation(x, x, "x");
   check_activation(out, x, "out");
   STD_TORCH_CHECK(kernel_h > 0 && kernel_w > 0 && stride > 0 && padding >= 0 && dilation > 0,
                   "direct: kernel, stride and dilation must be positive, padding not negative");
-  const cpu::DirectShape shape{x.size(0), x.size(2), x.size(3), x.size(1), out.size(1), kernel_h,
-                               kernel_w,  stride,    padding,   dilation,  format};
+  const cpu::DirectShape shape{{x.size(0), x.size(2), x.size(3), x.size(1), out.size(1), kernel_h, kernel_w, 1, stride,
+                                stride, padding, padding, dilation, dilation},
+                               format};
   STD_TORCH_CHECK(shape.c > 0 && shape.k > 0 && shape.h + 2 * padding > (kernel_h - 1) * dilation &&
                       shape.w + 2 * padding > (kernel_w - 1) * dilation,
                   "direct: no output pixel or channel");
-  STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.out_h() && out.size(3) == shape.out_w(),
+  STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.p && out.size(3) == shape.q,
                   "direct: out has the wrong shape");
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::BFloat16 && packed.is_contiguous() &&
                       packed.numel() == cpu::direct_packed_size(shape),
@@ -69,15 +70,17 @@ void conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual,
       STD_TORCH_CHECK(residual->size(axis) == out.size(axis), "direct: residual must have the shape of out");
     }
   }
+  const cpu::FoldedEpilogue epilogue{
+      shift.const_data_ptr<float>(), residual ? residual->const_data_ptr() : nullptr,
+      activation_of(kMatrix ? "amx_conv" : "direct_conv", activation, {Activation::none, Activation::relu})};
   if (out.numel() == 0) return;
   STD_TORCH_CHECK(x.const_data_ptr() != out.const_data_ptr(), "direct: out must not be x");
   const cpu::DirectPlan plan = cpu::direct_plan(shape, cpu::num_threads());
   const Tensor workspace = torch::stable::new_empty(
       out, {cpu::direct_workspace_size(plan) + kLine / static_cast<int64_t>(sizeof(uint16_t))}, ScalarType::BFloat16);
   const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
-  cpu::direct_run(plan, x.const_data_ptr(), static_cast<const uint16_t*>(packed.const_data_ptr()),
-                  shift.const_data_ptr<float>(), residual ? residual->const_data_ptr() : nullptr,
-                  out.mutable_data_ptr(), relu, reinterpret_cast<uint16_t*>((address + kLine - 1) / kLine * kLine));
+  cpu::direct_run(plan, x.const_data_ptr(), static_cast<const uint16_t*>(packed.const_data_ptr()), epilogue,
+                  out.mutable_data_ptr(), reinterpret_cast<uint16_t*>((address + kLine - 1) / kLine * kLine));
 }
 
 }  // namespace
@@ -89,10 +92,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
   library.def(
       "direct_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int kernel_h, int "
       "kernel_w, "
-      "int stride, int padding, int dilation, bool relu) -> ()");
+      "int stride, int padding, int dilation, int activation) -> ()");
   library.def(
       "amx_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int kernel_h, int kernel_w, "
-      "int stride, int padding, int dilation, bool relu) -> ()");
+      "int stride, int padding, int dilation, int activation) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused_native, CPU, library) {

@@ -42,10 +42,11 @@ void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t k
   STD_TORCH_CHECK(x.dim() == 4 && out.dim() == 4, "stem: x and out must be [n, c, h, w]");
   STD_TORCH_CHECK(kernel > 0 && kernel <= 16 && stride > 0 && padding >= 0 && padding < kernel,
                   "stem: kernel must be 1 to 16, stride positive, padding less than kernel");
-  const cpu::StemShape shape{x.size(0), x.size(2), x.size(3), x.size(1), out.size(1), kernel, stride, padding};
+  const cpu::StemShape shape =
+      cpu::stem_shape(x.size(0), x.size(2), x.size(3), x.size(1), out.size(1), kernel, stride, padding);
   STD_TORCH_CHECK(shape.c > 0 && shape.k > 0 && shape.h + 2 * padding >= kernel && shape.w + 2 * padding >= kernel,
                   "stem: no output pixel or channel");
-  STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.out_h() && out.size(3) == shape.out_w(),
+  STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.pooled_h() && out.size(3) == shape.pooled_w(),
                   "stem: out has the wrong shape");
   STD_TORCH_CHECK(out.numel() == 0 || is_channels_last(out), "stem: out must be dense channels_last, but has strides ",
                   Strides{out}, " for shape ", Shape{out});

@@ -26,7 +26,7 @@ void check_vector(const Tensor& tensor, int64_t size, const char* name) {
                   size, " values");
 }
 
-// Of an activation: bfloat16 or, whatever else it is, float32, which check_activation asks for.
+// Everything but bfloat16 counts as float32 here; check_activation refuses the rest.
 DType dtype_of(const Tensor& x) { return x.scalar_type() == ScalarType::BFloat16 ? DType::bf16 : DType::f32; }
 
 void check_activation(const Tensor& tensor, DType dtype, const char* name) {
@@ -43,9 +43,8 @@ cpu::WinogradShape shape_of(const Tensor& x, int64_t k, int64_t m, int64_t paddi
   STD_TORCH_CHECK(padding == 0 || padding == 1, "winograd: padding must be 0 or 1, not ", padding);
   check_activation(x, dtype, "x");
   const cpu::WinogradShape shape{
-      x.size(0), x.size(2), x.size(3), x.size(1), k, static_cast<int>(m), static_cast<int>(padding), dtype};
-  STD_TORCH_CHECK(shape.c > 0 && k > 0 && shape.out_h() > 0 && shape.out_w() > 0,
-                  "winograd: no output pixel or channel");
+      {x.size(0), x.size(2), x.size(3), x.size(1), k, 3, 3, 1, 1, 1, padding, padding}, static_cast<int>(m), dtype};
+  STD_TORCH_CHECK(shape.c > 0 && k > 0 && shape.p > 0 && shape.q > 0, "winograd: no output pixel or channel");
   return shape;
 }
 
@@ -87,10 +86,15 @@ float* aligned(const Tensor& workspace) {
   return reinterpret_cast<float*>((address + kBytes - 1) / kBytes * kBytes);
 }
 
+// The output transform knows activations that are a least value, and no others.
+Activation limit_of(const char* op, int64_t activation) {
+  return activation_of(op, activation, {Activation::none, Activation::relu});
+}
+
 void check_output(const Tensor& x, const cpu::WinogradShape& shape, const std::optional<Tensor>& residual,
                   const Tensor& out) {
   check_activation(out, shape.dtype, "out");
-  STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.out_h() && out.size(3) == shape.out_w(),
+  STD_TORCH_CHECK(out.size(0) == shape.n && out.size(2) == shape.p && out.size(3) == shape.q,
                   "winograd: out has the wrong shape");
   STD_TORCH_CHECK(x.numel() == 0 || x.const_data_ptr() != out.const_data_ptr(), "winograd: out must not be x");
   if (!residual) return;
@@ -101,12 +105,14 @@ void check_output(const Tensor& x, const cpu::WinogradShape& shape, const std::o
 }
 
 void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual, Tensor out, int64_t m,
-                   int64_t padding, bool relu, std::optional<Tensor> workspace) {
+                   int64_t padding, int64_t activation, std::optional<Tensor> workspace) {
   STD_TORCH_CHECK(out.dim() == 4, "winograd: out must be [n, k, h, w]");
   const cpu::WinogradShape shape = shape_of(x, out.size(1), m, padding, dtype_of(x));
   check_output(x, shape, residual, out);
   const cpu::WinogradWeights kind = kind_of(packed, shape);
   check_vector(shift, shape.k, "shift");
+  const cpu::FoldedEpilogue epilogue{shift.const_data_ptr<float>(), residual ? residual->const_data_ptr() : nullptr,
+                                     limit_of("winograd_conv", activation)};
   if (out.numel() == 0) return;
   const cpu::WinogradPlan plan = cpu::winograd_plan(shape, kind, cpu::num_threads());
   const int64_t needed = cpu::winograd_workspace_size(plan) + kAlignment;
@@ -117,39 +123,37 @@ void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> 
   } else {
     workspace = torch::stable::new_empty(shift, {needed});
   }
-  cpu::winograd_run(plan, x.const_data_ptr(), packed.const_data_ptr<float>(), nullptr, shift.const_data_ptr<float>(),
-                    residual ? residual->const_data_ptr() : nullptr, out.mutable_data_ptr(), relu, aligned(*workspace));
+  cpu::winograd_run(plan, x.const_data_ptr(), packed.const_data_ptr<float>(), nullptr, epilogue, out.mutable_data_ptr(),
+                    aligned(*workspace));
 }
 
-const float* optional_vector(const std::optional<Tensor>& tensor, int64_t size, const char* name) {
-  if (!tensor) return nullptr;
+Channels vector(const std::optional<Tensor>& tensor, int64_t size, const char* name) {
+  if (!tensor) return {nullptr, DType::f32};
   check_vector(*tensor, size, name);
-  return tensor->const_data_ptr<float>();
+  return {tensor->const_data_ptr<float>(), DType::f32};
 }
 
 }  // namespace
 
 bool winograd_conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, std::optional<Tensor> bn_weight,
                            std::optional<Tensor> bn_bias, std::optional<Tensor> residual, Tensor out, int64_t padding,
-                           double eps, bool relu) {
+                           double eps, int64_t activation) {
   check_float(weight, "weight");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3 &&
                       weight.stride(2) == 3 * weight.stride(3),
                   "winograd: weight must be [k, c, 3, 3], dense, for the c channels of x");
   const cpu::WinogradShape shape = shape_of(x, weight.size(0), 2, padding, DType::f32);
   check_output(x, shape, residual, out);
-  check_vector(mean, shape.k, "mean");
-  check_vector(var, shape.k, "var");
-  const cpu::WinogradNorm norm{mean.const_data_ptr<float>(), var.const_data_ptr<float>(),
-                               optional_vector(bn_weight, shape.k, "bn_weight"),
-                               optional_vector(bn_bias, shape.k, "bn_bias"), eps};
+  const Norm norm{vector(mean, shape.k, "mean"),           vector(var, shape.k, "var"),        true, eps,
+                  vector(bn_weight, shape.k, "bn_weight"), vector(bn_bias, shape.k, "bn_bias")};
+  const Epilogue epilogue{norm, residual ? residual->const_data_ptr() : nullptr,
+                          limit_of("winograd_conv_bn_relu", activation)};
   if (out.numel() == 0) return true;
   const cpu::WinogradPlan plan = cpu::winograd_live_plan(shape, cpu::num_threads());
   Tensor workspace = torch::stable::new_empty(out, {cpu::winograd_live_workspace_size(plan) + kAlignment});
   return cpu::winograd_run_live(plan, x.const_data_ptr<float>(),
                                 {weight.const_data_ptr<float>(), weight.stride(0), weight.stride(1), weight.stride(3)},
-                                norm, residual ? residual->const_data_ptr<float>() : nullptr,
-                                out.mutable_data_ptr<float>(), relu, aligned(workspace));
+                                epilogue, out.mutable_data_ptr<float>(), aligned(workspace));
 }
 
 }  // namespace resnet_fused
@@ -159,11 +163,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
   library.def("winograd_workspace(Tensor x, Tensor packed, int k, int m, int padding) -> int");
   library.def(
       "winograd_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int m, int padding, "
-      "bool relu, Tensor(b!)? workspace) -> ()");
+      "int activation, Tensor(b!)? workspace) -> ()");
   // F(2x2,3x3) of a live network. False: a value was not finite, and the direct sum may differ; out is not to be used.
   library.def(
       "winograd_conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
-      "Tensor? residual, Tensor(a!) out, int padding, float eps, bool relu) -> bool");
+      "Tensor? residual, Tensor(a!) out, int padding, float eps, int activation) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused_native, CPU, library) {

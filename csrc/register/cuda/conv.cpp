@@ -9,18 +9,17 @@ template <auto kLaunch, auto kScratch>
 void conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
                   const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& residual,
                   const Tensor& out, const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
-                  double eps, bool relu, bool allow_tf32, const std::string& tile, int64_t splits, bool cluster,
-                  bool early_weights) {
+                  double eps, int64_t activation, bool allow_tf32, const std::string& tile, int64_t splits,
+                  bool cluster, bool early_weights) {
   const Arguments x_args("conv_bn_relu", "x", x), args("conv_bn_relu", "out", out);
-  const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
+  const Convolution conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
   check_output(x_args, args, out, conv.n, conv.k * conv.groups, conv.p, conv.q);
-  const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
-  const void* with = args.like("residual", residual);
+  const Epilogue epilogue = epilogue_of("conv_bn_relu", args, mean, var, bn_weight, bn_bias, eps, residual, activation);
   if (args.empty()) return;
   const Place place("conv_bn_relu", x);
   const ConvChoice choice{tile, splits, cluster, early_weights};
   const Scratch scratch(x, kScratch(args.dtype(), conv, allow_tf32, choice));
-  kLaunch(args.dtype(), x.data_ptr(), weight.data_ptr(), norm, with, out.data_ptr(), conv, relu, allow_tf32, choice,
+  kLaunch(args.dtype(), x.data_ptr(), weight.data_ptr(), epilogue, out.data_ptr(), conv, allow_tf32, choice,
           scratch.data(), place.stream());
 }
 
@@ -33,8 +32,8 @@ void conv_bn_relu_pair(const Tensor& x, const Tensor& weight, const Tensor& mean
                        double eps2, bool allow_tf32, const std::string& tile, int64_t splits) {
   const Arguments x_args("conv_bn_relu_pair", "x", x);
   const Arguments args("conv_bn_relu_pair", "out", out), args2("conv_bn_relu_pair", "out2", out2);
-  const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, 1);
-  const Conv conv2 = conv_of(x_args, x, weight2, stride2, padding2, {1, 1}, 1);
+  const Convolution conv = conv_of(x_args, x, weight, stride, padding, dilation, 1);
+  const Convolution conv2 = conv_of(x_args, x, weight2, stride2, padding2, {1, 1}, 1);
   check_output(x_args, args, out, conv.n, conv.k, conv.p, conv.q);
   check_output(x_args, args2, out2, conv2.n, conv2.k, conv2.p, conv2.q);
   const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
@@ -43,9 +42,9 @@ void conv_bn_relu_pair(const Tensor& x, const Tensor& weight, const Tensor& mean
   const Place place("conv_bn_relu_pair", x);
   const ConvChoice choice{tile, splits};
   const Scratch scratch(x, kScratch(args.dtype(), conv, conv2, allow_tf32, choice));
-  kLaunch(args.dtype(), x.data_ptr(), {weight.data_ptr(), norm, out.data_ptr(), conv, true},
-          {weight2.data_ptr(), norm2, out2.data_ptr(), conv2, false}, allow_tf32, choice, scratch.data(),
-          place.stream());
+  kLaunch(args.dtype(), x.data_ptr(), {weight.data_ptr(), {norm, nullptr, Activation::relu}, out.data_ptr(), conv},
+          {weight2.data_ptr(), {norm2, nullptr, Activation::none}, out2.data_ptr(), conv2}, allow_tf32, choice,
+          scratch.data(), place.stream());
 }
 
 template <auto kLaunch, auto kScratch>
@@ -55,7 +54,7 @@ void conv_stats(const Tensor& x, const Tensor& weight, const Tensor& out, const 
                 const Pair& dilation, int64_t groups, double momentum, double eps, bool allow_tf32,
                 const std::string& tile) {
   const Arguments x_args("conv_stats", "x", x), args("conv_stats", "out", out);
-  const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
+  const Convolution conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
   check_output(x_args, args, out, conv.n, conv.k * conv.groups, conv.p, conv.q);
   args.require(!args.empty(), "out has no values: shape ", Shape{out});
   float *to_mean = args.statistics("mean", mean), *to_invstd = args.statistics("invstd", invstd);
@@ -75,7 +74,7 @@ template <auto kChoices>
 std::string conv_choices(const Tensor& x, const Tensor& weight, const Pair& stride, const Pair& padding,
                          const Pair& dilation, int64_t groups, int64_t most_splits, bool allow_tf32, bool clusters) {
   const Arguments args("conv_choices", "x", x);
-  const Conv conv = conv_of(args, x, weight, stride, padding, dilation, groups);
+  const Convolution conv = conv_of(args, x, weight, stride, padding, dilation, groups);
   args.require(most_splits >= 1 && most_splits <= 1024, "most_splits must be 1 to 1024, but is ", most_splits);
   ConvChoice choices[64];
   const Place place("conv_choices", x);
@@ -92,8 +91,8 @@ void conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& mean
                        const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const Tensor& out,
                        const Pair& stride, const Pair& padding, double eps, bool allow_tf32) {
   const Arguments x_args("conv_bn_relu_pool", "x", x), args("conv_bn_relu_pool", "out", out);
-  const Conv conv = conv_of(x_args, x, weight, stride, padding, {1, 1}, 1);
-  check_output(x_args, args, out, conv.n, conv.k * conv.groups, (conv.p - 1) / 2 + 1, (conv.q - 1) / 2 + 1);
+  const Convolution conv = conv_of(x_args, x, weight, stride, padding, {1, 1}, 1);
+  check_output(x_args, args, out, conv.n, conv.k * conv.groups, pooled_size(conv.p), pooled_size(conv.q));
   const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
   if (args.empty()) return;
   const Place place("conv_bn_relu_pool", x);
@@ -109,7 +108,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
   m.def(
       "conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor? residual, Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, "
-      "bool relu, bool allow_tf32=False, str tile='auto', int splits=0, bool cluster=False, "
+      "int activation, bool allow_tf32=False, str tile='auto', int splits=0, bool cluster=False, "
       "bool early_weights=False) -> ()");
   // relu(bn(conv(x, weight))), and bn(conv(x, weight2)): a block's first convolution and its projection.
   m.def(

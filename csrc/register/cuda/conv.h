@@ -7,13 +7,9 @@ namespace resnet_fused {
 
 using Pair = std::vector<int64_t>;
 
-inline int64_t output_size(int64_t input, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-  return (input + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
-}
-
 // Checks the numbers of a convolution of x with a weight [k, c, r, s], where the channels fit; `args` speaks about x.
-inline Conv numbers_of(const Arguments& args, const Tensor& x, int64_t k, int64_t c, int64_t r, int64_t s,
-                       const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups) {
+inline Convolution numbers_of(const Arguments& args, const Tensor& x, int64_t k, int64_t c, int64_t r, int64_t s,
+                              const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups) {
   args.require(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                "stride, padding and dilation must be pairs");
   constexpr int64_t kMost = 1 << 30;  // fits an int with room for sums
@@ -22,30 +18,16 @@ inline Conv numbers_of(const Arguments& args, const Tensor& x, int64_t k, int64_
     args.require(dilation[i] > 0 && dilation[i] < kMost, "dilation must be positive, but is ", dilation[i]);
     args.require(padding[i] >= 0 && padding[i] < kMost, "padding must not be negative, but is ", padding[i]);
   }
-  const int64_t p = output_size(x.size(2), r, stride[0], padding[0], dilation[0]);
-  const int64_t q = output_size(x.size(3), s, stride[1], padding[1], dilation[1]);
-  args.require(p > 0 && q > 0 && r > 0 && s > 0, "a kernel of ", r, "x", s, " does not fit into x of shape ", Shape{x});
-  return {x.size(0),
-          x.size(2),
-          x.size(3),
-          c,
-          k / groups,
-          r,
-          s,
-          p,
-          q,
-          groups,
-          static_cast<int>(stride[0]),
-          static_cast<int>(stride[1]),
-          static_cast<int>(padding[0]),
-          static_cast<int>(padding[1]),
-          static_cast<int>(dilation[0]),
-          static_cast<int>(dilation[1])};
+  const Convolution conv{x.size(0), x.size(2), x.size(3), c,          k / groups, r,           s,
+                         groups,    stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]};
+  args.require(conv.p > 0 && conv.q > 0 && r > 0 && s > 0, "a kernel of ", r, "x", s, " does not fit into x of shape ",
+               Shape{x});
+  return conv;
 }
 
 // Checks x, weight and the numbers of a convolution; `args` speaks about x.
-inline Conv conv_of(const Arguments& args, const Tensor& x, const Tensor& weight, const Pair& stride,
-                    const Pair& padding, const Pair& dilation, int64_t groups) {
+inline Convolution conv_of(const Arguments& args, const Tensor& x, const Tensor& weight, const Pair& stride,
+                           const Pair& padding, const Pair& dilation, int64_t groups) {
   args.require(x.dim() == 4 && weight.dim() == 4, "x has shape ", Shape{x}, " and weight ", Shape{weight},
                ", but both must have 4 dimensions");
   args.require(is_channels_last(x), "x has strides ", Strides{x}, " for shape ", Shape{x},
@@ -79,6 +61,13 @@ inline Norm norm_of(const Arguments& args, const Tensor& mean, const Tensor& var
                     const OptionalTensor& bias, double eps) {
   return {args.channels("mean", mean),        args.channels("var", var),     true, eps,
           args.channels("bn_weight", weight), args.channels("bn_bias", bias)};
+}
+
+inline Epilogue epilogue_of(const char* op, const Arguments& args, const Tensor& mean, const Tensor& var,
+                            const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                            const OptionalTensor& residual, int64_t activation) {
+  return {norm_of(args, mean, var, weight, bias, eps), args.like("residual", residual),
+          activation_of(op, activation, {Activation::none, Activation::relu})};
 }
 
 }  // namespace resnet_fused

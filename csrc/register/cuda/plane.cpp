@@ -6,7 +6,8 @@
 namespace resnet_fused {
 namespace {
 
-cuda::PlaneTable table_of(const Arguments& args, const Tensor& table, const Conv& conv, bool gradient, int64_t places) {
+cuda::PlaneTable table_of(const Arguments& args, const Tensor& table, const Convolution& conv, bool gradient,
+                          int64_t places) {
   args.require(places == 2 || places == 4, "places must be 2 or 4, but is ", places);
   args.same_device("table", table);
   args.require(table.scalar_type() == ScalarType::Int && table.is_contiguous(), "table has dtype ", Type{table},
@@ -17,7 +18,7 @@ cuda::PlaneTable table_of(const Arguments& args, const Tensor& table, const Conv
   return {static_cast<const int*>(table.data_ptr()), static_cast<int>(places)};
 }
 
-void require_runs(const Arguments& args, const Conv& conv, bool gradient, int64_t cluster) {
+void require_runs(const Arguments& args, const Convolution& conv, bool gradient, int64_t cluster) {
   const std::string why = cuda::conv_plane_refusal(args.dtype(), conv, gradient);
   args.require(why.empty(), why);
   args.require(cluster == 1 || cluster == 2, "cluster must be 1 or 2, but is ", cluster);
@@ -28,24 +29,23 @@ void require_runs(const Arguments& args, const Conv& conv, bool gradient, int64_
 void conv_plane(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
                 const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& residual,
                 const Tensor& out, const Tensor& table, const Pair& stride, const Pair& padding, const Pair& dilation,
-                int64_t groups, double eps, bool relu, int64_t places, int64_t cluster) {
+                int64_t groups, double eps, int64_t activation, int64_t places, int64_t cluster) {
   const Arguments x_args("conv_plane", "x", x), args("conv_plane", "out", out);
-  const Conv conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
+  const Convolution conv = conv_of(x_args, x, weight, stride, padding, dilation, groups);
   check_output(x_args, args, out, conv.n, conv.k * groups, conv.p, conv.q);
-  const Norm norm = norm_of(args, mean, var, bn_weight, bn_bias, eps);
-  const void* with = args.like("residual", residual);
+  const Epilogue epilogue = epilogue_of("conv_plane", args, mean, var, bn_weight, bn_bias, eps, residual, activation);
   const Place place("conv_plane", x);
   require_runs(args, conv, false, cluster);
   const cuda::PlaneTable list = table_of(args, table, conv, false, places);
   for (const auto& [name, data] : {std::pair<const char*, const void*>{"x", x.data_ptr()},
                                    {"weight", weight.data_ptr()},
-                                   {"residual", with},
+                                   {"residual", epilogue.residual},
                                    {"out", out.data_ptr()},
                                    {"table", list.data}}) {
     require_aligned(args, name, data);
   }
   if (args.empty()) return;
-  cuda::conv_plane(args.dtype(), x.data_ptr(), weight.data_ptr(), norm, with, out.data_ptr(), conv, false, relu, list,
+  cuda::conv_plane(args.dtype(), x.data_ptr(), weight.data_ptr(), epilogue, out.data_ptr(), conv, false, list,
                    static_cast<int>(cluster), place.stream());
 }
 
@@ -63,8 +63,8 @@ void conv_plane_gradient(const Tensor& grad, const Tensor& turned, const Tensor&
                ", but must be channels_last");
   args.require(out.size(1) == turned.size(0), "turned has shape ", Shape{turned}, ", but out has ", out.size(1),
                " channels");
-  const Conv conv = numbers_of(args, out, turned.size(1), turned.size(0), turned.size(2), turned.size(3), stride,
-                               padding, dilation, 1);
+  const Convolution conv = numbers_of(args, out, turned.size(1), turned.size(0), turned.size(2), turned.size(3), stride,
+                                      padding, dilation, 1);
   check_output(args, grad_args, grad, conv.n, conv.k, conv.p, conv.q);
   const Place place("conv_plane_gradient", grad);
   require_runs(args, conv, true, cluster);
@@ -76,8 +76,8 @@ void conv_plane_gradient(const Tensor& grad, const Tensor& turned, const Tensor&
     require_aligned(args, name, data);
   }
   if (args.empty()) return;
-  cuda::conv_plane(args.dtype(), grad.data_ptr(), turned.data_ptr(), Norm{}, nullptr, out.data_ptr(), conv, true, false,
-                   list, static_cast<int>(cluster), place.stream());
+  cuda::conv_plane(args.dtype(), grad.data_ptr(), turned.data_ptr(), {}, out.data_ptr(), conv, true, list,
+                   static_cast<int>(cluster), place.stream());
 }
 
 // Fills `out` [>= size] on the CPU with the list of a convolution of images of `size`; returns the integers it takes.
@@ -90,15 +90,9 @@ int64_t conv_plane_table(const Tensor& out, const Pair& size, const Pair& kernel
   require(out.scalar_type() == ScalarType::Int && out.is_contiguous() && !out.is_cuda(),
           "out must be a dense Int on the CPU");
   require(places == 2 || places == 4, "places must be 2 or 4");
-  Conv conv{};
-  conv.n = conv.c = conv.k = conv.groups = 1;
-  conv.h = size[0], conv.w = size[1], conv.r = kernel[0], conv.s = kernel[1];
-  conv.p = output_size(conv.h, conv.r, stride[0], padding[0], dilation[0]);
-  conv.q = output_size(conv.w, conv.s, stride[1], padding[1], dilation[1]);
+  const Convolution conv{1, size[0],   size[1],   1,          1,          kernel[0],   kernel[1],
+                         1, stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]};
   require(conv.p > 0 && conv.q > 0, "the kernel does not fit into the image");
-  conv.stride_h = int(stride[0]), conv.stride_w = int(stride[1]);
-  conv.pad_h = int(padding[0]), conv.pad_w = int(padding[1]);
-  conv.dilation_h = int(dilation[0]), conv.dilation_w = int(dilation[1]);
   const std::vector<int> table = cuda::conv_plane_table(conv, gradient, static_cast<int>(places));
   const int64_t count = static_cast<int64_t>(table.size());
   if (out.numel() >= count) std::copy(table.begin(), table.end(), static_cast<int*>(out.data_ptr()));
@@ -109,7 +103,7 @@ int64_t conv_plane_table(const Tensor& out, const Pair& size, const Pair& kernel
 std::string conv_plane_refusal(const Tensor& x, const Tensor& weight, const Pair& stride, const Pair& padding,
                                const Pair& dilation, int64_t groups) {
   const Arguments args("conv_plane_refusal", "x", x);
-  const Conv conv = conv_of(args, x, weight, stride, padding, dilation, groups);
+  const Convolution conv = conv_of(args, x, weight, stride, padding, dilation, groups);
   const Place place("conv_plane_refusal", x);
   return cuda::conv_plane_refusal(args.dtype(), conv, false);
 }
@@ -121,7 +115,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
   m.def(
       "conv_plane(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor? residual, Tensor(a!) out, Tensor table, int[2] stride, int[2] padding, int[2] dilation, int groups, "
-      "float eps, bool relu, int places=4, int cluster=1) -> ()");
+      "float eps, int activation, int places=4, int cluster=1) -> ()");
   m.def(
       "conv_plane_gradient(Tensor grad, Tensor turned, Tensor(a!) out, Tensor table, int[2] stride, int[2] padding, "
       "int[2] dilation, int places=4, int cluster=1) -> ()");

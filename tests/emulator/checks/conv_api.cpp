@@ -15,10 +15,10 @@
 #include "emulator/core/machine.h"
 
 namespace resnet_fused::cuda {
-void conv_bn_relu_planned(const ConvPlan&, DType, const ConvTensors&, Norm, Conv, bool, bool, bool, void*, void*);
-void conv_stats_planned(const ConvPlan&, DType, const ConvTensors&, Conv, float*, float*, MutableChannels,
+void conv_bn_relu_planned(const ConvPlan&, DType, const ConvTensors&, Convolution, bool, bool, void*, void*);
+void conv_stats_planned(const ConvPlan&, DType, const ConvTensors&, Convolution, float*, float*, MutableChannels,
                         MutableChannels, const int64_t*, double, double, bool, void*, void*);
-void conv_bn_relu_pool_planned(const PoolPlan&, DType, const void*, const void*, Norm, void*, Conv, bool, void*);
+void conv_bn_relu_pool_planned(const PoolPlan&, DType, const void*, const void*, Norm, void*, Convolution, bool, void*);
 }  // namespace resnet_fused::cuda
 
 struct ConvPlanned {
@@ -27,7 +27,7 @@ struct ConvPlanned {
 
 static cuda::ConvPlan plan_of(const ConvCall& a) {
   const DType dtype = static_cast<DType>(a.dtype);
-  const Conv conv = conv_of(a);
+  const Convolution conv = conv_of(a);
   cuda::ConvPlan plan = cuda::conv_plan(dtype, conv, a.allow_tf32, a.aligned);
   if (a.tile >= 0 || a.splits > 0) {
     const auto tile = a.tile >= 0 ? static_cast<cuda::ConvTile>(a.tile) : plan.tile;
@@ -50,7 +50,7 @@ static Scratch poisoned(size_t bytes) {
 EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
   return guarded([&] {
     const cuda::ConvPlan p = plan_of(*a);
-    const Conv conv = conv_of(*a);
+    const Convolution conv = conv_of(*a);
     const double clocks =
         cuda::conv_cost(cuda::shape_of(p.tile), cuda::conv_math(static_cast<DType>(a->dtype), a->allow_tf32),
                         p.images * conv.p * conv.q, conv.k, conv.groups, p.steps, p.splits);
@@ -75,7 +75,7 @@ EXPORTED const char* cluster_choices(const ConvCall* a, int64_t* tile, int64_t* 
                                      int64_t* count) {
   return guarded([&] {
     const DType dtype = static_cast<DType>(a->dtype);
-    const Conv conv = conv_of(*a);
+    const Convolution conv = conv_of(*a);
     *count = 0;
     for (const ConvChoice& choice : cuda::conv_cluster_choices_of(dtype, conv, a->allow_tf32)) {
       const cuda::ConvPlan plan = cuda::conv_plan_chosen("conv_bn_relu", choice, dtype, conv, a->allow_tf32, true);
@@ -106,8 +106,8 @@ EXPORTED const char* conv_bn_relu(const ConvCall* a) {
     if (a->images > 0) plan.images = a->images;
     const Scratch scratch = poisoned(plan.scratch);
     emu::machine.configure(a->seed, int(a->policy));
-    cuda::conv_bn_relu_planned(plan, static_cast<DType>(a->dtype), {a->x, a->weight, a->residual, a->out}, norm_of(*a),
-                               conv_of(*a), a->relu, a->allow_tf32, a->early_weights, scratch.get(), nullptr);
+    cuda::conv_bn_relu_planned(plan, static_cast<DType>(a->dtype), {a->x, a->weight, epilogue_of(*a), a->out},
+                               conv_of(*a), a->allow_tf32, a->early_weights, scratch.get(), nullptr);
   });
 }
 
@@ -116,7 +116,7 @@ EXPORTED const char* conv_stats(const ConvCall* a, float* mean, float* invstd, c
                                 const double* momentum) {
   return guarded([&] {
     const DType dtype = static_cast<DType>(a->dtype), p = static_cast<DType>(a->param_dtype);
-    const Conv conv = conv_of(*a);
+    const Convolution conv = conv_of(*a);
     cuda::ConvPlan plan = cuda::conv_plan(dtype, conv, a->allow_tf32, a->aligned, 1);
     size_t bytes = cuda::conv_stats_scratch(dtype, conv, a->allow_tf32, {});
     if (a->tile >= 0) {
@@ -130,7 +130,7 @@ EXPORTED const char* conv_stats(const ConvCall* a, float* mean, float* invstd, c
     }
     const Scratch scratch = poisoned(bytes);
     emu::machine.configure(a->seed, int(a->policy));
-    cuda::conv_stats_planned(plan, dtype, {a->x, a->weight, nullptr, a->out}, conv, mean, invstd,
+    cuda::conv_stats_planned(plan, dtype, {a->x, a->weight, {}, a->out}, conv, mean, invstd,
                              {const_cast<void*>(a->mean), p}, {const_cast<void*>(a->var), p}, num_batches_tracked,
                              *momentum, a->eps, a->allow_tf32, scratch.get(), nullptr);
   });

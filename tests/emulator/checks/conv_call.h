@@ -2,6 +2,7 @@
 #pragma once
 
 #include <exception>
+#include <stdexcept>
 #include <string>
 
 #include "ops.h"
@@ -15,35 +16,32 @@ struct ConvCall {
   void* out;
   int64_t dtype, param_dtype;
   int64_t n, h, w, c, k, r, s, p, q, groups, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t relu, allow_tf32, aligned;
+  int64_t activation, allow_tf32, aligned;
   int64_t tile, splits, images;  // -1, 0, 0: the plan's own choice; images: per launch
   int64_t cluster, early_weights;
   int64_t seed, policy;
   double eps;
 };
 
-inline Conv conv_of(const ConvCall& a) {
-  return {a.n,
-          a.h,
-          a.w,
-          a.c,
-          a.k,
-          a.r,
-          a.s,
-          a.p,
-          a.q,
-          a.groups,
-          int(a.stride_h),
-          int(a.stride_w),
-          int(a.pad_h),
-          int(a.pad_w),
-          int(a.dilation_h),
-          int(a.dilation_w)};
+// p and q of the call are those of torch; they check the formula of Convolution.
+inline Convolution conv_of(const ConvCall& a) {
+  const Convolution conv{a.n,      a.h,        a.w,        a.c,     a.k,     a.r,          a.s,
+                         a.groups, a.stride_h, a.stride_w, a.pad_h, a.pad_w, a.dilation_h, a.dilation_w};
+  if (conv.p != a.p || conv.q != a.q) {
+    throw std::logic_error("Convolution has an output of " + std::to_string(conv.p) + " x " + std::to_string(conv.q) +
+                           ", the call one of " + std::to_string(a.p) + " x " + std::to_string(a.q));
+  }
+  return conv;
 }
 
 inline Norm norm_of(const ConvCall& a) {
   const DType p = static_cast<DType>(a.param_dtype);
   return {{a.mean, p}, {a.var, p}, true, a.eps, {a.bn_weight, p}, {a.bn_bias, p}};
+}
+
+// var absent: no norm.
+inline Epilogue epilogue_of(const ConvCall& a) {
+  return {a.var ? norm_of(a) : Norm{}, a.residual, static_cast<Activation>(a.activation)};
 }
 
 // Runs `body`; nullptr, or what went wrong (valid until the next call).

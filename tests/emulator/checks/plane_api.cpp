@@ -39,12 +39,11 @@ EXPORTED int plane_spots(const ConvCall* a, int gradient, int places, int cluste
 
 EXPORTED const char* conv_plane(const ConvCall* a, int gradient, int places, int cluster, int multiprocessors) {
   return guarded([&] {
-    const Conv conv = conv_of(*a);
+    const Convolution conv = conv_of(*a);
     const std::vector<int> table = cuda::conv_plane_table(conv, gradient, places);
     emu::machine.configure(a->seed, int(a->policy));
     emu::machine.multiprocessors = multiprocessors;
-    const Norm norm = a->var ? norm_of(*a) : Norm{};
-    cuda::conv_plane(static_cast<DType>(a->dtype), a->x, a->weight, norm, a->residual, a->out, conv, gradient, a->relu,
+    cuda::conv_plane(static_cast<DType>(a->dtype), a->x, a->weight, epilogue_of(*a), a->out, conv, gradient,
                      {table.data(), places}, cluster, nullptr);
   });
 }

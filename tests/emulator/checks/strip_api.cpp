@@ -4,8 +4,7 @@
 #include "emulator/core/machine.h"
 
 namespace resnet_fused::cuda {
-void conv_strip_planned(const StripPlan&, DType, const void*, const void*, Norm, const void*, void*, Conv, bool, bool,
-                        void*);
+void conv_strip_planned(const StripPlan&, DType, const void*, const void*, Epilogue, void*, Convolution, bool, void*);
 }  // namespace resnet_fused::cuda
 
 // lines: of a segment, at most; 0: as planned.
@@ -40,8 +39,7 @@ EXPORTED int strip_shared() { return cuda::kStripShared; }
 EXPORTED const char* conv_strip(const ConvCall* a, int gradient, int lines) {
   return guarded([&] {
     emu::machine.configure(a->seed, int(a->policy));
-    const Norm norm = a->var ? norm_of(*a) : Norm{};
-    cuda::conv_strip_planned(plan_of(*a, lines), static_cast<DType>(a->dtype), a->x, a->weight, norm, a->residual,
-                             a->out, conv_of(*a), gradient, a->relu, nullptr);
+    cuda::conv_strip_planned(plan_of(*a, lines), static_cast<DType>(a->dtype), a->x, a->weight, epilogue_of(*a), a->out,
+                             conv_of(*a), gradient, nullptr);
   });
 }

@@ -7,7 +7,7 @@
 #include <numeric>
 
 #ifndef EMU_UCONTEXT
-// rdi: where to keep the stack pointer of the one who leaves; rsi: stack pointer of the one who comes.
+// rdi: where to keep the stack pointer of the fiber that leaves; rsi: the stack pointer of the fiber that comes.
 asm(R"(
 .text
 .globl resnet_fused_emu_switch
@@ -243,7 +243,7 @@ void Machine::thread_ends() {
     if ((cluster_barrier_.arrived | cluster_barrier_.passed) & bit)
       fail("the warp ends between cluster_arrive and cluster_wait");
     shadow.warp_leaves(lane.who.warp);
-    pass_cluster_barrier();  // who has ended is not waited for
+    pass_cluster_barrier();  // the barrier does not wait for a warp that has ended
   }
   if (--left_[rank()] == 0) {
     shadow.block_leaves(rank());

@@ -66,7 +66,8 @@ struct Barrier {
   Clocks clocks;
 };
 
-// Who has arrived at a cluster's barrier (`arrived`), and who has not waited yet since it was passed (`passed`).
+// The warps that have arrived at a cluster's barrier (`arrived`), and those that have not waited yet since the barrier
+// was passed (`passed`).
 struct ClusterBarrier {
   uint32_t arrived, passed, waiting;  // warps
   Clocks gathering, clocks;

@@ -96,7 +96,7 @@ void Shadow::record_write(const char* what, uint32_t addr, int bytes, Who who) {
     if (cell.write_clock != 0) {
       const bool ordered = cell.warp == who.warp   ? cell.lane == who.lane || cell.write_clock < now
                            : cell.warp < kMaxWarps ? cell.write_clock <= known.at[cell.warp]
-                                                   : cell.write_clock <= over.at[cell.warp];  // who read it waited
+                                                   : cell.write_clock <= over.at[cell.warp];  // a reader has waited
       if (!ordered) fail(what, "race: two threads write without a barrier in between", addr, who, &cell);
     }
     for (uint32_t left = cell.readers; left != 0; left &= left - 1) {

@@ -53,8 +53,8 @@ class Shadow {
   void copy_issued(const char* what, uint32_t addr, int bytes, Who who);
   void copy_landed(const char* what, uint32_t addr, int bytes, Who who);
 
-  // A bulk copy: no one may touch its destination from issue until it has landed, then only who has waited at its
-  // barrier.
+  // A bulk copy: no thread may touch its destination from issue until it has landed; then only threads that have waited
+  // at its barrier may.
   void bulk_issued(const char* what, uint32_t addr, int bytes, Who who);
   void bulk_landed(uint32_t addr, const unsigned char* data, int bytes, int source);
   Clocks bulk_clock(int source) { return publish(kMaxWarps + source); }  // what a barrier passes on to its waiters

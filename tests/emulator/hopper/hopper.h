@@ -1,9 +1,10 @@
 // What Hopper adds to a block: mbarriers, bulk copies by tensor maps, asynchronous products of a warpgroup.
 //
-// Everything is modelled at its weakest. A copy lands at a random moment, in each block of a cluster at another, and
-// only who waited at its own barrier may read it. An arrival from another block says that its thread has read what it
-// has read, nothing about what it has written. A product reads its operands at any moment between issue and wait, and
-// its accumulators are NaN until then. Each warp of a warpgroup computes its 16 rows without waiting for the others.
+// Everything is modelled at its weakest. A copy lands at a random moment, in each block of a cluster at another one,
+// and only a thread that has waited at the copy's own barrier may read it. An arrival from another block says that the
+// arriving thread's reads are done; it says nothing about its writes. A product reads its operands at any moment
+// between issue and wait, and its accumulators are NaN until then. Each warp of a warpgroup computes its 16 rows
+// without waiting for the others.
 #pragma once
 
 #include <cstdint>

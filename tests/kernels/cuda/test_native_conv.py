@@ -33,7 +33,7 @@ def arguments(**changes):
         "dilation": [1, 1],
         "groups": 1,
         "eps": EPS,
-        "relu": True,
+        "activation": 1,
     }
     return values | changes
 
@@ -60,7 +60,7 @@ def test_conv_bn_relu_pool(ops):
     bn = torch.nn.functional.batch_norm(
         convolution(a), *(a[n].double() for n in ("mean", "var", "bn_weight", "bn_bias")), eps=EPS
     )
-    for name in ("residual", "dilation", "groups", "relu"):
+    for name in ("residual", "dilation", "groups", "activation"):
         del a[name]
     ops.conv_bn_relu_pool(**a)
     expected = torch.nn.functional.max_pool2d(bn.relu(), 3, 2, 1)
@@ -97,6 +97,7 @@ BAD = [
     ({"mean": torch.zeros(8)}, r"mean has shape \[8\], but out has 16 channels"),
     ({"stride": [0, 1]}, "stride must be positive, but is 0"),
     ({"padding": [-1, 1]}, "padding must not be negative, but is -1"),
+    ({"activation": 2}, r"activation is 2, but the kernel has 0 \(none\), 1 \(relu\)"),
     ({"dilation": [9, 9]}, r"a kernel of 3x3 does not fit into x of shape \[2, 8, 7, 6\]"),
 ]
 

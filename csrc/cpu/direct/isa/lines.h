@@ -38,7 +38,7 @@ void direct_output(const DirectOutput& o) {
         value += whole ? load(residual) : load(residual, lanes);
         residual += o.pixel_stride;
       }
-      if (o.relu) value = relu(value);
+      value = activate(value, o.activation);
       if (whole) {
         store(out, value);
       } else {

@@ -24,13 +24,14 @@ void map(const void* a, const void* b, void* out, int64_t size, F f) {
 }  // namespace
 
 void add_relu(DType dtype, const void* x, const void* residual, void* out, int64_t size, void*) {
-  dispatch(dtype,
-           [&](auto type) { map<decltype(type)>(x, residual, out, size, [](Vec a, Vec b) { return relu(a + b); }); });
+  dispatch(dtype, [&](auto type) {
+    map<decltype(type)>(x, residual, out, size, [](Vec a, Vec b) { return activate(a + b, Activation::relu); });
+  });
 }
 
 void add_relu_backward(DType dtype, const void* grad, const void* out, void* grad_in, int64_t size, void*) {
   dispatch(dtype, [&](auto type) {
-    map<decltype(type)>(grad, out, grad_in, size, [](Vec grad, Vec out) { return masked(grad, out); });
+    map<decltype(type)>(grad, out, grad_in, size, [](Vec grad, Vec out) { return relu_gradient(grad, out); });
   });
 }
 

@@ -27,7 +27,7 @@ void apply(Layout layout, const T* x, const Norm& norm, const T* z, const Norm& 
     const auto f = [&](int64_t i, Vec x, Vec z) {
       // The means first: folded into the bias they would cancel where they are much larger than the deviation.
       const Vec y = (x - constants(kMean, i)) * constants(kScale, i) + constants(kBias, i);
-      return relu(y + (z - constants(kMeanZ, i)) * constants(kScaleZ, i));
+      return activate(y + (z - constants(kMeanZ, i)) * constants(kScaleZ, i), Activation::relu);
     };
     const T *px = x + offset, *pz = z + offset;
     T* po = out + offset;

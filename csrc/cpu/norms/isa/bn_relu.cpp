@@ -5,7 +5,7 @@ namespace {
 
 enum { kMean, kScale, kBias, kCount };
 
-template <class T, bool kResidual, bool kRelu>
+template <class T, bool kResidual, Activation kActivation>
 void apply(Layout layout, const T* x, const Norm& norm, const T* residual, T* out) {
   const auto fill = [&](Strip<kCount>& strip, int64_t first, int n) {
     float invstd[kStrip];
@@ -20,7 +20,7 @@ void apply(Layout layout, const T* x, const Norm& norm, const T* residual, T* ou
       // x - mean first: x * scale + (bias - mean * scale) cancels where mean is much larger than the deviation.
       Vec y = (x - constants(kMean, i)) * constants(kScale, i) + constants(kBias, i);
       if (kResidual) y += residual;
-      return kRelu ? relu(y) : y;
+      return activate(y, kActivation);
     };
     const T *px = x + offset, *pr = kResidual ? residual + offset : px;
     T* po = out + offset;
@@ -33,12 +33,15 @@ void apply(Layout layout, const T* x, const Norm& norm, const T* residual, T* ou
 
 }  // namespace
 
-void bn_relu(Layout layout, const void* x, Norm norm, const void* residual, void* out, bool relu, void*) {
+void bn_relu(Layout layout, const void* x, Epilogue epilogue, void* out, void*) {
+  constexpr Activation kNone = Activation::none, kRelu = Activation::relu;
+  const bool relu = epilogue.activation == kRelu;
   dispatch(layout.dtype, [&](auto type) {
     using T = decltype(type);
-    auto* launch = residual ? (relu ? apply<T, true, true> : apply<T, true, false>)
-                            : (relu ? apply<T, false, true> : apply<T, false, false>);
-    launch(layout, static_cast<const T*>(x), norm, static_cast<const T*>(residual), static_cast<T*>(out));
+    auto* launch = epilogue.residual ? (relu ? apply<T, true, kRelu> : apply<T, true, kNone>)
+                                     : (relu ? apply<T, false, kRelu> : apply<T, false, kNone>);
+    launch(layout, static_cast<const T*>(x), epilogue.norm, static_cast<const T*>(epilogue.residual),
+           static_cast<T*>(out));
   });
 }
 

@@ -27,7 +27,7 @@ Vec masked_grad(const Gradient<T>& from, int64_t at, int n) {
       g = load(sum);
     }
   }
-  return kRelu ? masked(g, read(from.out)) : g;
+  return kRelu ? relu_gradient(g, read(from.out)) : g;
 }
 
 template <class T>
@@ -160,13 +160,14 @@ size_t bn_relu_backward_reduce_scratch(Layout layout) {
 }
 
 void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,
-                             Norm norm, float* sum_g, float* sum_gx, void* masked, bool relu, void* scratch, void*) {
+                             Norm norm, float* sum_g, float* sum_gx, void* masked, Activation activation, void* scratch,
+                             void*) {
   const Partition cut(layout);
   const int64_t channels = layout.channels;
   double *g_parts = static_cast<double*>(scratch), *gx_parts = g_parts + cut.chunks * channels;
   dispatch(layout.dtype, [&](auto type) {
     using T = decltype(type);
-    with_flags(relu, x != nullptr, [&](auto kRelu, auto kX) {
+    with_flags(activation == Activation::relu, x != nullptr, [&](auto kRelu, auto kX) {
       sums<kRelu, kX>(layout, gradient<T>(grad, grad2, out), static_cast<const T*>(x), static_cast<T*>(masked), norm,
                       cut, g_parts, gx_parts);
     });
@@ -191,10 +192,10 @@ void bn_relu_backward_reduce(Layout layout, const void* grad, const void* grad2,
 
 void bn_relu_backward_apply(Layout layout, const void* grad, const void* grad2, const void* x, const void* out,
                             Norm norm, const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual,
-                            bool relu, void*) {
+                            Activation activation, void*) {
   dispatch(layout.dtype, [&](auto type) {
     using T = decltype(type);
-    with_flags(relu, !norm.has_var && grad_x, [&](auto kRelu, auto kX) {
+    with_flags(activation == Activation::relu, !norm.has_var && grad_x, [&](auto kRelu, auto kX) {
       apply<kRelu, kX>(layout, gradient<T>(grad, grad2, out), static_cast<const T*>(x), norm, sum_g, sum_gx,
                        static_cast<T*>(grad_x), static_cast<T*>(grad_residual));
     });

@@ -80,12 +80,13 @@ void gemm(const AmxStemGemm& g) {
 void finish(float* sums, const float* shift, int64_t pixels, int64_t channels) {
   for (int64_t pixel = 0; pixel < pixels; ++pixel, sums += channels) {
     for (int64_t c = 0; c < channels; c += kWidth) {
-      const Vec value = relu(load(sums + c) + load(shift + c));
+      const Vec value = activate(load(sums + c) + load(shift + c), Activation::relu);
       store(sums + c, bit_cast<Vec>(bit_cast<IntVec>(value) & 0x7fffffff));
     }
   }
 }
 
+// Values of ReLU without their signs are ordered like their bits: see stem_kernels.cpp.
 template <class T>
 void pool(const float* const* rows, int count, int64_t width, int64_t stride, int64_t channels, void* to) {
   T* out = static_cast<T*>(to);

@@ -40,6 +40,7 @@ template <int kCount>
       const Vec shift = load_lanes(r.shift + lane, left < kWidth ? left : kWidth);
 #pragma GCC unroll 16
       for (int p = 0; p < kCount; ++p) {
+        // After ReLU the sign bit says nothing: see pool().
         const IntVec bits = bit_cast<IntVec>(at_least(Vec{}, sum[p][q] + shift));
         store(r.out + p * r.out_stride + lane, bit_cast<Vec>(bits & 0x7fffffff));
       }
@@ -47,7 +48,8 @@ template <int kCount>
   }
 }
 
-// Values without a sign are ordered like their bits, and every NaN is above infinity: it wins, as in torch.
+// ReLU alone allows this: its values without their signs are ordered like their bits, and every NaN is above infinity,
+// so that it wins, as in torch. After another activation the pool would have to compare floats.
 template <class T>
 void pool(const float* const* rows, int count, int64_t width, int64_t stride, int64_t channels, void* out) {
   for (int64_t p = 0; 2 * p < width; ++p) {

@@ -33,7 +33,7 @@ struct WinogradOutput {
   const float* shift;
   int64_t row_stride, pixel_stride;
   int height, width, channels;
-  bool relu;
+  Activation activation;  // none or relu
 };
 
 // products[r][0..31] (+)= sum over c of v[c / 16][r][c % 16] * u[c][0..31] for each tile r.
@@ -51,7 +51,7 @@ struct WinogradTransforms {
   // Channels c_begin (a multiple of 16) to c_end of one tile; v: its line 0 for point 0.
   using Input = void (*)(const WinogradInput& in, int64_t c_begin, int64_t c_end, float* v, int64_t line_stride,
                          int64_t point_stride);
-  // Whether all values were finite before the ReLU.
+  // Whether all values were finite before the activation.
   using Output = bool (*)(const float* products, const WinogradOutput& to);
   Input input2, input4[2][2];
   Output output2, output4[2][2];

@@ -44,7 +44,9 @@ struct OutputAxis {
   }
 };
 
-// What all pixels of a vector of channels share. bad: 0, or NaN in every lane that met a value that was not finite.
+// What all pixels of a vector of channels share. low: the least value that is written, 0 for ReLU and -infinity for no
+// activation, which costs one instruction for both; an activation that is no such limit needs another kernel, and
+// register/cpu/winograd.cpp refuses it. bad: 0, or NaN in every lane that met a value that was not finite.
 struct OutputLanes {
   Vec scale, shift, low, bad;
 };
@@ -82,7 +84,7 @@ template <int H, int W, class T, bool kWhole, bool kResidual>
   constexpr int kWide = W + 2;
   const auto channels = [&](const float* p) { return kWhole ? load(p + lane) : load_lanes(p + lane, lanes); };
   OutputLanes with{to.scale ? channels(to.scale) : splat(1.0f), channels(to.shift),
-                   splat(to.relu ? 0.0f : -__builtin_inff()), Vec{}};
+                   splat(to.activation == Activation::relu ? 0.0f : -__builtin_inff()), Vec{}};
   const auto column = [&](int j, Vec(&m)[H + 2]) {
 #pragma GCC unroll 6
     for (int i = 0; i < H + 2; ++i) {

@@ -50,7 +50,7 @@ struct PlaneProduct {
 // Which taps the pixel of what is written reads, and where. gradient: what is written is the gradient of a
 // convolution's input [h, w], what is read that of its output [p, q].
 struct PlaneShape {
-  Conv conv;
+  Convolution conv;
   bool gradient;
 
   int64_t rows() const { return gradient ? conv.h : conv.p; }
@@ -58,7 +58,7 @@ struct PlaneShape {
   int64_t read_rows() const { return gradient ? conv.p : conv.h; }
   int64_t read_columns() const { return gradient ? conv.q : conv.w; }
   // Columns of this distance have neighbours for neighbours.
-  int step() const { return gradient ? conv.stride_w : 1; }
+  int step() const { return gradient ? static_cast<int>(conv.stride_w) : 1; }
 
   // Row or column of the input that tap t of output `position` reads, or -1.
   static int64_t source(bool gradient, int64_t position, int64_t t, int64_t stride, int64_t pad, int64_t dilation,
@@ -220,7 +220,7 @@ __host__ __device__ __forceinline__ PlaneSpot plane_spot(const PlaneSchedule& s,
 }
 
 // Why the kernel cannot run a convolution, or the gradient of its input, on a device, or "".
-inline std::string plane_refusal(Capability device, DType dtype, const Conv& conv, bool gradient) {
+inline std::string plane_refusal(Capability device, DType dtype, const Convolution& conv, bool gradient) {
   if (const std::string why = hopper_refusal(device); !why.empty()) return why;
   if (dtype == DType::f32) return "the kernel multiplies float16 and bfloat16, not float32";
   if (conv.groups != 1) return "the kernel takes one group, not " + std::to_string(conv.groups);

@@ -20,18 +20,20 @@ static void launch_plane(const PlaneArgs& args, const ptx::TensorMap& x, const p
   }
 }
 
-std::vector<int> conv_plane_table(Conv conv, bool gradient, int places) {
+std::vector<int> conv_plane_table(Convolution conv, bool gradient, int places) {
   return plane_table(plane_groups({conv, gradient}, places));
 }
 
-int64_t conv_plane_groups(Conv conv, bool gradient, int places) { return plane_group_count({conv, gradient}, places); }
+int64_t conv_plane_groups(Convolution conv, bool gradient, int places) {
+  return plane_group_count({conv, gradient}, places);
+}
 
-std::string conv_plane_refusal(DType dtype, Conv conv, bool gradient) {
+std::string conv_plane_refusal(DType dtype, Convolution conv, bool gradient) {
   return plane_refusal(capability("conv_plane"), dtype, conv, gradient);
 }
 
-void conv_plane(DType dtype, const void* x, const void* weight, Norm norm, const void* residual, void* out, Conv conv,
-                bool gradient, bool relu, PlaneTable table, int cluster, void* stream) {
+void conv_plane(DType dtype, const void* x, const void* weight, Epilogue epilogue, void* out, Convolution conv,
+                bool gradient, PlaneTable table, int cluster, void* stream) {
   require_hopper("conv_plane");
   // What is read, of which channels; what is written. The gradient reads what the convolution writes.
   const PlaneShape shape{conv, gradient};
@@ -40,13 +42,13 @@ void conv_plane(DType dtype, const void* x, const void* weight, Norm norm, const
   PlaneArgs args{};
   args.table = table.data, args.schedule = plane_schedule(shape, table.places, cluster);
   args.c = static_cast<int>(c), args.k = static_cast<int>(k);
-  args.norm = norm, args.added = residual != nullptr, args.relu = relu;
+  args.norm = epilogue.norm, args.added = epilogue.residual != nullptr, args.activation = epilogue.activation;
   const auto x_map = matrix_map("conv_plane", {x, dtype, conv.n, width, 2 * width, kPlaneImages});
   const auto weight_map = matrix_map("conv_plane", {weight, dtype, k, filter, 2 * filter, kPlaneColumns / cluster});
   const int64_t written = shape.rows() * shape.columns() * k;
   const auto residual_map =
-      residual == nullptr ? x_map
-                          : matrix_map("conv_plane", {residual, dtype, conv.n, written, 2 * written, kPlaneImages});
+      args.added ? matrix_map("conv_plane", {epilogue.residual, dtype, conv.n, written, 2 * written, kPlaneImages})
+                 : x_map;
   const auto out_map = matrix_map("conv_plane", {out, dtype, conv.n, written, 2 * written, kPlaneImages});
   const bool f16 = dtype == DType::f16;
   if (table.places == 4) {

@@ -11,7 +11,8 @@ struct PlaneArgs {
   PlaneSchedule schedule;
   int c, k;
   Norm norm;
-  bool added, relu;  // added: a residual
+  bool added;  // a residual, which the copy engine brings
+  Activation activation;
 };
 
 // Planes of the result for one pixel of a tile: 64 channels each. The last 64 of 192 are a tile of their own.
@@ -65,8 +66,8 @@ __device__ __forceinline__ void plane_transpose(float (&v)[4][2]) {
   }
 }
 
-// Sums of one output pixel -> relu((sum - mean) * scale + bias [+ residual]) in float32, rounded once, into its planes,
-// as the copy engine swizzles them: there a thread finds its 16 bytes of the residual, and writes over them.
+// Sums of one output pixel -> activation((sum - mean) * scale + bias [+ residual]) in float32, rounded once, into its
+// planes, as the copy engine swizzles them: there a thread finds its 16 bytes of the residual, and writes over them.
 template <class T>
 __device__ __forceinline__ void plane_finish(const PlaneArgs& a, uint32_t norm, int halves, bool multiplied,
                                              const float (&sums)[kPlaneColumns / 2], const uint32_t (&planes)[2]) {
@@ -97,8 +98,7 @@ __device__ __forceinline__ void plane_finish(const PlaneArgs& a, uint32_t norm, 
         for (int i = 0; i < 2; ++i) {
           float y = ptx::fma(ptx::add(v[j][i], -mean.v[i]), scale.v[i], bias.v[i]);
           if (a.added) y = ptx::add(y, ptx::to_float(residual.v[2 * j + i]));
-          if (a.relu) y = relu(y);
-          result.v[2 * j + i] = ptx::from_float<T>(y);
+          result.v[2 * j + i] = ptx::from_float<T>(activate(y, a.activation));
         }
       }
       ptx::st_shared(place, result);

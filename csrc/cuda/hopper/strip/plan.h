@@ -62,7 +62,7 @@ __host__ __device__ __forceinline__ int strip_slot(int line) { return line % kSt
 __host__ __device__ __forceinline__ int strip_parity(int line) { return line / kStripSlots % 2; }
 
 // Why the kernel cannot run a convolution, or the gradient of its input, on a device, or "".
-inline std::string strip_refusal(Capability device, DType dtype, const Conv& conv) {
+inline std::string strip_refusal(Capability device, DType dtype, const Convolution& conv) {
   if (const std::string why = hopper_refusal(device); !why.empty()) return why;
   if (dtype == DType::f32) return "the kernel multiplies float16 and bfloat16, not float32";
   const auto unless = [](const char* what, int64_t only, int64_t first, int64_t second) {
@@ -86,7 +86,7 @@ inline std::string strip_refusal(Capability device, DType dtype, const Conv& con
 inline int64_t strip_clocks(int64_t blocks, int64_t rows) { return (blocks + 131) / 132 * (4000 + 2016 * rows); }
 
 // The cut that is predicted to be fastest on 132 multiprocessors, whatever the device: one shape, one plan.
-inline StripPlan strip_plan(const Conv& conv) {
+inline StripPlan strip_plan(const Convolution& conv) {
   const int64_t strips_w = (conv.w + kStripColumns - 1) / kStripColumns;
   const int64_t strips = (conv.n + kStripImages - 1) / kStripImages * strips_w;
   int64_t segments = 1, rows = conv.h;

@@ -1,4 +1,4 @@
-// 3x3, stride 1, padding 1, 64 -> 64 channels: out = [relu](bn(conv(x, weight)) [+ residual]) on Hopper.
+// 3x3, stride 1, padding 1, 64 -> 64 channels: out = activation(bn(conv(x, weight)) [+ residual]) on Hopper.
 //
 // D [64 channels, 112] = sum over 9 taps of W_tap [64, 64] * X_tap [112, 64]^T. The weights stay in shared memory;
 // X_tap is the line of the tap in the ring, from its pixel `s` on: pixels lie 1024 bytes apart (eight images,
@@ -16,11 +16,9 @@ namespace resnet_fused::cuda {
 
 struct StripArgs {
   StripPlan plan;
-  const void* residual;  // or nullptr
+  Epilogue epilogue;
   void* out;
-  Norm norm;
   bool gradient;  // of the input: a tap reads on its other side
-  bool relu;
 };
 
 struct StripMemory {
@@ -130,8 +128,8 @@ __device__ __forceinline__ void strip_consume(const StripArgs& args, const Strip
   // of the next; rows are images.
   const uint32_t fragment =
       staging + lane / 16 * kStripPixelBytes + lane % 8 * 128 + ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
-  const StripNorm norm(args.norm, 16 * warp + lane / 4);
-  const Element* residual = static_cast<const Element*>(args.residual);
+  const StripNorm norm(args.epilogue.norm, 16 * warp + lane / 4);
+  const Element* residual = static_cast<const Element*>(args.epilogue.residual);
   Element* out = static_cast<Element*>(args.out);
   int released = 0;
   ptx::mbar_wait(memory.weights_full(), 0);
@@ -164,8 +162,8 @@ __device__ __forceinline__ void strip_consume(const StripArgs& args, const Strip
           ptx::unpack<Element>(words[i], lo_added, hi_added);
           lo = ptx::add(lo, lo_added), hi = ptx::add(hi, hi_added);
         }
-        if (args.relu) lo = relu(lo), hi = relu(hi);
-        words[i] = ptx::pack<Element>(lo, hi);
+        const Activation activation = args.epilogue.activation;
+        words[i] = ptx::pack<Element>(activate(lo, activation), activate(hi, activation));
       }
       ptx::stmatrix_x4_trans(fragment + j * kStripPixelBytes, words);
     }
