@@ -8,6 +8,7 @@ from cases import DTYPES, FORMATS, activation, channels
 
 import resnet_fused
 from resnet_fused import dispatch, ops
+from resnet_fused.kernels import library
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 from resnet_fused.measure.oracle import by_modules
 from resnet_fused.ops.conv_bn_relu_pool import reference
@@ -113,7 +114,7 @@ def test_the_network_uses_it_where_nobody_can_tell(device, change):
         oracle = copy.deepcopy(reference_model).double()(x.double())
     assert_within_budget(out, expected, oracle, "logits", channel_dim=None)
     plain = not model.bn1.training and not model.maxpool._forward_hooks and change(copy.deepcopy(model)) is None
-    has_kernel = dispatch.native.why_absent() is None
+    has_kernel = library.why_absent() is None
     fused = any(op == "conv_bn_relu_pool" for op, _, _ in rows)
     same_pool = type(model.maxpool) is torch.nn.MaxPool2d and model.maxpool.kernel_size == 3
     assert fused is (plain and same_pool and has_kernel)
@@ -122,5 +123,5 @@ def test_the_network_uses_it_where_nobody_can_tell(device, change):
 def test_explain_names_the_parts(device):
     model = resnet_fused.resnet18(num_classes=5).to(device).eval()
     rows = resnet_fused.explain(model, torch.randn(1, 3, 64, 64, device=device)).rows
-    if dispatch.native.why_absent() is None:
+    if library.why_absent() is None:
         assert rows[0]["name"] == "conv1+bn1+relu+maxpool" and rows[0]["op"] == "conv_bn_relu_pool"
