@@ -29,7 +29,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from resnet_fused.kernels import e4m3 as fp8
-from resnet_fused.kernels.triton import add_relu, bn_relu, conv_bn_relu
+from resnet_fused.kernels.epilogue import NONE, RELU, Epilogue, norm_of
+from resnet_fused.kernels.shapes import convolution_of
+from resnet_fused.kernels.triton import add_relu, bn_relu, bn_relu_backward, bn_stats, conv_bn_relu
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "e4m3": fp8.E4M3}
 # Bytes of shared memory a block may have (CUDA programming guide, "maximum amount per thread block").
@@ -57,19 +59,21 @@ def bn_cases(x):
     f = tensor((c,), torch.float32)
     tracked = torch.empty((), dtype=torch.int64, device="meta")
     label = f"bn_relu {'x'.join(map(str, x.shape))} {'NHWC' if x.stride(1) == 1 else 'NCHW'}"
-    yield label, lambda: bn_relu.bn_stats(x, f, f, f, f, None, 0.1, 1e-5)
-    yield label, lambda: bn_relu.bn_stats(x, f, f, f, f, tracked, 0.1, 1e-5)
-    yield label, lambda: bn_relu.bn_relu(x, f, f, f, f, x, x, None, True)
-    yield label, lambda: bn_relu.bn_relu(x, f, f, f, f, None, x, 1e-5, True)
-    yield label, lambda: bn_relu.bn_add_bn_relu(x, f, f, f, f, None, x, f, f, f, f, None, x)
-    yield label, lambda: bn_relu.bn_relu_backward_reduce(x, x, x, f, f, f, f, None, True)
-    yield label, lambda: bn_relu.bn_relu_backward_reduce(x, x, x, f, f, f, f, None, True, x, x)
-    yield label, lambda: bn_relu.bn_relu_backward_reduce(x, x, x, f, f, f, f, None, True, None, x)
-    yield label, lambda: bn_relu.bn_relu_backward_apply(x, x, x, f, f, f, f, f, x, x, None, True)
-    yield label, lambda: bn_relu.bn_relu_backward_apply(x, x, None, f, f, f, f, f, x, None, None, False)
-    yield label, lambda: bn_relu.bn_relu_backward_apply(x, None, x, None, f, f, None, None, x, x, 1e-5, True)
-    yield label, lambda: bn_relu.bn_relu_backward_apply(x, None, x, None, f, f, None, None, x, x, 1e-5, True, x)
-    yield label, lambda: bn_relu.bn_stats_merge(tensor((8, 2 * c + 1), torch.float32), f, f, f, f, 1.0, 1e-5)
+    yield label, lambda: bn_stats.bn_stats(x, f, f, f, f, None, 0.1, 1e-5)
+    yield label, lambda: bn_stats.bn_stats(x, f, f, f, f, tracked, 0.1, 1e-5)
+    batch, running = norm_of(f, f, f, f, None), norm_of(f, f, f, f, 1e-5)
+    yield label, lambda: bn_relu.bn_relu(x, Epilogue(batch, x), x)
+    yield label, lambda: bn_relu.bn_relu(x, Epilogue(running), x)
+    yield label, lambda: bn_relu.bn_add_bn_relu(x, batch, x, batch, x)
+    reduce, apply = bn_relu_backward.bn_relu_backward_reduce, bn_relu_backward.bn_relu_backward_apply
+    yield label, lambda: reduce(x, x, x, batch, f, f, RELU)
+    yield label, lambda: reduce(x, x, x, batch, f, f, RELU, x, x)
+    yield label, lambda: reduce(x, x, x, batch, f, f, RELU, None, x)
+    yield label, lambda: apply(x, x, x, batch, f, f, x, x, RELU)
+    yield label, lambda: apply(x, x, None, batch, f, f, x, None, NONE)
+    yield label, lambda: apply(x, None, x, running, None, None, x, x, RELU)
+    yield label, lambda: apply(x, None, x, running, None, None, x, x, RELU, x)
+    yield label, lambda: bn_stats.bn_stats_merge(tensor((8, 2 * c + 1), torch.float32), f, f, f, f, 1.0, 1e-5)
 
 
 CONVS = {  # name: (n, c, h, k, r, stride, padding, residual)
@@ -88,11 +92,12 @@ CONVS = {  # name: (n, c, h, k, r, stride, padding, residual)
 def conv_cases(dtype):
     for name, (n, c, h, k, r, stride, padding, has_residual) in CONVS.items():
         x, weight = tensor((n, c, h, h), dtype), tensor((k, c, r, r), dtype)
-        p = (h + 2 * padding - r) // stride + 1
-        out, f = tensor((n, k, p, p), dtype), tensor((k,), torch.float32)
-        arguments = (x, weight, f, f, f, f, out if has_residual else None, out, [stride] * 2, [padding] * 2, [1, 1], 1)
-        yield f"conv_bn_relu {name}", lambda arguments=arguments: conv_bn_relu.conv_bn_relu(*arguments, 1e-5, True)
-        arguments = (x, weight, out, f, f, f, f, None, [stride] * 2, [padding] * 2, [1, 1], 1, 0.1, 1e-5)
+        convolution = convolution_of(x, weight, [stride] * 2, [padding] * 2, [1, 1], 1)
+        out, f = tensor(convolution.out_shape, dtype), tensor((k,), torch.float32)
+        epilogue = Epilogue(norm_of(f, f, f, f, 1e-5), out if has_residual else None)
+        arguments = (x, weight, epilogue, out, convolution)
+        yield f"conv_bn_relu {name}", lambda arguments=arguments: conv_bn_relu.conv_bn_relu(*arguments)
+        arguments = (x, weight, out, f, f, f, f, None, convolution, 0.1, 1e-5)
         yield f"conv_stats {name}", lambda arguments=arguments: conv_bn_relu.conv_stats(*arguments)
 
 

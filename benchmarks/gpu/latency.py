@@ -12,7 +12,7 @@ import torch
 from resnet_fused import dispatch
 from resnet_fused.commands.arguments import UsageError
 from resnet_fused.commands.progress import Progress
-from resnet_fused.kernels import library
+from resnet_fused.kernels import cuda, library
 from resnet_fused.measure import timing
 from resnet_fused.models import resnet
 from resnet_fused.reports import table
@@ -25,7 +25,7 @@ CLUSTERS = 2  # the ones predicted to be fastest
 def forms(ops, a, tf32):
     """{name: launch configuration} of what is compared for the arguments `a`; only the default where there is no cluster."""
     where = (list(a[name]) for name in ("stride", "padding", "dilation"))
-    found = dispatch.tiles(ops.conv_choices(a["x"], a["weight"], *where, a["groups"], 32, tf32, clusters=True))
+    found = cuda.tiles(ops.conv_choices(a["x"], a["weight"], *where, a["groups"], 32, tf32, clusters=True))
     made = {"default": found[0]}
     for config in [c for c in found if "cluster" in c][:CLUSTERS]:
         cut = f"{config['tile']} / {config['splits']}"
@@ -39,7 +39,7 @@ def call(ops, a, out, tf32, config):
     where = (list(a[name]) for name in ("stride", "padding", "dilation"))
     norm = (a[name] for name in ("mean", "var", "bn_weight", "bn_bias"))
     ops.conv_bn_relu(
-        a["x"], a["weight"], *norm, a["residual"], out, *where, a["groups"], a["eps"], a["relu"], tf32, **config
+        a["x"], a["weight"], *norm, a["residual"], out, *where, a["groups"], a["eps"], a["activation"], tf32, **config
     )
     return out
 
@@ -67,7 +67,7 @@ def main(argv=None):
     args = options.settle(options.parser("gpu.latency", __doc__.splitlines()[0]).parse_args(argv), (1, 8), (1,))
     if args.device != "cuda":
         raise UsageError("argument --device: clusters of blocks need a GPU, but it is cpu")
-    if (why := dispatch.BACKENDS["cuda"].why_not()) is not None:
+    if (why := cuda.why_not()) is not None:
         raise UsageError(why)
     seconds = 0.3 if args.seconds is None else args.seconds
     log, deadline = record.Log("latency", args.device, args.output), options.deadline(args)

@@ -10,28 +10,25 @@ from resnet_fused import dispatch
 from resnet_fused.frozen.cpu import convolutions
 from resnet_fused.frozen.fold import fold
 from resnet_fused.frozen.network import Site
+from resnet_fused.kernels.epilogue import NONE, RELU
 
 PEERS = ("eager", "fused", "compile")
 
 
-def backends(device, conv):
-    """Names of our backends that can run here; "eager" competes as a peer, "torch" is for convolutions. One that hands the
-    call on to another is told by `runs_itself`."""
-    return [
-        name
-        for name, b in dispatch.BACKENDS.items()
-        if name != "eager" and (conv or name != "torch")
-        and b.takes(device) and b.why_not() is None
-        and not (name == "triton" and device == "cpu")  # the interpreter: numbers, no speed
-    ]  # fmt: skip
+EAGER = dispatch.EAGER.name
+
+
+def backends(device, op):
+    """Names of our backends that run `op` here in earnest; "eager" competes as a peer. One that hands the call on to another
+    is told by `runs_itself`."""
+    return [name for name, b in dispatch.BACKENDS.items() if name != EAGER and b.worth_measuring(op, device)]
 
 
 def forward(case, device, peers, exactly=False):
     """{name: (kind, maker)}; `maker(a)`: a function without arguments that makes the call on the arguments `a`."""
-    conv = case.op.startswith("conv")
-    made = {name: ("ours", functools.partial(_ours, case, name)) for name in backends(device, conv)}
+    conv, able = case.op.startswith("conv"), backends(device, case.op)
+    made = {name: ("ours", functools.partial(_ours, case, name)) for name in able}
     if case.op == "pool_linear":  # no op of the dispatcher: the static engine calls the kernel
-        able = [name for name in backends(device, False) if name in dispatch.TILED]
         made = {f"{name}, one launch": ("ours", functools.partial(_head, name)) for name in able}
     if conv and device == "cpu" and "fused" in peers:
         first, *others = _sites(case, case.arguments("cpu", 0))
@@ -55,7 +52,7 @@ def forward(case, device, peers, exactly=False):
 def backward(case, device, peers):
     """{name: (kind, function)} with the signature of the public op, to be differentiated; the backend counts in both
     passes (see `under`)."""
-    made = dict.fromkeys(backends(device, case.op.startswith("conv")), ("ours", case.public))
+    made = dict.fromkeys(backends(device, case.op), ("ours", case.public))
     if "eager" in peers:
         made["eager"] = ("peer", case.reference)
     if "compile" in peers:
@@ -69,12 +66,12 @@ def runs_itself(name, function):
     """(whether the backend `name` runs the call itself, the result); peers always do."""
     with dispatch.record() as noted:
         out = function()
-    return name not in dispatch.BACKENDS or name == "eager" or noted[0][2].backend == name, out
+    return name not in dispatch.BACKENDS or name == EAGER or noted[0][2].backend == name, out
 
 
 def under(name, function):
     """`function` inside of our backend `name`, or as it is for a peer."""
-    if name not in dispatch.BACKENDS or name == "eager":
+    if name not in dispatch.BACKENDS or name == EAGER:
         return function
 
     def run():
@@ -89,7 +86,7 @@ def _ours(case, name, a):
 
 
 def _head(name, a):
-    kernel = dispatch.BACKENDS[name].kernel("pool_linear", "pool_linear")
+    kernel = dispatch.BACKENDS[name].kernels["pool_linear"]
     x, weight = a["x"], a["weight"]
 
     def run():
@@ -105,7 +102,7 @@ def _sites(case, a):
     if case.op != "conv_bn_relu_pair":
         return [_site(case, a)]
     names = [name for name in a if name.endswith("2")]
-    second = {name[:-1]: a[name] for name in names} | {"x": a["x"], "padding": (0, 0), "relu": False}
+    second = {name[:-1]: a[name] for name in names} | {"x": a["x"], "padding": (0, 0), "activation": NONE}
     return [_site(case, a), _site(case, second)]
 
 
@@ -117,7 +114,7 @@ def _site(case, a):
     conv.weight, bn.weight, bn.bias = (nn.Parameter(a[n]) for n in ("weight", "bn_weight", "bn_bias"))
     bn.running_mean, bn.running_var = a["mean"], a["var"]
     residual, pool = a.get("residual") is not None, case.op == "conv_bn_relu_pool"
-    return Site("case", conv, bn, a.get("relu", True), residual, pool, shape=tuple(a["x"].shape))
+    return Site("case", conv, bn, a.get("activation", RELU) == RELU, residual, pool, shape=tuple(a["x"].shape))
 
 
 def _frozen(case, way, a):

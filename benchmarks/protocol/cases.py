@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from resnet_fused import ops
 from resnet_fused.commands.tune import calls
+from resnet_fused.kernels.epilogue import NONE, RELU
 
 OPS = ("conv_bn_relu", "conv_bn_relu_pool", "conv_bn_relu_pair", "pool_linear", "bn_relu", "add_relu")
 DIRECTIONS = ("forward", "backward")
@@ -47,7 +48,7 @@ class Case:
         if self.op == "pool_linear":
             text += f" -> {self.call['weight'].shape[0]}"
         if self.op in ("conv_bn_relu", "bn_relu"):
-            text += " +add" * (self.call["residual"] is not None) + " -relu" * (not self.call["relu"])
+            text += " +add" * (self.call["residual"] is not None) + " -relu" * (self.call["activation"] == NONE)
         return text
 
     def arguments(self, device, seed):
@@ -64,8 +65,7 @@ class Case:
             return _pair_reference
         if self.op == "pool_linear":
             return _head_reference
-        module = "_conv_bn_relu_pool" if self.op == "conv_bn_relu_pool" else self.op
-        return importlib.import_module(f"resnet_fused.ops.{module}").reference
+        return importlib.import_module(f"resnet_fused.ops.{self.op}").reference
 
     @property
     def public(self):
@@ -87,7 +87,7 @@ class Case:
         if self.op == "bn_relu":
             return function(
                 a["x"], a["weight"], a["bias"], a["mean"], a["spread"], a["residual"],
-                training=True, eps=1e-5, relu=a["relu"],
+                training=True, eps=1e-5, relu=a["activation"] == RELU,
             )  # fmt: skip
         if self.op == "conv_bn_relu_pool":
             return function(
@@ -97,7 +97,7 @@ class Case:
         return function(
             a["x"], a["weight"], a["bn_weight"], a["bn_bias"], a["mean"], a["var"], a["residual"],
             stride=a["stride"], padding=a["padding"], dilation=a["dilation"], groups=a["groups"], eps=a["eps"],
-            relu=a["relu"],
+            relu=a["activation"] == RELU,
         )  # fmt: skip
 
     def differentiable(self, a):
@@ -160,11 +160,11 @@ def _pairs(model, evaluation):
     """{Call of conv_bn_relu_pair: how often}: every first convolution of a block with a projection, from the calls that the
     model makes one by one."""
 
-    def call_of(conv, relu):
+    def call_of(conv, activation):
         shape, stride = tuple(conv.weight.shape), tuple(conv.stride)
         return next(
             c for c in evaluation
-            if (c["weight"].shape, c["stride"], c["relu"], c["residual"]) == (shape, stride, relu, None)
+            if (c["weight"].shape, c["stride"], c["activation"], c["residual"]) == (shape, stride, activation, None)
         )  # fmt: skip
 
     found = collections.Counter()
@@ -172,7 +172,7 @@ def _pairs(model, evaluation):
         down = getattr(block, "downsample", None)
         if not (isinstance(down, torch.nn.Sequential) and hasattr(block, "conv1")):
             continue
-        first, second = call_of(block.conv1, True), call_of(down[0], False)
+        first, second = call_of(block.conv1, RELU), call_of(down[0], NONE)
         where = [(name, first[name]) for name in ("stride", "padding", "dilation", "eps")]
         with2 = [(f"{name}2", second[name]) for name in (*calls.CONVOLUTION[1:], "stride", "eps")]
         one = [(name, first[name]) for name in calls.CONVOLUTION]

@@ -2,6 +2,7 @@
 
 import torch
 
+from resnet_fused.kernels.epilogue import NONE, RELU
 from resnet_fused.measure.accuracy import budget_used, channel_dim_of, exact
 
 # Float64 has no tensor cores and no oneDNN: beyond this many values of x only the first images of an evaluation are
@@ -49,10 +50,12 @@ class Backward:
         self.eager, self.oracle_eager = grads, self._oracle(out)
 
     def _oracle(self, out):
-        mask = ~(out.detach() <= 0) if self.a.get("relu", True) else torch.ones_like(out, dtype=torch.bool)
+        mask = (
+            ~(out.detach() <= 0) if self.a.get("activation", RELU) == RELU else torch.ones_like(out, dtype=torch.bool)
+        )
         case = self.case
         function = (lambda x, residual: x + residual) if case.op == "add_relu" else case.reference
-        return gradients(case, function, _wide(self.a) | {"relu": False}, exact(self.grad), mask)[1]
+        return gradients(case, function, _wide(self.a) | {"activation": NONE}, exact(self.grad), mask)[1]
 
     def share(self, out, grads):
         oracle = self._oracle(out)

@@ -4,11 +4,11 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..kernels.shapes import out_shape
 from ..modules import training
 from ..modules.eligible import watched, why_not_convolution, why_not_fused, why_not_relu
 from ..modules.evaluation import conv_bn_relu, norm_relu
 from ..modules.norms import why_not_here, why_not_norm
-from ..ops.convolution.op import out_shape
 from .program import FUNCTIONS, AddRelu, Attribute, Call, Chain, Function, fill
 
 

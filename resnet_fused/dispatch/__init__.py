@@ -4,7 +4,9 @@
 `choose`, since a function of this package is.
 """
 
-from ..kernels.table import BACKENDS, NARROW, NARROW_OPS, TILED, Backend, tf32_allowed, tiles
+from ..kernels.backend import Backend
+from ..kernels.precision import tf32_allowed
+from ..kernels.table import BACKENDS, EAGER, TORCH
 from .asked import (
     Choice,
     FallbackError,
@@ -26,6 +28,7 @@ from .choice import (
     choose_conv_input_grad,
     choose_conv_stats,
     choose_fp8,
+    default_backend,
     kernel,
     pick,
     setting,

@@ -4,7 +4,7 @@ import contextlib
 from typing import NamedTuple
 
 from ..kernels import env, layout
-from ..kernels.table import BACKENDS
+from ..kernels.table import BACKENDS, EAGER
 
 
 class Choice(NamedTuple):
@@ -99,6 +99,6 @@ def note(op, x, choice, asked=False):
     """Records `choice`, and in STRICT mode refuses a fallback to eager unless it was asked for or measured."""
     if (rows := _state["rows"]) is not None:
         rows.append((op, (tuple(x.shape), x.dtype, layout.format_of(x)), choice))
-    if choice.backend == "eager" and _state["strict"] and choice.reason != "empty" and not asked:
+    if choice.backend == EAGER.name and _state["strict"] and choice.reason != "empty" and not asked:
         raise FallbackError(f"{op}: would fall back to eager ({choice.reason})")
     return choice

@@ -1,4 +1,4 @@
-"""Which convolutions of a live network a CPU runs by kernels of its own, and where they are faster than torch's.
+"""The compiled CPU kernels as a backend (csrc/cpu), and which convolutions of a live network they run.
 
 Winograd's F(2x2,3x3), 2.25 times fewer multiplications, with the weights transformed anew in every call. It has at most
 1.5 times the error of torch's most exact direct convolution and less than that of its others (docs/winograd.md); F(4x4,3x3)
@@ -9,31 +9,85 @@ import functools
 
 import torch
 
-from . import library
+from . import epilogue as activations
+from . import library, passes
+from .backend import Backend, Kernels
+
+THEN_A_PASS = "torch's convolution, then one fused pass: "  # noqa: S105 (a pass over memory)
+
+
+def conv_bn_relu(library, x, weight, epilogue, out, convolution, config=None):
+    """As in kernels/cuda.py. False: a value was not finite, which Winograd spreads over its tile."""
+    dense = weight if weight.stride(2) == 3 * weight.stride(3) else weight.contiguous()
+    mean, var, _, bn_weight, bn_bias, eps = epilogue.norm
+    return library.winograd_conv_bn_relu(
+        x,
+        dense,
+        mean,
+        var,
+        bn_weight,
+        bn_bias,
+        epilogue.residual,
+        out,
+        convolution.padding[0],
+        eps,
+        epilogue.activation,
+    )
+
+
+def conv_bn_relu_pool(library, x, weight, epilogue, out, convolution, config=None):
+    """As in kernels/cuda.py. False: a scale is infinite. The kernel folds scales into the weights, and an infinite scale
+    of a sum is no sum of infinite weights."""
+    activations.check(epilogue.activation, (activations.RELU,), "conv_bn_relu_pool: activation")
+    scale, shift = _scale_and_shift(epilogue.norm)
+    if not torch.isfinite(scale).all():
+        return False
+    packed = library.stem_pack(weight.contiguous(), scale)
+    library.stem_conv_pool(x, packed, shift, out, weight.shape[2], convolution.stride[0], convolution.padding[0])
+    return True
+
+
+def _scale_and_shift(norm):
+    """Of batch norm, computed in float64: two float32 vectors of a few dozen channels."""
+    scale = (norm.var.double() + norm.eps).rsqrt_()
+    if norm.weight is not None:
+        scale *= norm.weight
+    shift = -norm.mean * scale
+    if norm.bias is not None:
+        shift += norm.bias
+    return scale.float(), shift.float()
+
+
+CONVOLUTIONS = {"conv_bn_relu": conv_bn_relu, "conv_bn_relu_pool": conv_bn_relu_pool}
+
+
+def _launcher(op):
+    if op in CONVOLUTIONS:
+        return functools.partial(CONVOLUTIONS[op], library.namespace())
+    return None if op in COMPOSED else passes.launcher(library.namespace(), op)
+
+
+COMPOSED = ("conv_bn_relu_pair", "conv_stats")
 
 
 @functools.lru_cache(maxsize=4096)
-def verdict(op, dtype, x, weight, stride, padding, dilation, groups):
-    """(why the kernel for `op` cannot run it, why that would be slower than torch), None: it can, it is not.
+def refusal(op, convolution):
+    """Why no kernel of the library runs `op`, or None."""
+    if (why := _why_not(op, convolution)) is not None:
+        return THEN_A_PASS + why
+    return None
 
-    x, weight: shapes; the others as in torch.nn.functional.conv2d.
-    """
-    if (why := library.why_absent()) is not None:
-        return why, why
-    if dtype != torch.float32:
-        why = f"the CPU's own convolutions are for float32, not {dtype}"
-        return why, why
+
+def _why_not(op, convolution):
+    if convolution.dtype != torch.float32:
+        return f"the CPU's own convolutions are for float32, not {convolution.dtype}"
     if op not in ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool"):
-        why = f"no kernel of the CPU's own for {op}"
-        return why, why
-    if op == "conv_bn_relu_pool":
-        why = _why_not_stem(weight, stride, padding, dilation, groups)
-        return why, why
-    cannot = _why_not_winograd(weight, stride, padding, dilation, groups)
-    return cannot, cannot or _why_slower(x, weight, padding)
+        return f"no kernel of the CPU's own for {op}"
+    return _why_not_stem(convolution) if op == "conv_bn_relu_pool" else _why_not_winograd(convolution)
 
 
-def _why_not_stem(weight, stride, padding, dilation, groups):
+def _why_not_stem(convolution):
+    _, weight, _, stride, padding, dilation, groups = convolution
     square = weight[2] == weight[3] <= 16 and stride[0] == stride[1] and padding[0] == padding[1] < weight[2]
     # Images have few channels; with more, oneDNN's convolution is faster.
     if square and weight[1] <= 4 and dilation == (1, 1) and groups == 1:
@@ -41,14 +95,17 @@ def _why_not_stem(weight, stride, padding, dilation, groups):
     return "the stem's kernel is for square filters over at most 4 channels"
 
 
-def _why_not_winograd(weight, stride, padding, dilation, groups):
+def _why_not_winograd(convolution):
+    _, weight, _, stride, padding, dilation, groups = convolution
     if weight[2:] != (3, 3) or stride != (1, 1) or dilation != (1, 1) or groups != 1:
         return "Winograd is for 3x3 convolutions of stride 1"
     return None if padding in ((0, 0), (1, 1)) else "Winograd is for padding 0 or 1"
 
 
 def _why_slower(x, weight, padding):
-    """The weights are transformed anew in every call, which takes as long as the products of so many tiles of 2x2 outputs
+    """Why torch's convolution is faster than Winograd's, or None.
+
+    The weights are transformed anew in every call, which takes as long as the products of so many tiles of 2x2 outputs
     save. Speed over direct convolution and pass, two threads: 256 channels and 49 tiles 1.12 to 1.39, 512 channels and
     16 tiles 0.83 to 1.01, 48 tiles 0.85, 128 tiles 1.2; 32 to 128 channels and 32 tiles 1.4 to 2. With 16 channels the
     transforms of the tiles cost what the products save (measured: 2-core Intel Xeon, torch 2.13, 2026-11-24).
@@ -61,3 +118,28 @@ def _why_slower(x, weight, padding):
     if min(weight[:2]) < 32:
         return f"only {min(weight[:2])} channels share the transformed tiles"
     return None
+
+
+_DEFAULTS = {"conv_bn_relu": "Winograd F(2x2,3x3)", "conv_bn_relu_pool": "convolution and pooling in one pass"}
+
+
+@functools.lru_cache(maxsize=4096)
+def _default(op, convolution):
+    if convolution is None:
+        return True, "default on CPUs"
+    why = refusal(op, convolution)
+    if why is None and op != "conv_bn_relu_pool":
+        slower = _why_slower(convolution.x, convolution.weight, convolution.padding)
+        why = slower and THEN_A_PASS + slower
+    return (True, _DEFAULTS.get(op, "default on CPUs")) if why is None else (False, why)
+
+
+BACKEND = Backend(
+    "native",
+    "cpu",
+    library.why_absent,
+    Kernels((*passes.OPS, *CONVOLUTIONS, *COMPOSED), _launcher),
+    refusal,
+    default=_default,
+    for_any_values=False,
+)

@@ -44,7 +44,7 @@ def device_refusal(device):
 
 def alternatives(n, p, q, weight):
     """Configurations worth measuring beside the default for a weight [K, C, R, S] and n images of p x q output pixels: those of
-    eight warps (see launch.conv)."""
+    eight warps (see schedule.conv)."""
     k, c, r, s = weight
     default = schedule.conv(n * p * q, k, c, r * s, 1, 1, "ieee")
     found = schedule.conv_alternatives(default, 1)

@@ -1,9 +1,13 @@
-"""The batch-norm ops in torch's own operators, with the signatures of the kernels: the fallback, and the double backward.
+"""Two backends in torch's own operators: `eager`, the fallback of every op, and `torch`, whose convolution is followed by a
+pass of another backend. And the double backward of batch norm.
 
 All arithmetic in float32, as torch's own kernels do for half types; float64 stays as it is.
 """
 
 import torch
+
+from .backend import ANY, Backend
+from .epilogue import NONE, RELU, Epilogue, activate
 
 
 def _wide(t):
@@ -18,14 +22,22 @@ def _others(x):
     return [d for d in range(x.dim()) if d != 1]
 
 
-def _invstd(spread, eps):
-    return _wide(spread) if eps is None else torch.rsqrt(_wide(spread) + eps)
+def _invstd(norm):
+    return _wide(norm.invstd) if norm.of_batch else torch.rsqrt(_wide(norm.var) + norm.eps)
 
 
 def _masked(grad, out, grad2=None):
     if grad2 is not None:
         grad = grad + grad2  # torch adds half types in float32 and rounds once
     return grad if out is None else torch.ops.aten.threshold_backward(grad, out, 0)
+
+
+def add_relu(x, residual, out):
+    torch.add(x, residual, out=out).relu_()
+
+
+def add_relu_backward(grad, out, grad_in):
+    torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad_in)
 
 
 def stats(x, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps):
@@ -54,47 +66,48 @@ def merge_stats(parts, mean, invstd, var, share, count, eps):
     share.copy_(count / total)
 
 
-def apply(x, mean, spread, weight, bias, residual, out, eps, relu):
-    y = (_wide(x) - _channel(mean, x)) * _channel(_invstd(spread, eps), x)
-    if weight is not None:
-        y = y * _channel(weight, x)
-    if bias is not None:
-        y = y + _channel(bias, x)
+def apply(x, epilogue, out):
+    norm, residual, activation = epilogue
+    y = (_wide(x) - _channel(norm.mean, x)) * _channel(_invstd(norm), x)
+    if norm.weight is not None:
+        y = y * _channel(norm.weight, x)
+    if norm.bias is not None:
+        y = y + _channel(norm.bias, x)
     if residual is not None:
         y = y + _wide(residual)
-    out.copy_(torch.relu(y) if relu else y)
+    out.copy_(activate(y, activation))
 
 
-def apply_two(x, mean, spread, weight, bias, eps, z, mean_z, spread_z, weight_z, bias_z, eps_z, out):
+def apply_two(x, norm, z, norm_z, out):
     shortcut = torch.empty_like(z, dtype=_wide(z[:0]).dtype)
-    apply(z, mean_z, spread_z, weight_z, bias_z, None, shortcut, eps_z, False)
-    apply(x, mean, spread, weight, bias, shortcut, out, eps, True)
+    apply(z, Epilogue(norm_z, None, NONE), shortcut)
+    apply(x, Epilogue(norm, shortcut), out)
 
 
-def backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu, grad2=None, masked=None):
-    g = _masked(grad, out if relu else None, grad2)
+def backward_reduce(grad, x, out, norm, sum_g, sum_gx, activation, grad2=None, masked=None):
+    g = _masked(grad, out if activation == RELU else None, grad2)
     if masked is not None:
         masked.copy_(g)
     g = g.float()
     sum_g.copy_(g.sum(_others(g)))
     if sum_gx is not None:
-        xhat = (_wide(x) - _channel(mean, x)) * _channel(_invstd(spread, eps), x)
+        xhat = (_wide(x) - _channel(norm.mean, x)) * _channel(_invstd(norm), x)
         sum_gx.copy_((g * xhat).sum(_others(g)))
 
 
-def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu, grad2=None):
-    g = _masked(grad, out if relu else None, grad2)
+def backward_apply(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, activation, grad2=None):
+    g = _masked(grad, out if activation == RELU else None, grad2)
     if grad_residual is not None:
         grad_residual.copy_(g)
     if grad_x is None:
         return
-    invstd = _channel(_invstd(spread, eps), g)
-    scale = invstd if weight is None else invstd * _channel(weight, g)
-    if eps is not None:
+    invstd = _channel(_invstd(norm), g)
+    scale = invstd if norm.weight is None else invstd * _channel(norm.weight, g)
+    if not norm.of_batch:
         grad_x.copy_(_wide(g) * scale)
         return
     count = g.numel() // g.shape[1]
-    xhat = (_wide(x) - _channel(mean, x)) * invstd
+    xhat = (_wide(x) - _channel(norm.mean, x)) * invstd
     grad_x.copy_(scale * (_wide(g) - _channel(sum_g, g) / count - xhat * _channel(sum_gx, g) / count))
 
 
@@ -112,3 +125,21 @@ def differentiable_backward(grad, x, out, mean, spread, weight, eps, batch_stats
         count = g.numel() // g.shape[1]
         grad_x = grad_x - _channel(sum_g, g) / count - xhat * _channel(sum_gx, g) / count
     return (scale * grad_x).to(x.dtype), sum_gx, sum_g, g
+
+
+CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
+PASSES = {
+    "add_relu": add_relu,
+    "add_relu_backward": add_relu_backward,
+    "bn_stats": stats,
+    "bn_stats_merge": merge_stats,
+    "bn_relu": apply,
+    "bn_add_bn_relu": apply_two,
+    "bn_relu_backward_reduce": backward_reduce,
+    "bn_relu_backward_apply": backward_apply,
+}
+# Neither has a kernel for a convolution: each op composes it.
+TORCH = Backend("torch", ANY, lambda: None, dict.fromkeys((*CONVOLUTIONS, "conv_input_grad")))
+EAGER = Backend(
+    "eager", ANY, lambda: None, PASSES | dict.fromkeys((*CONVOLUTIONS, "conv_fp8", "quantise_fp8")), otherwise="eager"
+)

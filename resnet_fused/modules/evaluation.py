@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .. import dispatch, ops
-from ..kernels import layout, library
+from ..kernels import layout
 from .eligible import is_projection, why_not_pool
 from .norms import frozen_statistics, is_frozen
 
@@ -94,5 +94,6 @@ def prefers_channels_last(x, weight, evaluation):
         return True
     if torch.compiler.is_compiling():  # would trace the loading of the library
         return False
-    ours_run = dispatch.asked_for() in ("auto", "native") and library.why_absent() is None
+    ours = dispatch.default_backend(x.device.type)
+    ours_run = ours is not None and dispatch.asked_for() in ("auto", ours.name) and ours.why_not() is None
     return evaluation and ours_run and x.dtype == weight.dtype

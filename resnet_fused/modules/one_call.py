@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from .. import dispatch
-from ..kernels import layout, library
+from ..kernels import cpu, layout
+from ..kernels.shapes import Convolution
 from ..ops.conv_bn_relu import geometry
 from .eligible import is_projection, watched
 from .zero_pad import ZeroPadShortcut
 
-_LIBRARY = dispatch.BACKENDS["native"]
+_LIBRARY = cpu.BACKEND  # whose op for a whole block runs the kernels that it has for each part
 _MOST = 4096  # kinds of calls that are remembered
 # kind of call: its numbers for the library, or None where the ops are to run one by one; all under one setting
 _known = {}
@@ -96,7 +97,7 @@ def _numbers(x, weights, convs, projects, pad, eps):
     """[stride, padding, dilation, groups, whether Winograd's kernel runs it] of every convolution, flat; None where one of
     them, or a pass, is run by anything else, or where it is left to the ops what the tensors are."""
     memory_format = layout.format_of(x)
-    if dispatch.BACKENDS["native"] is not _LIBRARY or library.why_absent() is not None:
+    if dispatch.BACKENDS.get(_LIBRARY.name) is not _LIBRARY or _LIBRARY.why_not() is not None:
         return None
     if memory_format is None or x.numel() == 0 or min(eps) <= 0.0:
         return None
@@ -113,10 +114,11 @@ def _numbers(x, weights, convs, projects, pad, eps):
         if any((memory_format == layout.CHANNELS_LAST) != layout.is_channels_last(t) for t in (source, result)):
             return None  # dense in both formats: the ops decide
         residual = result if i == last else None
-        of_conv, _ = dispatch.pick("conv_bn_relu", source, weight, residual, detail=(weight_shape, *conv, groups))
+        convolution = Convolution(before, weight_shape, x.dtype, *conv, groups)
+        of_conv, _ = dispatch.pick("conv_bn_relu", source, weight, residual, convolution=convolution)
         of_pass, _ = dispatch.pick("bn_relu", result, residual)
-        if of_conv.backend not in ("native", "torch") or of_pass.backend != "native":
+        if of_conv.backend not in (_LIBRARY.name, dispatch.TORCH.name) or of_pass.backend != _LIBRARY.name:
             return None
-        numbers += (*sum(conv, ()), groups, of_conv.backend == "native")
+        numbers += (*sum(conv, ()), groups, of_conv.backend == _LIBRARY.name)
         identity, shape = (after, shape) if i > last else (identity, after)
     return numbers if shape == tuple(identity) else None

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from .. import dispatch
+from ..kernels.shapes import out_shape
 from ..ops import training
-from ..ops.convolution.op import out_shape
 from ..ops.training.sync import name_of
 from ..ops.training.unit import MEAN, VAR
 from .eligible import is_projection, watched

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from .. import dispatch
 from ..kernels import eager, layout
+from ..kernels.epilogue import NONE, RELU, Epilogue, activate, norm_of, saves_output
 from .define import LIB, call, define, left_to_torch
 
 
@@ -23,7 +24,7 @@ def reference(
     out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is not None:
         out = out.add_(residual)  # as the network does: the sum keeps the dtype of out
-    return torch.relu(out) if relu else out
+    return activate(out, RELU if relu else NONE)
 
 
 def _run_stats(x, running_mean, running_var, num_batches_tracked, momentum, eps):
@@ -34,7 +35,7 @@ def _run_stats(x, running_mean, running_var, num_batches_tracked, momentum, eps)
     x = layout.in_format(x, layout.nearest_format(x))
     buffers = [b for b in (running_mean, running_var) if b is not None]
     choice = dispatch.choose("bn_stats", x)
-    run = eager.stats if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_stats")
+    run = dispatch.kernel(choice, "bn_stats")
     run(x, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps)
     # The kernels write behind torch's back; whoever saved the buffers for a backward must notice.
     torch.autograd.graph.increment_version([b for b in buffers if not b.is_inference()])
@@ -54,23 +55,23 @@ define(
 )
 
 
-def apply(x, mean, spread, weight, bias, residual, out, eps, relu):
-    """Writes the result into `out` (which may be x): the pass without allocation that conv_bn_relu uses too."""
-    choice = dispatch.choose("bn_relu", x, residual)
-    run = eager.apply if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_relu")
-    run(x, mean, spread, weight, bias, residual, out, eps, relu)
+def apply(x, epilogue, out):
+    """Writes epilogue(x) into `out` (which may be x): the pass without allocation that conv_bn_relu uses too."""
+    choice = dispatch.choose("bn_relu", x, epilogue.residual)
+    dispatch.kernel(choice, "bn_relu")(x, epilogue, out)
     return out
 
 
-def _run(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
+def _run(x, mean, spread, weight, bias, residual, eps, batch_stats, activation):
     memory_format = layout.nearest_format(x)
     dense, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
     out = torch.empty_like(dense)
-    apply(dense, mean, spread, weight, bias, residual, out, None if batch_stats else eps, relu)
+    norm = norm_of(mean, spread, weight, bias, None if batch_stats else eps)
+    apply(dense, Epilogue(norm, residual, activation), out)
     return layout.as_result_of(out, x)
 
 
-def _fake(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
+def _fake(x, mean, spread, weight, bias, residual, eps, batch_stats, activation):
     channels = x.shape[1]
     for name, t in (("mean", mean), ("var", spread), ("weight", weight), ("bias", bias)):
         torch._check(
@@ -82,7 +83,7 @@ def _fake(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
 
 define(
     "bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, Tensor? residual, float eps,"
-    " bool batch_stats, bool relu) -> Tensor",
+    " bool batch_stats, int activation) -> Tensor",
     _run,
     _fake,
 )
@@ -92,36 +93,34 @@ def _empty(like, wanted):
     return torch.empty_like(like) if wanted else like.new_empty(0)
 
 
-def sums(grad, x, out, mean, spread, eps, relu, with_gx, grad2=None, masked=None):
-    """(sum g, sum g * xhat or None) per channel in float32; grad2: a second summand of grad; masked: receives g."""
+def sums(grad, x, out, norm, activation, grad2=None, masked=None):
+    """(sum g, sum g * xhat, None without x) per channel in float32; grad2: a second summand of grad; masked: receives g."""
     sum_g = torch.empty(grad.shape[1], dtype=torch.float32, device=grad.device)
-    sum_gx = torch.empty_like(sum_g) if with_gx else None
+    sum_gx = None if x is None else torch.empty_like(sum_g)
     choice = dispatch.choose("bn_relu_backward_reduce", grad, x, out)
-    name = "bn_relu_backward_reduce"
-    run = eager.backward_reduce if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", name)
-    run(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu, grad2, masked)
+    run = dispatch.kernel(choice, "bn_relu_backward_reduce")
+    run(grad, x, out, norm, sum_g, sum_gx, activation, grad2, masked)
     return sum_g, sum_gx
 
 
-def backward_apply(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu, grad2=None):
+def backward_apply(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, activation, grad2=None):
     choice = dispatch.choose("bn_relu_backward_apply", grad, x, out)
-    name = "bn_relu_backward_apply"
-    run = eager.backward_apply if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", name)
-    run(grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu, grad2)
+    run = dispatch.kernel(choice, "bn_relu_backward_apply")
+    run(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, activation, grad2)
 
 
-def _run_backward(grad, x, out, mean, spread, weight, eps, relu, want_x, want_affine, want_residual):
+def _run_backward(grad, x, out, mean, spread, weight, eps, activation, want_x, want_affine, want_residual):
     memory_format, original = layout.nearest_format(x), x
     grad, x, out = (layout.in_format(t, memory_format) for t in (grad, x, out))
     grad_x, grad_residual = _empty(x, want_x), _empty(x, want_residual)
-    batch_stats = eps is None
+    norm = norm_of(mean, spread, weight, None, eps)
     sum_g = sum_gx = None
-    if want_affine or (batch_stats and want_x):
-        sum_g, sum_gx = sums(grad, x, out, mean, spread, eps, relu, with_gx=True)
+    if want_affine or (norm.of_batch and want_x):
+        sum_g, sum_gx = sums(grad, x, out, norm, activation)
     if want_x or want_residual:
         backward_apply(
-            grad, x, out, mean, spread, weight, sum_g, sum_gx,
-            grad_x if want_x else None, grad_residual if want_residual else None, eps, relu,
+            grad, x, out, norm, sum_g, sum_gx,
+            grad_x if want_x else None, grad_residual if want_residual else None, activation,
         )  # fmt: skip
     none = mean.new_empty(0, dtype=torch.float32)
     return (
@@ -132,14 +131,14 @@ def _run_backward(grad, x, out, mean, spread, weight, eps, relu, want_x, want_af
     )
 
 
-def _fake_backward(grad, x, out, mean, spread, weight, eps, relu, want_x, want_affine, want_residual):
+def _fake_backward(grad, x, out, mean, spread, weight, eps, activation, want_x, want_affine, want_residual):
     channel = torch.empty(x.shape[1] if want_affine else 0, dtype=torch.float32, device=x.device)
     return _empty(x, want_x), channel, torch.empty_like(channel), _empty(x, want_residual)
 
 
 define(
     "bn_relu_backward(Tensor grad, Tensor x, Tensor? out, Tensor mean, Tensor spread, Tensor? weight, float? eps,"
-    " bool relu, bool want_x, bool want_affine, bool want_residual)"
+    " int activation, bool want_x, bool want_affine, bool want_residual)"
     " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
     _run_backward,
     _fake_backward,
@@ -147,9 +146,9 @@ define(
 
 
 def _setup(ctx, inputs, output):
-    x, mean, spread, weight, bias, _, ctx.eps, ctx.batch_stats, ctx.relu = inputs
+    x, mean, spread, weight, bias, _, ctx.eps, ctx.batch_stats, ctx.activation = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(x, mean, spread, weight, output if ctx.relu else None)
+    ctx.save_for_backward(x, mean, spread, weight, output if saves_output(ctx.activation) else None)
 
 
 def _backward(ctx, grad):
@@ -160,7 +159,7 @@ def _backward(ctx, grad):
     else:
         eps = None if ctx.batch_stats else ctx.eps
         grads = torch.ops.resnet_fused.bn_relu_backward(
-            grad, x, out, mean, spread, weight, eps, ctx.relu, want_x, want_weight or want_bias, want_residual
+            grad, x, out, mean, spread, weight, eps, ctx.activation, want_x, want_weight or want_bias, want_residual
         )
     grad_x, grad_weight, grad_bias, grad_residual = grads
     return (
@@ -212,24 +211,27 @@ def bn_relu(
         ValueError: fewer than two values per channel in training, as torch does.
         RuntimeError: a shape or dtype that torch would refuse.
     """
-    odd = (
+    left = (
         x.dim() < 2
         or (residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype))
         or (not training and (running_mean is None or running_var is None))
         or (training and (running_mean is None) != (running_var is None))
         or eps <= 0.0
-        or any(t is not None and not _fits(t, x) for t in (weight, bias, running_mean, running_var))
+        or any(t is not None and not _takes(t, x) for t in (weight, bias, running_mean, running_var))
     )
-    if odd or left_to_torch(x):
+    if left or left_to_torch(x):
         if training and momentum is None:
             momentum = 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
         return reference(
             x, weight, bias, running_mean, running_var, residual,
             training=training, momentum=momentum, eps=eps, relu=relu,
         )  # fmt: skip
+    activation = RELU if relu else NONE
     if not training:
         statistics = running_mean, running_var
-        return call(torch.ops.resnet_fused.bn_relu, _run, x, *statistics, weight, bias, residual, eps, False, relu)
+        return call(
+            torch.ops.resnet_fused.bn_relu, _run, x, *statistics, weight, bias, residual, eps, False, activation
+        )
     if x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
     if momentum is None and num_batches_tracked is None:
@@ -245,10 +247,10 @@ def bn_relu(
         0.0 if momentum is None else momentum,
         eps,
     )
-    return call(torch.ops.resnet_fused.bn_relu, _run, x, mean, invstd, weight, bias, residual, eps, True, relu)
+    return call(torch.ops.resnet_fused.bn_relu, _run, x, mean, invstd, weight, bias, residual, eps, True, activation)
 
 
-def _fits(parameter, x):
+def _takes(parameter, x):
     """Whether a kernel can take this per-channel vector; what it cannot take, torch accepts or refuses."""
     return (
         parameter.shape == x.shape[1:2]

@@ -10,9 +10,11 @@ import functools
 import torch
 import torch.nn.functional as F
 
+from ..kernels.epilogue import NONE, RELU
+from ..kernels.shapes import out_shape
 from .bn_relu import bn_relu
 from .bn_relu import reference as bn_relu_reference
-from .convolution.op import out_shape, run
+from .convolution.op import run
 from .define import call, left_to_torch
 
 
@@ -124,8 +126,8 @@ def conv_bn_relu(
         or weight.dtype != x.dtype
         or weight.device != x.device
         or (residual is not None and (residual.shape != shape or residual.dtype != x.dtype))
-        or not (_fits(running_mean, x, shape) and _fits(running_var, x, shape))
-        or not (_fits(bn_weight, x, shape) and _fits(bn_bias, x, shape))
+        or not (_takes(running_mean, x, shape) and _takes(running_var, x, shape))
+        or not (_takes(bn_weight, x, shape) and _takes(bn_bias, x, shape))
         or left_to_torch(x)
     ):
         return reference(
@@ -134,11 +136,12 @@ def conv_bn_relu(
         )  # fmt: skip
     return call(
         torch.ops.resnet_fused.conv_bn_relu, run,
-        x, weight, running_mean, running_var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu,
+        x, weight, running_mean, running_var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps,
+        RELU if relu else NONE,
     )  # fmt: skip
 
 
-def _fits(parameter, x, shape):
+def _takes(parameter, x, shape):
     """Whether the op takes this vector; what it does not take, torch accepts or refuses in its own words."""
     return parameter is None or (
         parameter.shape == shape[1:2]

@@ -7,56 +7,51 @@ twice. The projection has no ReLU and pads nothing, as in every ResNet.
 import torch
 
 from .. import dispatch
-from ..kernels import layout
+from ..kernels.epilogue import NONE, RELU, Norm
+from ..kernels.shapes import convolution_of
 from .conv_bn_relu import conv_bn_relu
-from .convolution.op import only_values, out_format, out_shape, pick
+from .convolution.op import only_values, out_format
 from .convolution.op import run as run_conv
 from .define import call, define
 
 
-def _one_launch(x, weight, stride, padding, dilation):
-    """The backend that takes both convolutions in one launch, or None."""
-    choice, _ = pick("conv_bn_relu_pair", x, weight, None, stride, padding, dilation, 1)
-    return choice if choice.backend in dispatch.TILED else None  # the others have no kernel for both
+def _one_launch(x, weight, convolution):
+    """The choice of the backend that takes both convolutions in one launch, or None."""
+    choice, _ = dispatch.pick("conv_bn_relu_pair", x, weight, None, convolution=convolution)
+    return choice if dispatch.kernel(choice, "conv_bn_relu_pair") is not None else None
 
 
 def _run(
     x, weight, mean, var, bn_weight, bn_bias, stride, padding, dilation, eps,
     weight2, mean2, var2, bn_weight2, bn_bias2, stride2, eps2,
 ):  # fmt: skip
-    norm, norm2 = (mean, var, bn_weight, bn_bias), (mean2, var2, bn_weight2, bn_bias2)
-    choice = _one_launch(x, weight, stride, padding, dilation)
+    first = convolution_of(x, weight, stride, padding, dilation, 1)
+    second = convolution_of(x, weight2, stride2, (0, 0), (1, 1), 1)
+    choice = _one_launch(x, weight, first)
     if choice is None:
         return (
-            run_conv(x, weight, *norm, None, stride, padding, dilation, 1, eps, True),
-            run_conv(x, weight2, *norm2, None, stride2, (0, 0), (1, 1), 1, eps2, False),
+            run_conv(x, weight, mean, var, bn_weight, bn_bias, None, *first.geometry, eps, RELU),
+            run_conv(x, weight2, mean2, var2, bn_weight2, bn_bias2, None, *second.geometry, eps2, NONE),
         )
     dispatch.note("conv_bn_relu_pair", x, choice)
-    outs = _empty(x, weight, stride, padding, dilation, weight2, stride2)
-    weight, weight2 = (layout.in_format(w, layout.CHANNELS_LAST) for w in (weight, weight2))
-    kernel = dispatch.kernel(choice, "conv_bn_relu_pair", "conv_bn_relu_pair")
-    kernel(
-        x, weight, *norm, outs[0], stride, padding, dilation, eps, weight2, *norm2, outs[1], stride2, [0, 0], eps2
-    )  # fmt: skip
-    return outs
+    out, out2 = _empty(x, weight, first), _empty(x, weight2, second)
+    norm, norm2 = Norm(mean, var, None, bn_weight, bn_bias, eps), Norm(mean2, var2, None, bn_weight2, bn_bias2, eps2)
+    dispatch.kernel(choice, "conv_bn_relu_pair")(x, weight, norm, out, first, weight2, norm2, out2, second)
+    return out, out2
 
 
-def _empty(x, weight, stride, padding, dilation, weight2, stride2):
-    shapes = (
-        out_shape(x.shape, weight.shape, stride, padding, dilation),
-        out_shape(x.shape, weight2.shape, stride2, (0, 0), (1, 1)),
-    )
-    return tuple(
-        torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=out_format(x, w))
-        for shape, w in zip(shapes, (weight, weight2), strict=True)
-    )
+def _empty(x, weight, convolution):
+    memory_format = out_format(x, weight)
+    return torch.empty(convolution.out_shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 def _fake(
     x, weight, mean, var, bn_weight, bn_bias, stride, padding, dilation, eps,
     weight2, mean2, var2, bn_weight2, bn_bias2, stride2, eps2,
 ):  # fmt: skip
-    return _empty(x, weight, stride, padding, dilation, weight2, stride2)
+    first = convolution_of(x, weight, stride, padding, dilation, 1)
+    second = convolution_of(x, weight2, stride2, (0, 0), (1, 1), 1)
+    return _empty(x, weight, first), _empty(x, weight2, second)
 
 
 define(
@@ -77,7 +72,7 @@ def conv_bn_relu_pair(x, weight, norm, weight2, norm2, *, stride, padding, dilat
     statistics, statistics2 = (*norm[2:], *norm[:2]), (*norm2[2:], *norm2[:2])
     both = only_values(x, weight, statistics, stride, padding, dilation, eps)
     both = both and only_values(x, weight2, statistics2, stride2, (0, 0), (1, 1), eps2)
-    if both and _one_launch(x, weight, stride, padding, dilation) is not None:
+    if both and _one_launch(x, weight, convolution_of(x, weight, stride, padding, dilation, 1)) is not None:
         arguments = x, weight, *statistics, stride, padding, dilation, eps, weight2, *statistics2, stride2, eps2
         return call(torch.ops.resnet_fused.conv_bn_relu_pair, _run, *arguments)
     return (

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 
 from .. import dispatch
 from ..kernels import layout
+from ..kernels.epilogue import RELU, Epilogue, Norm
+from ..kernels.shapes import convolution_of, pooled_shape
 from .conv_bn_relu import conv_bn_relu
-from .convolution.op import only_values, out_shape, pick
+from .convolution.op import only_values
 from .convolution.op import run as run_conv
 from .define import call, define
 
@@ -19,54 +21,31 @@ def reference(x, weight, bn_weight, bn_bias, running_mean, running_var, *, strid
     return F.max_pool2d(torch.relu(F.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, eps=eps)), 3, 2, 1)
 
 
-def _pooled(x, weight, stride, padding):
-    n, k, p, q = out_shape(x.shape, weight.shape, stride, padding, (1, 1))
-    return n, k, (p - 1) // 2 + 1, (q - 1) // 2 + 1
+def _choice(x, weight, convolution):
+    """The choice of the backend that has a kernel for all of it, or None."""
+    choice, _ = dispatch.pick("conv_bn_relu_pool", x, weight, None, convolution=convolution)
+    return choice if dispatch.kernel(choice, "conv_bn_relu_pool") is not None else None
 
 
-def _pick(x, weight, stride, padding):
-    """The backend that has a kernel for all of it, or None."""
-    choice, _ = pick("conv_bn_relu_pool", x, weight, None, stride, padding, (1, 1), 1)
-    return None if choice.backend in ("torch", "eager", "triton") else choice
+def _empty(x, convolution):
+    shape = pooled_shape(convolution.out_shape)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.CHANNELS_LAST)
 
 
 def _run(x, weight, mean, var, bn_weight, bn_bias, stride, padding, eps):
-    shape = _pooled(x, weight, stride, padding)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.CHANNELS_LAST)
-    choice = _pick(x, weight, stride, padding)
-    if choice is not None and choice.backend != "native":
-        dispatch.note("conv_bn_relu_pool", x, choice)
-        kernel = dispatch.kernel(choice, "conv_bn_relu_pool", "conv_bn_relu_pool")
-        weight = layout.in_format(weight, layout.CHANNELS_LAST)
-        kernel(x, weight, mean, var, bn_weight, bn_bias, out, stride, padding, eps)
-        return out
+    convolution = convolution_of(x, weight, stride, padding, (1, 1), 1)
+    out, choice = _empty(x, convolution), _choice(x, weight, convolution)
     if choice is not None:
-        scale, shift = _scale_and_shift(mean, var, bn_weight, bn_bias, eps)
-        # The CPU's kernel folds the scale into the weights; an infinite scale of a sum is no sum of infinite weights.
-        if torch.isfinite(scale).all():
+        epilogue = Epilogue(Norm(mean, var, None, bn_weight, bn_bias, eps))
+        if dispatch.kernel(choice, "conv_bn_relu_pool")(x, weight, epilogue, out, convolution) is not False:
             dispatch.note("conv_bn_relu_pool", x, choice)
-            packed = dispatch.kernel(choice, "conv_bn_relu_pool", "stem_pack")(weight.contiguous(), scale)
-            kernel = dispatch.kernel(choice, "conv_bn_relu_pool", "stem_conv_pool")
-            kernel(x, packed, shift, out, weight.shape[2], stride[0], padding[0])
             return out
-    mapped = run_conv(x, weight, mean, var, bn_weight, bn_bias, None, stride, padding, (1, 1), 1, eps, True)
+    mapped = run_conv(x, weight, mean, var, bn_weight, bn_bias, None, *convolution.geometry, eps, RELU)
     return out.copy_(F.max_pool2d(mapped, 3, 2, 1))
 
 
-def _scale_and_shift(mean, var, bn_weight, bn_bias, eps):
-    """Of batch norm, computed in float64: two float32 vectors of a few dozen channels."""
-    scale = (var.double() + eps).rsqrt_()
-    if bn_weight is not None:
-        scale *= bn_weight
-    shift = -mean * scale
-    if bn_bias is not None:
-        shift += bn_bias
-    return scale.float(), shift.float()
-
-
 def _fake(x, weight, mean, var, bn_weight, bn_bias, stride, padding, eps):
-    shape = _pooled(x, weight, stride, padding)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.CHANNELS_LAST)
+    return _empty(x, convolution_of(x, weight, stride, padding, (1, 1), 1))
 
 
 define(
@@ -99,4 +78,4 @@ def _takes(x, weight, parameters, stride, padding, eps):
     # Wider filters or more channels than an image has: never measured, and the CUDA kernel's shared memory has limits.
     if weight.shape[1] > 4 or max(weight.shape[2:]) > 7:
         return False
-    return _pick(x, weight, stride, padding) is not None
+    return _choice(x, weight, convolution_of(x, weight, stride, padding, (1, 1), 1)) is not None

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from ..kernels.epilogue import activate
+
 
 def decompositions():
     """{operator: the same in torch's operators}, for `ExportedProgram.run_decompositions` of a model in evaluation.
@@ -20,15 +22,17 @@ def decompositions():
     }
 
 
-def _conv_bn_relu(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu):
+def _conv_bn_relu(
+    x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, activation
+):
     z = F.conv2d(x, weight, None, stride, padding, dilation, groups)
-    return _bn_relu(z, mean, var, bn_weight, bn_bias, residual, eps, False, relu)
+    return _bn_relu(z, mean, var, bn_weight, bn_bias, residual, eps, False, activation)
 
 
-def _bn_relu(x, mean, spread, weight, bias, residual, eps, batch_stats, relu):
+def _bn_relu(x, mean, spread, weight, bias, residual, eps, batch_stats, activation):
     if batch_stats:  # spread is 1 / sqrt(var + eps), of this batch
         spread, eps = spread.square().reciprocal(), 0.0
     out = F.batch_norm(x, mean, spread, weight, bias, False, 0.0, eps)
     if residual is not None:
         out = out + residual  # not `+=` as in the reference: a decomposition has to be functional
-    return torch.relu(out) if relu else out
+    return activate(out, activation)

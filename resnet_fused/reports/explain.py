@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import dispatch
 from ..conversion.convert import candidates, why_not_converted
+from ..kernels.epilogue import ACTIVATIONS, NONE, RELU
 from . import table
 from .explain_training import names as names_in_training
 
@@ -140,6 +141,8 @@ def _name(owners, op, named):
         else []
     )
     parts += ["add"] * (named.get("residual") is not None or op.startswith("add"))
-    parts += ["relu"] * bool(named.get("relu", op.startswith("add") or op.endswith(("pool", "pair"))))
+    implied = RELU if op.startswith("add") or op.endswith(("pool", "pair")) else NONE
+    activation = named.get("activation", implied)
+    parts += [ACTIVATIONS[activation]] * (activation != NONE)
     parts += ["maxpool"] * op.endswith("pool")
     return "+".join(parts) or op

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import sys
 
 import torch
@@ -30,8 +29,7 @@ def environment():
 
 def variables():
     """{environment variable: value or "not set"} of all that the package reads."""
-    names = re.findall(r"^(RESNET_FUSED_\w+)  ", env.__doc__, re.MULTILINE)  # the docstring is their one list
-    return {name: os.environ.get(name, "not set") for name in (*names, "TRITON_INTERPRET")}
+    return {name: os.environ.get(name, "not set") for name in env.VARIABLES}
 
 
 def text():

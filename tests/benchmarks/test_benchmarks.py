@@ -96,10 +96,10 @@ def test_a_wrong_kernel_is_reported_and_not_timed(monkeypatch):
     case = collected("add_relu", "forward")[0]
     native = dispatch.BACKENDS["native"]
 
-    def kernel(stem, op):
-        return lambda x, residual, out: out.copy_(x)
+    def copy(x, residual, out):
+        out.copy_(x)
 
-    monkeypatch.setitem(dispatch.BACKENDS, "native", native._replace(kernel=kernel))
+    monkeypatch.setitem(dispatch.BACKENDS, "native", native._replace(kernels={"add_relu": copy}))
     rows = {
         row["candidate"]: row for row in kernels.run_case(case, "cpu", ("eager",), 0.0, {"flops": 1e9, "bytes": 1e9})
     }
@@ -109,12 +109,11 @@ def test_a_wrong_kernel_is_reported_and_not_timed(monkeypatch):
 
 
 @pytest.mark.parametrize("op", ["conv_bn_relu_pair", "pool_linear"])
-def test_kernels_of_the_static_engine_pass_the_gate(op):
+def test_kernels_of_the_static_engine_pass_the_gate(op, monkeypatch):
     """On the emulator, beside the peers: the shared launch of a pair, the head."""
     from emulator import as_backend
 
-    as_backend.register()
-    if (why := dispatch.BACKENDS["emulator"].why_not()) is not None:
+    if (why := as_backend.measured(monkeypatch)) is not None:
         pytest.skip(why)
     case = collected(op, "forward", batch=1, dtype=torch.float16)[0]
     a = case.arguments("cpu", 0)

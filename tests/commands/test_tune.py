@@ -91,12 +91,11 @@ def test_what_is_wrong_is_never_chosen_however_fast(monkeypatch):
     model = narrow().eval().to(memory_format=torch.channels_last)
     call = next(c for c in calls.calls(model, SHAPE, torch.float32) if dict(c.arguments).get("residual") is not None)
 
-    def kernel(stem, op):
-        if op != "conv_bn_relu":  # the pass after torch's convolution is asked for under the same name
-            return dispatch.BACKENDS["native"].kernel(stem, op)
-        return lambda *args, **kwargs: args[7].zero_()
+    def zero(x, weight, epilogue, out, convolution):
+        out.zero_()
 
-    monkeypatch.setitem(dispatch.BACKENDS, "lazy", dispatch.Backend(lambda: None, lambda device: True, kernel))
+    lazy = dispatch.Backend("lazy", "cpu", lambda: None, {"conv_bn_relu": zero})
+    monkeypatch.setitem(dispatch.BACKENDS, "lazy", lazy)
     x = calls.tensors(call, "cpu")
     assert "lazy" in tune.options(call, torch.device("cpu"))
     entry = tune.measure(call, x, torch.device("cpu"), 0.1)
@@ -111,9 +110,9 @@ def test_a_backend_that_fails_is_left_out(monkeypatch):
         raise OutOfResources("out of shared memory")
 
     call = next(iter(calls.calls(narrow().eval(), SHAPE, torch.float32)))
-    monkeypatch.setitem(
-        dispatch.BACKENDS, "refuses", dispatch.Backend(lambda: None, lambda device: True, lambda stem, op: refuses)
-    )
+    kernels = dict.fromkeys(dispatch.BACKENDS["eager"].kernels, refuses)
+    monkeypatch.setitem(dispatch.BACKENDS, "refuses", dispatch.Backend("refuses", "cpu", lambda: None, kernels))
+    assert "refuses" in tune.options(call, torch.device("cpu"))
     entry = tune.measure(call, calls.tensors(call, "cpu"), torch.device("cpu"), 0.1)
     assert "refuses" not in entry.seconds
 

@@ -6,6 +6,7 @@ import torch
 import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.commands.tune import calls, tune
+from resnet_fused.kernels.backend import Kernels
 from resnet_fused.measure import remembered, timing
 from resnet_fused.ops.training.unit import Unit, convolve
 
@@ -16,7 +17,7 @@ W, W1 = (calls.Spec((64, 64, r, r), torch.float16, torch.channels_last) for r in
 NORM = tuple((name, VECTOR) for name in ("mean", "var", "bn_weight", "bn_bias"))
 WHERE = (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)))
 CALLS = {
-    "conv_bn_relu": (*NORM, ("residual", None), *WHERE, ("groups", 1), ("eps", 1e-5), ("relu", True)),
+    "conv_bn_relu": (*NORM, ("residual", None), *WHERE, ("groups", 1), ("eps", 1e-5), ("activation", 1)),
     "conv_bn_relu_pair": (*NORM, *WHERE, ("eps", 1e-5), ("weight2", W1), *((f"{n}2", v) for n, v in NORM),
                           ("stride2", (1, 1)), ("eps2", 1e-5)),
     "conv_stats": (*WHERE, ("groups", 1), ("eps", 1e-5)),
@@ -28,9 +29,7 @@ def clock(own_cache, monkeypatch):
     """The emulator among the backends, and times that are made up: {name of a way: seconds}; others take a second."""
     from emulator import as_backend
 
-    as_backend.register()
-    monkeypatch.setitem(dispatch.BACKENDS, "emulator", dispatch.BACKENDS.pop("emulator"))  # gone after the test
-    if (why := dispatch.BACKENDS["emulator"].why_not()) is not None:
+    if (why := as_backend.measured(monkeypatch)) is not None:
         pytest.skip(why)
     seconds, measured = {}, []
 
@@ -74,12 +73,12 @@ def test_the_dispatcher_runs_the_tile_and_explain_shows_it(clock):
     remembered.table(CPU).store(dict.fromkeys(tune._keys(call, arguments), entry))
     remembered.forget()  # as the next process finds it
     asked = []
-    real = dispatch.BACKENDS["emulator"].kernel
+    emulator = dispatch.BACKENDS["emulator"]
 
-    def kernel(stem, op):
-        return lambda *args, **kwargs: asked.append((op, kwargs)) or real(stem, op)(*args, **kwargs)
+    def find(op):
+        return lambda *args, config: asked.append((op, config)) or emulator.kernels[op](*args, config=config)
 
-    dispatch.BACKENDS["emulator"] = dispatch.BACKENDS["emulator"]._replace(kernel=kernel)
+    dispatch.BACKENDS["emulator"] = emulator._replace(kernels=Kernels(emulator.kernels, find))
     block = resnet_fused.nn.ConvBNReLU(64, 64, 3, padding=1).eval().half().to(memory_format=torch.channels_last)
     x = arguments[0]
     report = resnet_fused.explain(block, x)

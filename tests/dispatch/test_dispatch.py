@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from on_gpu import OnGpu
+from on_gpu import SHAPE, OnGpu
 
 from resnet_fused import dispatch
 from resnet_fused.commands.tune import calls, tune
 from resnet_fused.frozen.gpu import layers
 from resnet_fused.frozen.network import Site
+from resnet_fused.kernels import cuda
+from resnet_fused.kernels.epilogue import Epilogue, Norm
 from resnet_fused.kernels.hopper.plane import schedule as plane
+from resnet_fused.kernels.shapes import Convolution
 from resnet_fused.measure import remembered
 
 PASSES = (
@@ -16,12 +19,18 @@ PASSES = (
     "bn_add_bn_relu",
 )  # fmt: skip
 CONVOLUTIONS = ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool", "conv_stats")
-DETAIL = (torch.Size((128, 64, 3, 3)), (1, 1), (1, 1), (1, 1), 1)
-STRIP = (torch.Size((64, 64, 3, 3)), *DETAIL[1:])
+
+
+def convolution(k=128, stride=1, dtype=torch.float16):
+    """A 3x3 convolution of SHAPE to k channels."""
+    return Convolution(SHAPE, (k, 64, 3, 3), dtype, (stride, stride), (1, 1), (1, 1), 1)
+
+
+DETAIL, STRIP = convolution(), convolution(64)
 
 
 def chosen(op, x):
-    return dispatch.pick(op, x, detail=DETAIL if op in CONVOLUTIONS else ())[0]
+    return dispatch.pick(op, x, convolution=DETAIL._replace(dtype=x.dtype) if op in CONVOLUTIONS else None)[0]
 
 
 @pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
@@ -46,7 +55,7 @@ def test_what_was_asked_for(gpu, op, name):
 @pytest.mark.parametrize("op", PASSES + CONVOLUTIONS)
 def test_a_backend_for_hopper_has_one_op_and_hands_on_the_others(gpu, op, name, detail):
     with dispatch.backend(name):
-        choice = dispatch.pick(op, OnGpu(), detail=detail if op in CONVOLUTIONS else ())[0]
+        choice = dispatch.pick(op, OnGpu(), convolution=detail if op in CONVOLUTIONS else None)[0]
         if op == "conv_bn_relu":
             assert choice == dispatch.Choice(name, f"backend {name!r} was asked for")
         else:
@@ -58,10 +67,9 @@ def test_the_plane_kernel_hands_on_what_it_refuses(gpu, monkeypatch):
     with dispatch.backend("cuda_plane"):
         assert chosen("conv_bn_relu", OnGpu(torch.float32)).backend == "cuda"
         assert chosen("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format)).backend == "torch"
-        ragged, narrow = ((torch.Size((k, 64, 3, 3)), *DETAIL[1:]) for k in (40, 64))
-        choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=ragged)[0]
+        choice = dispatch.pick("conv_bn_relu", OnGpu(), convolution=convolution(40))[0]
         assert choice.backend == "cuda" and "not 40" in choice.reason
-        choice = dispatch.pick("conv_bn_relu", OnGpu(), detail=narrow)[0]
+        choice = dispatch.pick("conv_bn_relu", OnGpu(), convolution=STRIP)[0]
         assert choice == dispatch.Choice("cuda", "the plane kernel takes output channels from 128 on, not 64")
 
 
@@ -85,8 +93,14 @@ def convolution_call(shape, conv, dtype=torch.bfloat16):
         calls.Spec((conv.out_channels,), torch.float32, torch.contiguous_format),
     )
     rest = {"residual": None, "stride": conv.stride, "padding": conv.padding, "dilation": (1, 1), "groups": 1}
-    values = {"x": x, "weight": weight, **norm, **rest, "eps": 1e-5, "relu": True}
+    values = {"x": x, "weight": weight, **norm, **rest, "eps": 1e-5, "activation": 1}
     return calls.Call("conv_bn_relu", tuple(values.items()))
+
+
+def without_tiles(monkeypatch):
+    """The tiles of `cuda` are asked for with tensors on the device."""
+    cuda = dispatch.BACKENDS["cuda"]._replace(configurations=lambda op, convolution: [])
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda", cuda)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +116,7 @@ def convolution_call(shape, conv, dtype=torch.bfloat16):
 )
 def test_where_the_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtype, candidate):
     """By `tune`, which tries its launches too, and by freeze()."""
-    monkeypatch.setattr(dispatch, "TILED", ())  # their tiles are asked for with tensors on the device
+    without_tiles(monkeypatch)
     conv = torch.nn.Conv2d(64, k, kernel, bias=False, padding=kernel // 2)
     call = convolution_call((n, 64, 8, 8), conv, dtype)
     names = [found for found in tune.options(call, torch.device("cuda")) if found.startswith("cuda_plane")]
@@ -122,18 +136,18 @@ def test_the_strip_kernel_hands_on_what_it_refuses(gpu, monkeypatch):
         assert chosen("conv_bn_relu", OnGpu()) == dispatch.Choice(
             "cuda", "the strip kernel takes input and output channels 64, not 128"
         )
-        strided = dispatch.pick("conv_bn_relu", OnGpu(), detail=(STRIP[0], (2, 2), *STRIP[2:]))[0]
+        strided = dispatch.pick("conv_bn_relu", OnGpu(), convolution=convolution(64, stride=2))[0]
         assert strided == dispatch.Choice("cuda", "the strip kernel takes stride 1, not 2")
-        wide = dispatch.pick("conv_bn_relu", OnGpu(torch.float32), detail=STRIP)[0]
+        wide = dispatch.pick("conv_bn_relu", OnGpu(torch.float32), convolution=convolution(64, dtype=torch.float32))[0]
         assert wide == dispatch.Choice("cuda", "the strip kernel multiplies float16 and bfloat16, not float32")
-        nchw = dispatch.pick("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format), detail=STRIP)[0]
+        nchw = dispatch.pick("conv_bn_relu", OnGpu(memory_format=torch.contiguous_format), convolution=STRIP)[0]
         assert nchw.backend == "torch"
 
 
 @pytest.mark.parametrize(("n", "stride", "candidate"), [(8, 1, True), (7, 1, False), (8, 2, False)])
 def test_where_the_strip_kernel_is_measured(gpu, monkeypatch, n, stride, candidate):
     """And it runs there by default when it was the fastest."""
-    monkeypatch.setattr(dispatch, "TILED", ())
+    without_tiles(monkeypatch)
     conv = torch.nn.Conv2d(64, 64, 3, stride, padding=1, bias=False)
     call = convolution_call((n, 64, 8, 8), conv)
     assert ("cuda_strip" in tune.options(call, torch.device("cuda"))) is candidate
@@ -141,17 +155,17 @@ def test_where_the_strip_kernel_is_measured(gpu, monkeypatch, n, stride, candida
     assert ("cuda_strip" in layers.options(site, torch.bfloat16, torch.device("cuda"))) is candidate
     table = remembered.table(None)
     with dispatch.record_keys() as keys:
-        assert dispatch.pick("conv_bn_relu", OnGpu(), detail=STRIP)[0].backend == "cuda"
+        assert dispatch.pick("conv_bn_relu", OnGpu(), convolution=STRIP)[0].backend == "cuda"
     table.entries = {keys[0]: remembered.entry({"cuda_strip": 1e-5, "cuda": 2e-5}, {})}
     monkeypatch.setattr(remembered, "table", lambda device: table)
-    assert dispatch.pick("conv_bn_relu", OnGpu(), detail=STRIP)[0].backend == "cuda_strip"
+    assert dispatch.pick("conv_bn_relu", OnGpu(), convolution=STRIP)[0].backend == "cuda_strip"
 
 
 @pytest.mark.parametrize(("major", "runs"), [(8, False), (9, True), (10, False)])
 def test_plane_kernels_are_for_hopper(monkeypatch, major, runs):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
-    why = plane.without_hopper.__wrapped__()
+    why = plane.why_not_hopper.__wrapped__()
     assert (why is None) is runs and (runs or f"this is {major}.0" in why)
 
 
@@ -165,20 +179,33 @@ def test_where_a_convolution_stays_torchs(gpu, op, monkeypatch):
 
 
 def test_a_measured_kernel_with_statistics_runs_however_few_its_tiles(gpu):
-    x, weight, where = OnGpu(), OnGpu(), DETAIL[1:]
+    x, weight = OnGpu(), OnGpu()
     with dispatch.record_keys() as keys:
-        assert dispatch.choose_conv_stats(x, weight, x, *where).reason.startswith("1 tiles are too few")
+        assert dispatch.choose_conv_stats(x, weight, x, DETAIL).reason.startswith("1 tiles are too few")
     remembered.table(x.device).store(
         {keys[0]: remembered.entry({"cuda": 1e-6, "torch": 2e-6}, {"cuda": {"tile": "64x64"}})}
     )
-    choice = dispatch.choose_conv_stats(x, weight, x, *where)
+    choice = dispatch.choose_conv_stats(x, weight, x, DETAIL)
     assert (choice.backend, choice.config) == ("cuda", {"tile": "64x64"}) and choice.reason.startswith(
         "measured: 1.0 us"
     )
 
 
-def test_tritons_launchers_take_their_configuration_as_one_dictionary(monkeypatch):
-    """As keywords it would be refused by the launcher; the ops of the library take it so."""
-    monkeypatch.setitem(dispatch.BACKENDS, "triton", dispatch.BACKENDS["triton"]._replace(kernel=lambda stem, op: dict))
-    kernel = dispatch.kernel(dispatch.Choice("triton", "measured", {"num_stages": 4}), "conv_bn_relu", "conv_bn_relu")
+@pytest.mark.parametrize("name", ["cuda", "triton", "cuda_plane", "cuda_strip"])
+def test_launchers_take_their_configuration_as_one_dictionary(gpu, monkeypatch, name):
+    backend = dispatch.BACKENDS[name]
+    monkeypatch.setitem(dispatch.BACKENDS, name, backend._replace(kernels={"conv_bn_relu": dict}))
+    kernel = dispatch.kernel(dispatch.Choice(name, "measured", {"num_stages": 4}), "conv_bn_relu")
     assert kernel() == {"config": {"num_stages": 4}}
+
+
+def test_ops_of_the_library_take_a_configuration_by_name():
+    class Library:
+        def conv_bn_relu(*tensors, **given):
+            return given.update(seen=True) or seen.append(given)
+
+    seen, norm = [], Norm(*[None] * 5, 1e-5)
+    launcher = cuda.kernels(Library)["conv_bn_relu"]
+    x = torch.empty(SHAPE)
+    launcher(x, torch.empty(128, 64, 3, 3), Epilogue(norm), x, DETAIL, config={"tile": "64x64", "splits": 2})
+    assert seen == [{"allow_tf32": False, "tile": "64x64", "splits": 2, "seen": True}]

@@ -5,8 +5,11 @@ import functools
 import torch
 
 from resnet_fused import dispatch
+from resnet_fused.kernels import cuda
 
 from . import build
+
+NAME = "emulator"
 
 
 @functools.cache
@@ -17,8 +20,26 @@ def _why_not():
     return None
 
 
+def _library():
+    return torch.ops.resnet_fused_emu
+
+
+BACKEND = dispatch.Backend(
+    NAME,
+    "cpu",
+    _why_not,
+    cuda.kernels(_library),
+    configurations=functools.partial(cuda.configurations, _library, "cpu"),
+    simulated="cpu",
+)
+
+
 def register():
     """Adds the backend "emulator". A library that does not compile is an error, never a skip."""
-    dispatch.BACKENDS["emulator"] = dispatch.Backend(
-        _why_not, lambda device: device == "cpu", lambda stem, op: getattr(torch.ops.resnet_fused_emu, op)
-    )
+    dispatch.BACKENDS[NAME] = BACKEND
+
+
+def measured(monkeypatch):
+    """Adds it for one test as one that is measured, as if it ran on a device of its own; why it cannot run, or None."""
+    monkeypatch.setitem(dispatch.BACKENDS, NAME, BACKEND._replace(simulated=None))
+    return BACKEND.why_not()

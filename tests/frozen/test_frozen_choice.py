@@ -10,7 +10,6 @@ from resnets import narrow
 from static_cases import check
 
 import resnet_fused
-from resnet_fused import dispatch
 from resnet_fused.frozen.gpu import engine as gpu_engine
 from resnet_fused.frozen.gpu import layers, measure, pair
 from resnet_fused.frozen.gpu.engine import StaticEngine, freeze_static
@@ -24,9 +23,7 @@ def emulated(monkeypatch):
     """Every way of the emulator passes its gate, and the kernel that does most is called the fastest."""
     from emulator import as_backend
 
-    as_backend.register()
-    monkeypatch.setitem(dispatch.BACKENDS, "emulator", dispatch.BACKENDS.pop("emulator"))  # gone after the test
-    if (why := dispatch.BACKENDS["emulator"].why_not()) is not None:
+    if (why := as_backend.measured(monkeypatch)) is not None:
         pytest.skip(why)
     options, fits, tried = layers.options, pair.fits, []
 

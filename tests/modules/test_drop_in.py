@@ -231,12 +231,12 @@ def test_ops_pass_opcheck():
             (library.add_relu_backward, (t, out)),
             (library.bn_stats, (t, c[0].clone(), c[1].clone(), None, 0.1, 1e-5)),
             (library.bn_stats, (t, c[0].clone(), c[1].clone(), torch.tensor(3), 0.0, 1e-5)),
-            (library.bn_relu, (grad, c[0], c[1], c[2].clone().requires_grad_(), c[3], t, 1e-5, False, True)),
-            (library.bn_relu, (grad, c[0], c[1], c[2], None, None, 1e-5, True, False)),
-            (library.bn_relu_backward, (t, t, out, c[0], c[1], c[2], None, True, True, True, True)),
+            (library.bn_relu, (grad, c[0], c[1], c[2].clone().requires_grad_(), c[3], t, 1e-5, False, 1)),
+            (library.bn_relu, (grad, c[0], c[1], c[2], None, None, 1e-5, True, 0)),
+            (library.bn_relu_backward, (t, t, out, c[0], c[1], c[2], None, 1, True, True, True)),
             (
                 library.conv_bn_relu,
-                (grad, w, c16[0], c16[1], c16[2], c16[3], None, [2, 2], [1, 1], [1, 1], 1, 1e-5, True),
+                (grad, w, c16[0], c16[1], c16[2], c16[3], None, [2, 2], [1, 1], [1, 1], 1, 1e-5, 1),
             ),
         ]
         for op, args in samples:

@@ -7,25 +7,18 @@ import torch.nn.functional as F
 from cases import CONVOLUTIONS, DTYPES, FORMATS, activation, channels
 
 from resnet_fused import dispatch
-from resnet_fused.kernels import eager
+from resnet_fused.kernels.epilogue import norm_of
+from resnet_fused.kernels.shapes import convolution_of
 from resnet_fused.kernels.triton import schedule
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 
 EPS = 1e-3
 LAST = torch.channels_last
-EAGER = {
-    "bn_add_bn_relu": "apply_two",
-    "bn_relu_backward_reduce": "backward_reduce",
-    "bn_relu_backward_apply": "backward_apply",
-    "bn_stats_merge": "merge_stats",
-}
 
 
-def kernel(backend, stem, op):
-    """The launcher of a backend; "eager" stands for the fallback."""
-    if backend == "eager":
-        return getattr(eager, EAGER[op])
-    return dispatch.BACKENDS[backend].kernel(stem, op)
+def kernel(backend, op):
+    """The launcher of a backend."""
+    return dispatch.BACKENDS[backend].kernels[op]
 
 
 def wide(x, mean, spread, weight, bias, eps):
@@ -50,13 +43,13 @@ def test_two_batch_norms_in_one_pass(backend, numbers_count, device, dtype, memo
         weight, bias, mean, var = channels(shape[1], device)
         norms.append((mean, var, weight if affine else None, bias if affine else None, e))
     out = torch.full_like(x, float("nan"))
-    kernel(backend, "bn_relu", "bn_add_bn_relu")(x, *norms[0], z, *norms[1], out)
+    kernel(backend, "bn_add_bn_relu")(x, norm_of(*norms[0]), z, norm_of(*norms[1]), out)
     oracle = torch.relu(wide(exact(x), *map(_exact, norms[0])) + wide(exact(z), *map(_exact, norms[1])))
     y = wide(x.float(), *norms[0]).to(dtype)  # eager rounds after each batch norm
     reference = torch.relu(y + wide(z.float(), *norms[1]).to(dtype))
     assert_within_budget(out, reference, oracle, "out")
     alias = z.clone()
-    kernel(backend, "bn_relu", "bn_add_bn_relu")(x, *norms[0], alias, *norms[1], alias)
+    kernel(backend, "bn_add_bn_relu")(x, norm_of(*norms[0]), alias, norm_of(*norms[1]), alias)
     assert torch.equal(alias, out)
 
 
@@ -69,7 +62,7 @@ def test_two_batch_norms_keep_nan_and_the_sign_of_zero(backend, device):
     x, z = (t.flatten().view(1, 1, -1, 1) for t in torch.meshgrid(values, values, indexing="ij"))
     zero, one = torch.zeros(1, device=device), torch.ones(1, device=device)
     out = torch.empty_like(x)
-    kernel(backend, "bn_relu", "bn_add_bn_relu")(x, zero, one, None, None, None, z, zero, one, None, None, None, out)
+    kernel(backend, "bn_add_bn_relu")(x, zero, one, None, None, None, z, zero, one, None, None, None, out)
     torch.testing.assert_close(out, torch.relu(x + z), rtol=0, atol=0, equal_nan=True)
 
 
@@ -84,11 +77,11 @@ def test_two_gradients_are_added_where_they_are_read(backend, numbers_count, dev
     weight, _, mean, spread = channels(shape[1], device)
     together, mask = grad + grad2, out if relu else None
     g = torch.ops.aten.threshold_backward(together, out, 0) if relu else together
-    reduce, apply = (kernel(backend, "bn_relu", f"bn_relu_backward_{op}") for op in ("reduce", "apply"))
+    reduce, apply = (kernel(backend, f"bn_relu_backward_{op}") for op in ("reduce", "apply"))
 
     def reduced(grad, grad2, masked):
         sums = torch.full((2, shape[1]), float("nan"), device=device)
-        reduce(grad, x, mask, mean, spread, *sums, None, relu, grad2, masked)
+        reduce(grad, x, mask, norm_of(mean, spread, weight, None, None), *sums, int(relu), grad2, masked)
         return sums
 
     expected, masked = reduced(together, None, None), torch.full_like(x, float("nan"))
@@ -103,7 +96,8 @@ def test_two_gradients_are_added_where_they_are_read(backend, numbers_count, dev
         wanted = []
         for grads in ((together, None), (grad, grad2)):
             grad_x, residual = (torch.full_like(x, float("nan")) for _ in range(2))
-            apply(grads[0], x, mask, mean, spread, weight, *expected, grad_x, residual, eps, relu, grads[1])
+            norm = norm_of(mean, spread, weight, None, eps)
+            apply(grads[0], x, mask, norm, *expected, grad_x, residual, int(relu), grads[1])
             assert torch.equal(residual, g)
             wanted.append(grad_x)
         assert torch.equal(*wanted)
@@ -130,7 +124,7 @@ def test_statistics_over_processes(backend, device, counts):
         if len(own) > 1:  # else NaN, as the kernels have it
             part[size:-1] = own.var(0)
     mean, invstd, var, share = torch.full((4, size), float("nan"), device=device)
-    kernel(backend, "bn_relu", "bn_stats_merge")(parts.to(device), mean, invstd, var, share, float(counts[-1]), EPS)
+    kernel(backend, "bn_stats_merge")(parts.to(device), mean, invstd, var, share, float(counts[-1]), EPS)
     sent, n = parts.double().nan_to_num(), torch.tensor(counts).double()[:, None]
     total = n.sum()
     exact_mean = (n * sent[:, :size]).sum(0) / total
@@ -153,7 +147,7 @@ def conv_stats(request, device):
             as_backend.register()
     if (why := dispatch.BACKENDS[name].why_not()) is not None:
         pytest.skip(f"backend {name}: {why}")
-    return dispatch.BACKENDS[name].kernel("conv_bn_relu", "conv_stats")
+    return dispatch.BACKENDS[name].kernels["conv_stats"]
 
 
 def pairs(arguments):
@@ -168,9 +162,8 @@ def check_statistics(conv_stats, device, x, weight, arguments, momentum=0.1, tra
     mean, invstd = torch.full((2, k), float("nan"), device=device)
     running = [torch.randn(k, device=device), torch.rand(k, device=device) + 0.5]
     before = [exact(t) for t in running]
-    conv_stats(
-        x, weight, out, mean, invstd, *running, tracked, *pairs(arguments), arguments.get("groups", 1), momentum, EPS
-    )
+    convolution = convolution_of(x, weight, *pairs(arguments), arguments.get("groups", 1))
+    conv_stats(x, weight, out, mean, invstd, *running, tracked, convolution, momentum, EPS)
     assert_within_budget(out, F.conv2d(x, weight, **arguments), like, "out")
     stored = exact(out).transpose(0, 1).flatten(1)
     m, var = stored.mean(1), stored.var(1, correction=0)
@@ -202,20 +195,19 @@ def test_statistics_of_a_mean_far_from_zero(conv_stats, device):
     weight = torch.zeros(16, 16, 1, 1, device=device)
     weight[:, :, 0, 0] = torch.eye(16)
     out, mean, invstd = torch.empty_like(x), torch.empty(16, device=device), torch.empty(16, device=device)
-    conv_stats(x, weight, out, mean, invstd, None, None, None, [1, 1], [0, 0], [1, 1], 1, 0.1, 1e-20)
+    convolution = convolution_of(x, weight, (1, 1), (0, 0), (1, 1), 1)
+    conv_stats(x, weight, out, mean, invstd, None, None, None, convolution, 0.1, 1e-20)
     assert torch.equal(out, x)
     var = exact(x).var((0, 2, 3), correction=0)
     assert ((invstd.double() ** -2 / var) - 1).abs().max() < 2e-6
 
 
 def test_the_dispatcher_takes_the_kernel_where_there_are_enough_tiles(monkeypatch):
-    monkeypatch.setitem(
-        dispatch.BACKENDS, "triton", dispatch.BACKENDS["triton"]._replace(why_not=lambda: None, takes=lambda _: True)
-    )
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", dispatch.BACKENDS["triton"]._replace(why_not=lambda: None))
     without = dispatch.BACKENDS["cuda"]._replace(why_not=lambda: "no compiled part")
     monkeypatch.setitem(dispatch.BACKENDS, "cuda", without)
-    monkeypatch.setattr(dispatch, "tf32_allowed", lambda: True)
-    monkeypatch.setattr(dispatch, "_measured", lambda *_: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr("resnet_fused.dispatch.choice._measured", lambda *_: None)
 
     class OnCuda:
         """A tensor as far as the dispatcher looks; no GPU is here."""
@@ -227,12 +219,16 @@ def test_the_dispatcher_takes_the_kernel_where_there_are_enough_tiles(monkeypatc
         def __getattr__(self, name):
             return getattr(self.meta, name)
 
-    weight, detail = OnCuda(64, 64, 3, 3), ((1, 1), (1, 1), (1, 1), 1)
+    weight, where = OnCuda(64, 64, 3, 3), ((1, 1), (1, 1), (1, 1), 1)
     big, small = OnCuda(256, 64, 56, 56), OnCuda(1, 64, 7, 7)
-    assert dispatch.choose_conv_stats(big, weight, big, *detail).backend == "triton"
-    choice = dispatch.choose_conv_stats(small, weight, small, *detail)
+
+    def choose(x):
+        return dispatch.choose_conv_stats(x, weight, x, convolution_of(x, weight, *where))
+
+    assert choose(big).backend == "triton"
+    choice = choose(small)
     assert choice.backend == "torch" and choice.reason.startswith("1 tiles are too few")
     with dispatch.backend("triton"):
-        assert dispatch.choose_conv_stats(small, weight, small, *detail).backend == "triton"
+        assert choose(small).backend == "triton"
     with dispatch.backend("torch"):
-        assert dispatch.choose_conv_stats(big, weight, big, *detail).backend == "torch"
+        assert choose(big).backend == "torch"

@@ -72,8 +72,8 @@ def test_a_wrong_gradient_is_seen(monkeypatch):
     """The statistics' share of the gradient left out: a network that still learns, on another curve."""
     from resnet_fused.ops.training import unit
 
-    def without_statistics(grad, x, out, mean, spread, weight, sum_g, sum_gx, *rest):
-        return real(grad, x, out, mean, spread, weight, sum_g * 0, sum_gx * 0, *rest)
+    def without_statistics(grad, x, out, norm, sum_g, sum_gx, *rest):
+        return real(grad, x, out, norm, sum_g * 0, sum_gx * 0, *rest)
 
     real = unit.backward_apply
     monkeypatch.setattr(unit, "backward_apply", without_statistics)

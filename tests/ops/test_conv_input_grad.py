@@ -1,7 +1,5 @@
 """Which backend computes the gradient of a convolution's input in training: torch, unless one was asked for or measured."""
 
-import functools
-
 import pytest
 import torch
 from cases import activation
@@ -14,6 +12,7 @@ from resnet_fused import dispatch
 from resnet_fused.commands.tune import calls, training_calls, tune
 from resnet_fused.kernels.hopper.plane import cuda as cuda_plane
 from resnet_fused.kernels.hopper.strip import cuda as cuda_strip
+from resnet_fused.kernels.shapes import convolution_of
 from resnet_fused.measure import remembered
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 from resnet_fused.ops.training import Unit, unit
@@ -30,7 +29,9 @@ def weight_of(k, c, dtype=torch.float16, size=3):
 def choose(weight, geometry=GEOMETRY, grad=None):
     """The choice for a gradient [2, 64, 8, 8] of the output, and what was noted."""
     with dispatch.record() as rows:
-        choice = dispatch.choose_conv_input_grad(OnGpu() if grad is None else grad, weight, *geometry)
+        grad = OnGpu() if grad is None else grad
+        convolution = convolution_of(grad, weight.transpose(0, 1), *geometry)
+        choice = dispatch.choose_conv_input_grad(grad, weight, convolution)
     assert [op for op, *_ in rows] in ([], [OP])
     return choice, bool(rows)
 
@@ -128,7 +129,7 @@ def test_calls_of_a_model_on_a_gpu(monkeypatch):
 
 @pytest.fixture(params=[("cuda_plane", cuda_plane), ("cuda_strip", cuda_strip)], ids=["cuda_plane", "cuda_strip"])
 def compiled(request, device, monkeypatch):
-    """The name of a backend of NARROW that can run here: without a GPU it, and the backend behind it, are the emulator's."""
+    """The name of a backend that can run here: without a GPU it, and the one that runs what it refuses, are the emulator's."""
     name, module = request.param
     if device == "cuda":
         if (why := dispatch.BACKENDS[name].why_not()) is not None:
@@ -138,8 +139,8 @@ def compiled(request, device, monkeypatch):
         emulator = dispatch.BACKENDS["emulator"]
         if (why := emulator.why_not()) is not None:
             pytest.skip(why)
-        own = emulator._replace(kernel=lambda stem, op: functools.partial(getattr(module, op), build.load()))
-        monkeypatch.setitem(dispatch.BACKENDS, name, own)
+        here = {"device": "cpu", "why_not": lambda: None, "kernels": module.kernels(build.load)}
+        monkeypatch.setitem(dispatch.BACKENDS, name, module.BACKEND._replace(**here))
         monkeypatch.setitem(dispatch.BACKENDS, "cuda", emulator)
     return name
 
@@ -181,7 +182,7 @@ def test_only_the_gradient_that_is_wanted(monkeypatch):
     monkeypatch.setattr(dispatch, "choose_conv_input_grad", lambda *detail: dispatch.Choice("ours", "here"))
     monkeypatch.setattr(
         dispatch, "kernel",
-        lambda choice, stem, op: lambda grad, weight, out, *geometry: out.fill_(3),
+        lambda choice, op: lambda grad, weight, out, convolution: out.fill_(3),
     )  # fmt: skip
     for want_x, want_weight in ((True, True), (True, False), (False, True)):
         got = unit.conv_backward(grad, x, one, want_x, want_weight)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from ... import dispatch
 from ...measure.oracle import by_modules
 from ...models import resnet, weights
 from . import CannotTrain
@@ -24,7 +25,7 @@ def build(args, classes, size):
     if args.weights:
         _load(model, args.arch, args.weights, classes)
     # Eager: torch's modules one by one, on torch's own operators.
-    return by_modules(model) if args.backend == "eager" else model
+    return by_modules(model) if args.backend == dispatch.EAGER.name else model
 
 
 def _load(model, arch, name, classes):

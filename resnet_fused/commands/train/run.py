@@ -63,7 +63,7 @@ def run(args):
 
 
 def _backend(args):
-    if args.backend == "eager":
+    if args.backend == dispatch.EAGER.name:
         return contextlib.nullcontext()  # `build` makes a network that never calls an op
     try:
         return dispatch.backend(args.backend)

@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...kernels import layout
+from ...kernels.epilogue import NONE, RELU
+from ...kernels.shapes import out_shape as convolved_shape
 from ...modules import training
-from ...ops.convolution.op import out_shape as convolved_shape
 from . import training_calls
 
 
@@ -101,20 +102,20 @@ def convolutions(call):
         return [call]
     given = dict(call.arguments)
     if call.op == "conv_bn_relu_pool":
-        return [_convolution(given, CONVOLUTION, (1, 1), given["stride"], given["padding"], given["eps"], True)]
+        return [_convolution(given, CONVOLUTION, (1, 1), given["stride"], given["padding"], given["eps"], RELU)]
     if call.op == "conv_bn_relu_pair":
         second = ("x", *(f"{name}2" for name in CONVOLUTION[1:]))
         return [
-            _convolution(given, CONVOLUTION, given["dilation"], given["stride"], given["padding"], given["eps"], True),
-            _convolution(given, second, (1, 1), given["stride2"], (0, 0), given["eps2"], False),
+            _convolution(given, CONVOLUTION, given["dilation"], given["stride"], given["padding"], given["eps"], RELU),
+            _convolution(given, second, (1, 1), given["stride2"], (0, 0), given["eps2"], NONE),
         ]
     return []
 
 
-def _convolution(given, names, dilation, stride, padding, eps, relu):
+def _convolution(given, names, dilation, stride, padding, eps, activation):
     tensors = [(to, given[name]) for to, name in zip(CONVOLUTION, names, strict=True)]
     rest = {"residual": None, "stride": stride, "padding": padding, "dilation": dilation, "groups": 1, "eps": eps,
-            "relu": relu}  # fmt: skip
+            "activation": activation}  # fmt: skip
     return Call("conv_bn_relu", (*tensors, *rest.items()))
 
 

@@ -2,12 +2,13 @@
 
 A convolution with the statistics of its output (its kernel, or torch's convolution and a pass), the end of a block whose
 shortcut is a projection, and the backward of a batch norm whose gradient has been masked already. Every other pass of a block
-is one that `train_path.one_op_at_a_time` calls as well.
+is one that `modules.training.one_op_at_a_time` calls as well.
 """
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...kernels.epilogue import NONE, Norm
 from ...ops.training import Unit, encoding
 from ...ops.training.unit import INVSTD, MEAN, add_two, conv_backward, convolve, empty_output
 
@@ -26,7 +27,8 @@ def conv_stats(x, weight, stride, padding, dilation, groups, eps):
 
 def bn_add_bn_relu(x, mean, spread, weight, bias, z, mean_z, spread_z, weight_z, bias_z):
     """relu(bn(x) + bn(z)) with the statistics of a batch."""
-    norm, norm_z = (mean, spread, weight, bias, None), (mean_z, spread_z, weight_z, bias_z, None)
+    norm = Norm(mean, None, spread, weight, bias, None)
+    norm_z = Norm(mean_z, None, spread_z, weight_z, bias_z, None)
     return add_two(x, norm, z, norm_z, torch.empty_like(x))
 
 
@@ -74,7 +76,13 @@ class Recorder(TorchDispatchMode):
     def _backward(self, z, unit):
         if unit.mean is None:
             mean, spread, weight, _ = _norm(z, unit, "")
-            flags = [("eps", None), ("relu", False), ("want_x", True), ("want_affine", True), ("want_residual", False)]
+            flags = [
+                ("eps", None),
+                ("activation", NONE),
+                ("want_x", True),
+                ("want_affine", True),
+                ("want_residual", False),
+            ]
             tensors = [("grad", z), ("x", z), ("out", None), mean, spread, weight]
             self.calls.append(("bn_relu_backward", [*tensors, *flags]))
 

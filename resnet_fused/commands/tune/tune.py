@@ -1,7 +1,7 @@
 """Measures every backend and launch configuration for the calls that a model really makes, and keeps the results.
 
-The dispatcher finds them in the table of this machine (tuning.py) from then on. What is outside of its error budget is
-never chosen, however fast.
+The dispatcher finds them in the table of this machine (measure/remembered.py) from then on. What is outside of its error
+budget is never chosen, however fast.
 """
 
 import functools
@@ -16,7 +16,7 @@ from ...measure import remembered, timing
 from ...measure.accuracy import budget_used, channel_dim_of, exact
 from ...reports import table
 from . import calls
-from .options import CONVOLUTIONS, detail, options
+from .options import CONVOLUTIONS, convolution_of, options
 
 COLUMNS = {"op": "op", "shape": "shape", "count": "calls", "choice": "fastest", "time": "time", "runner_up": "runner-up",
            "then": "its time", "default": "default"}  # fmt: skip
@@ -142,7 +142,7 @@ class _Gate:
     """Whether results stay within the error budget, by the rule of all tests (accuracy.py)."""
 
     def __init__(self, call, arguments):
-        with dispatch.backend("eager"), torch.no_grad():
+        with dispatch.backend(dispatch.EAGER.name), torch.no_grad():
             self.eager = _tuple(call.function()(*_fresh(call, arguments)))
             wide = [exact(a) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
             self.oracle = _tuple(call.function()(*_fresh(call, wide)))
@@ -163,7 +163,7 @@ def _row(call, count, arguments, entry):
     ways = sorted((s, name) for name, s in (entry.ranking or entry.seconds).items())
     x = next(a for a in arguments if isinstance(a, torch.Tensor))
     with dispatch.strict(False):
-        default = dispatch.automatic(call.op, x, detail(call)).backend
+        default = dispatch.automatic(call.op, x, convolution_of(call)).backend
     return {
         "op": call.op, "shape": _shape(call), "count": count,
         "choice": ways[0][1], "time": remembered.duration(ways[0][0]),

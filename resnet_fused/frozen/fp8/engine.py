@@ -105,7 +105,7 @@ class Fp8Engine(StaticEngine):
         images = min(COMPARED, len(example))
         few = example[:images].to(torch.bfloat16)
         oracle = in_float64(by_modules(self._model).eval())(exact(few))
-        with dispatch.backend("eager"):
+        with dispatch.backend(dispatch.EAGER.name):
             eager = by_modules(self._model).eval().to(torch.bfloat16)(few)
         found = {"images": images}
         for name, logits in (("fp8", self(example)[:images]), ("bfloat16", eager)):

@@ -33,7 +33,7 @@ class FusedHead(Head):
 
     def __init__(self, model, dtype, backend):
         super().__init__(model, dtype)
-        self.kernel = dispatch.kernel(dispatch.Choice(backend, "frozen"), "pool_linear", "pool_linear")
+        self.kernel = dispatch.kernel(dispatch.Choice(backend, "frozen"), "pool_linear")
 
     def __call__(self, x):
         weight = self.tensors["weight"]
@@ -46,8 +46,7 @@ def options(model, device):
     """{name: maker(model, dtype)} of the heads that may run `model` there; "torch" is always among them."""
     found, pool = {}, model.avgpool
     standard = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) and type(model.fc) is nn.Linear
-    for name in dispatch.TILED if standard else ():
-        backend = dispatch.BACKENDS.get(name)
-        if backend is not None and backend.takes(device.type) and backend.why_not() is None:
+    for name, backend in dispatch.BACKENDS.items() if standard else ():
+        if backend.worth_measuring("pool_linear", device.type):
             found[name] = lambda model, dtype, name=name: FusedHead(model, dtype, name)
     return found | {"torch": Head}

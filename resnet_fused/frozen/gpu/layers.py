@@ -12,7 +12,9 @@ import torch.nn.functional as F
 
 from ... import dispatch
 from ...kernels import layout
-from ...kernels.hopper.plane import cuda as cuda_plane
+from ...kernels.epilogue import NONE, RELU, Norm
+from ...kernels.epilogue import Epilogue as AfterSum
+from ...kernels.shapes import Convolution, pooled_shape
 from ..fold import fold
 
 CHOICES = 3  # measured besides the tile that is predicted to be fastest; `tune` measures all
@@ -47,7 +49,8 @@ class Epilogue(Layer):
         self._settle()
         # Looked up once: the TF32 flag of this moment is part of the engine.
         choice = dispatch.Choice(backend, "frozen", config)
-        self.kernel = dispatch.kernel(choice, "conv_bn_relu", self.op)
+        self.kernel = dispatch.kernel(choice, self.op)
+        self.convolution = convolution_of(site, dtype)
 
     op = "conv_bn_relu"
 
@@ -70,11 +73,12 @@ class Epilogue(Layer):
         return found
 
     def norm(self):
-        return [self.tensors.get(name) for name in ("mean", "var", "bn_weight", "bn_bias")]
+        mean, var, weight, bias = (self.tensors.get(name) for name in ("mean", "var", "bn_weight", "bn_bias"))
+        return Norm(mean, var, None, weight, bias, self.site.bn.eps)
 
     def __call__(self, x, residual, out):
-        site = self.site
-        self.kernel(x, self.tensors["weight"], *self.norm(), residual, out, *self.geometry, site.bn.eps, site.relu)
+        epilogue = AfterSum(self.norm(), residual, RELU if self.site.relu else NONE)
+        self.kernel(x, self.tensors["weight"], epilogue, out, self.convolution)
         return out
 
 
@@ -84,8 +88,7 @@ class EpiloguePool(Epilogue):
     op = "conv_bn_relu_pool"
 
     def __call__(self, x, residual, out):
-        stride, padding = self.geometry[:2]
-        self.kernel(x, self.tensors["weight"], *self.norm(), out, stride, padding, self.site.bn.eps)
+        self.kernel(x, self.tensors["weight"], AfterSum(self.norm()), out, self.convolution)
         return out
 
 
@@ -129,82 +132,60 @@ class ThenPool:
         return F.max_pool2d(self.layer(x, None, between), 3, 2, 1)
 
 
+def convolution_of(site, dtype):
+    """The shapes.Convolution of `site`."""
+    conv = site.conv
+    geometry = map(tuple, (conv.stride, conv.padding, conv.dilation))
+    return Convolution(tuple(site.shape), tuple(conv.weight.shape), dtype, *geometry, conv.groups)
+
+
 def conv_shape(site):
     """[N, K, P, Q] of the convolution of `site`, without its pool."""
-    conv = site.conv
-    spatial = (
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, k, s, p, d in zip(
-            site.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
-        )
-    )
-    return (site.shape[0], conv.out_channels, *spatial)
+    return convolution_of(site, None).out_shape
 
 
 def out_shape(site):
     """[N, K, P, Q] of what `site` computes."""
-    n, k, p, q = conv_shape(site)
-    return (n, k, (p - 1) // 2 + 1, (q - 1) // 2 + 1) if site.pool else (n, k, p, q)
+    return pooled_shape(conv_shape(site)) if site.pool else conv_shape(site)
 
 
 def _plain(make, site):
     return (lambda site, dtype: ThenPool(make(site, dtype), conv_shape(site))) if site.pool else make
 
 
-def choices(site, dtype, device, backend):
-    """(tiles and slices, those in clusters) of a backend's convolution at `site`, each predicted to be fastest first; none
-    where it has none."""
-    if backend not in dispatch.TILED:
-        return [], []
-    conv = site.conv
-    x, weight = (
-        torch.empty(shape, dtype=dtype, device=device).to(memory_format=layout.CHANNELS_LAST)
-        for shape in (site.shape, conv.weight.shape)
-    )
-    ask = dispatch.BACKENDS[backend].kernel("conv_bn_relu", "conv_choices")
-    text = ask(x, weight, conv.stride, conv.padding, conv.dilation, conv.groups, 32, clusters=True)
-    found = dispatch.tiles(text)
-    # The layer's own tensors, which `load()` alone writes, outside of the graph: csrc/cuda/conv/cluster.cuh.
-    clusters = [config | {"early_weights": True} for config in found if "cluster" in config]
-    return [config for config in found if "cluster" not in config], clusters
-
-
 def named(backend, config):
+    if "tile" not in config:
+        return " ".join([backend, *(f"{key}={value}" for key, value in config.items())])
     return f"{backend} {config['tile']} splits={config['splits']}" + (", cluster" if "cluster" in config else "")
 
 
-def _suits(site, dtype, name):
-    """Whether a backend of dispatch.NARROW is worth a measurement."""
-    x, conv, narrow = site.shape, site.conv, dispatch.NARROW[name]
-    if site.pool or not narrow.suits(x, conv.weight.shape):
-        return False
-    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-    return narrow.refusal(x, conv.weight.shape, dtype, *geometry) is None
+def _configurations(backend, convolution):
+    """Those of `backend` that are worth measuring here, where no compiler has to run for one."""
+    found = [] if backend.compiles else backend.configurations("conv_bn_relu", convolution)
+    # Slices that are the blocks of a cluster may fetch the layer's weights early: `load()` alone writes these, outside of
+    # the graph (csrc/cuda/conv_cluster.cuh).
+    early = [config | {"early_weights": True} for config in found if config.keys() >= {"splits", "cluster"}]
+    others = [config for config in found if not config.keys() >= {"splits", "cluster"}]
+    return others[:CHOICES] + early[:CLUSTERS]
 
 
 def options(site, dtype, device):
     """{name: maker(site, dtype)} of the layers that may run `site` there, a maker of "torch" always among them."""
-    found = {}
+    found, convolution = {}, convolution_of(site, dtype)
     for name, backend in dispatch.BACKENDS.items():
-        if name in ("torch", "eager", "native") or not backend.takes(device.type) or backend.why_not() is not None:
+        # An engine has no other way where a launcher would give up.
+        if not backend.for_any_values or not backend.worth_measuring("conv_bn_relu", device.type, convolution):
             continue
-        if name == "triton" and device.type == "cpu":  # the interpreter: numbers, no speed
+        if backend.kernels["conv_bn_relu"] is None:
             continue
-        if name in dispatch.NARROW:
-            if _suits(site, dtype, name):
-                found[name] = lambda s, d, name=name: Epilogue(s, d, name)
-                for config in cuda_plane.alternatives(site.shape[0]) if name == "cuda_plane" else ():
-                    text = " ".join(f"{key}={value}" for key, value in config.items())
-                    found[f"{name} {text}"] = functools.partial(Epilogue, backend=name, config=config)
-            continue
-        found[name] = _plain(lambda s, d, name=name: Epilogue(s, d, name), site)
-        tiles, clusters = choices(site, dtype, device, name)
-        for config in tiles[1 : 1 + CHOICES] + clusters[:CLUSTERS]:
+        found[name] = _plain(functools.partial(Epilogue, backend=name), site)
+        for config in _configurations(backend, convolution):
             make = functools.partial(Epilogue, backend=name, config=config)
             found[named(name, config)] = _plain(make, site)
-        if site.pool and name != "triton" and site.conv.groups == 1 and site.conv.dilation == (1, 1):
-            found[f"{name}, pool fused"] = lambda s, d, name=name: EpiloguePool(s, d, name)
+        fused = site.pool and backend.kernels.get("conv_bn_relu_pool") is not None
+        if fused and site.conv.groups == 1 and tuple(site.conv.dilation) == (1, 1):
+            found[f"{name}, pool fused"] = functools.partial(EpiloguePool, backend=name)
     if device.type == "cuda" and site.relu:
         found["cudnn"] = _plain(Cudnn, site)
-    found["torch"] = _plain(Folded, site)
+    found[dispatch.TORCH.name] = _plain(Folded, site)
     return found

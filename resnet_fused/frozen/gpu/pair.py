@@ -8,6 +8,8 @@ import functools
 from ... import dispatch
 from . import layers
 
+OP = "conv_bn_relu_pair"
+
 
 class Pair:
     """`__call__(x, None, (out, out2))` -> (out, out2): what the layers `first` and `second` compute, by one kernel."""
@@ -17,14 +19,13 @@ class Pair:
     def __init__(self, first, second, backend, config):
         self.first, self.second = first, second
         choice = dispatch.Choice(backend, "frozen", config)
-        self.kernel = dispatch.kernel(choice, "conv_bn_relu_pair", "conv_bn_relu_pair")
+        self.kernel = dispatch.kernel(choice, "conv_bn_relu_pair")
 
     def __call__(self, x, residual, outs):
-        (stride, padding, dilation, _), (stride2, padding2, *_) = self.first.geometry, self.second.geometry
+        first, second = self.first, self.second
         self.kernel(
-            x, self.first.tensors["weight"], *self.first.norm(), outs[0], stride, padding, dilation,
-            self.first.site.bn.eps, self.second.tensors["weight"], *self.second.norm(), outs[1], stride2, padding2,
-            self.second.site.bn.eps,
+            x, first.tensors["weight"], first.norm(), outs[0], first.convolution,
+            second.tensors["weight"], second.norm(), outs[1], second.convolution,
         )  # fmt: skip
         return outs
 
@@ -53,13 +54,13 @@ def fits(block):
 def options(block, dtype, device):
     """{name: maker(block, dtype)} of pairs that may run there."""
     found = {}
-    for backend in dispatch.TILED if fits(block) else ():
-        entry = dispatch.BACKENDS.get(backend)
-        if entry is None or not entry.takes(device.type) or entry.why_not() is not None:
+    convolution = layers.convolution_of(block.sites[0], dtype)
+    for name, backend in dispatch.BACKENDS.items() if fits(block) else ():
+        if not backend.worth_measuring(OP, device.type, convolution) or backend.kernels[OP] is None:
             continue
-        choices, _ = layers.choices(block.sites[0], dtype, device, backend)
-        for config in choices[: layers.CHOICES]:
-            found[f"{layers.named(backend, config)}, paired"] = functools.partial(_make, backend=backend, config=config)
+        together = [c for c in backend.configurations(OP, convolution) if c.get("tile") != "apart"]
+        for config in together[: layers.CHOICES]:
+            found[f"{layers.named(name, config)}, paired"] = functools.partial(_make, backend=name, config=config)
     return found
 
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from . import schedule
-from .common import relu
+from .common import activate
 
 
 @triton.jit
@@ -13,7 +13,7 @@ def _add_relu_kernel(x_ptr, residual_ptr, out_ptr, size, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # int64: size can pass 2**31
     mask = i < size
     y = tl.load(x_ptr + i, mask=mask).to(tl.float32) + tl.load(residual_ptr + i, mask=mask).to(tl.float32)
-    tl.store(out_ptr + i, relu(y), mask=mask)
+    tl.store(out_ptr + i, activate(y, 1), mask=mask)
 
 
 @triton.jit

@@ -1,16 +1,17 @@
-"""out = [relu]((x - mean) * invstd * weight + bias [+ residual]) per channel; statistics and gradient: the next files.
+"""out = activation((x - mean) * invstd * weight + bias [+ residual]) per channel. Statistics: bn_stats.py; gradient:
+bn_relu_backward.py.
 
-Both layouts go through the same kernels as [outer, channels, inner]; launch.Tiles says how.
+Both layouts go through the same kernels as [outer, channels, inner]; schedule.Tiles says how.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from .. import epilogue as activations
 from . import schedule
-from .bn_relu_backward import bn_relu_backward_apply, bn_relu_backward_reduce
-from .bn_stats import bn_stats, bn_stats_merge
 from .common import (
+    activate,
     blocks,
     inverse_std,
     load_channels,
@@ -20,16 +21,6 @@ from .common import (
     tile_2d,
     tile_positions,
 )
-from .common import relu as _relu
-
-__all__ = [
-    "bn_add_bn_relu",
-    "bn_relu",
-    "bn_relu_backward_apply",
-    "bn_relu_backward_reduce",
-    "bn_stats",
-    "bn_stats_merge",
-]
 
 
 @triton.jit
@@ -44,7 +35,7 @@ def _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, mask):
 @triton.jit
 def _bn_relu_kernel(
     x_ptr, mean_ptr, spread_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, eps, outer, channels, inner,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     tile, channel, channel_mask = program_channels(channels, BLOCK_C)
     offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
@@ -56,17 +47,17 @@ def _bn_relu_kernel(
     y += over_positions(bias, CHANNELS_LAST)
     if residual_ptr is not None:
         y += tl.load(residual_ptr + offsets, mask=mask).to(tl.float32)
-    if RELU:
-        y = _relu(y)
-    tl.store(out_ptr + offsets, y, mask=mask)
+    tl.store(out_ptr + offsets, activate(y, ACTIVATION), mask=mask)
 
 
-def bn_relu(x, mean, spread, weight, bias, residual, out, eps, relu):
+def bn_relu(x, epilogue, out):
+    norm, residual, activation = epilogue
+    activations.check(activation)
     tiles = schedule.elementwise(*outer_channels_inner(x))
     with torch.cuda.device_of(x):
         _bn_relu_kernel[tiles.grid](
-            x, mean, spread, weight, bias, residual, out, eps, tiles.outer, tiles.channels, tiles.inner,
-            RELU=relu, **blocks(tiles),
+            x, norm.mean, norm.spread, norm.weight, norm.bias, residual, out, norm.eps,
+            tiles.outer, tiles.channels, tiles.inner, ACTIVATION=activation, **blocks(tiles),
         )  # fmt: skip
 
 
@@ -89,13 +80,14 @@ def _bn_add_bn_relu_kernel(
     y = (x - over_positions(mean, CHANNELS_LAST)) * over_positions(scale, CHANNELS_LAST)
     y += over_positions(bias + bias_z, CHANNELS_LAST)
     y += (z - over_positions(mean_z, CHANNELS_LAST)) * over_positions(scale_z, CHANNELS_LAST)
-    tl.store(out_ptr + offsets, _relu(y), mask=mask)
+    tl.store(out_ptr + offsets, activate(y, 1), mask=mask)
 
 
-def bn_add_bn_relu(x, mean, spread, weight, bias, eps, z, mean_z, spread_z, weight_z, bias_z, eps_z, out):
+def bn_add_bn_relu(x, norm, z, norm_z, out):
     tiles = schedule.elementwise(*outer_channels_inner(x))
     with torch.cuda.device_of(x):
         _bn_add_bn_relu_kernel[tiles.grid](
-            x, mean, spread, weight, bias, eps, z, mean_z, spread_z, weight_z, bias_z, eps_z, out,
+            x, norm.mean, norm.spread, norm.weight, norm.bias, norm.eps,
+            z, norm_z.mean, norm_z.spread, norm_z.weight, norm_z.bias, norm_z.eps, out,
             tiles.outer, tiles.channels, tiles.inner, **blocks(tiles),
         )  # fmt: skip

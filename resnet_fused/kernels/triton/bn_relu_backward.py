@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import epilogue as activations
 from . import schedule
 from .common import (
     blocks,
@@ -102,7 +103,14 @@ def _bn_relu_backward_apply_kernel(
         tl.store(grad_x_ptr + offsets, g * over_positions(scale, CHANNELS_LAST), mask=mask)
 
 
-def bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu, grad2=None, masked=None):
+def _mask(out, activation):
+    """What the mask is taken from: the output of a ReLU; nothing without an activation."""
+    activations.check(activation)
+    return out if activation == activations.RELU else None
+
+
+def bn_relu_backward_reduce(grad, x, out, norm, sum_g, sum_gx, activation, grad2=None, masked=None):
+    mean, spread, eps = (None, None, None) if norm is None else (norm.mean, norm.spread, norm.eps)
     tiles = schedule.reduction(*outer_channels_inner(grad))
     channels, slices = tiles.channels, tiles.slices
     merge = schedule.merge(slices, channels)
@@ -110,7 +118,7 @@ def bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu
     partial = torch.empty((len(sums), slices, channels), dtype=torch.float32, device=grad.device)
     with torch.cuda.device_of(grad):
         _bn_relu_backward_reduce_kernel[tiles.grid](
-            grad, grad2, x, out if relu else None, mean, spread, masked, partial, eps,
+            grad, grad2, x, _mask(out, activation), mean, spread, masked, partial, eps,
             tiles.outer, channels, tiles.inner, tiles.position_tiles, tiles.steps, slices, **blocks(tiles),
         )  # fmt: skip
         for part, total in zip(partial, sums, strict=True):
@@ -119,14 +127,13 @@ def bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu
             )
 
 
-def bn_relu_backward_apply(
-    grad, x, out, mean, spread, weight, sum_g, sum_gx, grad_x, grad_residual, eps, relu, grad2=None
-):  # fmt: skip
+def bn_relu_backward_apply(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, activation, grad2=None):
     tiles = schedule.elementwise(*outer_channels_inner(grad))
-    training = eps is None
+    training = norm.of_batch
     with torch.cuda.device_of(grad):
         _bn_relu_backward_apply_kernel[tiles.grid](
-            grad, grad2, x if training else None, out if relu else None, mean if training else None, spread, weight,
+            grad, grad2, x if training else None, _mask(out, activation), norm.mean if training else None, norm.spread,
+            norm.weight,
             sum_g if training else None, sum_gx if training else None, grad_x, grad_residual,
-            eps, grad.numel() // tiles.channels, tiles.outer, tiles.channels, tiles.inner, **blocks(tiles),
+            norm.eps, grad.numel() // tiles.channels, tiles.outer, tiles.channels, tiles.inner, **blocks(tiles),
         )  # fmt: skip

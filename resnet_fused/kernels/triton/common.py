@@ -1,4 +1,4 @@
-"""What the kernels share: ReLU, e4m3, per-channel parameters, the position of a tile."""
+"""What the kernels share: the activation, e4m3, per-channel parameters, the position of a tile."""
 
 import triton
 import triton.language as tl
@@ -9,9 +9,13 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def relu(y):
-    # not tl.maximum: it turns NaN into 0, and -0.0 into 0.0
-    return tl.where(y < 0.0, 0.0, y)
+def activate(y, ACTIVATION: tl.constexpr):
+    """ACTIVATION: 0 none, 1 ReLU, as in kernels/epilogue.py, whose `check` refuses others before a launch."""
+    if ACTIVATION == 1:
+        # not tl.maximum: it turns NaN into 0, and -0.0 into 0.0
+        return tl.where(y < 0.0, 0.0, y)
+    else:
+        return y
 
 
 @triton.jit
@@ -82,7 +86,7 @@ def scale_shift(channel, mask, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, ep
 
 @triton.jit
 def tile_positions(tile, outer, channels, inner, BLOCK_R: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Offsets (channel excluded), mask and number of the valid ones of a tile's BLOCK_R positions; see launch.Tiles."""
+    """Offsets (channel excluded), mask and number of the valid ones of a tile's BLOCK_R positions; see schedule.Tiles."""
     lane = tl.arange(0, BLOCK_R)
     if CHANNELS_LAST:
         first = tl.cast(tile, tl.int64) * BLOCK_R
@@ -127,7 +131,7 @@ def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def program_channels(channels, BLOCK_C: tl.constexpr):
-    """(part, channel, mask) of this program; the channel block runs fastest, as launch.Tiles says."""
+    """(part, channel, mask) of this program; the channel block runs fastest, as schedule.Tiles says."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, BLOCK_C)
     part = program // blocks
@@ -144,7 +148,7 @@ def outer_channels_inner(x):
 
 
 def blocks(tiles):
-    """launch.Tiles as the compile-time arguments and options of a kernel."""
+    """schedule.Tiles as the compile-time arguments and options of a kernel."""
     return {
         "BLOCK_R": tiles.block_r,
         "BLOCK_C": tiles.block_c,

@@ -1,4 +1,4 @@
-"""Evaluation: out = [relu](conv(x, weight) * scale + shift [+ residual]), one implicit GEMM and its epilogue.
+"""Evaluation: out = activation(conv(x, weight) * scale + shift [+ residual]), one implicit GEMM and its epilogue.
 
 scale = bn_weight / sqrt(var + eps), shift = bn_bias - mean * scale, in float32, from the live tensors: nothing is
 folded into the weights, so nothing can go stale, and a large scale cannot overflow fp16 weights.
@@ -13,9 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import epilogue as activations
+from .. import layout
 from . import schedule
 from .bn_stats import finalise
-from .common import INTERPRETED, narrow, relu, scale_shift, widen
+from .common import INTERPRETED, activate, narrow, scale_shift, widen
 from .conv_moments import store_moments
 
 
@@ -42,7 +44,7 @@ def _positions(start, lane, p, q):
     """(first image, images ahead of it, row, column) of the output positions start + lane.
 
     Only the scalar division is 64-bit; per row it would cost about 100 instructions. Offsets from the first image fit
-    into 32 bits unless launch.wide_offsets says otherwise.
+    into 32 bits unless schedule.wide_offsets says otherwise.
     """
     pixels = tl.cast(p, tl.int32) * q
     image = start // pixels
@@ -62,7 +64,7 @@ def _inside(coordinate, size):
 def _finish(
     acc, start, first, group, m, k, p, q,
     mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
-    out_n, out_k, out_p, out_q, OFFSET: tl.constexpr, RELU: tl.constexpr,
+    out_n, out_k, out_p, out_q, OFFSET: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """The epilogue of the tile acc: positions start + ..., channels first + ... of `group`, which has k of them."""
     ROWS: tl.constexpr = acc.shape[0]
@@ -76,7 +78,7 @@ def _finish(
             _finish(
                 halves[i], start, first + i * (COLUMNS // 2), group, m, k, p, q,
                 mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
-                out_n, out_k, out_p, out_q, OFFSET, RELU,
+                out_n, out_k, out_p, out_q, OFFSET, ACTIVATION,
             )  # fmt: skip
     else:
         lane = tl.arange(0, ROWS)
@@ -94,8 +96,7 @@ def _finish(
             if residual_scale is not None:
                 added *= residual_scale
             y += added
-        if RELU:
-            y = relu(y)
+        y = activate(y, ACTIVATION)
         tl.store(out_ptr + image * out_n + offsets, narrow(y, out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -106,7 +107,7 @@ def _conv_kernel(
     x_n, x_c, x_h, x_w, weight_k, weight_c, weight_r, weight_s, out_n, out_k, out_p, out_q,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, iterations,
     R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    OFFSET: tl.constexpr, PRECISION: tl.constexpr, FLAT: tl.constexpr, EVEN: tl.constexpr, RELU: tl.constexpr,
+    OFFSET: tl.constexpr, PRECISION: tl.constexpr, FLAT: tl.constexpr, EVEN: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """One tile of one group: BLOCK_M positions x BLOCK_K channels, `iterations` steps of depth BLOCK_D.
 
@@ -187,7 +188,7 @@ def _conv_kernel(
         _finish(
             acc, start, (tile - block * blocks) * BLOCK_K, group, m, k, p, q,
             mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
-            out_n, out_k, out_p, out_q, OFFSET, RELU,
+            out_n, out_k, out_p, out_q, OFFSET, ACTIVATION,
         )  # fmt: skip
         if moments_ptr is not None:
             store_moments(
@@ -200,7 +201,7 @@ def _conv_kernel(
 def _conv_merge_kernel(
     partial_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
     m, k, p, q, splits, out_n, out_k, out_p, out_q, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    OFFSET: tl.constexpr, RELU: tl.constexpr,
+    OFFSET: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Sums the splits in their order (no atomics: the same bits on every run), then the epilogue."""
     blocks = tl.cdiv(k, BLOCK_K)
@@ -218,18 +219,21 @@ def _conv_merge_kernel(
     _finish(
         acc, start, first, 0, m, k, p, q,
         mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
-        out_n, out_k, out_p, out_q, OFFSET, RELU,
+        out_n, out_k, out_p, out_q, OFFSET, ACTIVATION,
     )  # fmt: skip
 
 
-def _launch(x, weight, norm, out, stride, padding, dilation, groups, relu, statistics=False, config=None):
+def _launch(x, weight, norm, out, convolution, activation, statistics=False, config=None):
     """One launch of the kernel; (its configuration, [splits, m, k] sums or None, moments of the tiles or None).
 
-    `config`: fields of launch.Conv that replace the default ones (launch.conv_as).
+    `config`: fields of schedule.Conv that replace the default ones (schedule.conv_as).
     """
+    activations.check(activation)
+    weight = layout.in_format(weight, layout.CHANNELS_LAST)
     n, _, h, w = x.shape
     k, c, r, s = weight.shape
     p, q = out.shape[2:]
+    stride, padding, dilation, groups = convolution.geometry
     m = n * p * q
     precision = schedule.fp32_precision() if x.dtype == torch.float32 else "ieee"
     default = schedule.conv(m, k // groups, c, r * s, groups, x.element_size(), precision)
@@ -248,42 +252,42 @@ def _launch(x, weight, norm, out, stride, padding, dilation, groups, relu, stati
         m, c, h, w, k // groups, p, q, *x.stride(), *weight.stride(), *out.stride(),
         *stride, *padding, *dilation, config.iterations_per_split,
         R=r, S=s, BLOCK_M=config.block_m, BLOCK_K=config.block_k, BLOCK_D=config.block_d,
-        OFFSET=offset, PRECISION=precision, FLAT=config.flat, EVEN=c % config.block_d == 0, RELU=relu,
-        **config.options,
+        OFFSET=offset, PRECISION=precision, FLAT=config.flat, EVEN=c % config.block_d == 0,
+        ACTIVATION=activation, **config.options,
     )  # fmt: skip
     return offset, config.splits, partial, moments
 
 
-def conv_bn_relu(
-    x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu, config=None
-):  # fmt: skip
-    norm = (mean, var, bn_weight, bn_bias, eps, residual, None)
-    evaluate(x, weight, norm, out, stride, padding, dilation, groups, relu, config)
+def conv_bn_relu(x, weight, epilogue, out, convolution, config=None):
+    mean, var, _, bn_weight, bn_bias, eps = epilogue.norm
+    norm = (mean, var, bn_weight, bn_bias, eps, epilogue.residual, None)
+    evaluate(x, weight, norm, out, convolution, epilogue.activation, config)
 
 
-def evaluate(x, weight, norm, out, stride, padding, dilation, groups, relu, config):
+def evaluate(x, weight, norm, out, convolution, activation, config):
     """The kernel and, where the reduction is cut, the second one. `norm`: its arguments from mean to residual_scale."""
     with torch.cuda.device_of(x):
-        offset, splits, partial, _ = _launch(
-            x, weight, norm, out, stride, padding, dilation, groups, relu, config=config
-        )
+        offset, splits, partial, _ = _launch(x, weight, norm, out, convolution, activation, config=config)
         if partial is not None:
             k, (p, q) = weight.shape[0], out.shape[2:]
             m = out.numel() // k
             merge = schedule.conv_merge(m, k)
             _conv_merge_kernel[merge.grid](
                 partial, *norm, out, m, k, p, q, splits, *out.stride(),
-                BLOCK_M=merge.block_m, BLOCK_K=merge.block_k, OFFSET=offset, RELU=relu, **merge.options,
+                BLOCK_M=merge.block_m, BLOCK_K=merge.block_k, OFFSET=offset, ACTIVATION=activation,
+                **merge.options,
             )  # fmt: skip
 
 
 def conv_stats(
-    x, weight, out, mean, invstd, running_mean, running_var, num_batches_tracked,
-    stride, padding, dilation, groups, momentum, eps,
+    x, weight, out, mean, invstd, running_mean, running_var, num_batches_tracked, convolution, momentum, eps,
+    config=None,
 ):  # fmt: skip
     """out = conv(x, weight), and what bn_stats would give for it without another pass over it."""
     nothing = (None,) * 7  # of a norm and a residual: the epilogue stores the sums themselves
     k = weight.shape[0]
     with torch.cuda.device_of(x):
-        *_, moments = _launch(x, weight, nothing, out, stride, padding, dilation, groups, False, statistics=True)
+        *_, moments = _launch(
+            x, weight, nothing, out, convolution, activations.NONE, statistics=True, config=config
+        )  # fmt: skip
         finalise(moments, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, out.numel() // k)

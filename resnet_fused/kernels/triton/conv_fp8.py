@@ -14,14 +14,14 @@ from .conv_bn_relu import evaluate
 
 
 def conv_fp8(
-    x, weight, scale, shift, residual, residual_scale, out, stride, padding, dilation, relu, config=None
+    x, weight, scale, shift, residual, residual_scale, activation, out, convolution, config=None
 ):  # fmt: skip
-    """out = [relu](conv(x, weight) * scale + shift [+ residual * residual_scale]); all channels_last.
+    """out = activation(conv(x, weight) * scale + shift [+ residual * residual_scale]); all channels_last.
 
-    x, weight: e4m3; scale, shift: [K] float32; residual, out: e4m3 or bfloat16. `config`: as `launch.conv_as`.
+    x, weight: e4m3; scale, shift: [K] float32; residual, out: e4m3 or bfloat16. `config`: as `schedule.conv_as`.
     """
     norm = (None, None, scale, shift, None, residual, None if residual is None else residual_scale)
-    evaluate(x, weight, norm, out, stride, padding, dilation, 1, relu, config)
+    evaluate(x, weight, norm, out, convolution, activation, config)
 
 
 @triton.jit

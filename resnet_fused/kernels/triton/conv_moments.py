@@ -7,7 +7,7 @@ import triton.language as tl
 @triton.jit
 def store_moments(acc, valid, n, part, first, k, base, channels, STORED: tl.constexpr, partial_ptr, slices):
     """The n rows of `acc` that are `valid` -> pivot, mean - pivot and M2 of its columns, as slice `part` of the layout of
-    _bn_stats.py: three planes [slices, channels], then the counts [slices].
+    bn_stats.py: three planes [slices, channels], then the counts [slices].
 
     first, k: of the columns within a group that begins at channel `base`. STORED: the type in which `acc` is stored.
     """

@@ -11,34 +11,37 @@ import torch.nn.functional as F
 from ... import dispatch
 from ...kernels import e4m3 as fp8
 from ...kernels import layout
+from ...kernels.epilogue import NONE, activate
+from ...kernels.shapes import convolution_of
 from ..define import define
-from .op import out_shape
 
 STORED = (fp8.E4M3, torch.bfloat16)
 
 
-def reference(x, weight, scale, shift, residual, residual_scale, stride, padding, dilation, relu, dtype=torch.float64):
+def reference(
+    x, weight, scale, shift, residual, residual_scale, stride, padding, dilation, activation, dtype=torch.float64
+):
     """The result before it is stored, computed in `dtype`."""
     y = F.conv2d(x.to(dtype), weight.to(dtype), None, stride, padding, dilation)
     y = y * scale.to(dtype).view(1, -1, 1, 1) + shift.to(dtype).view(1, -1, 1, 1)
     y = y if residual is None else y + residual.to(dtype) * residual_scale
-    return torch.relu(y) if relu else y
+    return activate(y, activation)
 
 
 def magnitude(x, weight, scale, shift, residual, residual_scale, stride, padding, dilation):
     """The sum of the sizes of all terms of each result, which errors of its sum are shares of."""
     sizes = [None if t is None else t.double().abs() for t in (x, weight, scale, shift, residual)]
-    return reference(*sizes, residual_scale, stride, padding, dilation, False)
+    return reference(*sizes, residual_scale, stride, padding, dilation, NONE)
 
 
-def _check(x, weight, scale, shift, residual, out, stride, padding, dilation):
+def _check(x, weight, scale, shift, residual, out, convolution):
     if x.dtype != fp8.E4M3 or weight.dtype != fp8.E4M3:
         raise TypeError(f"conv_fp8: x and weight should be float8_e4m3fn, got {x.dtype} and {weight.dtype}")
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"conv_fp8: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
     if (why := fp8.refusal(weight.shape, 1)) is not None:
         raise ValueError(f"conv_fp8: {why}")
-    shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
+    shape = convolution.out_shape
     for name, t in (("out", out), ("residual", residual)):
         if t is None:
             continue
@@ -52,20 +55,21 @@ def _check(x, weight, scale, shift, residual, out, stride, padding, dilation):
             raise ValueError(f"conv_fp8: {name} should be channels_last, its strides are {tuple(t.stride())}")
 
 
-def run(x, weight, scale, shift, residual, residual_scale, out, stride, padding, dilation, relu, tile):
+def run(x, weight, scale, shift, residual, residual_scale, out, stride, padding, dilation, activation, tile):
     """`tile`: block_m, block_k, num_warps, num_stages and splits that were measured, or nothing."""
-    _check(x, weight, scale, shift, residual, out, stride, padding, dilation)
+    convolution = convolution_of(x, weight, stride, padding, dilation, 1)
+    _check(x, weight, scale, shift, residual, out, convolution)
     if out.numel() == 0:
         return
     arguments = x, weight, scale, shift, residual, residual_scale
     choice = dispatch.choose_fp8("conv_fp8", x)
-    if choice.backend == "eager":
-        y = reference(*arguments, stride, padding, dilation, relu, torch.float32)
+    kernel = dispatch.kernel(choice, "conv_fp8")
+    if kernel is None:
+        y = reference(*arguments, stride, padding, dilation, activation, torch.float32)
         out.copy_(fp8.narrow(y, out.dtype))
         return
-    kernel = dispatch.kernel(choice, "conv_fp8", "conv_fp8")
     config = dict(zip(fp8.TILE, tile, strict=True)) if tile else None
-    kernel(*arguments, out, stride, padding, dilation, relu, config=config)
+    kernel(*arguments, activation, out, convolution, config=config)
 
 
 def run_quantise(x, inverse, out):
@@ -74,10 +78,11 @@ def run_quantise(x, inverse, out):
     if out.numel() == 0:
         return
     choice = dispatch.choose_fp8("quantise_fp8", x)
-    if choice.backend == "eager":
+    kernel = dispatch.kernel(choice, "quantise_fp8")
+    if kernel is None:
         out.copy_(fp8.narrow(x.float() * inverse, fp8.E4M3))
         return
-    dispatch.kernel(choice, "conv_fp8", "quantise_fp8")(x, inverse, out)
+    kernel(x, inverse, out)
 
 
 def _fake(*arguments):
@@ -86,7 +91,7 @@ def _fake(*arguments):
 
 define(
     "conv_fp8(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? residual, float residual_scale, Tensor(a!) out,"
-    " int[] stride, int[] padding, int[] dilation, bool relu, int[] tile) -> ()",
+    " int[] stride, int[] padding, int[] dilation, int activation, int[] tile) -> ()",
     run,
     _fake,
 )

@@ -4,6 +4,7 @@ import torch
 
 from ... import dispatch
 from ...kernels import layout
+from ...kernels.shapes import Convolution
 
 
 def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, want_weight):
@@ -29,10 +30,12 @@ def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, w
 
 def _input_grad(grad, x, weight, geometry):
     """The gradient of x by a kernel of ours, or None where it is torch's to compute."""
-    choice = dispatch.choose_conv_input_grad(grad, weight, *geometry)
+    convolution = Convolution(grad.shape, weight.transpose(0, 1).shape, grad.dtype, *geometry)
+    choice = dispatch.choose_conv_input_grad(grad, weight, convolution)
+    kernel = dispatch.kernel(choice, "conv_input_grad")
     # Not from one pixel to a larger map: the pixel is channels_last whatever the network is, the map is not.
-    if choice.backend in ("torch", "eager") or not layout.is_channels_last(x):
+    if kernel is None or not layout.is_channels_last(x):
         return None
     grad_x = torch.empty_like(x, memory_format=layout.CHANNELS_LAST)
-    dispatch.kernel(choice, "conv_bn_relu", "conv_input_grad")(grad, weight, grad_x, *geometry)
+    kernel(grad, weight, grad_x, convolution)
     return grad_x

@@ -5,18 +5,11 @@ import torch.nn.functional as F
 
 from ... import dispatch
 from ...kernels import layout
+from ...kernels.epilogue import NONE, RELU, Epilogue, Norm, saves_output
+from ...kernels.shapes import convolution_of, out_shape
 from ..bn_relu import apply, backward_apply, sums
 from ..define import LIB, define, left_to_torch
 from .gradients import conv_gradients
-
-
-def out_shape(x, weight, stride, padding, dilation):
-    """[N, K, P, Q] of conv2d from the two shapes; P = (H + 2 * padding - dilation * (R - 1) - 1) // stride + 1."""
-    spatial = (
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, k, s, p, d in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
-    )
-    return (x[0], weight[0], *spatial)
 
 
 def out_format(x, weight):
@@ -43,34 +36,22 @@ def only_values(x, weight, parameters, stride, padding, dilation, eps):
     return all(p.shape == weight.shape[:1] and p.dtype in (x.dtype, torch.float32) for p in tensors[1:])
 
 
-def pick(op, x, weight, residual, stride, padding, dilation, groups):
-    detail = weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups  # the dispatcher's lists have no hash
-    return dispatch.pick(op, x, weight, residual, detail=detail)
-
-
-def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu):
+def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, activation):
     memory_format = out_format(x, weight)
     x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
-    conv = stride, padding, dilation, groups
-    detail = weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups  # the dispatcher's lists have no hash
-    choice = dispatch.choose("conv_bn_relu", x, weight, residual, detail=detail)
-    norm = mean, var, bn_weight, bn_bias
-    if choice.backend not in ("torch", "eager"):
-        shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
-        if choice.backend != "native":
-            weight = layout.in_format(weight, memory_format)
-            kernel = dispatch.kernel(choice, "conv_bn_relu", "conv_bn_relu")
-            kernel(x, weight, *norm, residual, out, *conv, eps, relu)
+    convolution = convolution_of(x, weight, stride, padding, dilation, groups)
+    choice = dispatch.choose("conv_bn_relu", x, weight, residual, convolution=convolution)
+    epilogue = Epilogue(Norm(mean, var, None, bn_weight, bn_bias, eps), residual, activation)
+    kernel = dispatch.kernel(choice, "conv_bn_relu")
+    if kernel is not None:
+        out = torch.empty(convolution.out_shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+        if kernel(x, weight, epilogue, out, convolution) is not False:
             return out
-        dense = weight if weight.stride(2) == 3 * weight.stride(3) else weight.contiguous()
-        kernel = dispatch.kernel(choice, "conv_bn_relu", "winograd_conv_bn_relu")
-        if kernel(x, dense, *norm, residual, out, padding[0], eps, relu):
-            return out
-        # Winograd spreads a NaN or an infinity over its tile; the direct sum knows where they belong.
-        dispatch.note("conv_bn_relu", x, dispatch.Choice("torch", "a value was not finite: again, by the direct sum"))
-    z = layout.in_format(_convolution(x, weight, *conv), memory_format)
-    return apply(z, *norm, residual, z, eps, relu)
+        # The direct sum knows where a NaN or an infinity belongs.
+        again = dispatch.Choice(dispatch.TORCH.name, "a value was not finite: again, by the direct sum")
+        dispatch.note("conv_bn_relu", x, again)
+    z = layout.in_format(_convolution(x, weight, stride, padding, dilation, groups), memory_format)
+    return apply(z, epilogue, z)
 
 
 def _convolution(x, weight, stride, padding, dilation, groups):
@@ -81,14 +62,14 @@ def _convolution(x, weight, stride, padding, dilation, groups):
     return F.conv2d(x, weight, None, stride, padding, dilation, groups)
 
 
-def _fake(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, relu):
+def _fake(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, activation):
     shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=out_format(x, weight))
 
 
 define(
     "conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, Tensor? residual,"
-    " int[] stride, int[] padding, int[] dilation, SymInt groups, float eps, bool relu) -> Tensor",
+    " int[] stride, int[] padding, int[] dilation, SymInt groups, float eps, int activation) -> Tensor",
     run,
     _fake,
 )
@@ -104,16 +85,16 @@ def _run_backward(
     shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
     memory_format = out_format(x, weight)
     grad, out = layout.in_format(grad, memory_format), layout.in_format(out, memory_format)
-    relu = out is not None
+    activation = NONE if out is None else RELU
     none = grad.new_empty(0)
-    grad_bias = sums(grad, None, out, None, None, eps, relu, with_gx=False)[0] if want_bias else none.float()
+    grad_bias = sums(grad, None, out, None, activation)[0] if want_bias else none.float()
     wants_conv = want_x or want_weight
     like = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory_format)
     grad_z, grad_residual = _empty(like, wants_conv), _empty(like, want_residual)
     if wants_conv or want_residual:
         backward_apply(
-            grad, None, out, None, var, bn_weight, None, None,
-            grad_z if wants_conv else None, grad_residual if want_residual else None, eps, relu,
+            grad, None, out, Norm(None, var, None, bn_weight, None, eps), None, None,
+            grad_z if wants_conv else None, grad_residual if want_residual else None, activation,
         )  # fmt: skip
     dense = layout.in_format(x, memory_format)
     grad_x, grad_weight = conv_gradients(
@@ -156,9 +137,11 @@ def _differentiable_backward(
 
 
 def _setup(ctx, inputs, output):
-    x, weight, _, var, bn_weight, bn_bias, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.eps, relu = inputs
+    x, weight, _, var, bn_weight, bn_bias, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.eps, activation = (
+        inputs
+    )
     ctx.bias_dtype = None if bn_bias is None else bn_bias.dtype
-    ctx.save_for_backward(x, weight, var, bn_weight, output if relu else None)
+    ctx.save_for_backward(x, weight, var, bn_weight, output if saves_output(activation) else None)
 
 
 def _backward(ctx, grad):

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 
 from ... import dispatch
-from ...kernels import eager, layout
+from ...kernels import layout
+from ...kernels.epilogue import NONE, RELU, Epilogue, Norm
+from ...kernels.shapes import convolution_of, out_shape
 from ..bn_relu import apply, backward_apply, sums
 from ..convolution.gradients import conv_gradients
-from ..convolution.op import out_format, out_shape
+from ..convolution.op import out_format
 from . import sync
 
 # Rows of the statistics [4, C] of a unit, float32. VAR is unbiased, for the running statistics; SCRATCH is what the
@@ -40,10 +42,10 @@ class Unit(NamedTuple):
         return self.stride, self.padding, self.dilation
 
     def norm(self, stats):
-        """(mean, spread, weight, bias, eps) as the kernels take them."""
+        """The Norm as the kernels take it."""
         if self.mean is None:
-            return stats[MEAN], stats[INVSTD], self.bn_weight, self.bn_bias, None
-        return self.mean, self.var, self.bn_weight, self.bn_bias, self.eps
+            return Norm(stats[MEAN], None, stats[INVSTD], self.bn_weight, self.bn_bias, None)
+        return Norm(self.mean, self.var, None, self.bn_weight, self.bn_bias, self.eps)
 
 
 class Block(NamedTuple):
@@ -76,12 +78,13 @@ def convolve(x, unit):
         part = sync.empty_part(stats) if unit.group else None
         mean, var = (stats[MEAN], stats[VAR]) if part is None else sync.moments(part)
         z = empty_output(x, unit)
-        choice = dispatch.choose_conv_stats(x, unit.weight, z, *map(tuple, unit.convolution), unit.groups)
+        convolution = convolution_of(x, unit.weight, *unit.convolution, unit.groups)
+        choice = dispatch.choose_conv_stats(x, unit.weight, z, convolution)
+        kernel = dispatch.kernel(choice, "conv_stats")
         # Not a larger map from one pixel: the pixel is channels_last whatever the network is, the map is not.
-        if choice.backend not in ("torch", "eager") and layout.is_channels_last(z):
-            dispatch.kernel(choice, "conv_bn_relu", "conv_stats")(
-                x, layout.in_format(unit.weight, layout.CHANNELS_LAST), z, mean, stats[INVSTD], stats[SCRATCH], var,
-                None, *unit.convolution, unit.groups, 1.0, unit.eps,
+        if kernel is not None and layout.is_channels_last(z):
+            kernel(
+                x, unit.weight, z, mean, stats[INVSTD], stats[SCRATCH], var, None, convolution, 1.0, unit.eps
             )  # fmt: skip
             return z, _over_processes(z, unit, stats, part)
     z = torch.ops.aten.convolution(x, unit.weight, None, *unit.convolution, False, [0, 0], unit.groups)
@@ -89,7 +92,7 @@ def convolve(x, unit):
     if unit.mean is None:
         if z.numel() > 0:
             choice = dispatch.choose("bn_stats", z)
-            run = eager.stats if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_stats")
+            run = dispatch.kernel(choice, "bn_stats")
             run(z, mean, stats[INVSTD], stats[SCRATCH], var, None, 1.0, unit.eps)
         stats = _over_processes(z, unit, stats, part)
     return z, stats
@@ -101,15 +104,14 @@ def _over_processes(z, unit, stats, part):
     count = z.numel() // z.shape[1]
     parts = sync.gather(part, count, unit.group)
     choice = dispatch.choose("bn_stats_merge", parts)
-    run = eager.merge_stats if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_stats_merge")
+    run = dispatch.kernel(choice, "bn_stats_merge")
     run(parts, stats[MEAN], stats[INVSTD], stats[VAR], stats[SHARE], float(count), unit.eps)
     return stats
 
 
 def normalise(z, unit, stats):
     """relu(bn(z)), a new tensor. The backward calls it again: same arguments, same kernel, same bits."""
-    mean, spread, weight, bias, eps = unit.norm(stats)
-    return apply(z, mean, spread, weight, bias, None, torch.empty_like(z), eps, True)
+    return apply(z, Epilogue(unit.norm(stats)), torch.empty_like(z))
 
 
 def end_of_block(z, unit, stats, shortcut, projection=None, projection_stats=None):
@@ -117,16 +119,14 @@ def end_of_block(z, unit, stats, shortcut, projection=None, projection_stats=Non
     out = torch.empty_like(z)
     shortcut = layout.in_format(shortcut, layout.nearest_format(z))
     if projection is None:
-        mean, spread, weight, bias, eps = unit.norm(stats)
-        return apply(z, mean, spread, weight, bias, shortcut, out, eps, True)
+        return apply(z, Epilogue(unit.norm(stats), shortcut), out)
     return add_two(z, unit.norm(stats), shortcut, projection.norm(projection_stats), out)
 
 
 def add_two(z, norm, shortcut, norm_shortcut, out):
     """out = relu(bn(z) + bn(shortcut)), returned; norms as `Unit.norm` gives them."""
     choice = dispatch.choose("bn_add_bn_relu", z, shortcut)
-    run = eager.apply_two if choice.backend == "eager" else dispatch.kernel(choice, "bn_relu", "bn_add_bn_relu")
-    run(z, *norm, shortcut, *norm_shortcut, out)
+    dispatch.kernel(choice, "bn_add_bn_relu")(z, norm, shortcut, norm_shortcut, out)
     return out
 
 
@@ -137,23 +137,21 @@ def norm_backward(grad, z, out, unit, stats, want_z, want_affine, want_masked=Fa
     grad2: a second summand of grad, which is lost. One pass for the sums, one for the rest; where g is wanted, or is the sum
     of two, the first pass writes it, so that whoever reads it again reads one map and not two or three.
     """
-    mean, spread, weight, _, eps = unit.norm(stats)
-    batch_stats = eps is None
+    norm = unit.norm(stats)
     grad_weight = grad_bias = sum_g = sum_gx = None
     masked = torch.empty_like(grad) if want_masked and grad2 is None else grad2
     to_write = masked if want_masked else None
-    if want_affine or (batch_stats and want_z):
-        sum_g, sum_gx = sums(
-            grad, z, out, mean, spread, eps, out is not None, with_gx=z is not None, grad2=grad2, masked=masked
-        )
+    activation = NONE if out is None else RELU
+    if want_affine or (norm.of_batch and want_z):
+        sum_g, sum_gx = sums(grad, z, out, norm, activation, grad2, masked)
         grad_weight, grad_bias = sum_gx, sum_g
-        if batch_stats and unit.group:
+        if norm.of_batch and unit.group:
             sum_g, sum_gx = sync.sums(sum_g, sum_gx, stats[SHARE], unit.group)
         if masked is not None:
-            grad, grad2, out, to_write = masked, None, None, None
+            grad, grad2, out, to_write, activation = masked, None, None, None, NONE
     grad_z = torch.empty_like(grad) if want_z else None
     if want_z or to_write is not None:
-        backward_apply(grad, z, out, mean, spread, weight, sum_g, sum_gx, grad_z, to_write, eps, out is not None, grad2)
+        backward_apply(grad, z, out, norm, sum_g, sum_gx, grad_z, to_write, activation, grad2)
     return grad_z, grad_weight, grad_bias, masked if want_masked else None
 
 

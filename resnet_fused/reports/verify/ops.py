@@ -3,6 +3,7 @@
 import torch
 
 from ... import dispatch, ops
+from ...kernels.shapes import Convolution
 from ...measure.accuracy import budget_used, exact
 from ...ops.add_relu import reference as add_relu
 from ...ops.bn_relu import reference as bn_relu
@@ -21,26 +22,30 @@ CONVOLUTIONS = (
 
 
 def backends_of(device):
-    """The backends of their own kernels (or formulas) that can run on `device` here."""
-    return [n for n, b in dispatch.BACKENDS.items() if n != "torch" and b.takes(device) and b.why_not() is None]
+    """The backends with kernels (or formulas) of their own that can run on `device` here."""
+    return [
+        b for b in dispatch.BACKENDS.values() if b is not dispatch.TORCH and b.takes(device) and b.why_not() is None
+    ]
 
 
 def check_ops(device, dtype, quick):
     """Yields (label, function that compares): see verify.py."""
     for backend in backends_of(device):
-        # Off their device kernels run in an interpreter or emulator: slowly, and Triton's truncates to bfloat16.
-        simulated = device == "cpu" and backend not in ("native", "eager")
+        # Slowly, and Triton's interpreter truncates to bfloat16.
+        simulated = backend.simulated == device
         if simulated and dtype == torch.bfloat16:
             continue
-        for what, shape, build in _cases(quick or simulated, dtype, dispatch.NARROW.get(backend)):
-            label = {"what": what, "shape": "x".join(map(str, shape)), "dtype": str(dtype)[6:], "backend": backend}
+        for what, shape, build in _cases(quick or simulated, dtype, backend):
+            label = {"what": what, "shape": "x".join(map(str, shape)), "dtype": str(dtype)[6:]}
+            label["backend"] = backend.name
             yield label, lambda build=build: _compare(*build(device, dtype))
 
 
-def _cases(small, dtype, narrow):
-    """`narrow`: of a backend that takes only some convolutions, else None."""
+def _cases(small, dtype, backend):
+    """(what, shape, builder) of what `backend` runs, or hands on to torch's convolution and a pass of its own."""
     layers = LAYERS[2:] if small else LAYERS
-    for layer in layers if narrow is None else ():
+    passes = "bn_relu" in backend.kernels
+    for layer in layers if passes else ():
         shape = (2, layer[1] // 8, *layer[2:]) if small else layer
         for format_name, memory_format in (("", torch.channels_last), (" nchw", torch.contiguous_format)):
             if format_name and layer is not LAYERS[-1]:
@@ -51,10 +56,10 @@ def _cases(small, dtype, narrow):
     for name, layer, channels, kernel, stride in CONVOLUTIONS:
         shape = (1, max(3, layer[1] // 8), max(7, layer[2] // 4), max(7, layer[3] // 4)) if small else layer
         case = (shape, channels // 8 if small else channels, kernel, stride)
-        if narrow is not None:
-            geometry = (stride, stride), (kernel // 2, kernel // 2), (1, 1), 1
-            if narrow.refusal(shape, (case[1], shape[1], kernel, kernel), dtype, *geometry) is not None:
-                continue
+        weight, padding = (case[1], shape[1], kernel, kernel), kernel // 2
+        convolution = Convolution(shape, weight, dtype, (stride, stride), (padding, padding), (1, 1), 1)
+        if not passes and backend.why_not_op("conv_bn_relu", convolution) is not None:
+            continue
         for mode in ("eval", "frozen"):
             yield f"conv_bn_relu {name} {mode}", shape, _conv_bn_relu(*case, name, mode)
 

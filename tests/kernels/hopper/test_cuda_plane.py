@@ -3,16 +3,16 @@
 Without a GPU its kernels run on the emulator; with --device=cuda, on Hopper, they are the library's.
 """
 
-import functools
-
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import activation, channels, shifted
 
 from resnet_fused import dispatch, ops
+from resnet_fused.kernels.epilogue import Epilogue, Norm
 from resnet_fused.kernels.hopper.plane import cuda as cuda_plane
 from resnet_fused.kernels.hopper.plane import schedule as plane
+from resnet_fused.kernels.shapes import Convolution, convolution_of
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 from resnet_fused.ops.conv_bn_relu import reference
 
@@ -53,9 +53,9 @@ def run(library, x, weight, params, residual, arguments, relu, **more):
     like = F.conv2d(x[:1].float(), weight.float(), **arguments).shape
     out = torch.empty((len(x), *like[1:]), dtype=x.dtype, device=x.device).contiguous(memory_format=LAST)
     out.fill_(torch.nan)
-    cuda_plane.conv_bn_relu(
-        library, x, weight, mean, var, bn_weight, bn_bias, residual, out, *pairs(arguments), 1, EPS, relu, **more
-    )
+    epilogue = Epilogue(Norm(mean, var, None, bn_weight, bn_bias, EPS), residual, int(relu))
+    convolution = convolution_of(x, weight, *pairs(arguments), 1)
+    cuda_plane.conv_bn_relu(library, x, weight, epilogue, out, convolution, config=more)
     return out
 
 
@@ -144,19 +144,18 @@ def test_dispatcher_and_library_refuse_the_same(library, device, x_shape, weight
     x, weight = (torch.empty(s, dtype=dtype, device=device).to(memory_format=LAST) for s in (x_shape, weight_shape))
     geometry = [1, 1], [1, 1], [1, 1], groups
     theirs = library.conv_plane_refusal(x, weight, *geometry)
-    ours = plane.refusal(x_shape, weight_shape, dtype, *geometry)
+    convolution = Convolution(x_shape, weight_shape, dtype, *geometry)
+    ours = plane.refusal("conv_bn_relu", convolution)
     assert bool(theirs) == (ours is not None)
     if ours is not None:
         with pytest.raises(ValueError, match="the plane kernel"):
-            cuda_plane.conv_bn_relu(library, x, weight, *[None] * 6, *geometry, EPS, True)
+            cuda_plane.conv_bn_relu(library, x, weight, None, None, convolution)
 
 
 def test_the_public_op_runs_it(library, device, monkeypatch):
     """By name; the op notes what ran, and differentiates as with any backend."""
-    backend = dispatch.Backend(
-        lambda: None, lambda name: True, lambda stem, op: functools.partial(cuda_plane.conv_bn_relu, library)
-    )
-    monkeypatch.setitem(dispatch.BACKENDS, "cuda_plane", backend)
+    here = {"device": device, "why_not": lambda: None, "kernels": cuda_plane.kernels(lambda: library)}
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda_plane", cuda_plane.BACKEND._replace(**here))
     x, weight, params, r = make(device, torch.bfloat16, (3, 64, 4, 4), (128, 64, 3, 3), True, {"padding": 1})
     with dispatch.record() as rows, dispatch.backend("cuda_plane"), dispatch.configured({"places": 2}):
         ours = ops.conv_bn_relu(x, weight, *params, r, padding=1)
@@ -181,15 +180,18 @@ def test_gradient_of_the_input(library, device, dtype, shape, weight_shape, stri
     like = F.conv2d(torch.empty(shape, device=device), weight.float(), None, stride, padding)
     grad = activation(like.shape, dtype, device=device)
     out = torch.empty(shape, dtype=dtype, device=device).contiguous(memory_format=LAST).fill_(torch.nan)
-    where = [stride, stride], [padding, padding], [1, 1]
-    cuda_plane.conv_input_grad(library, grad, weight, out, *where, 1, places=places, cluster=cluster)
+    where = (stride, stride), (padding, padding), (1, 1), 1
+    convolution = convolution_of(grad, weight.transpose(0, 1), *where)
+    config = {"places": places, "cluster": cluster}
+    cuda_plane.conv_input_grad(library, grad, weight, out, convolution, config)
     eager, oracle = (
         torch.nn.grad.conv2d_input(shape, convert(weight), convert(grad), stride, padding)
         for convert in (lambda t: t, exact)
     )
     assert_within_budget(out, eager, oracle, "the gradient of the input")
     with pytest.raises(ValueError, match="from 128 on, not 64"):
-        cuda_plane.conv_input_grad(library, grad, weight[:, :64], out, *where, 1)
+        few = weight[:, :64]
+        cuda_plane.conv_input_grad(library, grad, few, out, convolution_of(grad, few.transpose(0, 1), *where))
 
 
 def test_a_table_is_made_once_and_not_inside_of_a_capture(library, device, monkeypatch):

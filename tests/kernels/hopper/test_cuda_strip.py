@@ -3,14 +3,14 @@
 Without a GPU its kernels run on the emulator; with --device=cuda, on Hopper, they are the library's.
 """
 
-import functools
-
 import pytest
 import torch
 from cases import activation, channels, shifted
 
 from resnet_fused import dispatch, ops
+from resnet_fused.kernels.epilogue import Epilogue, Norm
 from resnet_fused.kernels.hopper.strip import cuda as cuda_strip
+from resnet_fused.kernels.shapes import Convolution, convolution_of
 from resnet_fused.measure.accuracy import assert_within_budget, exact
 from resnet_fused.ops.conv_bn_relu import reference
 
@@ -29,7 +29,8 @@ def make(device, dtype, shape):
 def run(library, x, weight, params, residual, relu=True, out=None):
     bn_weight, bn_bias, mean, var = params
     out = torch.full_like(x, torch.nan) if out is None else out
-    cuda_strip.conv_bn_relu(library, x, weight, mean, var, bn_weight, bn_bias, residual, out, *GEOMETRY, EPS, relu)
+    epilogue = Epilogue(Norm(mean, var, None, bn_weight, bn_bias, EPS), residual, int(relu))
+    cuda_strip.conv_bn_relu(library, x, weight, epilogue, out, convolution_of(x, weight, *GEOMETRY))
     return out
 
 
@@ -84,12 +85,13 @@ def test_dispatcher_and_library_refuse_the_same(library, device, change, why):
     dtype, geometry = given["dtype"], [given[name] for name in ("stride", "padding", "dilation", "groups")]
     x, weight = (torch.empty(given[t], dtype=dtype, device=device).to(memory_format=LAST) for t in ("x", "weight"))
     theirs = library.conv_strip_refusal(x, weight, *geometry)
-    ours = cuda_strip.refusal(x.shape, weight.shape, dtype, *geometry)
+    convolution = Convolution(x.shape, weight.shape, dtype, *geometry)
+    ours = cuda_strip.refusal("conv_bn_relu", convolution)
     assert bool(theirs) == (ours is not None) == (why is not None)
     if why is not None:
         assert why in ours and why in theirs.replace("groups 1, not 2", "one group, not 2")
         with pytest.raises(ValueError, match="the strip kernel"):
-            cuda_strip.conv_bn_relu(library, x, weight, *[None] * 6, *geometry, EPS, True)
+            cuda_strip.conv_bn_relu(library, x, weight, None, None, convolution)
 
 
 def test_wrong_tensors_are_refused_in_one_line(library, device):
@@ -104,10 +106,8 @@ def test_wrong_tensors_are_refused_in_one_line(library, device):
 
 def test_the_public_op_runs_it(library, device, monkeypatch):
     """By name; the op notes what ran."""
-    backend = dispatch.Backend(
-        lambda: None, lambda name: True, lambda stem, op: functools.partial(getattr(cuda_strip, op), library)
-    )
-    monkeypatch.setitem(dispatch.BACKENDS, "cuda_strip", backend)
+    here = {"device": device, "why_not": lambda: None, "kernels": cuda_strip.kernels(lambda: library)}
+    monkeypatch.setitem(dispatch.BACKENDS, "cuda_strip", cuda_strip.BACKEND._replace(**here))
     x, weight, params, residual = make(device, torch.bfloat16, (3, 64, 4, 4))
     with dispatch.record() as rows, dispatch.backend("cuda_strip"):
         ours = ops.conv_bn_relu(x, weight, *params, residual, padding=1)
@@ -118,11 +118,13 @@ def test_the_public_op_runs_it(library, device, monkeypatch):
 def test_gradient_of_the_input(library, device, dtype):
     grad, weight, *_ = make(device, dtype, (9, 64, 3, 15))
     out = torch.full_like(grad, torch.nan)
-    cuda_strip.conv_input_grad(library, grad, weight, out, *GEOMETRY)
+    convolution = convolution_of(grad, weight.transpose(0, 1), *GEOMETRY)
+    cuda_strip.conv_input_grad(library, grad, weight, out, convolution)
     eager, oracle = (
         torch.nn.grad.conv2d_input(grad.shape, convert(weight), convert(grad), padding=1)
         for convert in (lambda t: t, exact)
     )
     assert_within_budget(out, eager, oracle, "the gradient of the input")
     with pytest.raises(ValueError, match="channels 64, not 32"):
-        cuda_strip.conv_input_grad(library, grad, weight[:, :32], out, *GEOMETRY)
+        few = weight[:, :32]
+        cuda_strip.conv_input_grad(library, grad, few, out, convolution_of(grad, few.transpose(0, 1), *GEOMETRY))

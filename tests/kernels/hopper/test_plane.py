@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from resnet_fused.kernels.hopper.plane import schedule as plane
+from resnet_fused.kernels.shapes import Convolution
 
 
 @pytest.mark.parametrize(
@@ -21,13 +22,17 @@ from resnet_fused.kernels.hopper.plane import schedule as plane
     ],
 )
 def test_what_is_refused(x, weight, dtype, groups, why):
-    found = plane.refusal(x, weight, dtype, (1, 1), (1, 1), (1, 1), groups)
+    found = plane.refusal("conv_bn_relu", Convolution(x, weight, dtype, (1, 1), (1, 1), (1, 1), groups))
     assert found is None if why is None else re.search(why, found)
 
 
 def test_what_suits():
-    assert plane.suits((64, 64, 7, 7), (64, 64, 3, 3))
-    assert not plane.suits((63, 64, 7, 7), (64, 64, 3, 3)) and not plane.suits((64, 64, 7, 7), (64, 64, 1, 1))
+    def suits(images, kernel):
+        where = (1, 1), (1, 1), (1, 1), 1
+        convolution = Convolution((images, 64, 7, 7), (64, 64, kernel, kernel), torch.float16, *where)
+        return plane.suits("conv_bn_relu", convolution)
+
+    assert suits(64, 3) and not suits(63, 3) and not suits(64, 1)
 
 
 def test_a_table_cannot_be_copied_inside_of_a_capture(monkeypatch):

@@ -12,6 +12,7 @@ from resnet_fused import dispatch
 from resnet_fused.frozen.fp8 import layers as fp8_layers
 from resnet_fused.kernels import e4m3 as fp8
 from resnet_fused.kernels.e4m3 import E4M3
+from resnet_fused.kernels.shapes import out_shape
 from resnet_fused.kernels.triton import schedule
 from resnet_fused.ops.convolution import fp8 as conv_fp8
 
@@ -47,14 +48,14 @@ def made(x_shape, weight_shape, device, added=None, stride=1, padding=0, dilatio
     scale = (torch.rand(k) + 0.5).to(device) * (channels_scale * 50 / (3600 * terms**0.5))
     shift = torch.randn(k).to(device) * 30
     where = pair(stride), pair(padding), pair(dilation)
-    shape = conv_fp8.out_shape(x.shape, weight.shape, *where)
+    shape = out_shape(x.shape, weight.shape, *where)
     residual = None if added is None else e4m3(shape, device).to(added)
     return (x, weight, scale, shift, residual, 0.37), where
 
 
 def run(arguments, where, relu, stored, tile=()):
     x, weight = arguments[:2]
-    out = torch.empty(conv_fp8.out_shape(x.shape, weight.shape, *where), dtype=stored, device=x.device)
+    out = torch.empty(out_shape(x.shape, weight.shape, *where), dtype=stored, device=x.device)
     out = out.contiguous(memory_format=torch.channels_last)
     out.view(torch.uint8 if stored == E4M3 else torch.int16).fill_(-1 if stored != E4M3 else 255)  # NaN
     op(*arguments, out, *where, relu, tile)

@@ -13,8 +13,12 @@ from resnet_fused.kernels.triton import schedule
 from resnet_fused.measure.accuracy import assert_within_budget
 
 pytest.importorskip("triton")
+from resnet_fused.kernels.epilogue import RELU, Epilogue, norm_of
+from resnet_fused.kernels.shapes import convolution_of
 from resnet_fused.kernels.triton import add_relu as add_relu_kernels
 from resnet_fused.kernels.triton import bn_relu as bn
+from resnet_fused.kernels.triton import bn_relu_backward as bn_backward
+from resnet_fused.kernels.triton import bn_stats as statistics
 from resnet_fused.kernels.triton import conv_bn_relu as conv
 
 HALF = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
@@ -80,7 +84,7 @@ def test_bn_stats(randn, shape, memory_format, dtype):
     start_mean, start_var = randn((c,)), randn((c,)).abs()
     mean, invstd = poisoned(start_mean), poisoned(start_mean)
     running_mean, running_var = start_mean.clone(), start_var.clone()
-    bn.bn_stats(x, mean, invstd, running_mean, running_var, None, 0.1, EPS)
+    statistics.bn_stats(x, mean, invstd, running_mean, running_var, None, 0.1, EPS)
 
     dims = (0, 2, 3)
     exact, f = x.double(), x.float()
@@ -95,7 +99,7 @@ def test_bn_stats(randn, shape, memory_format, dtype):
     assert_within_budget(running_var, eager_var, oracle_var, "running_var")
 
     again_mean, again_invstd = poisoned(mean), poisoned(mean)
-    bn.bn_stats(x, again_mean, again_invstd, None, None, None, 0.1, EPS)
+    statistics.bn_stats(x, again_mean, again_invstd, None, None, None, 0.1, EPS)
     assert torch.equal(again_mean, mean) and torch.equal(again_invstd, invstd)
 
 
@@ -106,7 +110,7 @@ def test_bn_stats_of_a_mean_far_from_zero(randn, memory_format, ratio):
     """E[x^2] - E[x]^2 in float32 is off by 1.5e-5 at mean = 10 std and returns noise at 1e4."""
     x = randn((4, 5, 13, 11), torch.float32, memory_format, shift=ratio)
     mean, invstd = (torch.full((5,), float("nan"), device=x.device) for _ in range(2))
-    bn.bn_stats(x, mean, invstd, None, None, None, 0.1, 0.0)
+    statistics.bn_stats(x, mean, invstd, None, None, None, 0.1, 0.0)
     var = x.double().var((0, 2, 3), correction=0)
     assert ((invstd.double() ** -2 / var) - 1).abs().max() <= 2e-6
     assert (mean.double() - x.double().mean((0, 2, 3))).abs().max() <= ratio * 2e-7
@@ -118,7 +122,7 @@ def test_bn_stats_when_the_first_tile_is_an_outlier(randn):
     x = randn((8, 4, 8, 8), memory_format=torch.channels_last)
     x[0, :, 0] += 1000.0
     mean, invstd = (torch.full((4,), float("nan"), device=x.device) for _ in range(2))
-    bn.bn_stats(x, mean, invstd, None, None, None, 0.1, 0.0)
+    statistics.bn_stats(x, mean, invstd, None, None, None, 0.1, 0.0)
     var = x.double().var((0, 2, 3), correction=0)
     assert ((invstd.double() ** -2 / var) - 1).abs().max() <= 2e-6
 
@@ -128,7 +132,7 @@ def test_bn_stats_averages_over_batches_and_rounds_half_buffers(randn, device):
     start = randn((2, 5)).abs().half()
     running_mean, running_var = start.clone()
     scratch = torch.empty(2, 5, device=device)
-    bn.bn_stats(x, *scratch, running_mean, running_var, torch.tensor(4, device=device), 0.9, EPS)
+    statistics.bn_stats(x, *scratch, running_mean, running_var, torch.tensor(4, device=device), 0.9, EPS)
     dims = (0, 2, 3)
     expected_mean = (0.75 * start[0].float() + 0.25 * x.mean(dims)).half()
     expected_var = (0.75 * start[1].float() + 0.25 * x.var(dims)).half()
@@ -149,7 +153,8 @@ def test_bn_relu_and_its_gradient(randn, shape, memory_format, dtype, training, 
     var = randn((c,)).abs() + 0.1 if var is None or not training else var
     spread, eps = ((var + EPS).rsqrt(), None) if training else (var, EPS)
     out = poisoned(x)
-    bn.bn_relu(x, mean, spread, weight, bias, residual, out, eps, relu)
+    norm, activation = norm_of(mean, spread, weight, bias, eps), int(relu)
+    bn.bn_relu(x, Epilogue(norm, residual, activation), out)
 
     def forward(x, residual, to):
         y = F.batch_norm(x, to(mean), to(var), to(weight), to(bias), False, 0.0, EPS)
@@ -163,15 +168,13 @@ def test_bn_relu_and_its_gradient(randn, shape, memory_format, dtype, training, 
     assert_within_budget(out, eager, oracle, "out")
 
     sum_g, sum_gx = poisoned(mean), poisoned(mean)
-    bn.bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, relu)
+    bn_backward.bn_relu_backward_reduce(grad, x, out, norm, sum_g, sum_gx, activation)
     alone = poisoned(mean)
-    bn.bn_relu_backward_reduce(grad, None, out, None, None, alone, None, eps, relu)
+    bn_backward.bn_relu_backward_reduce(grad, None, out, None, alone, None, activation)
     assert torch.equal(alone, sum_g)
     grad_x, grad_residual = poisoned(x), poisoned(x)
-    arguments = (
-        (x, out, mean, spread, weight, sum_g, sum_gx) if training else (None, out, None, spread, weight, None, None)
-    )
-    bn.bn_relu_backward_apply(grad, *arguments, grad_x, grad_residual, eps, relu)
+    arguments = (x, out, norm, sum_g, sum_gx) if training else (None, out, norm._replace(mean=None), None, None)
+    bn_backward.bn_relu_backward_apply(grad, *arguments, grad_x, grad_residual, activation)
 
     def backward(to):
         g = to(grad) * ~(out <= 0) if relu else to(grad)
@@ -193,8 +196,9 @@ def test_bn_relu_skips_outputs_that_nobody_wants(randn):
     x = randn((2, 4, 3, 3), memory_format=torch.channels_last)
     var, grad = randn((4,)).abs(), randn(x.shape, memory_format=torch.channels_last)
     only_x, only_residual = poisoned(x), poisoned(x)
-    bn.bn_relu_backward_apply(grad, None, x, None, var, None, None, None, only_x, None, EPS, True)
-    bn.bn_relu_backward_apply(grad, None, x, None, var, None, None, None, None, only_residual, EPS, True)
+    norm = norm_of(None, var, None, None, EPS)
+    bn_backward.bn_relu_backward_apply(grad, None, x, norm, None, None, only_x, None, RELU)
+    bn_backward.bn_relu_backward_apply(grad, None, x, norm, None, None, None, only_residual, RELU)
     assert torch.equal(only_residual, grad * ~(x <= 0))
     torch.testing.assert_close(only_x, only_residual * (var + EPS).rsqrt().view(1, -1, 1, 1))
 
@@ -242,10 +246,8 @@ def run_conv(randn, x_shape, weight_shape, arguments, residual, dtype, memory_fo
     out = poisoned(like.to(dtype).contiguous(memory_format=memory_format))
     pairs = [(v, v) if isinstance(v := arguments.get(name, d), int) else v
              for name, d in (("stride", 1), ("padding", 0), ("dilation", 1))]  # fmt: skip
-    conv.conv_bn_relu(
-        x, weight, mean, var, norm["weight"], norm["bias"], residual, out, *map(list, pairs),
-        arguments.get("groups", 1), EPS, residual is not None,
-    )  # fmt: skip
+    epilogue = Epilogue(norm_of(mean, var, norm["weight"], norm["bias"], EPS), residual, int(residual is not None))
+    conv.conv_bn_relu(x, weight, epilogue, out, convolution_of(x, weight, *pairs, arguments.get("groups", 1)))
     oracle = forward(double(x), double(weight), double(residual), double)
     return out, forward(x, weight, residual, lambda t: t), oracle
 
@@ -280,7 +282,8 @@ def test_conv_bn_relu_keeps_nan_and_overwrites_its_residual(randn):
     x[0, 3, 1, 2] = float("nan")
     residual = randn(x.shape)
     expected = F.batch_norm(F.conv2d(x, weight), mean, var, None, None, False, 0.0, EPS).add(residual).relu()
-    conv.conv_bn_relu(x, weight, mean, var, None, None, residual, residual, [1, 1], [0, 0], [1, 1], 1, EPS, True)
+    epilogue = Epilogue(norm_of(mean, var, None, None, EPS), residual)
+    conv.conv_bn_relu(x, weight, epilogue, residual, convolution_of(x, weight, (1, 1), (0, 0), (1, 1), 1))
     torch.testing.assert_close(residual, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
     assert residual[0, :, 1, 2].isnan().all() and residual.isnan().sum() == 16
 

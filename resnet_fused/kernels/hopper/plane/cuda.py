@@ -7,16 +7,15 @@ import functools
 
 import torch
 
-from . import schedule as plane
+from ... import cuda, library
+from ...backend import Backend, Kernels
+from . import schedule
 
-
-def alternatives(images):
-    """Arguments of `conv_bn_relu` worth measuring beside its defaults. A cluster needs two groups of 64 images."""
-    return [{"places": 2}] + [{"cluster": 2}, {"places": 2, "cluster": 2}] * (images > 64)
+DEFAULT = {"places": 4, "cluster": 1}
 
 
 def table(library, geometry, gradient=False, places=4):
-    """The list of a plane.Geometry as int32 on the CPU. `gradient`: of the gradient of the convolution's input."""
+    """The list of a schedule.Geometry as int32 on the CPU. `gradient`: of the gradient of the convolution's input."""
     sides = (geometry.size, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
     found = torch.empty(0, dtype=torch.int32)
     found = torch.empty(library.conv_plane_table(found, *sides, gradient, places), dtype=torch.int32)
@@ -27,38 +26,69 @@ def table(library, geometry, gradient=False, places=4):
 @functools.cache  # never given up: a CUDA graph may still read it
 def table_on(library, geometry, gradient, places, device):
     """`table` on a device. Raises RuntimeError inside of a CUDA graph's capture, which cannot hold the copy."""
-    plane.refuse_capture(device)
+    schedule.refuse_capture(device)
     return table(library, geometry, gradient, places).to(device)
 
 
-def conv_bn_relu(
-    library, x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu,
-    places=4, cluster=1,
-):  # fmt: skip
-    """As kernels/conv_bn_relu.py, by the ops of `library`, for what `plane.refusal` does not refuse. `places`: output pixels of
-    a tile, 4 or 2; `cluster`: blocks that load their weights together, 1 or, of more than 64 images, 2. Raises ValueError
-    for what it refuses, RuntimeError as table_on does."""
-    if (why := plane.refusal(x.shape, weight.shape, x.dtype, stride, padding, dilation, groups)) is not None:
-        raise ValueError(why)
-    sides = (x.shape[2:], out.shape[2:], weight.shape[2:], stride, padding, dilation)
-    products = table_on(library, plane.Geometry(*map(tuple, sides)), False, places, x.device)
-    x, weight, residual = map(plane.dense, (x, weight, residual))
+def conv_bn_relu(library, x, weight, epilogue, out, convolution, config=None):
+    """As in kernels/cuda.py. `config`: `places`, the output pixels of a tile, 4 or 2; `cluster`, the blocks that load their
+    weights together, 1 or, of more than 64 images, 2. Raises ValueError for what `schedule.refusal` refuses, RuntimeError as
+    table_on does."""
+    check("conv_bn_relu", convolution)
+    config = DEFAULT | (config or {})
+    products = _products(library, convolution.x, convolution.out_shape, convolution, False, config, x.device)
+    x, weight, residual = map(schedule.dense, (x, nhwc(weight), epilogue.residual))
+    mean, var, _, bn_weight, bn_bias, eps = epilogue.norm
     library.conv_plane(
-        x, weight, mean, var, bn_weight, bn_bias, residual, out, products, stride, padding, dilation, groups, eps, relu,
-        places, cluster,
+        x, weight, mean, var, bn_weight, bn_bias, residual, out, products, *convolution.geometry, eps,
+        epilogue.activation, config["places"], config["cluster"],
     )  # fmt: skip
 
 
-def conv_input_grad(library, grad, weight, out, stride, padding, dilation, groups, places=4, cluster=1):
+def conv_input_grad(library, grad, weight, out, convolution, config=None):
     """out [N, C, H, W] = the gradient of a convolution's input; grad [N, K, P, Q], weight [K, C, R, S], all channels_last.
 
     The weight is brought to [C, R, S, K] on every call: a copy of its size. Raises ValueError for what the kernel cannot
     take, RuntimeError as table_on does.
     """
-    turned = weight.transpose(0, 1)
-    if (why := plane.refusal(grad.shape, turned.shape, grad.dtype, stride, padding, dilation, groups)) is not None:
+    check("conv_input_grad", convolution)
+    config = DEFAULT | (config or {})
+    products = _products(library, out.shape, convolution.x, convolution, True, config, grad.device)
+    library.conv_plane_gradient(
+        schedule.dense(grad), nhwc(weight.transpose(0, 1)), out, products, *convolution.geometry[:3], config["places"],
+        config["cluster"],
+    )  # fmt: skip
+
+
+def check(op, convolution):
+    """Raises ValueError for what the kernel cannot take."""
+    if (why := schedule.refusal(op, convolution)) is not None:
         raise ValueError(why)
-    sides = (out.shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation)
-    products = table_on(library, plane.Geometry(*map(tuple, sides)), True, places, grad.device)
-    turned = turned.contiguous(memory_format=torch.channels_last)
-    library.conv_plane_gradient(plane.dense(grad), turned, out, products, stride, padding, dilation, places, cluster)
+
+
+def nhwc(weight):
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def _products(library, size, out, convolution, gradient, config, device):
+    """The list for a convolution from the map of shape `size` to that of shape `out`."""
+    sides = (size[2:], out[2:], convolution.weight[2:], *convolution.geometry[:3])
+    return table_on(library, schedule.Geometry(*map(tuple, sides)), gradient, config["places"], device)
+
+
+def kernels(namespace):
+    """{op: launcher} by the ops of the library that `namespace()` returns."""
+    ops = {"conv_bn_relu": conv_bn_relu, "conv_input_grad": conv_input_grad}
+    return Kernels(ops, lambda op: functools.partial(ops[op], namespace()))
+
+
+BACKEND = Backend(
+    "cuda_plane",
+    "cuda",
+    lambda: cuda.why_not() or schedule.why_not_hopper(),
+    kernels(library.namespace),
+    schedule.refusal,
+    schedule.suits,
+    schedule.configurations,
+    otherwise=cuda.BACKEND.name,
+)

@@ -31,16 +31,16 @@ class Geometry(NamedTuple):
 
 
 @functools.cache
-def without_hopper():
+def why_not_hopper():
     """Why the GPU that is there is none for these kernels, or None."""
     if torch.cuda.is_available() and (found := torch.cuda.get_device_capability())[0] != 9:
         return f"the Hopper kernels need compute capability 9.0, this is {found[0]}.{found[1]}"
     return None
 
 
-def refusal(x, weight, dtype, stride, padding, dilation, groups):
-    """Why the plane kernel cannot take x [N, C, H, W] and weight [K, C, R, S] (shapes) in `dtype`, or None. It takes any
-    stride, padding and dilation."""
+def refusal(op, convolution):
+    """Why the plane kernel cannot run a `shapes.Convolution`, or None. It takes any stride, padding and dilation."""
+    x, weight, dtype, *_, groups = convolution
     if dtype not in (torch.float16, torch.bfloat16):
         return f"the plane kernel multiplies float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if groups != 1:
@@ -55,10 +55,16 @@ def refusal(x, weight, dtype, stride, padding, dilation, groups):
     return None
 
 
-def suits(x, weight):
+def suits(op, convolution):
     """Whether the plane kernel is worth measuring: images fill a tile, and pixels have neighbours to share (a 1x1
     kernel reads each element once in any kernel)."""
+    x, weight, *_ = convolution
     return x[0] >= SUITS and weight[2] * weight[3] > 1
+
+
+def configurations(op, convolution):
+    """Launches worth measuring beside the default. A cluster needs two groups of 64 images."""
+    return [{"places": 2}] + [{"cluster": 2}, {"places": 2, "cluster": 2}] * (convolution.x[0] > 64)
 
 
 def refuse_capture(device):

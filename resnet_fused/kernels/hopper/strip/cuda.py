@@ -2,16 +2,22 @@
 layer. Which convolutions it takes, and its launcher.
 """
 
+import functools
+
 import torch
 
-from ..plane import schedule as plane
+from ... import cuda, library
+from ...backend import Backend, Kernels
+from ..plane.cuda import nhwc
+from ..plane.schedule import dense, why_not_hopper
 
 CHANNELS = 64
 SUITS = 8  # images below which part of every product is empty
 
 
-def refusal(x, weight, dtype, stride, padding, dilation, groups):
-    """Why the kernel cannot take x [N, C, H, W] and weight [K, C / groups, R, S] (shapes) in `dtype`, or None."""
+def refusal(op, convolution):
+    """Why the kernel cannot run a `shapes.Convolution`, or None."""
+    x, weight, dtype, stride, padding, dilation, groups = convolution
     if dtype not in (torch.float16, torch.bfloat16):
         return f"the strip kernel multiplies float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if groups != 1:
@@ -30,33 +36,49 @@ def refusal(x, weight, dtype, stride, padding, dilation, groups):
     return None
 
 
-def suits(x, weight):
-    """Whether the kernel is worth measuring on x [N, C, H, W] and a weight (shapes)."""
-    return x[0] >= SUITS
+def suits(op, convolution):
+    """Whether the kernel is worth measuring."""
+    return convolution.x[0] >= SUITS
 
 
-def _refuse(x, weight, stride, padding, dilation, groups):
-    if (why := refusal(x.shape, weight.shape, x.dtype, stride, padding, dilation, groups)) is not None:
+def check(op, convolution):
+    """Raises ValueError for what the kernel cannot take."""
+    if (why := refusal(op, convolution)) is not None:
         raise ValueError(why)
 
 
-def conv_bn_relu(
-    library, x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu
-):
-    """As kernels/conv_bn_relu.py, by the ops of `library`, for what `refusal` does not refuse (else a ValueError)."""
-    _refuse(x, weight, stride, padding, dilation, groups)
-    x, weight, residual = map(plane.dense, (x, weight, residual))
+def conv_bn_relu(library, x, weight, epilogue, out, convolution, config=None):
+    """As in kernels/cuda.py, for what `refusal` does not refuse (else a ValueError). No launch has another configuration."""
+    check("conv_bn_relu", convolution)
+    x, weight, residual = map(dense, (x, nhwc(weight), epilogue.residual))
+    mean, var, _, bn_weight, bn_bias, eps = epilogue.norm
     library.conv_strip(
-        x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps, relu
+        x, weight, mean, var, bn_weight, bn_bias, residual, out, *convolution.geometry, eps, epilogue.activation
     )
 
 
-def conv_input_grad(library, grad, weight, out, stride, padding, dilation, groups):
+def conv_input_grad(library, grad, weight, out, convolution, config=None):
     """out [N, 64, H, W] = the gradient of a convolution's input; grad [N, 64, H, W], weight [64, 64, 3, 3], all
     channels_last.
 
     The weight is brought to [C, R, S, K] on every call: a copy of 74 kB. Raises ValueError for what the kernel cannot take.
     """
-    turned = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-    _refuse(grad, turned, stride, padding, dilation, groups)
-    library.conv_strip_gradient(plane.dense(grad), turned, out)
+    check("conv_input_grad", convolution)
+    library.conv_strip_gradient(dense(grad), nhwc(weight.transpose(0, 1)), out)
+
+
+def kernels(namespace):
+    """{op: launcher} by the ops of the library that `namespace()` returns."""
+    ops = {"conv_bn_relu": conv_bn_relu, "conv_input_grad": conv_input_grad}
+    return Kernels(ops, lambda op: functools.partial(ops[op], namespace()))
+
+
+BACKEND = Backend(
+    "cuda_strip",
+    "cuda",
+    lambda: cuda.why_not() or why_not_hopper(),
+    kernels(library.namespace),
+    refusal,
+    suits,
+    otherwise=cuda.BACKEND.name,
+)

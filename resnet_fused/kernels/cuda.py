@@ -1,0 +1,145 @@
+"""The compiled CUDA kernels as a backend (csrc/cuda), and the signature of every launcher of a convolution.
+
+Weights come in any dense layout; x, out and residual are channels_last.
+"""
+
+import functools
+
+import torch
+
+from . import epilogue as activations
+from . import layout, library, passes
+from .backend import Backend, Kernels
+from .precision import tf32_allowed
+from .shapes import Convolution
+
+MOST_SPLITS = 32  # slices of a reduction that are worth measuring
+
+
+@functools.cache
+def why_not():
+    if (why := library.why_absent()) is not None:
+        return why
+    if not library.has_cuda():
+        return "the compiled library has no CUDA part (nvcc was not found when it was built)"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
+
+
+def _nhwc(weight):
+    return layout.in_format(weight, layout.CHANNELS_LAST)
+
+
+# The stable ABI cannot read torch's flags, so every convolution is told whether TF32 is allowed. `config`: the tile, the
+# slices of the reduction, whether these are blocks of a cluster, and whether weights may be fetched early (csrc/ops.h).
+def conv_bn_relu(library, allow_tf32, x, weight, epilogue, out, convolution, config=None):
+    """out = epilogue(conv(x, weight))."""
+    mean, var, _, bn_weight, bn_bias, eps = epilogue.norm
+    library.conv_bn_relu(
+        x, _nhwc(weight), mean, var, bn_weight, bn_bias, epilogue.residual, out, *convolution.geometry, eps,
+        epilogue.activation, allow_tf32=allow_tf32, **(config or {}),
+    )  # fmt: skip
+
+
+def conv_bn_relu_pair(
+    library, allow_tf32, x, weight, norm, out, convolution, weight2, norm2, out2, convolution2, config=None
+):
+    """out = relu(norm(conv(x, weight))), out2 = norm2(conv(x, weight2)), of one group each."""
+    library.conv_bn_relu_pair(
+        x, _nhwc(weight), norm.mean, norm.var, norm.weight, norm.bias, out, *convolution.geometry[:3], norm.eps,
+        _nhwc(weight2), norm2.mean, norm2.var, norm2.weight, norm2.bias, out2, convolution2.stride,
+        convolution2.padding, norm2.eps, allow_tf32=allow_tf32, **(config or {}),
+    )  # fmt: skip
+
+
+def conv_bn_relu_pool(library, allow_tf32, x, weight, epilogue, out, convolution, config=None):
+    """out = max_pool(epilogue(conv(x, weight)), 3, stride 2, padding 1), without a residual."""
+    activations.check(epilogue.activation, (activations.RELU,), "conv_bn_relu_pool: activation")
+    norm = epilogue.norm
+    library.conv_bn_relu_pool(
+        x, _nhwc(weight), norm.mean, norm.var, norm.weight, norm.bias, out, convolution.stride, convolution.padding,
+        norm.eps, allow_tf32=allow_tf32, **(config or {}),
+    )  # fmt: skip
+
+
+def conv_stats(
+    library, allow_tf32, x, weight, out, mean, invstd, running_mean, running_var, num_batches_tracked, convolution,
+    momentum, eps, config=None,
+):  # fmt: skip
+    """out = conv(x, weight), and what `bn_stats` computes of it."""
+    library.conv_stats(
+        x, _nhwc(weight), out, mean, invstd, running_mean, running_var, num_batches_tracked, *convolution.geometry,
+        momentum, eps, allow_tf32=allow_tf32, **(config or {}),
+    )  # fmt: skip
+
+
+CONVOLUTIONS = {
+    "conv_bn_relu": conv_bn_relu,
+    "conv_bn_relu_pair": conv_bn_relu_pair,
+    "conv_bn_relu_pool": conv_bn_relu_pool,
+    "conv_stats": conv_stats,
+}
+
+
+def kernels(namespace):
+    """{op: launcher} by the ops of the library that `namespace()` returns. Whoever keeps a launcher keeps the TF32 flag of
+    the moment in which it was looked up."""
+
+    def find(op):
+        if op in CONVOLUTIONS:
+            return functools.partial(CONVOLUTIONS[op], namespace(), tf32_allowed())
+        return passes.launcher(namespace(), op)
+
+    return Kernels((*passes.OPS, *CONVOLUTIONS, "pool_linear"), find)
+
+
+def configurations(namespace, device, op, convolution):
+    """The tiles and slices worth measuring, by falling prediction; those whose slices are the blocks of a cluster last."""
+    if op not in ("conv_bn_relu", "conv_bn_relu_pair", "conv_stats"):
+        return []
+    x, weight = (
+        torch.empty(shape, dtype=convolution.dtype, device=device).to(memory_format=layout.CHANNELS_LAST)
+        for shape in (convolution.x, convolution.weight)
+    )
+    text = namespace().conv_choices(
+        x, weight, *convolution.geometry, 1 if op == "conv_stats" else MOST_SPLITS, tf32_allowed(),
+        clusters=op == "conv_bn_relu",
+    )  # fmt: skip
+    found = tiles(text)
+    if op == "conv_stats":  # needs finished sums: no slices
+        return [{"tile": config["tile"]} for config in found[1:]]
+    # The default of a pair is chosen for both of its convolutions; the list is that of the first.
+    return found[1:] if op == "conv_bn_relu" else [*found, {"tile": "apart"}]
+
+
+def tiles(text):
+    """Launch configurations from what the library's conv_choices says: a line is "<tile> <splits>", or that and "cluster"."""
+    found = []
+    for tile, splits, *cluster in map(str.split, text.splitlines()):
+        found.append({"tile": tile, "splits": int(splits)} | ({"cluster": True} if cluster else {}))
+    return found
+
+
+def torch_is_faster(convolution):
+    """Why torch's convolution is, or None."""
+    if convolution is not None and convolution.dtype == torch.float32 and not tf32_allowed():
+        # Tensor cores, which the kernels are made for, do not help there.
+        return "IEEE float32: cuDNN's convolution, then one fused pass (predicted, not measured)"
+    return None
+
+
+def _default(op, convolution: Convolution | None):
+    if (why := torch_is_faster(convolution)) is not None:
+        return False, why
+    return True, "default on CUDA devices (predicted, not measured)"
+
+
+BACKEND = Backend(
+    "cuda",
+    "cuda",
+    why_not,
+    kernels(library.namespace),
+    configurations=functools.partial(configurations, library.namespace, "cuda"),
+    default=_default,
+)

@@ -1,0 +1,62 @@
+"""What follows a convolution or a sum, value by value: batch norm, the residual, the activation."""
+
+from typing import NamedTuple
+
+import torch
+
+# An activation is a number, because the schemas of ops hold it.
+NONE, RELU = 0, 1
+ACTIVATIONS = ("none", "relu")
+
+
+class Norm(NamedTuple):
+    """Batch norm of [C] channels: by running statistics (mean, var, eps), or by those of a batch (mean, invstd), where
+    invstd is 1 / sqrt(var + eps) already and neither var nor eps is given."""
+
+    mean: torch.Tensor
+    var: torch.Tensor | None
+    invstd: torch.Tensor | None
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    eps: float | None
+
+    @property
+    def of_batch(self):
+        return self.var is None
+
+    @property
+    def spread(self):
+        """The one of var and invstd that there is: a kernel reads either, and tells them apart by eps."""
+        return self.invstd if self.var is None else self.var
+
+
+def norm_of(mean, spread, weight, bias, eps):
+    """The Norm of an op's arguments: `spread` is invstd where eps is None, else var."""
+    return Norm(mean, None, spread, weight, bias, None) if eps is None else Norm(mean, spread, None, weight, bias, eps)
+
+
+class Epilogue(NamedTuple):
+    """activation(norm(z) [+ residual]) of the value z of a convolution."""
+
+    norm: Norm
+    residual: torch.Tensor | None = None
+    activation: int = RELU
+
+
+def saves_output(activation):
+    """Whether the backward needs the result of an activation: ReLU's is its own mask, its input is not kept."""
+    return activation == RELU
+
+
+def activate(y, activation):
+    """The activation in torch's own operator."""
+    check(activation)
+    return torch.relu(y) if activation == RELU else y
+
+
+def check(activation, able=(NONE, RELU), what="activation"):
+    """Raises ValueError for an activation that a kernel does not have."""
+    if activation not in able:
+        names = " or ".join(ACTIVATIONS[known] for known in able)
+        found = ACTIVATIONS[activation] if 0 <= activation < len(ACTIVATIONS) else activation
+        raise ValueError(f"{what} must be {names}, not {found}")

@@ -1,0 +1,50 @@
+"""The passes over memory that every compiled library has, on CPUs and GPUs: the one place where its ops are called."""
+
+import functools
+
+RAW = ("add_relu", "add_relu_backward", "bn_stats", "bn_stats_merge")  # launchers as they are
+
+
+def bn_relu(library, x, epilogue, out):
+    """out = epilogue(x); out may be x or the residual."""
+    norm = epilogue.norm
+    library.bn_relu(
+        x, norm.mean, norm.spread, norm.weight, norm.bias, epilogue.residual, out, norm.eps, epilogue.activation
+    )
+
+
+def bn_add_bn_relu(library, x, norm, z, norm_z, out):
+    """out = relu(norm(x) + norm_z(z))."""
+    library.bn_add_bn_relu(
+        x, norm.mean, norm.spread, norm.weight, norm.bias, norm.eps,
+        z, norm_z.mean, norm_z.spread, norm_z.weight, norm_z.bias, norm_z.eps, out,
+    )  # fmt: skip
+
+
+def bn_relu_backward_reduce(library, grad, x, out, norm, sum_g, sum_gx, activation, grad2=None, masked=None):
+    """Sums per channel of g, the gradient before the activation, and of g * xhat; x and norm are None for sum_g alone."""
+    mean, spread, eps = (None, None, None) if norm is None else (norm.mean, norm.spread, norm.eps)
+    library.bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, activation, grad2, masked)
+
+
+def bn_relu_backward_apply(
+    library, grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, activation, grad2=None
+):  # fmt: skip
+    library.bn_relu_backward_apply(
+        grad, x, out, norm.mean, norm.spread, norm.weight, sum_g, sum_gx, grad_x, grad_residual, norm.eps, activation,
+        grad2,
+    )  # fmt: skip
+
+
+LAUNCHERS = {
+    "bn_relu": bn_relu,
+    "bn_add_bn_relu": bn_add_bn_relu,
+    "bn_relu_backward_reduce": bn_relu_backward_reduce,
+    "bn_relu_backward_apply": bn_relu_backward_apply,
+}
+OPS = (*RAW, *LAUNCHERS)
+
+
+def launcher(library, op):
+    """The launcher of one of OPS by the ops of `library`."""
+    return functools.partial(LAUNCHERS[op], library) if op in LAUNCHERS else getattr(library, op)
