@@ -107,10 +107,16 @@ def _poison():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def _no_emulator_stays():
+    """freeze() and tune would, in the tests after, measure every emulated kernel: minutes."""
+    yield
+    dispatch.BACKENDS.pop("emulator", None)
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """The folder of a tuning cache of its own, and no emulator that another test has registered: it would be measured."""
-    monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
+    """The folder of a tuning cache of its own."""
     monkeypatch.setattr(remembered.env, "CACHE", tmp_path / "cache")
     remembered.forget()
     remembered._warn.cache_clear()
