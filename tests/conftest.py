@@ -1,15 +1,17 @@
 """Fixtures that make a green test mean something: STRICT mode, poisoned allocations, TF32 off, named backends."""
 
 import os
+import sys
 import tempfile
+
+import asked
 
 os.environ["RESNET_FUSED_STRICT"] = "1"
 # What was tuned on this machine must not decide what the tests see, nor the tests what the machine remembers.
 os.environ["RESNET_FUSED_CACHE"] = (_cache := tempfile.TemporaryDirectory(prefix="resnet_fused_")).name
-if not os.environ.get("CUDA_VISIBLE_DEVICES", "0") or not os.path.exists("/dev/nvidiactl"):
-    # Read by Triton on import: its kernels then run on CPU tensors. What is set already stays: --device=cuda on a machine
-    # that shows its GPU in another way.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Triton reads this when it is imported, which is before pytest has parsed its options: its kernels run on CPU tensors unless
+# a GPU is asked for. A value that is set already stays, and processes that the tests start inherit it.
+os.environ.setdefault("TRITON_INTERPRET", "0" if asked.for_a_gpu(sys.argv, os.environ) else "1")
 
 import pytest
 import torch
@@ -27,6 +29,11 @@ SLOW = ("test_aoti", "test_sanitized", "test_distributed_four")
 
 def pytest_ignore_collect(collection_path, config):
     return True if collection_path.stem in SLOW and not config.getoption("--all") else None
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "cuda" and os.environ["TRITON_INTERPRET"] == "1":
+        raise pytest.UsageError("--device is cuda, but TRITON_INTERPRET is 1: Triton's kernels would run on the CPU")
 
 
 def pytest_addoption(parser):
@@ -100,10 +107,16 @@ def _poison():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def _no_emulator_stays():
+    """freeze() and tune would, in the tests after, measure every emulated kernel: minutes."""
+    yield
+    dispatch.BACKENDS.pop("emulator", None)
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """The folder of a tuning cache of its own, and no emulator that another test has registered: it would be measured."""
-    monkeypatch.delitem(dispatch.BACKENDS, "emulator", raising=False)
+    """The folder of a tuning cache of its own."""
     monkeypatch.setattr(remembered.env, "CACHE", tmp_path / "cache")
     remembered.forget()
     remembered._warn.cache_clear()

@@ -110,7 +110,7 @@ def main(argv=None):
         raise options.UsageError("--device cpu: only with --smoke; python -m benchmarks.resnet measures on a CPU")
     options.device_of(argparse.Namespace(device=args.device, threads=None))
     if args.device == "cuda":
-        os.environ["TRITON_INTERPRET"] = "0"  # the tests would choose the interpreter where they see no device file
+        os.environ["TRITON_INTERPRET"] = "0"  # Triton's kernels are compiled, whatever the environment says
     output = Path(args.output or parts.ROOT / "benchmarks" / "results").resolve()
     output.mkdir(parents=True, exist_ok=True)
     os.environ["RESNET_FUSED_CACHE"] = str(output / "tuning")  # nothing known beforehand; what is measured comes back

@@ -4,18 +4,21 @@ Where there is no matrix unit its kernels run emulated, which is slow: the netwo
 """
 
 import copy
+import functools
 import math
 import re
 import threading
 
 import pytest
 import torch
+from eager import eager_of
 from one_call_cases import cifar, frozen, measured, network
 
 import resnet_fused
 from resnet_fused.frozen.cpu import convolutions, one_call
 from resnet_fused.kernels import library
 from resnet_fused.measure.accuracy import assert_within_budget
+from resnet_fused.measure.oracle import by_modules
 from resnet_fused.models.resnet import Bottleneck
 
 pytestmark = [
@@ -43,7 +46,7 @@ def test_the_numbers_of_eager(case, dtype):
     assert engine._whole is not None
     with torch.no_grad():
         oracle = copy.deepcopy(model).double()(x.double())
-        eager = copy.deepcopy(model).to(dtype)(x.to(dtype))
+        eager = eager_of(functools.partial(by_modules(model).to(dtype), x.to(dtype)), oracle)
     logits = engine(x)
     assert_within_budget(logits, eager, oracle, f"whole, {dtype}", channel_dim=None)
     assert torch.equal(x, before) and logits.dtype == dtype and logits.is_contiguous()

@@ -3,6 +3,8 @@
 import ast
 import re
 
+import asked
+import pytest
 from repository import ROOT, tracked
 
 FILES = sorted((ROOT / "tests").rglob("*.py"))
@@ -27,6 +29,17 @@ def test_no_file_imports_a_file_of_tests():
 
 def test_the_check_sees_imports():
     assert imported("import a.b, c\ndef f():\n    from test_x import y\nfrom . import z\n") == {"a", "c", "test_x"}
+
+
+@pytest.mark.parametrize(("arguments", "options", "expected"), [
+    ("pytest tests", "", False),
+    ("pytest --device=cuda", "", True),
+    ("pytest --device cuda tests", "", True),
+    ("pytest", "-q --device=cuda", True),
+    ("pytest --device=cpu", "--device=cuda", False),  # the last one counts, as for pytest
+])  # fmt: skip
+def test_a_gpu_is_asked_for_by_an_option(arguments, options, expected):
+    assert asked.for_a_gpu(arguments.split(), {"PYTEST_ADDOPTS": options}) is expected
 
 
 NAMED = re.compile(
