@@ -71,8 +71,8 @@ def _facts():
 def _library(quick):
     """Nothing to do where a library that loads is there; else it is built for this GPU alone, with all cores."""
     code = (
-        "import os, subprocess, sys, torch; from resnet_fused import native\n"
-        "why = native.why_absent()\n"
+        "import os, subprocess, sys, torch; from resnet_fused.kernels import library\n"
+        "why = library.why_absent()\n"
         "print(why or 'the compiled library loads', flush=True)\n"
         "if why is None: sys.exit(0)\n"
         "major, minor = torch.cuda.get_device_capability()\n"

@@ -64,8 +64,7 @@ class Case:
             return _pair_reference
         if self.op == "pool_linear":
             return _head_reference
-        module = "_conv_bn_relu_pool" if self.op == "conv_bn_relu_pool" else self.op
-        return importlib.import_module(f"resnet_fused.ops.{module}").reference
+        return importlib.import_module(f"resnet_fused.ops.{self.op}").reference
 
     @property
     def public(self):

@@ -1,4 +1,4 @@
-"""Correctness before speed: the share of its error budget that a candidate uses (resnet_fused/accuracy.py)."""
+"""Correctness before speed: the share of its error budget that a candidate uses (resnet_fused/measure/accuracy.py)."""
 
 import torch
 

@@ -1,6 +1,6 @@
 """The protocol of every benchmark; docs/benchmarks.md explains it.
 
-- Candidates take turns (resnet_fused/timing.py): whatever disturbs the machine disturbs them all alike.
+- Candidates take turns (resnet_fused/measure/timing.py): whatever disturbs the machine disturbs them all alike.
 - Compiling, tuning, packing and warming up come first and are never part of a sample.
 - Arguments come in several sets, larger together than twice the last cache, and every call takes the next set.
 - On a GPU the clock is a pair of CUDA events around many calls. With `graph` all sets are captured in one CUDA graph,

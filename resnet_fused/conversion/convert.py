@@ -1,6 +1,6 @@
 """convert(model): fused blocks inside a model that somebody else wrote, and unconvert(model): exactly back.
 
-A module is recognised by what its forward computes (tracing.py, matching.py), never by its name. Conversion replaces one
+A module is recognised by what its forward computes (trace.py, match.py), never by its name. Conversion replaces one
 thing, the class of the block, by a subclass of it with a fused forward. Parameters, buffers, children, hooks, modes,
 attributes and keys stay the very same objects, so optimizers, DDP and checkpoints notice nothing; `isinstance` still holds,
 copies and pickles stay converted, and what cannot be fused at a call runs the forward of the original class.
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..models.resnet import BasicBlock, Bottleneck, ResNet
-from .classes import Fused, best_plan, class_for
+from ..modules.eligible import is_sequence
+from .classes import Fused, best_program, class_for
 from .run import child
 from .trace import NotTraceable, is_norm, see_through
 
@@ -39,14 +40,14 @@ def convert(model, *, strict=False, memory_efficient=False):
         if id(module) in inside:
             continue
         try:
-            found.append((module, plan_for(module)))
+            found.append((module, program_for(module)))
             inside |= _sequences_of(*found[-1])
         except NotTraceable as e:
             refused.append(f"{name or 'the model itself'} ({type(module).__name__}): {e}")
     if strict and refused:
         raise RuntimeError(f"convert: {len(refused)} modules cannot be fused: " + "; ".join(refused))
-    for module, plan in found:
-        module.__class__ = class_for(type(module), repr(plan), plan)
+    for module, program in found:
+        module.__class__ = class_for(type(module), repr(program), program)
     for module in model.modules():
         if is_converted(module) and hasattr(type(module), "_fused_layer"):
             _remember(module, memory_efficient)
@@ -78,12 +79,12 @@ def is_converted(module):
 def candidates(model):
     """(name, module) of what might be fused: not ours yet, with a convolution and a norm among the children.
 
-    Parents come first. A plain sequence without a ReLU, such as a projection shortcut, is a part of its block only.
+    Parents come first. A sequence without a ReLU, such as a projection shortcut, is a part of its block only.
     """
     inside = set()
     for name, module in model.named_modules():
-        if isinstance(module, Fused) and type(module)._plan is not None:
-            inside |= _sequences_of(module, type(module)._plan)
+        if isinstance(module, Fused) and type(module)._program is not None:
+            inside |= _sequences_of(module, type(module)._program)
         if (
             id(module) in inside
             or isinstance(module, (Fused, BasicBlock, Bottleneck, ResNet, torch.jit.ScriptModule))
@@ -91,7 +92,7 @@ def candidates(model):
         ):
             continue
         parts = list(_called_children(module))
-        if type(module) is nn.Sequential and not any(isinstance(m, nn.ReLU) for m in parts):
+        if is_sequence(module) and not any(isinstance(m, nn.ReLU) for m in parts):
             continue
         if any(isinstance(m, nn.Conv2d) for m in parts) and any(is_norm(m) for m in parts):
             yield name, module
@@ -100,14 +101,14 @@ def candidates(model):
 def why_not_converted(module):
     """Why `convert` leaves `module` alone, or None."""
     try:
-        plan_for(module)
+        program_for(module)
     except NotTraceable as e:
         return str(e)
     return None
 
 
-def plan_for(module):
-    """The plan of a module that is not converted. Raises NotTraceable with the reason."""
+def program_for(module):
+    """The program of a module that is not converted. Raises NotTraceable with the reason."""
     origin = type(module)
     if "forward" in module.__dict__:
         raise NotTraceable("its forward was replaced on the instance")
@@ -115,18 +116,18 @@ def plan_for(module):
     if not graph and (origin.__reduce_ex__ is not object.__reduce_ex__ or origin.__reduce__ is not object.__reduce__):
         raise NotTraceable("its class pickles itself in its own way")
     try:
-        plan = best_plan(module, origin)
-        class_for(origin, repr(plan), plan)
+        program = best_program(module, origin)
+        class_for(origin, repr(program), program)
     except NotTraceable as e:
         raise NotTraceable(f"its forward {e}") from e
     except TypeError as e:  # a class that refuses subclasses, by its metaclass or __init_subclass__
         raise NotTraceable(f"its class cannot be extended ({e})") from e
-    return plan
+    return program
 
 
-def _sequences_of(module, plan):
-    """The ids of the sequences that `plan` runs itself."""
-    return {id(child(module, path)) for path, kind in plan.parts if kind.startswith("sequence")}
+def _sequences_of(module, program):
+    """The ids of the sequences that `program` runs itself."""
+    return {id(child(module, path)) for path, kind in program.parts if kind.startswith("sequence")}
 
 
 def _called_children(module):

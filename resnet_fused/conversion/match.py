@@ -1,4 +1,4 @@
-"""From the graph of a module's forward to a plan: which chains may be fused, and that nobody would notice."""
+"""From the graph of a module's forward to a program: which chains may be fused, and that nobody would notice."""
 
 import operator
 from collections import OrderedDict
@@ -9,14 +9,14 @@ from torch import fx, nn
 
 from ..modules.eligible import why_not_convolution
 from ..modules.norms import relu_inside, why_not_norm
-from .program import METHODS, NAMES, SEQUENCES, AddRelu, Attribute, Call, Chain, Function, Plan, Ref
+from .program import METHODS, NAMES, SEQUENCES, AddRelu, Attribute, Call, Chain, Function, Program, Ref
 from .trace import NotTraceable, graph_of, see_through
 
 
-def plan_of(module, origin, sync=False):
-    """The plan of `origin.forward` for `module`. Raises NotTraceable, also where nothing would be fused.
+def program_of(module, origin, sync=False):
+    """The program of `origin.forward` for `module`. Raises NotTraceable, also where nothing would be fused.
 
-    `sync`: nn.SyncBatchNorm counts as a batch norm: for whoever runs the plan by a forward that can synchronise.
+    `sync`: nn.SyncBatchNorm counts as a batch norm: for whoever runs the program by a forward that can synchronise.
     """
     if isinstance(module, fx.GraphModule):
         if type(module.graph._codegen) is not fx.graph.CodeGen:
@@ -24,7 +24,7 @@ def plan_of(module, origin, sync=False):
         graph, container = module.graph, dict
     else:
         graph, container = graph_of(module, origin)
-    return _Matcher(module, graph, container, sync).plan()
+    return _Matcher(module, graph, container, sync).program()
 
 
 class _Matcher:
@@ -37,7 +37,7 @@ class _Matcher:
         self.inside = set()  # nodes of a chain that are not its last
         self.parts, self.unfused, self.refs, self.steps = {}, {}, {}, []
 
-    def plan(self):
+    def program(self):
         inputs = [n for n in self.nodes if n.op == "placeholder"]
         if len(inputs) != 1 or inputs[0].args or str(inputs[0].target).startswith("*"):
             raise NotTraceable("takes more than one argument")
@@ -58,7 +58,7 @@ class _Matcher:
         if len(set(norms)) < len(norms):
             raise NotTraceable("uses a batch norm twice")
         absent = tuple(name for name, child in self.module._modules.items() if child is None)
-        return Plan(tuple(self.steps), self.output, tuple(self.parts.items()), absent, tuple(self.unfused.items()))
+        return Program(tuple(self.steps), self.output, tuple(self.parts.items()), absent, tuple(self.unfused.items()))
 
     def note_sequences(self, module, prefix):
         for name, child in module.named_children():
@@ -117,23 +117,16 @@ class _Matcher:
                 conv = None
         else:
             conv = None
-        nodes, residual, in_place = [n for n in (conv, norm) if n is not None], None, False
-        relu = relu_inside(self.children[norm])
-        if not relu:
-            user, passed = self.only_user(norm)
-            if user is not None and self.is_add(user) and self.may_add(user, (*nodes, *passed)):
-                after, more = self.only_user(user)
-                if after is not None and self.is_relu(after):
-                    last = passed[-1] if passed else norm
-                    residual = next(a for a in user.args if a is not last)
-                    in_place = _in_place(user)
-                    nodes += [*passed, user, *more, after]
-                    relu = True
-            elif user is not None and self.is_relu(user):
-                nodes += [*passed, user]
-                relu = True
-        source = nodes[0].args[0]
-        if not isinstance(source, fx.Node) or (conv is None and not relu) or not self.may_wait(nodes, source):
+        own = [n for n in (conv, norm) if n is not None]
+        source = own[0].args[0]
+        if not isinstance(source, fx.Node):
+            return
+        nodes, residual, relu, in_place = self.with_sum_and_relu(norm, own)
+        if not self.may_wait(
+            nodes, source
+        ):  # as in relu(proj(x) + f(x)), where the convolution of proj stands before f
+            nodes, residual, relu, in_place = own, None, relu_inside(self.children[norm]), False
+        if (conv is None and not relu) or not self.may_wait(nodes, source):
             return
         self.inside.update(nodes[:-1])
         self.ends[nodes[-1]] = lambda: Chain(
@@ -141,6 +134,22 @@ class _Matcher:
             None if residual is None else self.refs[residual], relu, in_place,
         )  # fmt: skip
         self.bypass(nodes)
+
+    def with_sum_and_relu(self, norm, own):
+        """(`own` and the nodes after it that belong to its chain, the other summand or None, whether there is a ReLU, whether
+        the sum was written in place)."""
+        if relu_inside(self.children[norm]):
+            return own, None, True, False
+        user, passed = self.only_user(norm)
+        if user is not None and self.is_relu(user):
+            return [*own, *passed, user], None, True, False
+        if user is not None and self.is_add(user) and self.may_add(user, (*own, *passed)):
+            relu, more = self.only_user(user)
+            if relu is not None and self.is_relu(relu):
+                last = passed[-1] if passed else norm
+                residual = next(a for a in user.args if a is not last)
+                return [*own, *passed, user, *more, relu], residual, True, _in_place(user)
+        return own, None, False, False
 
     def may_add(self, add, nodes):
         """Not the second summand of a sum that is fused already; and `shortcut += out` writes into the shortcut."""

@@ -1,6 +1,6 @@
-"""A plan: what a module's forward computes as a list of steps, with the chains fused.
+"""A program: what a module's forward computes as a list of steps, with the chains fused.
 
-A plan is made of names and numbers only, so it can be compared, printed and pickled.
+A program is made of names and numbers only, so it can be compared, printed and pickled.
 """
 
 import operator
@@ -58,8 +58,8 @@ class Function(NamedTuple):
     kwargs: tuple
 
 
-class Plan(NamedTuple):
-    """steps, what is returned, and what must hold when the plan runs.
+class Program(NamedTuple):
+    """steps, what is returned, and what must hold when the program runs.
 
     parts: (path, kind) of every child that is not called, although forward calls it. absent: children that were None,
     which forward may have asked for. unfused: (path, reason) of convolutions and batch norms that stay calls.

@@ -14,14 +14,19 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from ..modules.eligible import is_sequence
+
 
 class NotTraceable(Exception):
     """Why a module's forward has no graph; the message continues "its forward ..."."""
 
 
 def see_through(module):
-    """Whether `module` is a plain sequence with a convolution or a batch norm in it, such as a projection shortcut."""
-    return type(module) is nn.Sequential and any(isinstance(m, nn.Conv2d) or is_norm(m) for m in module)
+    """Whether `module` is a sequence with a convolution or a norm in it, or in a sequence in it: a projection shortcut, say.
+
+    The children of such a sequence belong to the graph of the module that calls it.
+    """
+    return is_sequence(module) and any(isinstance(m, nn.Conv2d) or is_norm(m) or see_through(m) for m in module)
 
 
 def is_norm(module):
@@ -112,8 +117,8 @@ def _random_states():
 def graph_of(module, origin):
     """(graph, type of a returned dict or None) of `origin.forward` for `module`, an instance of `origin`.
 
-    Raises NotTraceable. Call_module nodes have the child's path as target; nodes inside plain sequences that hold
-    convolutions are part of the graph, with paths such as "downsample.0".
+    Raises NotTraceable. Call_module nodes have the child's path as target; nodes inside sequences that are seen
+    through are part of the graph, with paths such as "downsample.0".
     """
     results = []
     for training, grad in itertools.product((True, False), repeat=2):

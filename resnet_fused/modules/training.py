@@ -14,7 +14,7 @@ from ..ops import training
 from ..ops.convolution.op import out_shape
 from ..ops.training.sync import name_of
 from ..ops.training.unit import MEAN, VAR
-from .eligible import is_projection, watched
+from .eligible import is_projection, is_sequence, watched
 from .norms import is_frozen
 
 
@@ -95,7 +95,7 @@ def _projections(chains):
 def chains_of(x, layer, forward):
     """The chains of a layer's blocks if one op may run them all, else None: where nothing is kept for a backward, where
     somebody watches a block, and where one is wrapped or has another forward than `forward`."""
-    if not torch.is_grad_enabled() or type(layer) is not nn.Sequential or watched(layer):
+    if not torch.is_grad_enabled() or not is_sequence(layer) or watched(layer):
         return None
     blocks = list(layer)
     if any(type(block).forward is not forward or watched(block) or block.why_not_fused(x) for block in blocks):

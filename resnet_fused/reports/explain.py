@@ -68,7 +68,7 @@ def _watched(model):
     for name, module in list(model.named_modules()):
         if hasattr(module, "why_not_fused"):
             yield name, module, lambda module, x: module.why_not_fused(x)
-        plan = getattr(type(module), "_plan", None)  # of a converted module
+        plan = getattr(type(module), "_program", None)  # of a converted module
         for path, reason in plan.unfused if plan else ():
             yield f"{name}.{path}".strip("."), module.get_submodule(path), lambda module, x, reason=reason: reason
     for name, module in list(candidates(model)):

@@ -228,7 +228,7 @@ def test_report_shows_the_newest_and_lists_what_became_slower(tmp_path, capsys):
     assert "Nothing is more than 3% slower" in capsys.readouterr().out, "10 % within a spread of 9 % are no regression"
 
 
-def test_plots_are_drawn(tmp_path):
+def test_plots_are_drawn(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     kernel = row("2026-01-01", 1e-3, suite="kernels", op="conv_bn_relu", direction="forward", case="c", flops=1e9,
                  bytes=1e6, tflops=1.0, ceiling=0.5)  # fmt: skip
@@ -238,6 +238,8 @@ def test_plots_are_drawn(tmp_path):
     assert main(report.main, "--results", tmp_path, "--plots", tmp_path / "plots") == 0
     names = {p.name.partition("-")[0] + p.suffix for p in (tmp_path / "plots").iterdir()}
     assert names == {"speedup.png", "speedup.svg", "roofline.png", "roofline.svg"}
+    monkeypatch.setattr(report, "PLOTS", tmp_path / "default")
+    assert main(report.main, "--results", tmp_path, "--plots") == 0 and len(list((tmp_path / "default").iterdir())) == 4
 
 
 def test_models_that_make_gpu_asks_for_exist():

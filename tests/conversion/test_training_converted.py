@@ -128,7 +128,7 @@ class Chained(Plain):
 )
 def test_what_is_no_residual_block(build):
     model = resnet_fused.convert(build())
-    assert type(model)._plan is not None and residual_block(type(model)._plan) is None
+    assert type(model)._program is not None and residual_block(type(model)._program) is None
 
 
 def test_a_shortcut_that_comes_first_runs_step_by_step():

@@ -92,7 +92,7 @@ def cell(label, holder):
         return f"refused ({message(ours)})"
     assert not isinstance(eager, Exception), f"works, but eager refuses: {message(eager)}"
     same(ours, eager)
-    plans = [getattr(type(m), "_plan", None) for m in model.modules()]
+    plans = [getattr(type(m), "_program", None) for m in model.modules()]
     reasons += [f"{path} {reason}" for plan in plans if plan for path, reason in plan.unfused]
     why = "; ".join(dict.fromkeys(reasons))
     if not rows:
