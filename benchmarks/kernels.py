@@ -53,7 +53,7 @@ def run_case(case, device, peers, seconds, ceiling):
             rows[name]["wrong"] = f"{share:.2f} of the error budget: not timed"
         else:
             able[name] = harness.rotating(functions, device, graph)
-    timings = harness.measure(able, device, seconds)
+    timings = timing.compare(able, seconds=seconds, device=device)
     peer_times = [t for name, t in timings.items() if rows[name]["kind"] == "peer"]
     for name, t in timings.items():
         rows[name] |= record.timed(t) | {

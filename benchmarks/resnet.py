@@ -13,6 +13,7 @@ import torch
 import resnet_fused
 from resnet_fused.commands.arguments import UsageError
 from resnet_fused.commands.progress import Progress
+from resnet_fused.measure import timing
 from resnet_fused.measure.accuracy import budget_used, exact
 from resnet_fused.measure.oracle import by_modules, in_float64, with_lively_norms
 from resnet_fused.reports import table
@@ -123,8 +124,8 @@ def _step(model, target, dtype):
 
 
 def _time(rows, runs, device, seconds, images, step):
-    timings = harness.measure(
-        {name: harness.Candidate(run) for name, run in runs.items()}, device, seconds,
+    timings = timing.compare(
+        {name: timing.Candidate(run) for name, run in runs.items()}, seconds=seconds, device=device,
         on_round=lambda i: step(f"batch {images}: round {i + 1}"),
     )  # fmt: skip
     peer_times = [t for name, t in timings.items() if not is_ours(name)]

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import harness
+from resnet_fused.measure import timing
 
 
 def measure(device, dtype, seconds=1.0, small=False):
@@ -15,12 +15,12 @@ def measure(device, dtype, seconds=1.0, small=False):
     length = (1 << 20) if small else (1 << 28) if device == "cuda" else (1 << 26)
     source = torch.randn(length, device=device)
     target = torch.empty_like(source)
-    timings = harness.measure(
+    timings = timing.compare(
         {
-            "matmul": harness.Candidate(lambda: a @ b),
-            "copy": harness.Candidate(lambda: target.copy_(source)),
+            "matmul": timing.Candidate(lambda: a @ b),
+            "copy": timing.Candidate(lambda: target.copy_(source)),
         },
-        device, seconds,
+        seconds=seconds, device=device,
     )  # fmt: skip
     return {
         "flops": 2 * size**3 / timings["matmul"].median,

@@ -9,49 +9,22 @@
 """
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable
 
 import torch
 
 from resnet_fused.measure import timing
 
 
-@dataclasses.dataclass
-class Candidate:
-    """`run()` makes `calls` calls; `how`: what the clock sees ("graph", "calls", or why no graph was captured)."""
-
-    run: Callable
-    calls: int = 1
-    how: str = "calls"
-
-
 def rotating(functions, device="cpu", graph=False):
-    """Candidate that calls the next of `functions` each time: the same work on another set of arguments."""
-    why = None
-    if graph and device == "cuda":
-        try:
-            return Candidate(timing.capture(functions).replay, len(functions), "graph")
-        except Exception as error:  # what cannot be captured is timed call by call, and the row says so
-            why = f"calls, no graph: {(str(error) or type(error).__name__).splitlines()[0]}"
-    turns = itertools.cycle(functions)
-    return Candidate(lambda: next(turns)(), 1, why or "calls")
-
-
-def measure(candidates, device, seconds, min_rounds=5, on_round=None):
-    """{name: Timing} per call for {name: Candidate}; a round has one sample of each, in an order that rotates."""
-    if not candidates:
-        return {}
-    timings = timing.interleaved(
-        {name: candidate.run for name, candidate in candidates.items()},
-        seconds=seconds, min_rounds=min_rounds, device=device, on_round=on_round,
-        clock=timing.cuda_clock if device == "cuda" else None,
-    )  # fmt: skip
-    return {
-        name: timing.Timing(tuple(sample / candidates[name].calls for sample in t.samples))
-        for name, t in timings.items()
-    }
+    """`timing.rotating`; what no CUDA graph can be captured of is timed call by call, and `how` says why."""
+    if not (graph and device == "cuda"):
+        return timing.rotating(functions)
+    try:
+        return timing.rotating(functions, graph=True)
+    except Exception as error:  # whatever a capture raises
+        why = f"calls, no graph: {(str(error) or type(error).__name__).splitlines()[0]}"
+        return dataclasses.replace(timing.rotating(functions), how=why)
 
 
 def latencies(functions, device, calls, on_round=None):

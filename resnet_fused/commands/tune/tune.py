@@ -5,7 +5,6 @@ never chosen, however fast.
 """
 
 import functools
-import itertools
 import math
 import time
 
@@ -107,8 +106,7 @@ def measure(call, arguments, device, seconds, patience=math.inf):
                 results = run(_fresh(call, arguments))
             # A backend that hands the call on to another (contiguous NCHW, say) is not measured under its own name.
             if noted[0][2].backend == backend and gate.passes(results):
-                turns = itertools.cycle(sets)
-                runs[name] = lambda run=run, turns=turns: run(next(turns))
+                runs[name] = timing.rotating([functools.partial(run, one) for one in sets])
                 backends[name] = (backend, config)
         except (
             Exception
@@ -116,13 +114,11 @@ def measure(call, arguments, device, seconds, patience=math.inf):
             continue
     if not runs:
         return None
-    clock = timing.cuda_clock if device.type == "cuda" else None
-    compare = functools.partial(timing.interleaved, device=device.type, clock=clock)
     if len(runs) > FINALISTS:
-        once = compare(runs, seconds=0.0, min_rounds=1)
+        once = timing.compare(runs, seconds=0.0, min_rounds=1, device=device.type)
         fastest = sorted(once, key=lambda name: once[name].median)[:FINALISTS]
         runs = {name: run for name, run in runs.items() if name in fastest or backends[name][1] is None}
-    timings = compare(runs, seconds=seconds, min_rounds=3)
+    timings = timing.compare(runs, seconds=seconds, min_rounds=3, device=device.type)
     order = sorted(timings, key=lambda name: timings[name].median)
     best, config = {}, {}
     for name in order:
