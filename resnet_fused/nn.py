@@ -1,13 +1,13 @@
 """The fused ops as modules, for blocks of one's own. Their children are torch's own and hold parameters, modes and keys.
 
-Composed and not derived from nn.BatchNorm2d: SyncBatchNorm.convert_sync_batchnorm, which replaces every batch norm it
-finds, then replaces the child, and the ReLU stays.
+The modules have an nn.BatchNorm2d as a child and are not derived from it: SyncBatchNorm.convert_sync_batchnorm, which replaces
+every batch norm it finds, then replaces the child, and the ReLU stays.
 """
 
 from torch import nn
 
 from . import ops
-from .modules.eligible import refuse_scripting, why_not_batch_norm, why_not_convolution, why_not_fused, why_not_relu
+from .modules.eligible import check_not_scripted, why_not_batch_norm, why_not_convolution, why_not_fused, why_not_relu
 from .modules.evaluation import conv_bn_relu, norm_relu
 
 __all__ = ["AddReLU", "BNReLU", "ConvBNReLU"]
@@ -37,7 +37,7 @@ class ConvBNReLU(nn.Module):
     residual is added before the ReLU. Children that carry hooks or were replaced are called one by one.
     """
 
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(
         self, in_channels, out_channels, kernel_size, stride=1, padding=None, dilation=1, groups=1, eps=1e-5, momentum=0.1,
@@ -73,7 +73,7 @@ class BNReLU(nn.Module):
     forward(x, residual=None): x [N, num_features, H, W] -> a new tensor like x.
     """
 
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, relu=True):
         super().__init__()
@@ -93,7 +93,7 @@ class BNReLU(nn.Module):
 class AddReLU(nn.Module):
     """relu(x + residual) in one pass. forward(x, residual) -> a new tensor like x; see `resnet_fused.ops.add_relu`."""
 
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def forward(self, x, residual):
         return ops.add_relu(x, residual)

@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from .. import dispatch
+from ..measure.oracle import with_lively_norms
 from ..models import resnet, weights
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -64,8 +65,6 @@ def backend_of(args):
 
 def model_of(args, device, dtype=torch.float32):
     """In evaluation mode; without weights the batch norms are made lively, so that a comparison means something."""
-    from ..measure.oracle import with_lively_norms
-
     build, kwargs = getattr(resnet, args.model), {}
     try:
         state = weights.resolve(args.model, args.weights, True, kwargs)

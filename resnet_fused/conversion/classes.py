@@ -7,7 +7,7 @@ import functools
 from torch import fx, nn
 
 from ..models.resnet import BasicBlock, Bottleneck, ResNet
-from ..modules.eligible import refuse_scripting
+from ..modules.eligible import check_not_scripted
 from .match import program_of
 from .residual import residual_block
 from .run import run, why_not_run
@@ -21,7 +21,7 @@ class Fused:
     """
 
     _origin = _program = _block = None
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def forward_by_modules(self, x):
         return type(self)._origin.forward(self, x)
@@ -62,9 +62,10 @@ def _make_again(origin, program, *arguments):
 
 
 def best_program(module, origin):
-    """The program that runs most of `origin.forward` for `module`. Raises NotTraceable.
+    """The program that fuses most of `origin.forward` for `module`. Raises NotTraceable.
 
-    Forwards of this package synchronise nn.SyncBatchNorm over processes; a program that is run step by step does not.
+    The forwards of this package synchronise nn.SyncBatchNorm over processes. A program that runs step by step does not, so
+    it calls such a norm as it is.
     """
     if any(type(m) is nn.SyncBatchNorm for m in module.modules()):
         program = program_of(module, origin, sync=True)
@@ -74,7 +75,7 @@ def best_program(module, origin):
 
 
 def _match_again(module):
-    """After a change from outside: `forward` of the original class may do something else now."""
+    """After a change of the module: the forward of its original class may compute something else now."""
     cls = type(module)
     try:
         program, why = best_program(module, cls._origin), None
@@ -85,7 +86,7 @@ def _match_again(module):
 
 
 class FusedGraph(Fused):
-    """Of a torch.fx GraphModule, whose class belongs to one instance and is written anew when its graph changes."""
+    """`Fused` for a torch.fx GraphModule, whose class belongs to one instance and gets a new forward when its graph changes."""
 
     def recompile(self):
         origin = type(self)._origin
@@ -120,7 +121,8 @@ def convert_graph(module):
 
 
 def class_for(origin, program_text, program, why=None):
-    """The subclass of `origin` that runs `program`; one for all modules alike. `program_text` keeps 1, 1.0 and True apart."""
+    """The subclass of `origin` that runs `program`, the same for equal programs. `program_text` tells 1, 1.0 and True apart,
+    which are equal."""
     if issubclass(origin, fx.GraphModule):
         return _make_class(origin, program, why, FusedGraph)
     return _shared_class(origin, program_text, program, why)
@@ -141,12 +143,12 @@ def _make_class(origin, program, why, base):
     return type(origin)(origin.__name__, (base, origin), namespace)
 
 
-# What the forward of a class of this package needs of its class.
+# What the forward of a class of this package reads from that class.
 _OF_OURS = ("forward", "why_not_fused", "memory_efficient", "_fused_chain", "_fused_stem", "_fused_layer")
 
 
 def _ours(program):
-    """The class of this package that runs exactly `program`, or None: its forward is what gets the fastest kernels."""
+    """The class of this package whose forward computes exactly `program`, or None. That forward has the fastest kernels."""
     return None if program is None else _known().get(repr(program.steps))
 
 

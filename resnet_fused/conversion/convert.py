@@ -1,9 +1,9 @@
 """convert(model): fused blocks inside a model that somebody else wrote, and unconvert(model): exactly back.
 
 A module is recognised by what its forward computes (trace.py, match.py), never by its name. Conversion replaces one
-thing, the class of the block, by a subclass of it with a fused forward. Parameters, buffers, children, hooks, modes,
-attributes and keys stay the very same objects, so optimizers, DDP and checkpoints notice nothing; `isinstance` still holds,
-copies and pickles stay converted, and what cannot be fused at a call runs the forward of the original class.
+thing, the class of the module, by a subclass of it with a fused forward. Parameters, buffers, children, hooks, modes,
+attributes and keys stay the very same objects, so optimizers, DDP and checkpoints notice nothing. `isinstance` still holds,
+copies and pickles stay converted, and a call that cannot be fused runs the forward of the original class.
 """
 
 import torch
@@ -55,7 +55,7 @@ def convert(model, *, strict=False, memory_efficient=False):
 
 
 def _remember(module, memory_efficient):
-    """The one entry that conversion may leave in an instance, and only where it was asked for."""
+    """Sets `memory_efficient`, the one entry that a conversion may leave in an instance, or takes it away."""
     module.__dict__.pop("memory_efficient", None)
     if memory_efficient:
         module.__dict__["memory_efficient"] = True
@@ -77,9 +77,10 @@ def is_converted(module):
 
 
 def candidates(model):
-    """(name, module) of what might be fused: not ours yet, with a convolution and a norm among the children.
+    """(name, module) of modules that may be worth a conversion: of no class of this package, with a convolution and a norm
+    among the children or in sequences among them.
 
-    Parents come first. A sequence without a ReLU, such as a projection shortcut, is a part of its block only.
+    Parents come first. A sequence without a ReLU, such as a projection shortcut, is converted with its block only.
     """
     inside = set()
     for name, module in model.named_modules():
@@ -131,6 +132,7 @@ def _sequences_of(module, program):
 
 
 def _called_children(module):
+    """The children of `module`, and the children of those that are seen through."""
     if isinstance(module, torch.fx.GraphModule):
         yield from module.modules()
     for part in module.children():

@@ -1,4 +1,4 @@
-"""From the graph of a module's forward to a program: which chains may be fused, and that nobody would notice."""
+"""From the graph of a module's forward to a program: finds the chains of operations that may be fused unnoticed."""
 
 import operator
 from collections import OrderedDict
@@ -16,7 +16,7 @@ from .trace import NotTraceable, graph_of, see_through
 def program_of(module, origin, sync=False):
     """The program of `origin.forward` for `module`. Raises NotTraceable, also where nothing would be fused.
 
-    `sync`: nn.SyncBatchNorm counts as a batch norm: for whoever runs the program by a forward that can synchronise.
+    `sync`: nn.SyncBatchNorm counts as a batch norm, for forwards that can synchronise.
     """
     if isinstance(module, fx.GraphModule):
         if type(module.graph._codegen) is not fx.graph.CodeGen:
@@ -33,8 +33,8 @@ class _Matcher:
         self.nodes = list(graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.children = {n: module.get_submodule(n.target) for n in self.nodes if n.op == "call_module"}
-        self.ends = {}  # last node of a chain -> what makes its step
-        self.inside = set()  # nodes of a chain that are not its last
+        self.ends = {}  # last node of a chain: the function that makes the step of the chain
+        self.inside = set()  # nodes of a chain but its last
         self.parts, self.unfused, self.refs, self.steps = {}, {}, {}, []
 
     def program(self):
@@ -61,6 +61,7 @@ class _Matcher:
         return Program(tuple(self.steps), self.output, tuple(self.parts.items()), absent, tuple(self.unfused.items()))
 
     def note_sequences(self, module, prefix):
+        """Notes the sequences whose children belong to the graph."""
         for name, child in module.named_children():
             if see_through(child):
                 self.parts[prefix + name] = f"sequence of {len(child)}"
@@ -99,7 +100,7 @@ class _Matcher:
         return self.is_pure(node) or all(self.is_fresh(n) for n in node.all_input_nodes)
 
     def only_user(self, node):
-        """(the one user of `node` or None, Identity modules on the way)."""
+        """(the one node that uses `node`, or None; the nn.Identity modules between the two)."""
         passed = []
         while len(node.users) == 1:
             node = next(iter(node.users))
@@ -152,7 +153,8 @@ class _Matcher:
         return own, None, False, False
 
     def may_add(self, add, nodes):
-        """Not the second summand of a sum that is fused already; and `shortcut += out` writes into the shortcut."""
+        """Whether a chain of `nodes` may take in the sum `add`: not where the chain of the other summand has it, and not where
+        `shortcut += out` writes into the shortcut."""
         return add not in self.inside and (not _in_place(add) or add.args[0] in nodes)
 
     def may_wait(self, nodes, source):
@@ -181,6 +183,7 @@ class _Matcher:
         self.bypass(nodes)
 
     def bypass(self, nodes):
+        """Notes the children that the chain of `nodes` does not call."""
         for node in nodes:
             if node.op == "call_module":
                 child = self.children[node]
@@ -189,6 +192,7 @@ class _Matcher:
                 self.parts[node.target] = next((kind for cls, kind in kinds if isinstance(child, cls)), norm)
 
     def emit(self, node):
+        """Appends the step of `node`, unless a chain computes it."""
         if node in self.inside:
             return
         if node.op == "output":
@@ -214,6 +218,7 @@ class _Matcher:
         self.refs[node] = Ref(len(self.steps))
 
     def freeze(self, argument):
+        """The template of an argument of a step: Refs, constants, and (kind, items) of what holds them; see `program.fill`."""
         if isinstance(argument, fx.Node):
             return self.refs[argument]
         if isinstance(argument, dict):

@@ -1,4 +1,4 @@
-"""Which programs are exactly a residual block, so that the training op of a block can run them: asked once, by names alone."""
+"""Which programs are exactly a residual block, so that the training op of a block can run them. Names alone decide, once."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,9 @@ from .program import Call, Chain, Ref
 class ResidualBlock(NamedTuple):
     """relu(norm(conv(... relu(norm(conv(x))) ...)) + shortcut(x)).
 
-    main: (path of the convolution, path of the norm) in order. projection: the same of the shortcut, None: x itself.
-    between: paths of modules that are called on the way; the program is a block only where none of them computes anything.
+    main: (path of the convolution, path of the norm) in order. projection: the two paths of the shortcut; None: x itself.
+    between: paths of modules that are called between them; at a call, the program is a block only if none of these modules
+    computes anything.
     """
 
     main: tuple
@@ -51,7 +52,7 @@ def _plain(step):
 
 
 def _passed(program, ref, between):
-    """The value that `ref` is where the modules it comes from compute nothing; their paths go into `between`."""
+    """The value that `ref` is equal to if the modules it comes from compute nothing; appends their paths to `between`."""
     while ref.index > 0 and type(step := program.steps[ref.index - 1]) is Call:
         if [type(a) for a in step.args[1]] != [Ref] or step.kwargs[1]:
             break

@@ -1,4 +1,4 @@
-"""How a converted module runs its program, and when it does not: the children are asked at every call."""
+"""How a converted module runs its program, and when it does not: every call looks at the children anew."""
 
 import torch
 from torch import nn

@@ -51,7 +51,7 @@ def _synchronise(device):
 
 
 def _sample(function, calls, device="cpu"):
-    function()  # not counted: the threads of the candidate before still spin, and its data fill the caches
+    function()  # not counted: the threads of the candidate before it still spin, and that candidate's data fill the caches
     _synchronise(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -159,14 +159,15 @@ MOST_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # of all sets: past every usua
 
 
 def sets_needed(bytes_of_one, device):
-    """How many sets of arguments of that size no cache can hold together: calls that take turns find theirs cold."""
+    """How many sets of arguments of that size no cache can hold together: calls that take turns over so many sets find each
+    set cold."""
     most = max(1, MOST_BYTES[device] // max(1, bytes_of_one))
     return min(1 + 2 * cache_bytes(device) // max(1, bytes_of_one), most, MOST_SETS)
 
 
 def capture(functions):
-    """A CUDA graph that calls `functions` one after the other; warmed up before, since neither compiling nor choosing an
-    algorithm may happen inside. Raises RuntimeError for what cannot be captured."""
+    """A CUDA graph that calls `functions` one after the other. They are warmed up first, since a capture may neither compile
+    nor choose an algorithm. Raises RuntimeError for what cannot be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

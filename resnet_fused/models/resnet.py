@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..modules import one_call, training
-from ..modules.eligible import checks_of, refuse_scripting, why_not_fused
+from ..modules.eligible import check_not_scripted, checks_of, why_not_fused
 from ..modules.evaluation import conv_bn_relu, conv_bn_relu_and_shortcut, conv_bn_relu_pool, network_input
 from ..modules.zero_pad import ZeroPadShortcut
 from .weights import resolve
@@ -52,7 +52,7 @@ class BasicBlock(_Residual):
     """Two 3x3 convolutions: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
 
     expansion = 1
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -90,7 +90,7 @@ class Bottleneck(_Residual):
     """1x1, 3x3, 1x1 convolutions with the stride in the 3x3 one (ResNet V1.5, as torchvision has it)."""
 
     expansion = 4
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -138,7 +138,7 @@ class ResNet(nn.Module):
     """
 
     memory_efficient = False  # also of networks that were built elsewhere
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(
         self,

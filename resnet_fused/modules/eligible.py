@@ -1,7 +1,7 @@
-"""Which modules may be fused: the questions.
+"""Which modules may be fused.
 
-The modules inside a block only hold parameters when the block is fused: their `forward` does not run. So a block is fused
-only where a caller cannot tell the difference: its children are exactly torch's own classes, unhooked and unmodified.
+The modules inside a fused block only hold parameters: their `forward` does not run. So a block is fused only where a caller
+cannot tell the difference: its children are exactly torch's own classes, without hooks and unmodified.
 """
 
 import torch
@@ -80,7 +80,7 @@ def why_not_pool(pool, x=None):
     return None if settings == (3, 2, 1, 1, False, False) else "is not 3x3 of stride 2 and padding 1"
 
 
-# Parameters and fake tensors have it: classes that leave torch's functions as they are.
+# What parameters and fake tensors have for __torch_function__: their classes leave torch's functions as they are.
 _NO_TORCH_FUNCTION = torch._C._disabled_torch_function_impl
 
 
@@ -140,8 +140,8 @@ def _why_not_projection(downsample, x):
     return None
 
 
-def refuse_scripting(module):
-    """`__prepare_scriptable__` of fused modules: torch.jit.script asks for it before it reads the source of forward."""
+def check_not_scripted(module):
+    """`__prepare_scriptable__` of fused modules, which torch.jit.script calls before it reads the source of forward: raises."""
     raise RuntimeError(
         f"torch.jit.script cannot compile the fused forward of {type(module).__name__}: use torch.jit.trace or torch.export, "
         "or script a model of torchvision or timm after resnet_fused.unconvert(model)"

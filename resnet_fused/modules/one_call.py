@@ -76,7 +76,7 @@ _remembered = Remembered()
 def evaluate(x, main, downsample):
     """relu(bn(conv(... x)) + shortcut) of modules `main` [(conv, bn), ...] and `downsample`, which `why_not_fused` has
     passed; None where the block has to be run op by op."""
-    if not _only_values(x):
+    if not _suits(x):
         return None
     pads = type(downsample) is ZeroPadShortcut and not watched(downsample)
     projects = not pads and is_projection(downsample)
@@ -120,7 +120,7 @@ def _read(conv, bn, tensors):
     )  # fmt: skip
 
 
-def _only_values(x):
+def _suits(x):
     """Whether a kernel may be called past torch's dispatcher and past the one of this package."""
     return not (
         torch.is_grad_enabled()
