@@ -1,7 +1,7 @@
 """Deep residual networks (He et al., arXiv:1512.03385) on fused ops, in the style and with the interface of torchvision.
 
 Modules, names, initial values and random numbers are torchvision's, so checkpoints and seeds carry over in both
-directions. Only `forward` differs: a block calls fused ops instead of its children, unless somebody watches them.
+directions. Only `forward` differs: a block calls fused ops instead of its children, unless a child has a hook or was changed.
 """
 
 import torch
@@ -28,7 +28,7 @@ _OF_STEM, _OF_BASIC_BLOCK, _OF_BOTTLENECK = checks_of(1), checks_of(2), checks_o
 
 
 class _Residual(nn.Module):
-    """Runs a block by fused ops where nobody could tell, else module by module."""
+    """Runs a block by fused ops where a caller cannot tell the difference, else module by module."""
 
     def forward(self, x):
         if self.why_not_fused(x):
@@ -177,7 +177,7 @@ class ResNet(nn.Module):
         self._initialise(zero_init_residual)
 
     def _set_up(self, norm_layer, shortcut, inplanes):
-        """What `_make_layer` reads."""
+        """Sets the attributes that `_make_layer` reads."""
         if shortcut not in ("projection", "zero_pad"):
             raise ValueError(f"shortcut should be 'projection' or 'zero_pad', got {shortcut!r}")
         self._norm_layer = norm_layer or nn.BatchNorm2d
