@@ -1,4 +1,4 @@
-"""Speed-up bars and rooflines of the newest results, as PNG and SVG."""
+"""Bars of speed-ups, and rooflines, of the newest results, as PNG and SVG."""
 
 import importlib.util
 import re

@@ -1,8 +1,8 @@
 """make gpu: checks and measures everything on a machine with a GPU, offline, in one command.
 
-Every part is a process with a time box of its own: one that hangs or crashes costs its box and nothing else, and what
-was measured before a cut is in the files already. Writes gpu.json (what ran, how it ended), gpu.log, the results of the
-benchmarks and report.md. `--device cpu --smoke` runs the same in a miniature, in the tests.
+Every part is a process with a time box of its own: a part that hangs or crashes costs its box and nothing else, and what it
+measured before is in the files already. Writes gpu.json (what ran, how it ended), gpu.log, the results of the benchmarks and
+report.md. `--device cpu --smoke` runs the same in a miniature, in the tests.
 """
 
 import argparse

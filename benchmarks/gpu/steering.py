@@ -27,7 +27,7 @@ def convolution_passes(case, device, seconds):
     runs = {}
     for name, mask in PASSES.items():
         if name == "dgrad" and case.shape[1] == 3:
-            continue  # nobody wants the gradient of the image
+            continue  # the image needs no gradient
         runs[name] = [functools.partial(_pass, a, mask, _gradient(case, a) if mask else None) for a in sets]
     graph = case.shape[0] <= 32
     timings = timing.compare(

@@ -1,4 +1,4 @@
-"""What this device can do at most, measured in the same run as what is compared with it: never a data sheet."""
+"""What this device can do at most, measured in the run whose times are compared with it; never taken from a data sheet."""
 
 import torch
 
@@ -31,5 +31,5 @@ def measure(device, dtype, seconds=1.0, small=False):
 
 
 def share(ceilings, flops, nbytes, seconds):
-    """Time of the roofline (the slower of computing and moving each tensor once) as a share of the time taken."""
+    """The roofline's time, as a share of `seconds`: the longer one of computing, and of moving each tensor once."""
     return max(flops / ceilings["flops"], nbytes / ceilings["bytes"]) / seconds

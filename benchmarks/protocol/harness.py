@@ -1,10 +1,10 @@
 """The protocol of every benchmark; docs/benchmarks.md explains it.
 
-- Candidates take turns (resnet_fused/measure/timing.py): whatever disturbs the machine disturbs them all alike.
+- Candidates take turns (`compare` of resnet_fused/measure/timing.py): whatever disturbs the machine disturbs them all alike.
 - Compiling, tuning, packing and warming up come first and are never part of a sample.
 - Arguments come in several sets, larger together than twice the last cache, and every call takes the next set.
-- On a GPU the clock is a pair of CUDA events around many calls. With `graph` all sets are captured in one CUDA graph,
-  so that a sample contains no launch overhead: for kernels of small batches, where the caller is what takes time.
+- On a GPU the clock is a pair of CUDA events around many calls. With `graph` all sets are captured in one CUDA graph, so that
+  a sample has no launch overhead: for kernels of small batches, whose launches take longer than they do.
 - Reported are the median, the 20th and the 80th percentile over rounds.
 """
 
@@ -17,7 +17,7 @@ from resnet_fused.measure import timing
 
 
 def rotating(functions, device="cpu", graph=False):
-    """`timing.rotating`; what no CUDA graph can be captured of is timed call by call, and `how` says why."""
+    """`timing.rotating`. Functions that no CUDA graph can capture are timed call by call, and `how` says why."""
     if not (graph and device == "cuda"):
         return timing.rotating(functions)
     try:
@@ -48,7 +48,7 @@ def percentile(ordered, q):
 
 
 def first_result(make, x, device):
-    """(function, its first result, seconds): what somebody waits who starts it now, compiling and tuning included."""
+    """(function, its first result, seconds from `make` to that result, compiling and tuning included)."""
     _synchronise(device)
     start = time.perf_counter()
     function = make()
@@ -58,8 +58,8 @@ def first_result(make, x, device):
 
 
 def peak_bytes(function, device):
-    """Memory that one call needs on top of what is there. On a CPU it is what the process grows by: memory that an
-    allocator kept from earlier calls does not count, so the figure is a lower bound."""
+    """Bytes that one call allocates on top of what is allocated. On a CPU: what the process grows by. That is a lower bound,
+    since an allocator may reuse memory that it kept from earlier calls."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

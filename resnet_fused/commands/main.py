@@ -230,7 +230,7 @@ def main(argv=None):
         status = args.function(args)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # nobody reads on, as after `| head`; Python would complain again when it exits
+    except BrokenPipeError:  # the reader is gone, as after `| head`; Python would complain again when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except UsageError as e:

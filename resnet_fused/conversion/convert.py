@@ -1,4 +1,4 @@
-"""convert(model): fused blocks inside a model that somebody else wrote, and unconvert(model): exactly back.
+"""convert(model): fused blocks inside a model of another library or of one's own. unconvert(model): exactly back.
 
 A module is recognised by what its forward computes (trace.py, match.py), never by its name. Conversion replaces one
 thing, the class of the module, by a subclass of it with a fused forward. Parameters, buffers, children, hooks, modes,

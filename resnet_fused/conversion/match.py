@@ -92,7 +92,7 @@ class _Matcher:
         return (function or method) and two and node.args[0] is not node.args[1]
 
     def is_fresh(self, node):
-        """Whether the result of `node` is memory that nobody else can see."""
+        """Whether the result of `node` is new memory, which only the one user of `node` can see."""
         if len(node.users) != 1 or node.op == "placeholder":
             return False
         if node.op != "call_module":

@@ -116,7 +116,7 @@ class Table:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(self.path.with_suffix(".lock")):
                 before, problem = self._read()
-                if problem:  # the broken file stays beside the new one, for whoever wants to look into it
+                if problem:  # the broken file stays beside the new one and can be looked into
                     self.path.replace(self.path.with_suffix(".corrupt"))
                 _replace(self.path, {
                     "version": VERSION,

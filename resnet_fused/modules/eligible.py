@@ -26,7 +26,7 @@ def is_projection(downsample):
 
 
 def watched(child):
-    """Whether somebody would notice that `child.forward` is not called."""
+    """Whether a caller would notice that `child.forward` is not called: it has hooks, or its forward was replaced."""
     state = child.__dict__  # faster than attributes, which ask the class first
     return (
         state["_forward_hooks"]
