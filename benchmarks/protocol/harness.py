@@ -1,4 +1,4 @@
-"""The protocol of every benchmark; docs/benchmarks.md explains it.
+"""The protocol of every benchmark; docs/results/how-measured.md explains it.
 
 - Candidates take turns (`compare` of resnet_fused/measure/timing.py): whatever disturbs the machine disturbs them all alike.
 - Compiling, tuning, packing and warming up come first and are never part of a sample.

@@ -23,7 +23,7 @@ def convert(model, *, strict=False, memory_efficient=False):
         model: any nn.Module: a ResNet of torchvision, timm or one's own, or a model with one inside.
         strict: raise instead of leaving a module alone that has convolutions and batch norms.
         memory_efficient: networks with the forward of this package's `ResNet` keep less for the backward and compute it
-            again (docs/training.md); a network that is converted already takes the new value.
+            again (docs/guide/training.md); a network that is converted already takes the new value.
 
     Returns:
         `model` itself. `explain(model, x)` tells what each block runs, and why some were left alone.

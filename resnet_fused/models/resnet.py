@@ -130,7 +130,7 @@ class ResNet(nn.Module):
     Args: as torchvision's `ResNet`, and
         shortcut: "projection" (1x1 convolution and batch norm where the shape changes, the paper's option B) or
             "zero_pad" (option A, without parameters).
-        memory_efficient: in training, keep less for the backward and compute it again: see docs/training.md.
+        memory_efficient: in training, keep less for the backward and compute it again: see docs/guide/training.md.
 
     Raises:
         ValueError: `replace_stride_with_dilation` is not None or three values; an unknown `shortcut`.

@@ -37,6 +37,9 @@ class _Convolution(NamedTuple):
         return self.stride, self.padding, self.dilation, self.groups
 
 
+_EPS = _Convolution._fields.index("eps")
+
+
 class _Block(NamedTuple):
     """What the choice of kernels may depend on, of a block and its input."""
 
@@ -90,7 +93,7 @@ def evaluate(x, main, downsample):
         if found is None:
             return None
         kind.append(found)
-        eps.append(found[-1])
+        eps.append(found[_EPS])
     numbers = _remembered.of(x.device, tuple(kind))
     if numbers is None:
         return None

@@ -64,8 +64,8 @@ def calls(model, shape, dtype, train=False):
     fake = FakeTensorMode()
     device = next(model.parameters()).device
     state = {
-        name: fake.from_tensor(tensor.to(dtype) if tensor.is_floating_point() else tensor).requires_grad_(wanted)
-        for name, tensor, wanted in (
+        name: fake.from_tensor(tensor.to(dtype) if tensor.is_floating_point() else tensor).requires_grad_(learns)
+        for name, tensor, learns in (
             (name, tensor.detach(), train and tensor.requires_grad)
             for name, tensor in model.state_dict(keep_vars=True).items()
         )
