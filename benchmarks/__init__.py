@@ -1,1 +1,1 @@
-"""Benchmarks against real peers: docs/benchmarks.md says how they measure and how to read them."""
+"""Benchmarks against real peers: docs/results/how-measured.md says how they measure and how to read them."""

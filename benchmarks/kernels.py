@@ -1,6 +1,6 @@
 """python -m benchmarks.kernels: every backend and every peer on every layer shape of a model, forward and backward.
 
-Only in its error budget does a kernel of ours get a time: one outside of it is reported as wrong.
+A kernel of this package that is outside of its error budget gets no time: it is reported as wrong.
 """
 
 import collections
@@ -30,7 +30,7 @@ def run_case(case, device, peers, seconds, ceiling):
     sets = [first]
     sets += [case.arguments(device, seed) for seed in range(1, timing.sets_needed(nbytes, device))]
     graph = case.direction == "forward" and case.shape[0] <= GRAPHS_UP_TO
-    able, rows = {}, {}
+    timed, rows = {}, {}
     prepare, made = (_forward, candidates.forward) if case.direction == "forward" else (_backward, candidates.backward)
     context = prepare(case, device, sets)
     for name, (kind, make) in made(case, device, peers).items():
@@ -41,23 +41,21 @@ def run_case(case, device, peers, seconds, ceiling):
         }  # fmt: skip
         try:
             functions, share = context(name, make)
-        except (
-            Exception
-        ) as error:  # of any compiler; costs the other candidates nothing; of ours, the exit status tells
+        except Exception as error:  # of any compiler; the row says so, and of our kernels the exit status as well
             rows[name] = row | {"failed": (str(error) or type(error).__name__).splitlines()[0]}
             continue
         if functions is None:
-            continue  # handed on to another backend, which has a row of its own
+            continue  # the backend handed the call on to another one, which has a row of its own
         rows[name] = row | {"budget": share}
         if kind == "ours" and not share <= 1:
             rows[name]["wrong"] = f"{share:.2f} of the error budget: not timed"
         else:
-            able[name] = harness.rotating(functions, device, graph)
-    timings = harness.measure(able, device, seconds)
+            timed[name] = harness.rotating(functions, device, graph)
+    timings = timing.compare(timed, seconds=seconds, device=device)
     peer_times = [t for name, t in timings.items() if rows[name]["kind"] == "peer"]
     for name, t in timings.items():
         rows[name] |= record.timed(t) | {
-            "how": able[name].how,
+            "how": timed[name].how,
             "tflops": case.flops / t.median / 1e12,
             "gbs": nbytes / t.median / 1e9,
             "ceiling": ceilings.share(ceiling, case.flops, nbytes, t.median),
@@ -169,7 +167,7 @@ def chosen(args, model):
         for case in cases.collect(model, batch, args.size, args.dtype, args.op, args.direction):
             kind = case.op, case.direction
             seen[kind] += 1
-            # Nobody trains with one image, and there a launch takes longer than its kernel.
+            # No one trains with one image, and at that batch a launch takes longer than its kernel.
             of_training = case.direction == "backward" or case.op in ("bn_relu", "add_relu")
             training = batch == 1 and args.device == "cuda" and of_training
             if not training and (args.first is None or seen[kind] <= args.first):

@@ -1,4 +1,4 @@
-"""Speed-up bars and rooflines of the newest results, as PNG and SVG."""
+"""Bars of speed-ups, and rooflines, of the newest results, as PNG and SVG."""
 
 import importlib.util
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from resnet_fused.commands.arguments import UsageError
 
-from . import report
+from .rows import grouped, newest
 
 OURS, PEERS, EAGER = "#1b7f5c", "#8a94a6", "#c9ced6"
 
@@ -20,7 +20,7 @@ def draw(rows, folder):
     matplotlib.use("Agg")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    latest = list(report.newest(rows).values())
+    latest = list(newest(rows).values())
     return [*_speedups(latest, folder), *_rooflines(rows, latest, folder)]
 
 
@@ -47,7 +47,7 @@ def _speedups(latest, folder):
 
     paths = []
     rows = [row for row in latest if row["suite"] == "resnet" and "median" in row]
-    groups = report.grouped(rows, "device", "mode", "model", "size", "dtype")
+    groups = grouped(rows, "device", "mode", "model", "size", "dtype")
     for (device, mode, model, size, dtype), group in groups.items():
         base = next((name for name in BASES if any(row["candidate"] == name for row in group)), None)
         if base is None:
@@ -82,7 +82,7 @@ def _rooflines(rows, latest, folder):
     paths = []
     ceilings = {(r["environment"]["device"], r["dtype"]): r for r in rows if r.get("case") == "ceilings"}
     kernels = [r for r in latest if r["suite"] == "kernels" and "median" in r and r["direction"] == "forward"]
-    for (device, dtype), group in report.grouped(kernels, "device", "dtype").items():
+    for (device, dtype), group in grouped(kernels, "device", "dtype").items():
         top = ceilings.get((device, dtype))
         convolutions = [r for r in group if r["flops"]]
         if top is None or not convolutions:

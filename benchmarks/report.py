@@ -8,59 +8,15 @@ from pathlib import Path
 
 from resnet_fused.commands.arguments import Parser, UsageError
 
+from . import plots
 from .protocol import options, record
-
-SLOWER = 0.03
-KEY = ("suite", "mode", "model", "op", "direction", "case", "batch", "size", "dtype", "candidate")
-
-
-def key(row):
-    """What makes two rows measurements of the same thing on the same device."""
-    return (row["environment"]["device"], *(row.get(k) for k in KEY))
-
-
-def newest(rows):
-    """{key: row}, the last of each; `rows` are oldest first."""
-    return {key(row): row for row in rows if "candidate" in row}
-
-
-def of_commit(rows, commit):
-    """Rows that were measured at `commit` (a prefix of the commit or of the hash of the files)."""
-    found = [
-        row
-        for row in rows
-        if any(str(row["environment"].get(name) or "").startswith(commit) for name in ("commit", "tree"))
-    ]
-    if not found:
-        raise UsageError(f"--against: no results of {commit!r}")
-    return found
-
-
-def slower(before, after):
-    """[(row before, row after)] where even the fast rounds now take over 3 % more than the slow rounds did."""
-    return [
-        (before[k], row)
-        for k, row in after.items()
-        if k in before and "median" in row and "median" in before[k]
-        and before[k]["run"] < row["run"]
-        and row["p20"] > (1 + SLOWER) * before[k]["p80"]
-    ]  # fmt: skip
+from .rows import KEY, SLOWER, grouped, newest, of_commit, slower
 
 
 def table(head, lines):
     """A Markdown table; the first column is text, the others numbers."""
     made = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     return "\n".join(made + ["| " + " | ".join(map(str, line)) + " |" for line in lines])
-
-
-def grouped(rows, *keys):
-    """{values of `keys`: rows}; the key "device" is the device's name."""
-    groups = {}
-    for row in rows:
-        groups.setdefault(
-            tuple(row["environment"]["device"] if k == "device" else row.get(k) for k in keys), []
-        ).append(row)
-    return groups
 
 
 def _stamp(rows):
@@ -145,6 +101,7 @@ def regressions(rows, commit):
     return "Slower than at " + commit + ":\n\n" + table(["case", "ms then", "ms now", "change"], lines)
 
 
+PLOTS = record.RESULTS / "plots"  # ignored by git
 SUITES = {"models": models, "kernels": kernels, "steering": steering}
 
 
@@ -152,7 +109,10 @@ def main(argv=None):
     made = Parser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     made.add_argument("--results", default=str(record.RESULTS), help="folder of the .jsonl files")
     made.add_argument("--against", metavar="COMMIT", help="compare with the results of this commit")
-    made.add_argument("--plots", metavar="FOLDER", help="also draw speed-ups and rooflines as PNG and SVG")
+    made.add_argument(
+        "--plots", metavar="FOLDER", nargs="?", const=str(PLOTS),
+        help="also draw speed-ups and rooflines as PNG and SVG; default: benchmarks/results/plots",
+    )  # fmt: skip
     made.add_argument("--suite", choices=SUITES, nargs="+", default=["models", "kernels"])
     args = made.parse_args(argv)
     if not Path(args.results).is_dir():
@@ -164,8 +124,6 @@ def main(argv=None):
     if args.against:
         parts.append(regressions(rows, args.against))
     if args.plots:
-        from . import plots
-
         parts.append("Plots: " + ", ".join(map(str, plots.draw(rows, args.plots))))
     print("\n\n".join(part for part in parts if part))
     return 0

@@ -1,7 +1,7 @@
 """python -m benchmarks.resnet: whole models, ours and their peers, in inference or training.
 
-Images/s with their spread, latency of single calls at the smallest batch, memory, the time to the first result
-(compiling and tuning are a column, not hidden), and the share of the error budget.
+The columns: images/s with their spread, latency of single calls at the smallest batch, memory, the time to the first result
+(with compiling and tuning), and the share of the error budget.
 """
 
 import functools
@@ -13,6 +13,7 @@ import torch
 import resnet_fused
 from resnet_fused.commands.arguments import UsageError
 from resnet_fused.commands.progress import Progress
+from resnet_fused.measure import timing
 from resnet_fused.measure.accuracy import budget_used, exact
 from resnet_fused.measure.oracle import by_modules, in_float64, with_lively_norms
 from resnet_fused.reports import table
@@ -53,7 +54,7 @@ def run_inference(model, x, chosen, seconds, log, step, deadline):
         except (peers.Missing, NotImplementedError) as why:
             rows[name]["missing"] = str(why)
             continue
-        except Exception as error:  # costs no other model its turn; of ours, the exit status tells
+        except Exception as error:  # of any compiler; the row says so, and of our models the exit status as well
             rows[name]["missing"] = f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"
             continue
         rows[name] |= {"first_result": first, "budget": _share(out[: len(few)], eager, oracle)}
@@ -72,12 +73,12 @@ def run_inference(model, x, chosen, seconds, log, step, deadline):
 
 
 def _share(out, eager, oracle):
-    """Whatever type a peer answers in is compared in eager's."""
+    """The share of the error budget of `out`, in eager's dtype, whatever dtype a peer returns."""
     return budget_used(out.to(eager.dtype), eager, oracle, channel_dim=None)
 
 
 def _input(name, x):
-    """Channels_last for those that take it as it is: the layout is part of a peer's best setting."""
+    """`x` in the layout that is best for the model: channels_last for all but those that would copy it."""
     plain = ("eager", "onnxruntime", "openvino")
     return x if name in plain else x.contiguous(memory_format=torch.channels_last)
 
@@ -123,8 +124,8 @@ def _step(model, target, dtype):
 
 
 def _time(rows, runs, device, seconds, images, step):
-    timings = harness.measure(
-        {name: harness.Candidate(run) for name, run in runs.items()}, device, seconds,
+    timings = timing.compare(
+        {name: timing.Candidate(run) for name, run in runs.items()}, seconds=seconds, device=device,
         on_round=lambda i: step(f"batch {images}: round {i + 1}"),
     )  # fmt: skip
     peer_times = [t for name, t in timings.items() if not is_ours(name)]

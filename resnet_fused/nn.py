@@ -1,24 +1,21 @@
 """The fused ops as modules, for blocks of one's own. Their children are torch's own and hold parameters, modes and keys.
 
-Composed and not derived from nn.BatchNorm2d: SyncBatchNorm.convert_sync_batchnorm, which replaces every batch norm it
-finds, then replaces the child, and the ReLU stays.
+The modules have an nn.BatchNorm2d as a child and are not derived from it: SyncBatchNorm.convert_sync_batchnorm, which replaces
+every batch norm it finds, then replaces the child, and the ReLU stays.
 """
 
 from torch import nn
 
 from . import ops
-from .modules.eligible import refuse_scripting, why_not_fused
+from .modules.eligible import check_not_scripted, why_not_batch_norm, why_not_convolution, why_not_fused, why_not_relu
 from .modules.evaluation import conv_bn_relu, norm_relu
-from .modules.norms import why_not_norm
 
 __all__ = ["AddReLU", "BNReLU", "ConvBNReLU"]
 
 
-def _why_not(x, bn, relu, **parts):
-    """`why_not_fused`; but these modules do not know how to synchronise, so that SyncBatchNorm runs by itself."""
-    if (why := why_not_norm(bn)) is not None:
-        return f"bn {why}"
-    return why_not_fused(x, bn=bn, **parts, **({} if relu is None else {"relu": relu}))
+# These modules do not know how to synchronise nn.SyncBatchNorm over processes, so it runs by itself.
+_NORM, _NORM_RELU = (("bn", why_not_batch_norm),), (("bn", why_not_batch_norm), ("relu", why_not_relu))
+_CONV_NORM, _CONV_NORM_RELU = ((("conv", why_not_convolution), *checks) for checks in (_NORM, _NORM_RELU))
 
 
 def _finish(out, residual, relu):
@@ -40,7 +37,7 @@ class ConvBNReLU(nn.Module):
     residual is added before the ReLU. Children that carry hooks or were replaced are called one by one.
     """
 
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(
         self, in_channels, out_channels, kernel_size, stride=1, padding=None, dilation=1, groups=1, eps=1e-5, momentum=0.1,
@@ -58,7 +55,7 @@ class ConvBNReLU(nn.Module):
 
     def why_not_fused(self, x):
         """Why the children are called one by one on `x`, or None."""
-        return _why_not(x, self.bn, self.relu, conv=self.conv)
+        return why_not_fused(x, self._modules, _CONV_NORM if self.relu is None else _CONV_NORM_RELU)
 
     def forward(self, x, residual=None):
         if self.why_not_fused(x):
@@ -76,7 +73,7 @@ class BNReLU(nn.Module):
     forward(x, residual=None): x [N, num_features, H, W] -> a new tensor like x.
     """
 
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, relu=True):
         super().__init__()
@@ -85,7 +82,7 @@ class BNReLU(nn.Module):
 
     def why_not_fused(self, x):
         """Why the children are called one by one on `x`, or None."""
-        return _why_not(x, self.bn, self.relu)
+        return why_not_fused(x, self._modules, _NORM if self.relu is None else _NORM_RELU)
 
     def forward(self, x, residual=None):
         if self.why_not_fused(x):
@@ -96,7 +93,7 @@ class BNReLU(nn.Module):
 class AddReLU(nn.Module):
     """relu(x + residual) in one pass. forward(x, residual) -> a new tensor like x; see `resnet_fused.ops.add_relu`."""
 
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def forward(self, x, residual):
         return ops.add_relu(x, residual)

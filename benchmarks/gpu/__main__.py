@@ -1,8 +1,8 @@
 """make gpu: checks and measures everything on a machine with a GPU, offline, in one command.
 
-Every part is a process with a time box of its own: one that hangs or crashes costs its box and nothing else, and what
-was measured before a cut is in the files already. Writes gpu.json (what ran, how it ended), gpu.log, the results of the
-benchmarks and report.md. `--device cpu --smoke` runs the same in a miniature, in the tests.
+Every part is a process with a time box of its own: a part that hangs or crashes costs its box and nothing else, and what it
+measured before is in the files already. Writes gpu.json (what ran, how it ended), gpu.log, the results of the benchmarks and
+report.md. `--device cpu --smoke` runs the same in a miniature, in the tests.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from ..protocol import options
+from .. import report
+from ..protocol import options, record
+from ..rows import newest
 from . import parts
 
 TOTAL = {False: 530.0, True: 170.0}  # seconds, by `quick`
@@ -89,10 +91,7 @@ def _write(output, records, seconds):
 
 def _report(output):
     """Tables of everything in the folder; none where only checks ran."""
-    from .. import report
-    from ..protocol import record
-
-    latest = list(report.newest(record.read(output)).values())
+    latest = list(newest(record.read(output)).values())
     text = [report.models(latest), report.kernels(latest), report.steering(latest)]
     if any(text):
         (Path(output) / "report.md").write_text("\n\n".join(filter(None, text)) + "\n")

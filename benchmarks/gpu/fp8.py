@@ -13,10 +13,11 @@ from resnet_fused import dispatch, freeze
 from resnet_fused.commands.arguments import UsageError
 from resnet_fused.commands.progress import Progress
 from resnet_fused.kernels import e4m3 as fp8
+from resnet_fused.measure import timing
 from resnet_fused.measure.oracle import with_lively_norms
 from resnet_fused.reports import table
 
-from ..protocol import harness, options, record
+from ..protocol import options, record
 
 COLUMNS = {"model": "model", "batch": "batch", "fp8": "error, fp8", "bfloat16": "error, eager bfloat16",
            "agree": "largest logit kept", "ms8": "ms, fp8", "ms16": "ms, bfloat16", "ratio": "ratio"}  # fmt: skip
@@ -32,8 +33,8 @@ def compare(model, x, device, seconds):
     if not graph:
         return row
     x, other = x.to(torch.bfloat16), freeze(model, x, dtype=torch.bfloat16)
-    runs = {"fp8": harness.Candidate(lambda: engine(x)), "bfloat16": harness.Candidate(lambda: other(x))}
-    times = harness.measure(runs, device, seconds)
+    runs = {"fp8": timing.Candidate(lambda: engine(x)), "bfloat16": timing.Candidate(lambda: other(x))}
+    times = timing.compare(runs, seconds=seconds, device=device)
     row |= record.timed(times["fp8"], len(x)) | {"median_bfloat16": times["bfloat16"].median}
     return row | {"ratio": times["fp8"].speedup_over(times["bfloat16"])}
 

@@ -60,7 +60,7 @@ def compare(ops, case, device, seconds):
             raise RuntimeError(f"{case.label}: {name} has other bits than two kernels")
         functions = [functools.partial(call, ops, a, o, tf32, config) for a, o in zip(sets, outs, strict=True)]
         runs[name] = harness.rotating(functions, device, graph=True)
-    return harness.measure(runs, device, seconds)
+    return timing.compare(runs, seconds=seconds, device=device)
 
 
 def main(argv=None):

@@ -1,7 +1,7 @@
 """Runs every op forward and backward on small shapes, for compute-sanitizer to watch: python -m benchmarks.gpu.sanitized
 
-Without the caching allocator (PYTORCH_NO_CUDA_MEMORY_CACHING=1) an access past a tensor is past its allocation. The
-numbers are checked too; a kernel that the tool would slow down for minutes is not the point, so maps are small.
+Without the caching allocator (PYTORCH_NO_CUDA_MEMORY_CACHING=1) an access past a tensor is past its allocation. The numbers are
+checked too. Maps are small, since compute-sanitizer slows a kernel down.
 """
 
 import functools

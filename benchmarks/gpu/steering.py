@@ -27,10 +27,12 @@ def convolution_passes(case, device, seconds):
     runs = {}
     for name, mask in PASSES.items():
         if name == "dgrad" and case.shape[1] == 3:
-            continue  # nobody wants the gradient of the image
+            continue  # the image needs no gradient
         runs[name] = [functools.partial(_pass, a, mask, _gradient(case, a) if mask else None) for a in sets]
     graph = case.shape[0] <= 32
-    timings = harness.measure({n: harness.rotating(r, device, graph) for n, r in runs.items()}, device, seconds)
+    timings = timing.compare(
+        {n: harness.rotating(r, device, graph) for n, r in runs.items()}, seconds=seconds, device=device
+    )
     return {name: (timings[name], kernel_names(runs[name][0], device)) for name in runs}
 
 
@@ -67,7 +69,9 @@ def products(device, dtype, seconds, small):
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     positive, zero = a.relu(), torch.zeros_like(a)
     runs = {"normal": lambda: a @ b, "relu of normal": lambda: positive @ b, "zeros": lambda: zero @ zero}
-    timings = harness.measure({name: harness.Candidate(run) for name, run in runs.items()}, device, seconds)
+    timings = timing.compare(
+        {name: timing.Candidate(run) for name, run in runs.items()}, seconds=seconds, device=device
+    )
     return {name: 2 * size**3 / t.median for name, t in timings.items()}
 
 
@@ -77,7 +81,7 @@ def launch_gap(device, seconds):
     runs = {"launched": harness.rotating([lambda: x.add_(1)])}
     if device == "cuda":
         runs["graph"] = harness.rotating([lambda: x.add_(1)] * LAUNCHES, device, graph=True)
-    return {name: t.median for name, t in harness.measure(runs, device, seconds).items()}
+    return {name: t.median for name, t in timing.compare(runs, seconds=seconds, device=device).items()}
 
 
 def main(argv=None):

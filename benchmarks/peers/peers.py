@@ -1,4 +1,4 @@
-"""Models that compete, each made only when its turn comes: making it (compiling, tuning, packing) is timed as well."""
+"""The models that compete. Each is made only when its turn comes, since making it (compiling, tuning, packing) is timed too."""
 
 import copy
 import functools
@@ -106,7 +106,7 @@ def _runtime(name, model, x):
 
 
 class CudnnFused(nn.Module):
-    """The network on cuDNN's own fused convolutions, batch norm folded: what its maker would write by hand."""
+    """The network on cuDNN's own fused convolutions, with batch norm folded, as it would be written by hand for cuDNN."""
 
     def __init__(self, model, dtype):
         super().__init__()

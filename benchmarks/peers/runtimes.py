@@ -1,4 +1,4 @@
-"""Inference runtimes of others on CPUs: the extra [bench]. Both get the network as ONNX, exported by torch."""
+"""Inference runtimes for CPUs, ONNX Runtime and OpenVINO (the extra [bench]). Both get the network as ONNX, from torch."""
 
 import io
 import logging

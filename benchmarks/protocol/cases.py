@@ -1,4 +1,4 @@
-"""The cases of the kernel benchmarks: every distinct call that a model really makes (resnet_fused/commands/tune/calls.py)."""
+"""The cases of the kernel benchmarks: every distinct call that a model makes (resnet_fused/commands/tune/calls.py)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What this device can do at most, measured in the same run as what is compared with it: never a data sheet."""
+"""What this device can do at most, measured in the run whose times are compared with it; never taken from a data sheet."""
 
 import torch
 
-from . import harness
+from resnet_fused.measure import timing
 
 
 def measure(device, dtype, seconds=1.0, small=False):
@@ -15,12 +15,12 @@ def measure(device, dtype, seconds=1.0, small=False):
     length = (1 << 20) if small else (1 << 28) if device == "cuda" else (1 << 26)
     source = torch.randn(length, device=device)
     target = torch.empty_like(source)
-    timings = harness.measure(
+    timings = timing.compare(
         {
-            "matmul": harness.Candidate(lambda: a @ b),
-            "copy": harness.Candidate(lambda: target.copy_(source)),
+            "matmul": timing.Candidate(lambda: a @ b),
+            "copy": timing.Candidate(lambda: target.copy_(source)),
         },
-        device, seconds,
+        seconds=seconds, device=device,
     )  # fmt: skip
     return {
         "flops": 2 * size**3 / timings["matmul"].median,
@@ -31,5 +31,5 @@ def measure(device, dtype, seconds=1.0, small=False):
 
 
 def share(ceilings, flops, nbytes, seconds):
-    """Time of the roofline (the slower of computing and moving each tensor once) as a share of the time taken."""
+    """The roofline's time, as a share of `seconds`: the longer one of computing, and of moving each tensor once."""
     return max(flops / ceilings["flops"], nbytes / ceilings["bytes"]) / seconds

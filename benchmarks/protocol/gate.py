@@ -5,8 +5,8 @@ import torch
 from resnet_fused.kernels.epilogue import NONE, RELU
 from resnet_fused.measure.accuracy import budget_used, channel_dim_of, exact
 
-# Float64 has no tensor cores and no oneDNN: beyond this many values of x only the first images of an evaluation are
-# compared (an image does not depend on the others), and training is compared at all of them.
+# Float64 has no tensor cores and no oneDNN and takes long. So beyond this many values of x only the first images of an
+# evaluation are compared, where an image does not depend on the others; in training all images are.
 FEW = 1 << 24
 
 
@@ -42,7 +42,7 @@ class Forward:
 
 
 class Backward:
-    """The same for gradients, each exact for the ReLU mask of the output it belongs to: the worst of them."""
+    """The same for gradients, each exact for the ReLU mask of the output it belongs to; `share` is that of the worst."""
 
     def __init__(self, case, a, grad):
         self.case, self.a, self.grad = case, a, grad
@@ -73,5 +73,5 @@ def gradients(case, function, a, grad, mask=None):
 
 
 def copies(a):
-    """Running statistics are updated in place: every candidate gets its own."""
+    """`a` with copies of the running statistics, which a call updates in place: every candidate gets its own."""
     return a | {name: a[name].clone() for name in ("mean", "var", "spread") if a.get(name) is not None}

@@ -1,57 +1,30 @@
-"""The protocol of every benchmark; docs/benchmarks.md explains it.
+"""The protocol of every benchmark; docs/results/how-measured.md explains it.
 
-- Candidates take turns (resnet_fused/measure/timing.py): whatever disturbs the machine disturbs them all alike.
+- Candidates take turns (`compare` of resnet_fused/measure/timing.py): whatever disturbs the machine disturbs them all alike.
 - Compiling, tuning, packing and warming up come first and are never part of a sample.
 - Arguments come in several sets, larger together than twice the last cache, and every call takes the next set.
-- On a GPU the clock is a pair of CUDA events around many calls. With `graph` all sets are captured in one CUDA graph,
-  so that a sample contains no launch overhead: for kernels of small batches, where the caller is what takes time.
+- On a GPU the clock is a pair of CUDA events around many calls. With `graph` all sets are captured in one CUDA graph, so that
+  a sample has no launch overhead: for kernels of small batches, whose launches take longer than they do.
 - Reported are the median, the 20th and the 80th percentile over rounds.
 """
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable
 
 import torch
 
 from resnet_fused.measure import timing
 
 
-@dataclasses.dataclass
-class Candidate:
-    """`run()` makes `calls` calls; `how`: what the clock sees ("graph", "calls", or why no graph was captured)."""
-
-    run: Callable
-    calls: int = 1
-    how: str = "calls"
-
-
 def rotating(functions, device="cpu", graph=False):
-    """Candidate that calls the next of `functions` each time: the same work on another set of arguments."""
-    why = None
-    if graph and device == "cuda":
-        try:
-            return Candidate(timing.capture(functions).replay, len(functions), "graph")
-        except Exception as error:  # what cannot be captured is timed call by call, and the row says so
-            why = f"calls, no graph: {(str(error) or type(error).__name__).splitlines()[0]}"
-    turns = itertools.cycle(functions)
-    return Candidate(lambda: next(turns)(), 1, why or "calls")
-
-
-def measure(candidates, device, seconds, min_rounds=5, on_round=None):
-    """{name: Timing} per call for {name: Candidate}; a round has one sample of each, in an order that rotates."""
-    if not candidates:
-        return {}
-    timings = timing.interleaved(
-        {name: candidate.run for name, candidate in candidates.items()},
-        seconds=seconds, min_rounds=min_rounds, device=device, on_round=on_round,
-        clock=timing.cuda_clock if device == "cuda" else None,
-    )  # fmt: skip
-    return {
-        name: timing.Timing(tuple(sample / candidates[name].calls for sample in t.samples))
-        for name, t in timings.items()
-    }
+    """`timing.rotating`. Functions that no CUDA graph can capture are timed call by call, and `how` says why."""
+    if not (graph and device == "cuda"):
+        return timing.rotating(functions)
+    try:
+        return timing.rotating(functions, graph=True)
+    except Exception as error:  # whatever a capture raises
+        why = f"calls, no graph: {(str(error) or type(error).__name__).splitlines()[0]}"
+        return dataclasses.replace(timing.rotating(functions), how=why)
 
 
 def latencies(functions, device, calls, on_round=None):
@@ -75,7 +48,7 @@ def percentile(ordered, q):
 
 
 def first_result(make, x, device):
-    """(function, its first result, seconds): what somebody waits who starts it now, compiling and tuning included."""
+    """(function, its first result, seconds from `make` to that result, compiling and tuning included)."""
     _synchronise(device)
     start = time.perf_counter()
     function = make()
@@ -85,8 +58,8 @@ def first_result(make, x, device):
 
 
 def peak_bytes(function, device):
-    """Memory that one call needs on top of what is there. On a CPU it is what the process grows by: memory that an
-    allocator kept from earlier calls does not count, so the figure is a lower bound."""
+    """Bytes that one call allocates on top of what is allocated. On a CPU: what the process grows by. That is a lower bound,
+    since an allocator may reuse memory that it kept from earlier calls."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

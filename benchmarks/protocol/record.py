@@ -1,4 +1,4 @@
-"""Results: one JSON object a line, appended, each with the machine, the versions and the commit it belongs to."""
+"""Results: one JSON object a line, appended, each with the machine, the versions and the commit that it was measured on."""
 
 import datetime
 import functools
@@ -30,7 +30,7 @@ def environment(device):
 
 @functools.cache
 def source():
-    """Which code ran: commit and whether anything differs from it, where git knows; always a hash of the files."""
+    """Which code ran: a hash of the files; and where git knows, the commit and whether any file differs from it."""
     digest = hashlib.sha256()
     for folder, pattern in (("resnet_fused", "*.py"), ("csrc", "*"), ("benchmarks", "*.py")):
         for path in sorted(p for p in (ROOT / folder).rglob(pattern) if p.is_file()):
@@ -38,7 +38,7 @@ def source():
     facts = {"tree": digest.hexdigest()[:12], "commit": None, "dirty": None}
     commit = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if commit:
-        # Results that are being written are no change of the code.
+        # The results themselves are no part of the code.
         changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!benchmarks/results")
         facts |= {"commit": commit, "dirty": bool(changed)}
     return facts

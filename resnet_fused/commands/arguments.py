@@ -1,10 +1,12 @@
-"""What the command lines of the package and of the benchmarks share: arguments, what they stand for, errors of the user."""
+"""What the command lines of the package and of the benchmarks share: types of arguments, the model and input that arguments
+stand for, and the error that reaches the user as one line."""
 
 import argparse
 
 import torch
 
 from .. import dispatch
+from ..measure.oracle import with_lively_norms
 from ..models import resnet, weights
 
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -63,9 +65,7 @@ def backend_of(args):
 
 
 def model_of(args, device, dtype=torch.float32):
-    """In evaluation mode; without weights the batch norms are made lively, so that a comparison means something."""
-    from ..measure.oracle import with_lively_norms
-
+    """The model, in evaluation. Without weights its batch norms are made lively, so that a comparison means something."""
     build, kwargs = getattr(resnet, args.model), {}
     try:
         state = weights.resolve(args.model, args.weights, True, kwargs)

@@ -1,4 +1,4 @@
-"""Eager torch, the live model and frozen engines on the same input: are they equal, and how fast is each?"""
+"""Eager torch, the live model and frozen engines on the same input: whether they are equal, and how fast each is."""
 
 import copy
 import functools
@@ -74,14 +74,15 @@ def equality(model, x, frozen_dtypes, step):
 
 
 def contestants(model, x, dtype=None):
-    """{name: function that makes a function x -> logits}: whom every comparison of speed has; made one at a time.
+    """{name: function that makes a function x -> logits}: the models that every comparison of speed has. A caller may make them
+    one at a time.
 
     `dtype`: of the frozen engine; None: that of `model`.
     """
 
     def channels_last():
         eager = by_modules(model).to(memory_format=torch.channels_last)
-        return lambda x: eager(_nhwc(x))  # as it is for an input that is channels_last already
+        return lambda x: eager(_nhwc(x))  # which copies nothing where x is channels_last already
 
     return {
         "eager": lambda: by_modules(model),

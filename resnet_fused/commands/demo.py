@@ -1,4 +1,4 @@
-"""The main job on a real photograph: is it equal to eager torch, how fast is it, what does it see (with weights)?"""
+"""A network on a real photograph: whether it is equal to eager torch, how fast it is and, with weights, what it recognises."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""From a photograph to the network's input: ImageNet's preprocessing, on files that nobody has checked."""
+"""From a photograph to the network's input: ImageNet's preprocessing. A file may be anything, and is checked first."""
 
 import warnings
 from pathlib import Path
@@ -10,7 +10,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIZE, CROP = 256, 224
 MAX_PIXELS = 50_000_000  # a file of a few kilobytes may decompress to gigabytes
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # not all of Pillow's: it gives EPS files to Ghostscript
-MIN_SIDE, MAX_ASPECT = 32, 20  # the resized image is RESIZE * RESIZE * aspect pixels
+MIN_SIDE, MAX_ASPECT = 32, 20  # the resized image has RESIZE * RESIZE * aspect pixels
 
 
 def load(path=SAMPLE):

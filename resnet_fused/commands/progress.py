@@ -1,4 +1,4 @@
-"""Shows that something longer than two seconds is still at work: one line on a terminal, dots elsewhere."""
+"""Shows that a command is still at work: one line on a terminal, dots elsewhere."""
 
 import sys
 import time
@@ -26,7 +26,7 @@ class Progress:
         self.stream.flush()
 
     def clear(self):
-        """Takes the line away: something else is about to be printed."""
+        """Takes the line away, before something else is printed."""
         if self.shown:
             self._write("\r\x1b[K" if self.stream.isatty() else "\n")
             self.shown = False

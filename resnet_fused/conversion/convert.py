@@ -1,16 +1,17 @@
-"""convert(model): fused blocks inside a model that somebody else wrote, and unconvert(model): exactly back.
+"""convert(model): fused blocks inside a model of another library or of one's own. unconvert(model): exactly back.
 
-A module is recognised by what its forward computes (tracing.py, matching.py), never by its name. Conversion replaces one
-thing, the class of the block, by a subclass of it with a fused forward. Parameters, buffers, children, hooks, modes,
-attributes and keys stay the very same objects, so optimizers, DDP and checkpoints notice nothing; `isinstance` still holds,
-copies and pickles stay converted, and what cannot be fused at a call runs the forward of the original class.
+A module is recognised by what its forward computes (trace.py, match.py), never by its name. Conversion replaces one
+thing, the class of the module, by a subclass of it with a fused forward. Parameters, buffers, children, hooks, modes,
+attributes and keys stay the very same objects, so optimizers, DDP and checkpoints notice nothing. `isinstance` still holds,
+copies and pickles stay converted, and a call that cannot be fused runs the forward of the original class.
 """
 
 import torch
 from torch import nn
 
 from ..models.resnet import BasicBlock, Bottleneck, ResNet
-from .classes import Fused, best_plan, class_for
+from ..modules.eligible import is_sequence
+from .classes import Fused, best_program, class_for
 from .run import child
 from .trace import NotTraceable, is_norm, see_through
 
@@ -22,7 +23,7 @@ def convert(model, *, strict=False, memory_efficient=False):
         model: any nn.Module: a ResNet of torchvision, timm or one's own, or a model with one inside.
         strict: raise instead of leaving a module alone that has convolutions and batch norms.
         memory_efficient: networks with the forward of this package's `ResNet` keep less for the backward and compute it
-            again (docs/training.md); a network that is converted already takes the new value.
+            again (docs/guide/training.md); a network that is converted already takes the new value.
 
     Returns:
         `model` itself. `explain(model, x)` tells what each block runs, and why some were left alone.
@@ -39,14 +40,14 @@ def convert(model, *, strict=False, memory_efficient=False):
         if id(module) in inside:
             continue
         try:
-            found.append((module, plan_for(module)))
+            found.append((module, program_for(module)))
             inside |= _sequences_of(*found[-1])
         except NotTraceable as e:
             refused.append(f"{name or 'the model itself'} ({type(module).__name__}): {e}")
     if strict and refused:
         raise RuntimeError(f"convert: {len(refused)} modules cannot be fused: " + "; ".join(refused))
-    for module, plan in found:
-        module.__class__ = class_for(type(module), repr(plan), plan)
+    for module, program in found:
+        module.__class__ = class_for(type(module), repr(program), program)
     for module in model.modules():
         if is_converted(module) and hasattr(type(module), "_fused_layer"):
             _remember(module, memory_efficient)
@@ -54,7 +55,7 @@ def convert(model, *, strict=False, memory_efficient=False):
 
 
 def _remember(module, memory_efficient):
-    """The one entry that conversion may leave in an instance, and only where it was asked for."""
+    """Sets `memory_efficient`, the one entry that a conversion may leave in an instance, or takes it away."""
     module.__dict__.pop("memory_efficient", None)
     if memory_efficient:
         module.__dict__["memory_efficient"] = True
@@ -76,14 +77,15 @@ def is_converted(module):
 
 
 def candidates(model):
-    """(name, module) of what might be fused: not ours yet, with a convolution and a norm among the children.
+    """(name, module) of modules that may be worth a conversion: of no class of this package, with a convolution and a norm
+    among the children or in sequences among them.
 
-    Parents come first. A plain sequence without a ReLU, such as a projection shortcut, is a part of its block only.
+    Parents come first. A sequence without a ReLU, such as a projection shortcut, is converted with its block only.
     """
     inside = set()
     for name, module in model.named_modules():
-        if isinstance(module, Fused) and type(module)._plan is not None:
-            inside |= _sequences_of(module, type(module)._plan)
+        if isinstance(module, Fused) and type(module)._program is not None:
+            inside |= _sequences_of(module, type(module)._program)
         if (
             id(module) in inside
             or isinstance(module, (Fused, BasicBlock, Bottleneck, ResNet, torch.jit.ScriptModule))
@@ -91,7 +93,7 @@ def candidates(model):
         ):
             continue
         parts = list(_called_children(module))
-        if type(module) is nn.Sequential and not any(isinstance(m, nn.ReLU) for m in parts):
+        if is_sequence(module) and not any(isinstance(m, nn.ReLU) for m in parts):
             continue
         if any(isinstance(m, nn.Conv2d) for m in parts) and any(is_norm(m) for m in parts):
             yield name, module
@@ -100,14 +102,14 @@ def candidates(model):
 def why_not_converted(module):
     """Why `convert` leaves `module` alone, or None."""
     try:
-        plan_for(module)
+        program_for(module)
     except NotTraceable as e:
         return str(e)
     return None
 
 
-def plan_for(module):
-    """The plan of a module that is not converted. Raises NotTraceable with the reason."""
+def program_for(module):
+    """The program of a module that is not converted. Raises NotTraceable with the reason."""
     origin = type(module)
     if "forward" in module.__dict__:
         raise NotTraceable("its forward was replaced on the instance")
@@ -115,21 +117,22 @@ def plan_for(module):
     if not graph and (origin.__reduce_ex__ is not object.__reduce_ex__ or origin.__reduce__ is not object.__reduce__):
         raise NotTraceable("its class pickles itself in its own way")
     try:
-        plan = best_plan(module, origin)
-        class_for(origin, repr(plan), plan)
+        program = best_program(module, origin)
+        class_for(origin, repr(program), program)
     except NotTraceable as e:
         raise NotTraceable(f"its forward {e}") from e
     except TypeError as e:  # a class that refuses subclasses, by its metaclass or __init_subclass__
         raise NotTraceable(f"its class cannot be extended ({e})") from e
-    return plan
+    return program
 
 
-def _sequences_of(module, plan):
-    """The ids of the sequences that `plan` runs itself."""
-    return {id(child(module, path)) for path, kind in plan.parts if kind.startswith("sequence")}
+def _sequences_of(module, program):
+    """The ids of the sequences that `program` runs itself."""
+    return {id(child(module, path)) for path, kind in program.parts if kind.startswith("sequence")}
 
 
 def _called_children(module):
+    """The children of `module`, and the children of those that are seen through."""
     if isinstance(module, torch.fx.GraphModule):
         yield from module.modules()
     for part in module.children():

@@ -1,4 +1,4 @@
-"""From the graph of a module's forward to a plan: which chains may be fused, and that nobody would notice."""
+"""From the graph of a module's forward to a program: finds the chains of operations that may be fused unnoticed."""
 
 import operator
 from collections import OrderedDict
@@ -9,14 +9,14 @@ from torch import fx, nn
 
 from ..modules.eligible import why_not_convolution
 from ..modules.norms import relu_inside, why_not_norm
-from .program import METHODS, NAMES, SEQUENCES, AddRelu, Attribute, Call, Chain, Function, Plan, Ref
+from .program import METHODS, NAMES, SEQUENCES, AddRelu, Attribute, Call, Chain, Function, Program, Ref
 from .trace import NotTraceable, graph_of, see_through
 
 
-def plan_of(module, origin, sync=False):
-    """The plan of `origin.forward` for `module`. Raises NotTraceable, also where nothing would be fused.
+def program_of(module, origin, sync=False):
+    """The program of `origin.forward` for `module`. Raises NotTraceable, also where nothing would be fused.
 
-    `sync`: nn.SyncBatchNorm counts as a batch norm: for whoever runs the plan by a forward that can synchronise.
+    `sync`: nn.SyncBatchNorm counts as a batch norm, for forwards that can synchronise.
     """
     if isinstance(module, fx.GraphModule):
         if type(module.graph._codegen) is not fx.graph.CodeGen:
@@ -24,7 +24,7 @@ def plan_of(module, origin, sync=False):
         graph, container = module.graph, dict
     else:
         graph, container = graph_of(module, origin)
-    return _Matcher(module, graph, container, sync).plan()
+    return _Matcher(module, graph, container, sync).program()
 
 
 class _Matcher:
@@ -33,11 +33,11 @@ class _Matcher:
         self.nodes = list(graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.children = {n: module.get_submodule(n.target) for n in self.nodes if n.op == "call_module"}
-        self.ends = {}  # last node of a chain -> what makes its step
-        self.inside = set()  # nodes of a chain that are not its last
+        self.ends = {}  # last node of a chain: the function that makes the step of the chain
+        self.inside = set()  # nodes of a chain but its last
         self.parts, self.unfused, self.refs, self.steps = {}, {}, {}, []
 
-    def plan(self):
+    def program(self):
         inputs = [n for n in self.nodes if n.op == "placeholder"]
         if len(inputs) != 1 or inputs[0].args or str(inputs[0].target).startswith("*"):
             raise NotTraceable("takes more than one argument")
@@ -58,9 +58,10 @@ class _Matcher:
         if len(set(norms)) < len(norms):
             raise NotTraceable("uses a batch norm twice")
         absent = tuple(name for name, child in self.module._modules.items() if child is None)
-        return Plan(tuple(self.steps), self.output, tuple(self.parts.items()), absent, tuple(self.unfused.items()))
+        return Program(tuple(self.steps), self.output, tuple(self.parts.items()), absent, tuple(self.unfused.items()))
 
     def note_sequences(self, module, prefix):
+        """Notes the sequences whose children belong to the graph."""
         for name, child in module.named_children():
             if see_through(child):
                 self.parts[prefix + name] = f"sequence of {len(child)}"
@@ -91,7 +92,7 @@ class _Matcher:
         return (function or method) and two and node.args[0] is not node.args[1]
 
     def is_fresh(self, node):
-        """Whether the result of `node` is memory that nobody else can see."""
+        """Whether the result of `node` is new memory, which only the one user of `node` can see."""
         if len(node.users) != 1 or node.op == "placeholder":
             return False
         if node.op != "call_module":
@@ -99,7 +100,7 @@ class _Matcher:
         return self.is_pure(node) or all(self.is_fresh(n) for n in node.all_input_nodes)
 
     def only_user(self, node):
-        """(the one user of `node` or None, Identity modules on the way)."""
+        """(the one node that uses `node`, or None; the nn.Identity modules between the two)."""
         passed = []
         while len(node.users) == 1:
             node = next(iter(node.users))
@@ -117,23 +118,16 @@ class _Matcher:
                 conv = None
         else:
             conv = None
-        nodes, residual, in_place = [n for n in (conv, norm) if n is not None], None, False
-        relu = relu_inside(self.children[norm])
-        if not relu:
-            user, passed = self.only_user(norm)
-            if user is not None and self.is_add(user) and self.may_add(user, (*nodes, *passed)):
-                after, more = self.only_user(user)
-                if after is not None and self.is_relu(after):
-                    last = passed[-1] if passed else norm
-                    residual = next(a for a in user.args if a is not last)
-                    in_place = _in_place(user)
-                    nodes += [*passed, user, *more, after]
-                    relu = True
-            elif user is not None and self.is_relu(user):
-                nodes += [*passed, user]
-                relu = True
-        source = nodes[0].args[0]
-        if not isinstance(source, fx.Node) or (conv is None and not relu) or not self.may_wait(nodes, source):
+        own = [n for n in (conv, norm) if n is not None]
+        source = own[0].args[0]
+        if not isinstance(source, fx.Node):
+            return
+        nodes, residual, relu, in_place = self.with_sum_and_relu(norm, own)
+        if not self.may_wait(
+            nodes, source
+        ):  # as in relu(proj(x) + f(x)), where the convolution of proj stands before f
+            nodes, residual, relu, in_place = own, None, relu_inside(self.children[norm]), False
+        if (conv is None and not relu) or not self.may_wait(nodes, source):
             return
         self.inside.update(nodes[:-1])
         self.ends[nodes[-1]] = lambda: Chain(
@@ -142,8 +136,25 @@ class _Matcher:
         )  # fmt: skip
         self.bypass(nodes)
 
+    def with_sum_and_relu(self, norm, own):
+        """(`own` and the nodes after it that belong to its chain, the other summand or None, whether there is a ReLU, whether
+        the sum was written in place)."""
+        if relu_inside(self.children[norm]):
+            return own, None, True, False
+        user, passed = self.only_user(norm)
+        if user is not None and self.is_relu(user):
+            return [*own, *passed, user], None, True, False
+        if user is not None and self.is_add(user) and self.may_add(user, (*own, *passed)):
+            relu, more = self.only_user(user)
+            if relu is not None and self.is_relu(relu):
+                last = passed[-1] if passed else norm
+                residual = next(a for a in user.args if a is not last)
+                return [*own, *passed, user, *more, relu], residual, True, _in_place(user)
+        return own, None, False, False
+
     def may_add(self, add, nodes):
-        """Not the second summand of a sum that is fused already; and `shortcut += out` writes into the shortcut."""
+        """Whether a chain of `nodes` may take in the sum `add`: not where the chain of the other summand has it, and not where
+        `shortcut += out` writes into the shortcut."""
         return add not in self.inside and (not _in_place(add) or add.args[0] in nodes)
 
     def may_wait(self, nodes, source):
@@ -172,6 +183,7 @@ class _Matcher:
         self.bypass(nodes)
 
     def bypass(self, nodes):
+        """Notes the children that the chain of `nodes` does not call."""
         for node in nodes:
             if node.op == "call_module":
                 child = self.children[node]
@@ -180,6 +192,7 @@ class _Matcher:
                 self.parts[node.target] = next((kind for cls, kind in kinds if isinstance(child, cls)), norm)
 
     def emit(self, node):
+        """Appends the step of `node`, unless a chain computes it."""
         if node in self.inside:
             return
         if node.op == "output":
@@ -205,6 +218,7 @@ class _Matcher:
         self.refs[node] = Ref(len(self.steps))
 
     def freeze(self, argument):
+        """The template of an argument of a step: Refs, constants, and (kind, items) of what holds them; see `program.fill`."""
         if isinstance(argument, fx.Node):
             return self.refs[argument]
         if isinstance(argument, dict):

@@ -1,6 +1,6 @@
-"""A plan: what a module's forward computes as a list of steps, with the chains fused.
+"""A program: what a module's forward computes as a list of steps, with the chains fused.
 
-A plan is made of names and numbers only, so it can be compared, printed and pickled.
+A program is made of names and numbers only, so it can be compared, printed and pickled.
 """
 
 import operator
@@ -18,7 +18,7 @@ class Ref(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """relu(norm(conv(x)) + residual); conv, act, residual may be None. in_place: written `out += residual`."""
+    """relu(norm(conv(x)) + residual); conv and residual may be None. in_place: the sum was written `out += residual`."""
 
     conv: str | None
     norm: str
@@ -58,11 +58,12 @@ class Function(NamedTuple):
     kwargs: tuple
 
 
-class Plan(NamedTuple):
-    """steps, what is returned, and what must hold when the plan runs.
+class Program(NamedTuple):
+    """What a forward computes, and what must hold when the program runs in its place.
 
-    parts: (path, kind) of every child that is not called, although forward calls it. absent: children that were None,
-    which forward may have asked for. unfused: (path, reason) of convolutions and batch norms that stay calls.
+    steps: Chains, AddRelus, Calls, Attributes and Functions, in order. output: the template of the result. parts: (path, kind)
+    of every child that forward calls and the program does not. absent: children that were None, which forward may have asked
+    for. unfused: (path, reason) of convolutions and batch norms that are called as they are.
     """
 
     steps: tuple

@@ -1,4 +1,4 @@
-"""Which plans are exactly a residual block, so that the training op of a block can run them: asked once, by names alone."""
+"""Which programs are exactly a residual block, so that the training op of a block can run them. Names alone decide, once."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,9 @@ from .program import Call, Chain, Ref
 class ResidualBlock(NamedTuple):
     """relu(norm(conv(... relu(norm(conv(x))) ...)) + shortcut(x)).
 
-    main: (path of the convolution, path of the norm) in order. projection: the same of the shortcut, None: x itself.
-    between: paths of modules that are called on the way; the plan is a block only where none of them computes anything.
+    main: (path of the convolution, path of the norm) in order. projection: the two paths of the shortcut; None: x itself.
+    between: paths of modules that are called between them; at a call, the program is a block only if none of these modules
+    computes anything.
     """
 
     main: tuple
@@ -17,17 +18,17 @@ class ResidualBlock(NamedTuple):
     between: tuple
 
 
-def residual_block(plan):
-    """The ResidualBlock that `plan` is, or None."""
-    if plan is None or plan.output != Ref(len(plan.steps)) or type(plan.steps[-1]) is not Chain:
+def residual_block(program):
+    """The ResidualBlock that `program` is, or None."""
+    if program is None or program.output != Ref(len(program.steps)) or type(program.steps[-1]) is not Chain:
         return None
-    end = plan.steps[-1]
+    end = program.steps[-1]
     if end.conv is None or end.residual is None or not end.relu:
         return None
     between, projection, last = [], None, end
-    shortcut = _passed(plan, end.residual, between)
+    shortcut = _passed(program, end.residual, between)
     if shortcut != Ref(0):
-        step = plan.steps[shortcut.index - 1]
+        step = program.steps[shortcut.index - 1]
         if not _plain(step) or step.relu:
             return None
         # The sum may have been fused with either branch.
@@ -35,12 +36,12 @@ def residual_block(plan):
         if projection.x != Ref(0):
             return None
     main = [last]
-    while (at := _passed(plan, main[-1].x, between)) != Ref(0):
-        step = plan.steps[at.index - 1]
+    while (at := _passed(program, main[-1].x, between)) != Ref(0):
+        step = program.steps[at.index - 1]
         if not _plain(step) or not step.relu:
             return None
         main.append(step)
-    if len(main) + len(between) + (projection is not None) != len(plan.steps):
+    if len(main) + len(between) + (projection is not None) != len(program.steps):
         return None  # something else is computed too
     names = [(step.conv, step.norm) for step in reversed(main)]
     return ResidualBlock(tuple(names), projection and (projection.conv, projection.norm), tuple(between))
@@ -50,9 +51,9 @@ def _plain(step):
     return type(step) is Chain and step.conv is not None and step.residual is None
 
 
-def _passed(plan, ref, between):
-    """The value that `ref` is where the modules it comes from compute nothing; their paths go into `between`."""
-    while ref.index > 0 and type(step := plan.steps[ref.index - 1]) is Call:
+def _passed(program, ref, between):
+    """The value that `ref` is equal to if the modules it comes from compute nothing; appends their paths to `between`."""
+    while ref.index > 0 and type(step := program.steps[ref.index - 1]) is Call:
         if [type(a) for a in step.args[1]] != [Ref] or step.kwargs[1]:
             break
         between.append(step.path)

@@ -1,4 +1,4 @@
-"""How a converted module runs its plan, and when it does not: the children are asked at every call."""
+"""How a converted module runs its program, and when it does not: every call looks at the children anew."""
 
 import torch
 from torch import nn
@@ -6,7 +6,13 @@ from torch import nn
 from .. import ops
 from ..kernels.shapes import out_shape
 from ..modules import training
-from ..modules.eligible import watched, why_not_convolution, why_not_fused, why_not_relu
+from ..modules.eligible import (
+    is_sequence,
+    watched,
+    why_not_convolution,
+    why_not_input,
+    why_not_relu,
+)
 from ..modules.evaluation import conv_bn_relu, norm_relu
 from ..modules.norms import why_not_here, why_not_norm
 from .program import FUNCTIONS, AddRelu, Attribute, Call, Chain, Function, fill
@@ -20,8 +26,9 @@ def child(module, path):
 
 
 def _why_not_part(part, kind, x):
+    """Why `part` is no longer what the program took it for, or None; `kind`: a word of `Program.parts`."""
     if kind.startswith("sequence"):
-        return None if type(part) is nn.Sequential and kind == f"sequence of {len(part)}" else f"is no {kind} any more"
+        return None if is_sequence(part) and kind == f"sequence of {len(part)}" else f"is no {kind} any more"
     if kind == "identity":
         return None if type(part) is nn.Identity else f"is a {type(part).__name__} by now"
     if kind == "conv":
@@ -34,16 +41,16 @@ def _why_not_part(part, kind, x):
 
 
 def why_not_run(module, x):
-    """Why the plan of a converted `module` does not apply to `x` now, or None."""
-    plan = type(module)._plan
-    if plan is None:
+    """Why the program of a converted `module` does not apply to `x` now, or None."""
+    program = type(module)._program
+    if program is None:
         return f"its forward {type(module)._why}"
-    if (why := why_not_fused(x)) is not None:
+    if (why := why_not_input(x)) is not None:
         return why
-    for name in plan.absent:
+    for name in program.absent:
         if getattr(module, name) is not None:
             return f"{name} was None when the module was converted"
-    for path, kind in plan.parts:
+    for path, kind in program.parts:
         part = child(module, path)
         if part is None:
             return f"{path} is gone"
@@ -55,21 +62,21 @@ def why_not_run(module, x):
 
 
 def run(module, x):
-    """The plan of a converted `module` on `x`."""
-    plan, block = type(module)._plan, type(module)._block
+    """The program of a converted `module` on `x`."""
+    program, block = type(module)._program, type(module)._block
     if block is not None and (chain := _chain_of(module, block)) and training.route(x, [chain]) == "training":
         return training.residual(x, [chain])
     values = [x]
-    for step in plan.steps:
+    for step in program.steps:
         values.append(_RUN[type(step)](module, step, values))
-    return fill(plan.output, values)
+    return fill(program.output, values)
 
 
 def _chain_of(module, block):
-    """A ResidualBlock as modules, for train_path; None where something between them computes by now."""
+    """The modules of a ResidualBlock as `training.route` takes them, or None where one between them computes something now."""
     for path in block.between:
         part = child(module, path)
-        nothing = type(part) is nn.Identity or (type(part) is nn.Sequential and len(part) == 0)
+        nothing = type(part) is nn.Identity or (is_sequence(part) and len(part) == 0)
         if not nothing or watched(part):
             return None
     main = [(child(module, conv), child(module, norm)) for conv, norm in block.main]

@@ -1,7 +1,7 @@
-"""The graph of one module's own forward, with its children as leaves: what it computes, not what it is called.
+"""The graph of one module's own forward, with its children as leaves.
 
-Nothing in the model changes: a copy of the module's dictionaries is traced, no child runs, and a forward whose path
-depends on the mode, on random numbers or on tensors of its own is refused.
+Nothing in the model changes: a copy of the module's dictionaries is traced, and no child runs. A forward whose path depends on
+the mode, on random numbers or on tensors of the module has no graph.
 """
 
 import collections
@@ -14,25 +14,30 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from ..modules.eligible import is_sequence
+
 
 class NotTraceable(Exception):
     """Why a module's forward has no graph; the message continues "its forward ..."."""
 
 
 def see_through(module):
-    """Whether `module` is a plain sequence with a convolution or a batch norm in it, such as a projection shortcut."""
-    return type(module) is nn.Sequential and any(isinstance(m, nn.Conv2d) or is_norm(m) for m in module)
+    """Whether `module` is a sequence with a convolution or a norm in it, or in a sequence in it: a projection shortcut, say.
+
+    The children of such a sequence belong to the graph of the module that calls it.
+    """
+    return is_sequence(module) and any(isinstance(m, nn.Conv2d) or is_norm(m) or see_through(m) for m in module)
 
 
 def is_norm(module):
-    """Whether `module` looks like a normalisation of channels: what makes a module with convolutions worth a trace."""
+    """Whether `module` looks like a norm over channels, which makes a module with convolutions worth a trace."""
     if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
         return True
     return {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()  # frozen batch norms
 
 
 class _Proxy(fx.Proxy):
-    """fx records `a += b` as a + b; what a fused op may do depends on which of the two was written."""
+    """Records `a += b` as it is written, where fx records a + b: only after `a += b` may a fused op write into a."""
 
 
 def _in_place(name):
@@ -69,7 +74,7 @@ class _Tracer(fx.Tracer):
 
 
 class _OnlyProxies(TorchFunctionMode):
-    """Refuses functions of torch that compute without the input: random numbers, or the state of the module."""
+    """Raises NotTraceable at functions of torch that do not get the input: of random numbers, or of the module's state."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -112,8 +117,8 @@ def _random_states():
 def graph_of(module, origin):
     """(graph, type of a returned dict or None) of `origin.forward` for `module`, an instance of `origin`.
 
-    Raises NotTraceable. Call_module nodes have the child's path as target; nodes inside plain sequences that hold
-    convolutions are part of the graph, with paths such as "downsample.0".
+    Raises NotTraceable. Call_module nodes have the child's path as target; nodes inside sequences that are seen
+    through are part of the graph, with paths such as "downsample.0".
     """
     results = []
     for training, grad in itertools.product((True, False), repeat=2):

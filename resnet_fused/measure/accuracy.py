@@ -13,14 +13,14 @@ def exact(t):
 def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.0):
     """Share of the error budget that `ours` uses; <= 1 passes, infinite where NaNs or infinities differ.
 
-    `oracle_eager`: where eager has an oracle of its own. A gradient is exact for the ReLU mask of the very output it
-    belongs to, and the two outputs may round to different masks. `channel_dim`: None takes one RMS over all values, for
-    tensors with only a few values per channel (logits).
+    `oracle_eager`: the exact values that eager is compared with, where they differ from `oracle`. A gradient is exact for the
+    ReLU mask of the output it belongs to, and the outputs of ours and eager's may round to different masks. `channel_dim`:
+    None takes one RMS over all values, for tensors with only a few values per channel (logits).
 
-    Two norms, because each misses something: the largest error of all, and the RMS error of every channel (in bfloat16
-    one channel that is 2 % off passes the first and not the second). The floor, in units in the last place of a typical
-    value: half a unit in half types, where eager's own rounding is always there to compare with, and four in float32,
-    where the few values of a small channel may all happen to round well in eager.
+    There are two norms, because each misses something: the largest error of all values, and the RMS error of every channel
+    (in bfloat16 one channel that is 2 % off passes the first and not the second). The budget has a floor, in units in the
+    last place of a typical value: half a unit in half types, where eager's own rounding is always there to compare with, and
+    four in float32, where the few values of a small channel may all happen to round well in eager.
     """
     if not ours.shape == oracle.shape == eager.shape or ours.dtype != eager.dtype:
         raise AssertionError(
@@ -50,9 +50,9 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
         return t.square().mean(others).sqrt()
 
     def typical(channel_rms):
-        # Sums of larger terms err by a share of the terms, so a small channel is not judged by its own size: a ReLU may
-        # leave one value of it, and eager round that one well (measured: 36 of 400 random bfloat16 convolutions with 64
-        # channels of 7x7 exceeded the budget so; none with half the mean).
+        # A small channel is not judged by its own size: it is a sum of larger terms and errs by a share of these terms, a
+        # ReLU may leave one value of it, and eager may round that value well. Judged by their own size, 36 of 400 random
+        # bfloat16 convolutions with 64 channels of 7x7 exceeded the budget; by half the mean of all, none did (measured).
         return channel_rms.clamp_min(channel_rms.mean() * (1.0 if ours.dtype == torch.float32 else 0.5))
 
     channel = (rms(error_ours) / (factor * rms(error_eager) + step * typical(rms(scale)) + tiny)).max()
@@ -60,8 +60,8 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
 
 
 def channel_dim_of(t):
-    """For `budget_used` on any shape: 1, or None where a channel has fewer than 64 values, which eager may all round well
-    by chance (measured: 8 values a channel, one convolution 0.94 to 1.47 of the budget in eight draws)."""
+    """The `channel_dim` of `budget_used` for any tensor: 1, or None where a channel has fewer than 64 values, which eager may
+    all round well by chance (measured: 8 values a channel, one convolution 0.94 to 1.47 of the budget in eight draws)."""
     return 1 if t.dim() > 1 and t.numel() >= 64 * t.shape[1] else None
 
 
@@ -74,8 +74,8 @@ def assert_within_budget(ours, eager, oracle, what, **kwargs):
 def gradient_budget_used(ours, eager, oracle, oracle_eager, factor=2.0):
     """The same rule for the gradients of a whole model, lists of one tensor per parameter: the worst relative error.
 
-    Relative to the parameter's own gradient, in the 2-norm. The worst of ours stands against the worst of eager's:
-    which parameter is worst is chance.
+    Errors are relative to the parameter's own gradient, in the 2-norm. The worst parameter of ours is compared with the worst
+    of eager's, since chance decides which parameter is worst.
     """
 
     def worst(grads, exact_grads):

@@ -1,4 +1,4 @@
-"""What this machine is: the names that a measurement belongs to."""
+"""What this machine is: the facts that must be equal where a measurement is used again."""
 
 import functools
 import hashlib
@@ -36,7 +36,7 @@ def library_build():
 
 
 def identity(device):
-    """{fact: text} of a torch.device: a time measured here holds where all of them are equal."""
+    """{fact: text} of a torch.device. A time that was measured here holds where all facts are equal."""
     facts = {"torch": torch.__version__, "library": library_build()}
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)

@@ -21,7 +21,7 @@ def in_float64(model):
 
 @torch.no_grad()
 def with_lively_norms(model, seed=0):
-    """Gives every batch norm statistics, weights and biases far from 0 and 1, so that one ignored is an error seen."""
+    """Gives every batch norm statistics, weights and biases far from 0 and 1, so that ignoring one shows as an error."""
     generator = torch.Generator().manual_seed(seed)
     for bn in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         for tensor, low, high in (

@@ -1,8 +1,8 @@
 """Measured choices: which backend was fastest for an op on tensors of one shape, kept in RESNET_FUSED_CACHE.
 
-One JSON file per machine (device, architecture, torch, Triton, library build; threads on a CPU) and format version:
-what was measured elsewhere or with another build is never applied. The package may ship tables of its own, which hold for
-their device and architecture and give way to what is measured here. Nothing is measured by looking something up.
+There is one JSON file per machine (device, architecture, torch, Triton, library build; threads on a CPU) and format version:
+a time from another machine or build is never applied. The package may ship tables of its own, which hold for their device and
+architecture and give way to what is measured here. Looking an entry up measures nothing.
 """
 
 import contextlib
@@ -72,8 +72,8 @@ def key(op, *parts):
 
 
 class Table:
-    """The entries of one machine. `facts`: what it is (machine.identity), or a function that tells: to know a machine takes
-    a hash of the compiled library, which is left until there is anything to read or to write."""
+    """The entries of one machine. `facts`: its `machine.identity`, or a function that returns it. An identity has a hash of the
+    compiled library, so the function is called only when there is a file to read or to write."""
 
     def __init__(self, facts, folder=None):
         self._tell, self.folder, self.entries = facts, Path(folder or env.CACHE), {}
@@ -109,14 +109,14 @@ class Table:
             return {}, f"{type(error).__name__}: {error}"
 
     def store(self, entries):
-        """Adds `entries` {key: Entry}. What other processes wrote meanwhile stays; a folder that cannot be written costs
-        a warning, and this process keeps what was measured."""
+        """Adds `entries` {key: Entry}. Entries that other processes wrote meanwhile stay. Where the folder cannot be written
+        there is a warning, and only this process keeps the entries."""
         self.entries = self.entries | entries
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(self.path.with_suffix(".lock")):
                 before, problem = self._read()
-                if problem:  # kept beside it: it may be worth a look
+                if problem:  # the broken file stays beside the new one and can be looked into
                     self.path.replace(self.path.with_suffix(".corrupt"))
                 _replace(self.path, {
                     "version": VERSION,
@@ -128,7 +128,7 @@ class Table:
 
 
 def _replace(path, content):
-    """Readers see the file before or after, never half of it."""
+    """Writes a file so that readers see the old content or the new, never a part."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
     try:
         with os.fdopen(handle, "w") as f:
@@ -190,17 +190,17 @@ def _set(name, value):
 
 
 def ignored(on=True):
-    """Context manager: inside it (`on`) freeze() finds nothing known and measures again; it still keeps what it finds."""
+    """Context manager: inside it (`on`) freeze() finds no entry, measures again, and still stores what it measures."""
     return _set("ignored", on)
 
 
 def given(entries):
-    """Context manager: inside it freeze() takes `entries` {key: Entry} for known, before this machine's own."""
+    """Context manager: inside it freeze() finds `entries` {key: Entry} before those of this machine's table."""
     return _set("given", entries)
 
 
 def remembered(device, text, names):
-    """The Entry under the key `text` where it has all of `names` and no others count, else None."""
+    """The Entry under the key `text` with the times of `names` alone; None where one of them was not measured."""
     if _state["ignored"]:
         return None
     found = _state["given"].get(text) or table(device).entries.get(text)

@@ -1,13 +1,16 @@
 """The timing protocol: candidates take turns, so that whatever disturbs the machine disturbs them all alike.
 
-Every round runs each candidate for about `SAMPLE` seconds, in an order that rotates. Reported are medians with the 20th
-and 80th percentile; a ratio is the median of the ratios within one round. Warm-up is not counted.
+`interleaved` and `compare`: every round runs each candidate for about `SAMPLE` seconds, in an order that rotates. Reported
+are medians with the 20th and 80th percentile; a ratio is the median of the ratios within one round. Warm-up is not counted.
+`fastest`: the best of a few short samples, where a choice between kernels must not take long.
 """
 
 import functools
+import itertools
 import os
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +51,7 @@ def _synchronise(device):
 
 
 def _sample(function, calls, device="cpu"):
-    function()  # not counted: the threads of the candidate before still spin, and its data fill the caches
+    function()  # not counted: the threads of the candidate before it still spin, and that candidate's data fill the caches
     _synchronise(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -80,6 +83,56 @@ def interleaved(candidates, *, seconds=10.0, min_rounds=5, device="cpu", on_roun
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """`run()` makes `calls` calls; `how`: what the clock sees ("graph", "calls", or why no graph was captured)."""
+
+    run: Callable
+    calls: int = 1
+    how: str = "calls"
+
+
+def rotating(functions, graph=False):
+    """The Candidate that calls the next of `functions` each time: the same work on another set of arguments.
+
+    `graph`: all of them in one CUDA graph instead. Raises RuntimeError for what cannot be captured.
+    """
+    if graph:
+        return Candidate(capture(functions).replay, len(functions), "graph")
+    turns = itertools.cycle(functions)
+    return Candidate(lambda: next(turns)())
+
+
+def compare(candidates, *, seconds, min_rounds=5, device="cpu", on_round=None):
+    """{name: Timing of a call} of {name: Candidate}, by the clock of the device: `interleaved`."""
+    if not candidates:
+        return {}
+    timings = interleaved(
+        {name: candidate.run for name, candidate in candidates.items()},
+        seconds=seconds, min_rounds=min_rounds, device=device, on_round=on_round,
+        clock=cuda_clock if device == "cuda" else None,
+    )  # fmt: skip
+    return {name: Timing(tuple(s / candidates[name].calls for s in t.samples)) for name, t in timings.items()}
+
+
+def fastest(candidates, *, seconds=0.0, least=3, most=25):
+    """{name: seconds of a call at its fastest} of {name: functions}; a sample is one call of each function of a candidate.
+
+    There are at least `least` rounds, and for `seconds` at most `most`. The fastest and not the median: whatever else runs on
+    the machine can only make a sample longer. For CPUs: no device is waited for, and nothing is called before it is timed.
+    """
+    samples = {name: [] for name in candidates}
+    start, rounds = time.perf_counter(), 0
+    while rounds < least or (rounds < most and time.perf_counter() - start < seconds):
+        for name, functions in candidates.items():
+            before = time.perf_counter()
+            for function in functions:
+                function()
+            samples[name].append((time.perf_counter() - before) / len(functions))
+        rounds += 1
+    return {name: min(values) for name, values in samples.items()}
+
+
 def cuda_clock(function, calls):
     """Seconds per call between two CUDA events on the current stream: the clock of `interleaved` for GPUs."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -106,14 +159,15 @@ MOST_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # of all sets: past every usua
 
 
 def sets_needed(bytes_of_one, device):
-    """How many sets of arguments of that size no cache can hold together: calls that take turns find theirs cold."""
+    """How many sets of arguments of that size no cache can hold together: calls that take turns over so many sets find each
+    set cold."""
     most = max(1, MOST_BYTES[device] // max(1, bytes_of_one))
     return min(1 + 2 * cache_bytes(device) // max(1, bytes_of_one), most, MOST_SETS)
 
 
 def capture(functions):
-    """A CUDA graph that calls `functions` one after the other; warmed up before, since neither compiling nor choosing an
-    algorithm may happen inside. Raises RuntimeError for what cannot be captured."""
+    """A CUDA graph that calls `functions` one after the other. They are warmed up first, since a capture may neither compile
+    nor choose an algorithm. Raises RuntimeError for what cannot be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,14 +1,14 @@
 """Deep residual networks (He et al., arXiv:1512.03385) on fused ops, in the style and with the interface of torchvision.
 
 Modules, names, initial values and random numbers are torchvision's, so checkpoints and seeds carry over in both
-directions. Only `forward` differs: a block calls fused ops instead of its children, unless somebody watches them.
+directions. Only `forward` differs: a block calls fused ops instead of its children, unless a child has a hook or was changed.
 """
 
 import torch
 from torch import nn
 
 from ..modules import one_call, training
-from ..modules.eligible import refuse_scripting, why_not_fused
+from ..modules.eligible import check_not_scripted, checks_of, why_not_fused
 from ..modules.evaluation import conv_bn_relu, conv_bn_relu_and_shortcut, conv_bn_relu_pool, network_input
 from ..modules.zero_pad import ZeroPadShortcut
 from .weights import resolve
@@ -24,8 +24,11 @@ def conv1x1(in_planes, out_planes, stride=1):
     return nn.Conv2d(in_planes, out_planes, 1, stride=stride, bias=False)
 
 
+_OF_STEM, _OF_BASIC_BLOCK, _OF_BOTTLENECK = checks_of(1), checks_of(2), checks_of(3)
+
+
 class _Residual(nn.Module):
-    """Runs a block by fused ops where nobody could tell, else module by module."""
+    """Runs a block by fused ops where a caller cannot tell the difference, else module by module."""
 
     def forward(self, x):
         if self.why_not_fused(x):
@@ -49,7 +52,7 @@ class BasicBlock(_Residual):
     """Two 3x3 convolutions: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
 
     expansion = 1
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -69,10 +72,7 @@ class BasicBlock(_Residual):
         self.stride = stride
 
     def why_not_fused(self, x):
-        m = self._modules  # attributes of a module ask its class first: 6 us per block
-        return why_not_fused(
-            x, conv1=m["conv1"], bn1=m["bn1"], relu=m["relu"], conv2=m["conv2"], bn2=m["bn2"], downsample=self.downsample
-        )  # fmt: skip
+        return why_not_fused(x, self._modules, _OF_BASIC_BLOCK, self.downsample)
 
     def _fused_chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
@@ -90,7 +90,7 @@ class Bottleneck(_Residual):
     """1x1, 3x3, 1x1 convolutions with the stride in the 3x3 one (ResNet V1.5, as torchvision has it)."""
 
     expansion = 4
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(
         self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
@@ -109,11 +109,7 @@ class Bottleneck(_Residual):
         self.stride = stride
 
     def why_not_fused(self, x):
-        m = self._modules
-        return why_not_fused(
-            x, conv1=m["conv1"], bn1=m["bn1"], conv2=m["conv2"], bn2=m["bn2"], conv3=m["conv3"], bn3=m["bn3"],
-            relu=m["relu"], downsample=self.downsample,
-        )  # fmt: skip
+        return why_not_fused(x, self._modules, _OF_BOTTLENECK, self.downsample)
 
     def _fused_chain(self):
         """([(conv, bn), ...], (conv, bn) of the projection or None)"""
@@ -134,7 +130,7 @@ class ResNet(nn.Module):
     Args: as torchvision's `ResNet`, and
         shortcut: "projection" (1x1 convolution and batch norm where the shape changes, the paper's option B) or
             "zero_pad" (option A, without parameters).
-        memory_efficient: in training, keep less for the backward and compute it again: see docs/training.md.
+        memory_efficient: in training, keep less for the backward and compute it again: see docs/guide/training.md.
 
     Raises:
         ValueError: `replace_stride_with_dilation` is not None or three values; an unknown `shortcut`.
@@ -142,7 +138,7 @@ class ResNet(nn.Module):
     """
 
     memory_efficient = False  # also of networks that were built elsewhere
-    __prepare_scriptable__ = refuse_scripting
+    __prepare_scriptable__ = check_not_scripted
 
     def __init__(
         self,
@@ -181,7 +177,7 @@ class ResNet(nn.Module):
         self._initialise(zero_init_residual)
 
     def _set_up(self, norm_layer, shortcut, inplanes):
-        """What `_make_layer` reads."""
+        """Sets the attributes that `_make_layer` reads."""
         if shortcut not in ("projection", "zero_pad"):
             raise ValueError(f"shortcut should be 'projection' or 'zero_pad', got {shortcut!r}")
         self._norm_layer = norm_layer or nn.BatchNorm2d
@@ -225,7 +221,7 @@ class ResNet(nn.Module):
 
     def why_not_fused(self, x):
         """Why the stem runs module by module, or None."""
-        return why_not_fused(x, conv1=self.conv1, bn1=self.bn1, relu=self.relu)
+        return why_not_fused(x, self._modules, _OF_STEM)
 
     def _fused_stem(self, x, maxpool):
         parts = self.conv1, self.bn1, maxpool

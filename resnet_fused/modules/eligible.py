@@ -1,7 +1,7 @@
-"""Which modules may be fused: the questions.
+"""Which modules may be fused.
 
-The modules inside a block only hold parameters when the block is fused: their `forward` does not run. So a block is fused
-only where a caller cannot tell the difference: its children are exactly torch's own classes, unhooked and unmodified.
+The modules inside a fused block only hold parameters: their `forward` does not run. So a block is fused only where a caller
+cannot tell the difference: its children are exactly torch's own classes, without hooks and unmodified.
 """
 
 import torch
@@ -12,8 +12,36 @@ from ..ops.define import left_to_torch
 from .norms import why_not_here, why_not_norm
 
 
-def why_not_convolution(conv):
-    """Why `conv` cannot be part of a fused op, or None."""
+def is_sequence(module):
+    """Whether to call `module` is to call its children one after the other: nn.Sequential, and subclasses that keep its
+    forward, as torchvision's Conv2dNormActivation does. The package sees through these and through no other module."""
+    return type(module) is nn.Sequential or (
+        isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    )
+
+
+def is_projection(downsample):
+    """Whether a block's shortcut is a sequence of a convolution and its norm."""
+    return is_sequence(downsample) and len(downsample) == 2 and isinstance(downsample[0], nn.Conv2d)
+
+
+def watched(child):
+    """Whether a caller would notice that `child.forward` is not called: it has hooks, or its forward was replaced."""
+    state = child.__dict__  # faster than attributes, which ask the class first
+    return (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+    )
+
+
+# What follows are checks: of a child and of the input of the block it stands in (which most of them do not need) they
+# return why the child cannot be part of a fused op, or None.
+
+
+def why_not_convolution(conv, x=None):
     if type(conv) is not nn.Conv2d:
         return f"is a {type(conv).__name__}, not exactly nn.Conv2d"
     if conv.bias is not None:
@@ -27,46 +55,37 @@ def why_not_convolution(conv):
     return None
 
 
-def why_not_relu(relu):
+def why_not_relu(relu, x=None):
     return None if type(relu) is nn.ReLU else f"is a {type(relu).__name__}, not exactly nn.ReLU"
 
 
-def watched(child):
-    """Whether somebody would notice that `child.forward` is not called."""
-    state = child.__dict__  # faster than attributes, which ask the class first
-    return (
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-        or "forward" in state
-    )
-
-
-def _why_not_norm(bn, x):
-    """In the blocks of this package, which know how to synchronise; over one process SyncBatchNorm is BatchNorm2d."""
-    if type(bn) is nn.SyncBatchNorm and {"weight", "bias"} <= bn._parameters.keys():
-        return None
+def why_not_batch_norm(bn, x):
     return why_not_norm(bn) or why_not_here(bn, x)
 
 
-_CHECKS = {  # by the first letters of a name
-    "co": lambda conv, x: why_not_convolution(conv),
-    "bn": _why_not_norm,
-    "re": lambda relu, x: why_not_relu(relu),
-}
+def why_not_synchronised_norm(bn, x):
+    """For blocks that can synchronise nn.SyncBatchNorm; over one process it is nn.BatchNorm2d."""
+    if type(bn) is nn.SyncBatchNorm and {"weight", "bias"} <= bn._parameters.keys():
+        return None
+    return why_not_batch_norm(bn, x)
 
 
-# Parameters and fake tensors have it: classes that leave torch's functions as they are.
+def why_not_pool(pool, x=None):
+    """Only ResNet's own pool, 3x3 of stride 2, has a kernel."""
+    if type(pool) is not nn.MaxPool2d:
+        return f"is a {type(pool).__name__}, not exactly nn.MaxPool2d"
+    if watched(pool):
+        return "carries a hook"
+    settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode)
+    return None if settings == (3, 2, 1, 1, False, False) else "is not 3x3 of stride 2 and padding 1"
+
+
+# What parameters and fake tensors have for __torch_function__: their classes leave torch's functions as they are.
 _NO_TORCH_FUNCTION = torch._C._disabled_torch_function_impl
 
 
-def why_not_fused(x, **children):
-    """Why a chain of modules must run module by module, or None.
-
-    `children` maps names such as conv1, bn1, relu or downsample (nn.Sequential(conv, bn), or None) to modules; the kind of
-    module expected is the name without its digits. This runs for every block on every call and is kept short.
-    """
+def why_not_input(x):
+    """Why no module of this package runs fused ops on `x` now, or None."""
     if type(x) is not torch.Tensor and getattr(type(x), "__torch_function__", None) is not _NO_TORCH_FUNCTION:
         return f"input is a {type(x).__name__}"
     if x.dim() != 4:
@@ -80,21 +99,40 @@ def why_not_fused(x, **children):
         or _module._global_backward_pre_hooks
     ):
         return "a global module hook is registered"
-    for name, child in children.items():
-        if name == "downsample":
-            if is_projection(child) and (why := _why_not_shortcut(child, x)) is not None:
-                return why  # nothing, or a module that is called as it is, is fine
-        elif watched(child):
-            return f"{name} carries a hook"
-        elif (why := _CHECKS[name[:2]](child, x)) is not None:
-            return f"{name} {why}"
     return None
 
 
-def _why_not_shortcut(downsample, x):
+def why_not_fused(x, children, checks, downsample=None):
+    """Why a block runs module by module on `x`, or None. This runs for every block on every call and is kept short.
+
+    Args:
+        children: {name: module}.
+        checks: pairs (name of a child, check of it).
+        downsample: the shortcut. Its convolution and norm are checked; any other shortcut is called as it is.
+    """
+    if (why := why_not_input(x)) is not None:
+        return why
+    for name, check in checks:
+        child = children[name]
+        if watched(child):
+            return f"{name} carries a hook"
+        if (why := check(child, x)) is not None:
+            return f"{name} {why}"
+    return _why_not_projection(downsample, x) if is_projection(downsample) else None
+
+
+def checks_of(convolutions):
+    """The checks of a block with so many convolutions, in torchvision's names: conv1, bn1, conv2, ... and relu."""
+    numbers = range(1, convolutions + 1)
+    pairs = [((f"conv{i}", why_not_convolution), (f"bn{i}", why_not_synchronised_norm)) for i in numbers]
+    return *sum(pairs, ()), ("relu", why_not_relu)
+
+
+def _why_not_projection(downsample, x):
     if watched(downsample):
         return "downsample carries a hook"
-    for name, child, check in zip("01", downsample, (_CHECKS["co"], _CHECKS["bn"]), strict=True):
+    conv, bn = downsample
+    for name, child, check in (("0", conv, why_not_convolution), ("1", bn, why_not_synchronised_norm)):
         if watched(child):
             return f"downsample.{name} carries a hook"
         if (why := check(child, x)) is not None:
@@ -102,23 +140,9 @@ def _why_not_shortcut(downsample, x):
     return None
 
 
-def refuse_scripting(module):
-    """`__prepare_scriptable__` of fused modules: torch.jit.script asks for it before it reads the source of forward."""
+def check_not_scripted(module):
+    """`__prepare_scriptable__` of fused modules, which torch.jit.script calls before it reads the source of forward: raises."""
     raise RuntimeError(
         f"torch.jit.script cannot compile the fused forward of {type(module).__name__}: use torch.jit.trace or torch.export, "
         "or script a model of torchvision or timm after resnet_fused.unconvert(model)"
     )
-
-
-def why_not_pool(pool):
-    """Why `pool` cannot be part of a fused op, or None: only ResNet's own, 3x3 of stride 2, can."""
-    if type(pool) is not nn.MaxPool2d:
-        return f"is a {type(pool).__name__}, not exactly nn.MaxPool2d"
-    if watched(pool):
-        return "carries a hook"
-    wanted = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode)
-    return None if wanted == (3, 2, 1, 1, False, False) else "is not 3x3 of stride 2 and padding 1"
-
-
-def is_projection(downsample):
-    return type(downsample) is nn.Sequential and len(downsample) == 2 and isinstance(downsample[0], nn.Conv2d)

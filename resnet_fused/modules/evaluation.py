@@ -1,4 +1,4 @@
-"""How modules that may be fused run: the answers, by the ops of this package, in the modules' own modes."""
+"""How modules that may be fused run in evaluation, and one convolution at a time in training: by the ops of this package."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from .norms import frozen_statistics, is_frozen
 
 
 def _count_batch(bn):
-    """What nn.BatchNorm2d.forward does before it normalises; returns the keyword arguments of the ops."""
+    """Counts the batch, as nn.BatchNorm2d.forward does before it normalises; returns the keyword arguments of the ops."""
     if type(bn) is not nn.BatchNorm2d and is_frozen(bn):
         return frozen_statistics(bn)
     if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
@@ -36,20 +36,21 @@ def conv_bn_relu(x, conv, bn, residual=None, relu=True):
 
 
 def network_input(x, conv, bn):
-    """`x` in the layout that is fastest for a network that begins with these; logits have no layout to tell."""
+    """`x` in the layout that is fastest for a network that begins with `conv` and `bn`. A caller cannot tell: logits have no
+    layout."""
     evaluation = _evaluates(bn) and not (torch.is_grad_enabled() and conv.weight.requires_grad)
     return layout.in_format(x, layout.CHANNELS_LAST) if prefers_channels_last(x, conv.weight, evaluation) else x
 
 
 def conv_bn_relu_pool(x, conv, bn, pool):
-    """pool(relu(bn(conv(x)))): the stem, in one op where `pool` is the max-pool of ResNet and only values are wanted."""
+    """pool(relu(bn(conv(x)))), the stem: in one op where `pool` is ResNet's max-pool and no gradient is wanted."""
     if not _evaluates(bn) or conv.groups != 1 or conv.dilation != (1, 1) or why_not_pool(pool):
         return pool(conv_bn_relu(x, conv, bn))
     return ops.conv_bn_relu_pool(x, conv.weight, *_norm(bn), stride=conv.stride, padding=conv.padding, eps=bn.eps)
 
 
 def conv_bn_relu_and_shortcut(x, conv, bn, downsample):
-    """(relu(bn(conv(x))), the shortcut of a block that begins so): both read x, and a GPU computes both in one launch."""
+    """(relu(bn(conv(x))), the shortcut) of a block. Both read x, and a GPU computes both in one launch."""
     if not is_projection(downsample) or not (_evaluates(bn) and _evaluates(downsample[1])):
         return conv_bn_relu(x, conv, bn), shortcut(x, downsample)
     projection, bn2 = downsample
@@ -83,12 +84,12 @@ def shortcut(x, downsample):
 
 
 def prefers_channels_last(x, weight, evaluation):
-    """Whether a network runs faster on `x` in channels_last, where its weights are as `weight` and may not change.
+    """Whether a network whose weights are like `weight`, and stay as they are, runs faster on `x` in channels_last.
 
-    CUDA: the layout of every fast kernel. CPU, in evaluation: that of Winograd, and in half types of oneDNN's fast kernels
-    (docs/performance.md). Else that of the weights, since torch's convolution of a channels_last input reorders contiguous
-    weights on every call by a slow path: 3.4 ms instead of 1.2 for 512 channels at 7x7, batch 1 (measured: 2-core Intel
-    Xeon, 2 threads, 2026-11-24).
+    On CUDA every fast kernel reads channels_last. On a CPU in evaluation Winograd's kernel does, and in half types oneDNN's
+    fast kernels. Otherwise the layout of the weights is faster, since torch's convolution of a channels_last input reorders
+    contiguous weights on every call by a slow path: 3.4 ms instead of 1.2 for 512 channels at 7x7, batch 1 (measured: 2-core
+    Intel Xeon, 2 threads, 2026-11-24).
     """
     if x.device.type != "cpu" or layout.format_of(weight) == layout.CHANNELS_LAST:
         return True

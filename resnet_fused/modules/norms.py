@@ -1,7 +1,8 @@
-"""Which modules are a batch norm over [N, C, H, W] that a fused op can compute, and what else they do.
+"""Which modules are a batch norm over [N, C, H, W] that a fused op can compute, and what else these modules do.
 
-torch's own, torchvision's frozen one and timm's with an activation inside. The last two are looked up where their
-package is loaded already, so neither package is needed, and a class that only has the same name is not taken for them.
+Three are: torch's nn.BatchNorm2d, torchvision's FrozenBatchNorm2d, and timm's BatchNormAct2d, which has an activation inside.
+The last two are looked up only where their package is loaded already, so neither package is needed, and another class of
+the same name is not mistaken for one of them.
 """
 
 import sys
@@ -48,7 +49,7 @@ def why_not_norm(bn, relu=False):
 def why_not_here(bn, x):
     """Why `bn` cannot be part of a fused op on the output of a convolution of `x`, or None.
 
-    FrozenBatchNorm2d multiplies by its buffers as they are, so that half activations become float32 where they are.
+    FrozenBatchNorm2d multiplies by its buffers in their own dtype, so that float32 buffers make float32 of half activations.
     """
     if (
         type(bn) is not nn.BatchNorm2d

@@ -6,6 +6,8 @@ Intel Xeon, torch 2.13, 2026-11-24). The dispatcher is asked once for every conv
 settings; nothing that depends on the values of weights is kept.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -17,61 +19,113 @@ from .eligible import is_projection, watched
 from .zero_pad import ZeroPadShortcut
 
 _LIBRARY = cpu.BACKEND  # whose op for a whole block runs the kernels that it has for each part
-_MOST = 4096  # kinds of calls that are remembered
-# kind of call: its numbers for the library, or None where the ops are to run one by one; all under one setting
-_known = {}
-_setting = None
+_PLAIN = frozenset((torch.Tensor, nn.Parameter))
+
+
+class _Layer(NamedTuple):
+    """What the choice of a kernel may depend on, of a convolution and the batch norm after it."""
+
+    weight: torch.Size
+    dtype: torch.dtype
+    memory_format: torch.memory_format | None
+    stride: tuple
+    padding: tuple
+    dilation: tuple
+    groups: int
+    eps: float
+
+    def geometry(self):
+        return self.stride, self.padding, self.dilation, self.groups
+
+
+_EPS = _Layer._fields.index("eps")
+
+
+class _Block(NamedTuple):
+    """What the choice of kernels may depend on, of a block and its input."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    memory_format: torch.memory_format | None
+    projects: bool
+    pad: tuple | None  # the arguments of a ZeroPadShortcut
+    convolutions: list  # of the main path, then that of the projection if there is one
+
+
+class Remembered:
+    """The numbers of blocks that were asked for, as long as the dispatcher's setting stays what it was."""
+
+    MOST = 4096  # blocks
+
+    def __init__(self):
+        self.numbers, self.setting = {}, None
+
+    def of(self, device, kind):
+        """`_numbers` of the block on `device` that `kind` describes: (a _Block without convolutions, a _Layer, ...), as
+        plain tuples, which are made faster."""
+        setting = dispatch.setting(device)
+        if setting != self.setting or len(self.numbers) > self.MOST:
+            self.numbers, self.setting = {}, setting
+        try:
+            return self.numbers[kind]
+        except KeyError:
+            block, *convolutions = kind
+            self.numbers[kind] = found = _numbers(_Block(*block, [_Layer(*c) for c in convolutions]))
+            return found
+
+
+_remembered = Remembered()
 
 
 def evaluate(x, main, downsample):
     """relu(bn(conv(... x)) + shortcut) of modules `main` [(conv, bn), ...] and `downsample`, which `why_not_fused` has
     passed; None where the block has to be run op by op."""
-    if not _only_values(x):
+    if not _suits(x):
         return None
-    padded = type(downsample) is ZeroPadShortcut and not watched(downsample)
-    if not (downsample is None or padded or is_projection(downsample)):
+    pads = type(downsample) is ZeroPadShortcut and not watched(downsample)
+    projects = not pads and is_projection(downsample)
+    if not (downsample is None or pads or projects):
         return None
-    projection = None if padded else downsample
-    tensors, eps, convs = [], [], []
-    for conv, bn in main if projection is None else (*main, projection):
-        c, b = conv.__dict__, bn.__dict__  # attributes of modules ask the class first: 0.5 us each
-        parameters, buffers = b["_parameters"], b["_buffers"]
-        weight, stride, padding, dilation = c["_parameters"]["weight"], c["stride"], c["padding"], c["dilation"]
-        if (
-            b["training"]
-            or type(bn) is not nn.BatchNorm2d
-            or not (type(stride) is type(padding) is type(dilation) is tuple)
-        ):
-            return None
-        mean, var = buffers.get("running_mean"), buffers.get("running_var")  # an attribute may have taken their place
-        ours = weight, mean, var, parameters["weight"], parameters["bias"]
-        for t in ours:
-            if type(t) not in _PLAIN:
-                return None
-        tensors += ours
-        eps.append(b["eps"])
-        convs.append((weight.shape, layout.format_of(weight), stride, padding, dilation, c["groups"]))
     memory_format = layout.format_of(x)
-    pad = (downsample.in_planes, downsample.out_planes, downsample.stride) if padded else None
-    kind = (x.shape, x.dtype, memory_format, projection is None, pad, *eps, *convs)
-    try:
-        numbers = _remembered(x)[kind]
-    except KeyError:
-        numbers = _known[kind] = _numbers(
-            x, tensors[::5], convs, projection is not None, downsample if padded else None, eps
-        )
+    pad = (downsample.in_planes, downsample.out_planes, downsample.stride) if pads else None
+    kind, tensors, eps = [(x.shape, x.dtype, memory_format, projects, pad)], [], []
+    for conv, bn in (*main, downsample) if projects else main:
+        found = _read(conv, bn, tensors)
+        if found is None:
+            return None
+        kind.append(found)
+        eps.append(found[_EPS])
+    numbers = _remembered.of(x.device, tuple(kind))
     if numbers is None:
         return None
-    shortcut = layout.in_format(downsample(x), memory_format) if padded else None
-    run = torch.ops.resnet_fused_native.residual_block
-    return run(x, tensors, numbers, eps, projection is not None, shortcut)
+    shortcut = layout.in_format(downsample(x), memory_format) if pads else None
+    return torch.ops.resnet_fused_native.residual_block(x, tensors, numbers, eps, projects, shortcut)
 
 
-_PLAIN = (torch.Tensor, nn.Parameter)
+def _read(conv, bn, tensors):
+    """The fields of a _Layer of two modules, whose five tensors are appended to `tensors`; None where the library does
+    not take them. Attributes of modules ask the class first, 0.5 us each, so the modules' dictionaries are read."""
+    c, b = conv.__dict__, bn.__dict__
+    stride, padding, dilation = c["stride"], c["padding"], c["dilation"]
+    if (
+        b["training"]
+        or type(bn) is not nn.BatchNorm2d
+        or not (type(stride) is type(padding) is type(dilation) is tuple)
+    ):
+        return None
+    weight, affine, buffers = c["_parameters"]["weight"], b["_parameters"], b["_buffers"]
+    # A plain attribute may have taken the place of a buffer.
+    own = weight, buffers.get("running_mean"), buffers.get("running_var"), affine["weight"], affine["bias"]
+    if not _PLAIN.issuperset(map(type, own)):
+        return None
+    tensors += own
+    return (
+        weight.shape, weight.dtype, layout.format_of(weight), stride, padding, dilation, c["groups"], b["eps"]
+    )  # fmt: skip
 
 
-def _only_values(x):
-    """Whether a kernel may be called past torch's dispatcher and past ours."""
+def _suits(x):
+    """Whether a kernel may be called past torch's dispatcher and past the one of this package."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
@@ -84,41 +138,43 @@ def _only_values(x):
     )
 
 
-def _remembered(x):
-    global _setting
-    setting = dispatch.setting(x.device)
-    if setting != _setting or len(_known) > _MOST:
-        _known.clear()
-        _setting = setting
-    return _known
-
-
-def _numbers(x, weights, convs, projects, pad, eps):
-    """[stride, padding, dilation, groups, whether Winograd's kernel runs it] of every convolution, flat; None where one of
-    them, or a pass, is run by anything else, or where it is left to the ops what the tensors are."""
-    memory_format = layout.format_of(x)
+def _numbers(block):
+    """What the library gets for every convolution, flat: stride, padding, dilation, groups, whether Winograd's kernel runs
+    it. None where another backend runs a convolution or a pass, or where only the ops can tell what the tensors are."""
     if dispatch.BACKENDS.get(_LIBRARY.name) is not _LIBRARY or _LIBRARY.why_not() is not None:
         return None
-    if memory_format is None or x.numel() == 0 or min(eps) <= 0.0:
+    if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) <= 0.0:
         return None
-    numbers, shape, last = [], x.shape, len(convs) - 1 - projects
-    identity = x.shape if pad is None else pad.forward(torch.empty(x.shape, device="meta")).shape
-    for i, (weight, (weight_shape, weight_format, *conv, groups)) in enumerate(zip(weights, convs, strict=True)):
-        before = x.shape if i > last else shape
-        after = geometry(before, weight_shape, *conv, groups)
-        if after is None or weight_format is None or weight.dtype != x.dtype:
+    numbers, shape, last = [], block.shape, len(block.convolutions) - 1 - block.projects
+    identity = block.shape
+    if block.pad is not None:
+        identity = ZeroPadShortcut(*block.pad).forward(torch.empty(block.shape, device="meta")).shape
+    for i, convolution in enumerate(block.convolutions):
+        before = block.shape if i > last else shape
+        after = geometry(before, convolution.weight, *convolution.geometry())
+        if after is None or convolution.memory_format is None or convolution.dtype != block.dtype:
             return None
-        if memory_format == layout.CONTIGUOUS and weight_format == layout.CHANNELS_LAST:
-            return None  # the result is channels_last then
-        source, result = (torch.empty(s, dtype=x.dtype, memory_format=memory_format) for s in (before, after))
-        if any((memory_format == layout.CHANNELS_LAST) != layout.is_channels_last(t) for t in (source, result)):
+        if block.memory_format == layout.CONTIGUOUS and convolution.memory_format == layout.CHANNELS_LAST:
+            return None  # torch's result is channels_last then
+        source, result = (torch.empty(s, dtype=block.dtype, memory_format=block.memory_format) for s in (before, after))
+        if any((block.memory_format == layout.CHANNELS_LAST) != layout.is_channels_last(t) for t in (source, result)):
             return None  # dense in both formats: the ops decide
-        residual = result if i == last else None
-        convolution = Convolution(before, weight_shape, x.dtype, *conv, groups)
-        of_conv, _ = dispatch.pick("conv_bn_relu", source, weight, residual, convolution=convolution)
-        of_pass, _ = dispatch.pick("bn_relu", result, residual)
-        if of_conv.backend not in (_LIBRARY.name, dispatch.TORCH.name) or of_pass.backend != _LIBRARY.name:
+        conv = Convolution(before, convolution.weight, block.dtype, *convolution.geometry())
+        winograd = _by_winograd(source, conv, result, residual=result if i == last else None)
+        if winograd is None:
             return None
-        numbers += (*sum(conv, ()), groups, of_conv.backend == _LIBRARY.name)
+        stride, padding, dilation, groups = convolution.geometry()
+        numbers += (*stride, *padding, *dilation, groups, winograd)
         identity, shape = (after, shape) if i > last else (identity, after)
     return numbers if shape == tuple(identity) else None
+
+
+def _by_winograd(source, convolution, result, residual):
+    """Whether the dispatcher chooses the library's kernel for a convolution (True), or torch's and then a pass of the library
+    (False); None where it chooses anything else."""
+    weight = torch.empty(convolution.weight, dtype=convolution.dtype, device="meta")
+    of_conv, _ = dispatch.pick("conv_bn_relu", source, weight, residual, convolution=convolution)
+    of_pass, _ = dispatch.pick("bn_relu", result, residual)
+    if of_conv.backend not in (_LIBRARY.name, dispatch.TORCH.name) or of_pass.backend != _LIBRARY.name:
+        return None
+    return of_conv.backend == _LIBRARY.name

@@ -1,7 +1,7 @@
 """Between modules and the training ops: when blocks take them, in which modes, and batch norm's bookkeeping.
 
-A block takes this path if a batch norm in it uses the statistics of the batch or a gradient is wanted; what the ops do not
-take (odd dtypes, shapes, eps) goes the older way, one convolution at a time, and torch has its say there.
+A block takes this path if a batch norm in it uses the statistics of the batch or a gradient is wanted. Blocks that the ops
+do not take (by their dtypes, shapes or eps) run one convolution at a time, and torch accepts or refuses each in its own words.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from ..kernels.shapes import out_shape
 from ..ops import training
 from ..ops.training.sync import name_of
 from ..ops.training.unit import MEAN, VAR
-from .eligible import is_projection, watched
+from .eligible import is_projection, is_sequence, watched
 from .norms import is_frozen
 
 
@@ -33,9 +33,9 @@ _state = {"apart": False}
 
 @contextlib.contextmanager
 def one_op_at_a_time():
-    """Context manager: blocks run as convolutions and batch norms of their own, whose every pass the dispatcher is asked for.
+    """Context manager: a block in it runs one convolution and one batch norm at a time, and each pass asks the dispatcher.
 
-    That is what tuning measures: inside the op of a whole block the same passes run on the same tensors.
+    Tuning watches these passes: inside the op of a whole block the same passes run on the same tensors.
     """
     before, _state["apart"] = _state["apart"], True
     try:
@@ -44,8 +44,8 @@ def one_op_at_a_time():
         _state["apart"] = before
 
 
-def wanted(x, pairs):
-    """Whether modules `pairs` [(conv, bn)] on input x are to be run by the training ops."""
+def trains(x, pairs):
+    """Whether modules `pairs` [(conv, bn)] on input x need the training ops."""
     if _state["apart"]:
         return False
     return any(_uses_batch(bn) for _, bn in pairs) or (torch.is_grad_enabled() and _learns(x, pairs))
@@ -58,12 +58,14 @@ def _learns(x, pairs):
 
 
 def route(x, chains):
-    """How blocks [([(conv, bn), ...], downsample), ...] that may be fused are run: "training", by its ops; "modules", one by
-    one, where only torch can synchronise; None, as in evaluation. downsample: None, nn.Sequential(conv, bn), (conv, bn), or
-    any other module."""
+    """How blocks [([(conv, bn), ...], downsample), ...] that may be fused are run.
+
+    "training": by the training ops. "modules": module by module, where only torch can synchronise. None: as in evaluation.
+    downsample: None, a sequence of a convolution and its norm, (conv, bn), or any other module.
+    """
     chains = _projections(chains)
     pairs = _pairs_of(chains)
-    if not wanted(x, pairs):
+    if not trains(x, pairs):
         return None
     ordinary = all(projection is None or type(projection) is tuple for _, projection in chains)
     frozen = any(type(bn) is not nn.BatchNorm2d and is_frozen(bn) for _, bn in pairs)
@@ -80,7 +82,7 @@ def _pairs_of(chains):
 
 def route_of_stem(x, conv, bn, maxpool):
     """As `route`, for the stem."""
-    if not wanted(x, [(conv, bn)]):
+    if not trains(x, [(conv, bn)]):
         return None
     if not is_frozen(bn) and why_not_stem(x, conv, bn, maxpool) is None:
         return "training"
@@ -88,41 +90,51 @@ def route_of_stem(x, conv, bn, maxpool):
 
 
 def _projections(chains):
-    """The chains with (conv, bn) for a sequence of the two; what else a shortcut may be stays as it is."""
+    """The chains with (conv, bn) in place of a sequence of the two; any other shortcut stays as it is."""
     return [(main, tuple(down) if is_projection(down) else down) for main, down in chains]
 
 
 def chains_of(x, layer, forward):
-    """The chains of a layer's blocks if one op may run them all, else None: where nothing is kept for a backward, where
-    somebody watches a block, and where one is wrapped or has another forward than `forward`."""
-    if not torch.is_grad_enabled() or type(layer) is not nn.Sequential or watched(layer):
+    """The chains of a layer's blocks if one op may run them all, else None.
+
+    None also where nothing is kept for a backward, where a hook watches a block, and where a block is wrapped in another
+    module or has another forward than `forward`.
+    """
+    if not torch.is_grad_enabled() or not is_sequence(layer) or watched(layer):
         return None
     blocks = list(layer)
     if any(type(block).forward is not forward or watched(block) or block.why_not_fused(x) for block in blocks):
         return None
     chains = [block._fused_chain() for block in blocks]
-    # The op keeps what its backward may need of every block, also of leading ones that nobody wants a gradient of.
+    # The op keeps what its backward may need of every block, also of leading blocks without anything to learn.
     if not chains or not _learns(x, _pairs_of(_projections(chains[:1]))):
         return None
     return chains if route(x, chains) == "training" else None
 
 
 def _low(device):
+    """The half type that autocast computes in on a type of device, or None without autocast."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def _unit_fits(conv, bn, x, dtype, low, channels):
+def _why_not_unit(conv, bn, x, dtype, low, channels):
+    """Why the ops do not take a convolution and its norm, or None. Only a reason is formatted: this runs for every convolution
+    on every step."""
     weight, mean, var, groups, device = conv.weight, bn.running_mean, bn.running_var, conv.groups, x.device
-    shape = weight.shape  # each of these is a call: this runs for every convolution on every step
+    shape = weight.shape  # each of these attributes is a call
     if len(shape) != 4 or weight.device != device or (weight.dtype if low is None else low) != dtype:
-        return False
-    if shape[1] * groups != channels or shape[0] % groups or bn.eps <= 0.0 or (mean is None) != (var is None):
-        return False
+        return f"a weight {weight.dtype} {tuple(shape)} on {weight.device} for an input {dtype} on {device}"
+    if shape[1] * groups != channels or shape[0] % groups:
+        return f"a weight of shape {tuple(shape)} with {groups} groups for {channels} channels"
+    if bn.eps <= 0.0 or (mean is None) != (var is None):
+        return f"a batch norm with eps {bn.eps}, or with one running statistic alone"
     count = shape[:1]
     for p in (bn.weight, bn.bias, mean, var):
         if p is not None and (p.shape != count or p.device != device or p.dtype not in (dtype, torch.float32)):
-            return False
-    return True
+            return (
+                f"a tensor of a batch norm {p.dtype} {tuple(p.shape)} on {p.device} for {shape[0]} channels of {dtype}"
+            )
+    return None
 
 
 def _shape_after(conv, shape):
@@ -137,20 +149,20 @@ def why_not(x, chains):
         return f"dtype {dtype}"
     norms = [id(bn) for main, projection in chains for _, bn in (*main, *([projection] if projection else []))]
     if len(set(norms)) < len(norms):
-        return "a batch norm that is used twice"  # it must count and average its batches one after the other
+        return "a batch norm that is used twice"  # which must count and average its two batches one after the other
     shape = tuple(x.shape)
     for main, projection in chains:
         after = shape
         for conv, bn in main:
-            if not _unit_fits(conv, bn, x, dtype, low, after[1]):
-                return "tensors that the ops do not take"
+            if (reason := _why_not_unit(conv, bn, x, dtype, low, after[1])) is not None:
+                return reason
             after = _shape_after(conv, after)
             if min(after[2:]) < 1:
                 return f"a kernel larger than the map of shape {tuple(x.shape)}"
         shortcut = shape
         if projection is not None:
-            if not _unit_fits(*projection, x, dtype, low, shape[1]):
-                return "tensors that the ops do not take"
+            if (reason := _why_not_unit(*projection, x, dtype, low, shape[1])) is not None:
+                return reason
             shortcut = _shape_after(projection[0], shape)
         if shortcut != after:
             return f"a shortcut of shape {shortcut} beside {after}"
@@ -159,7 +171,7 @@ def why_not(x, chains):
 
 
 class _Pass:
-    """One forward pass: counts batches and makes units on the way in, updates running statistics on the way out."""
+    """One forward pass: `unit` and `block` count batches and make the op's arguments, `finish` updates running statistics."""
 
     def __init__(self, x):
         self.low = _low(x.device.type)
@@ -179,7 +191,7 @@ class _Pass:
             )
         weight = conv.weight if self.low is None else conv.weight.to(self.low)
         mean, var = (None, None) if batch else (bn.running_mean, bn.running_var)
-        # Nothing to learn from an empty batch, unless other processes have more.
+        # An empty batch teaches nothing, unless other processes have more of it.
         self.norms.append(bn if bn.training and (group or shape[0] > 0) else None)
         unit = training.Unit(
             weight, bn.weight, bn.bias, mean, var,
@@ -222,7 +234,7 @@ def _update_alone(bn, stats):
 
 
 def residual(x, chains, recompute=False):
-    """The blocks of `chains` on x, which `route` sends here, in their own modes."""
+    """The output of the blocks `chains` on x, in their own modes; `route` has said "training"."""
     step, shape, blocks = _Pass(x), tuple(x.shape), []
     for main, projection in _projections(chains):
         block, shape = step.block(main, projection, shape)
@@ -231,7 +243,7 @@ def residual(x, chains, recompute=False):
 
 
 def stem(x, conv, bn, maxpool, recompute=False):
-    """maxpool(relu(bn(conv(x)))) of modules that `route_of_stem` sends here, in their own modes; maxpool may be an Identity."""
+    """maxpool(relu(bn(conv(x)))), in the modules' own modes; `route_of_stem` has said "training"."""
     step = _Pass(x)
     unit, _ = step.unit(conv, bn, tuple(x.shape))
     pool = []
@@ -252,8 +264,10 @@ def why_not_stem(x, conv, bn, maxpool):
     plain = type(maxpool) is nn.Identity or (type(maxpool) is nn.MaxPool2d and not maxpool.return_indices)
     if not plain or watched(maxpool):
         return "maxpool is not a plain nn.MaxPool2d or nn.Identity, or carries a hook"
-    if dtype not in dispatch.DTYPES or not _unit_fits(conv, bn, x, dtype, low, x.shape[1]):
-        return "tensors that the op does not take"
+    if dtype not in dispatch.DTYPES:
+        return f"dtype {dtype}"
+    if (reason := _why_not_unit(conv, bn, x, dtype, low, x.shape[1])) is not None:
+        return reason
     least = 1 if type(maxpool) is nn.Identity else max(_pair(maxpool.kernel_size))
     if min(_shape_after(conv, tuple(x.shape))[2:]) < least:
         return f"a map smaller than the pool: input of shape {tuple(x.shape)}"

@@ -1,7 +1,7 @@
 """Which backend every fused op of a model takes, and why: one forward pass, watched.
 
-Names come from the tensors: the ops get a module's own parameters and buffers, so the watcher looks up whose they are.
-That needs no hook on the children of a block, which would switch fusion off.
+The name of a row comes from the tensors: the ops get a module's own parameters and buffers, so the watcher looks up whose
+they are. That needs no hook on the children of a block; a hook would switch fusion off.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def explain(model, x):
 
 @contextlib.contextmanager
 def _restored(model):
-    """Puts buffers back that a forward pass in training mode changes."""
+    """Context manager: puts the buffers back that a forward pass in training mode changes."""
     before = [(b, b.clone()) for b in model.buffers()] if any(m.training for m in model.modules()) else []
     try:
         yield
@@ -65,12 +65,13 @@ def _restored(model):
 
 
 def _watched(model):
-    """(name, module, why): what may run module by module, and the function of it and its input that says why."""
+    """(name, module, why) of every module that may run module by module; why(module, input): the reason, or None if it is
+    fused."""
     for name, module in list(model.named_modules()):
         if hasattr(module, "why_not_fused"):
             yield name, module, lambda module, x: module.why_not_fused(x)
-        plan = getattr(type(module), "_plan", None)  # of a converted module
-        for path, reason in plan.unfused if plan else ():
+        program = getattr(type(module), "_program", None)  # of a converted module
+        for path, reason in program.unfused if program else ():
             yield f"{name}.{path}".strip("."), module.get_submodule(path), lambda module, x, reason=reason: reason
     for name, module in list(candidates(model)):
         reason = f"not converted: {why_not_converted(module) or 'convert() would fuse it'}"
@@ -78,6 +79,8 @@ def _watched(model):
 
 
 def _note(rows, unfused, name, why):
+    """The hook that adds a row for a module that is not fused on the input of this pass."""
+
     def hook(module, args):
         x = next((a for a in args if isinstance(a, torch.Tensor)), None)
         if x is not None and (reason := why(module, x)) is not None:
@@ -95,7 +98,7 @@ def _row(name, op, shape, dtype, backend, reason):
 
 
 class _Watcher(TorchDispatchMode):
-    """Turns the choices that a fused op records while it runs into rows that carry the names of the op's modules."""
+    """Turns the choices that a fused op records while it runs into rows with the names of the modules whose tensors it got."""
 
     def __init__(self, model, rows, unfused, recorded):
         super().__init__()
@@ -131,7 +134,7 @@ class _Watcher(TorchDispatchMode):
 
 
 def _name(owners, op, named):
-    """Such as layer1.0.conv2+bn2+add+relu: the modules whose tensors the op got, and what it does besides."""
+    """Such as layer1.0.conv2+bn2+add+relu: the modules whose tensors the op got, and the sum, ReLU and pool in the same op."""
     if not op.startswith("conv") and len(owners) > 1:
         owners = owners[1:]  # the pass after torch's convolution: its batch norm alone
     parent = owners[0].rpartition(".")[0] if owners else ""

@@ -1,4 +1,4 @@
-"""Names for the passes inside a training op, such as layer1.0.bn2+add+relu: whose tensors the op got, in the ops' own order."""
+"""Names for the passes inside a training op, such as layer1.0.bn2+add+relu: the modules whose tensors a pass reads."""
 
 import itertools
 
@@ -8,10 +8,13 @@ _KINDS = {"conv_stats": "convolution", "bn_stats": "statistics", "bn_relu": "end
 
 
 def names(recorded, tensors, numbers, eps, groups, owner):
-    """The name of every op in `recorded`, the passes of one forward call; owner: {id of a tensor: name of its module}."""
+    """The name of every op in `recorded`, the passes of one call of a training op, in order.
+
+    tensors, numbers, eps, groups: the call's arguments. owner: {id of a tensor: name of its module}.
+    """
     passes = _passes(encoding.decode(tensors, numbers, eps, groups), owner)
     found = []
-    for op in recorded:  # a pass may leave no trace: statistics in the epilogue, or none where they are frozen
+    for op in recorded:  # not every pass is recorded: statistics may be taken in an epilogue, or be frozen
         passes = itertools.dropwhile(lambda p, kind=_KINDS[op]: p[0] != kind, passes)
         found.append(next(passes)[1])
     return found

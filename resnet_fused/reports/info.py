@@ -65,10 +65,10 @@ def _library():
 
 
 def _isa(used):
-    """`used`, and why it is not what the environment asks for."""
-    wanted = env.CPU_ISA
-    if wanted in (None, "", used):
+    """`used`, and where the environment asks for another instruction set, why that one is not used."""
+    asked = env.CPU_ISA
+    if asked in (None, "", used):
         return used
-    known = wanted in ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+    known = asked in ("portable", "avx2", "avx512", "avx512_bf16", "amx")
     why = "this CPU, its system or the compiler of the library does not have it" if known else "no such instruction set"
-    return f"{used}, not {wanted}: {why}"
+    return f"{used}, not {asked}: {why}"

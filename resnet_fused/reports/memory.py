@@ -1,8 +1,8 @@
-"""memory(model, shape): the bytes a training step keeps for its backward pass, by block, before a byte is allocated.
+"""memory(model, shape): the bytes a training step keeps for its backward pass, block by block. Nothing is allocated.
 
-The model runs on fake tensors, which have shapes and storages but no memory; what autograd saves is counted: distinct
-storages, parameters excluded. Three ways: module by module in torch's own operators, fused, and fused with
-`memory_efficient`. What is allocated only for a moment, such as a convolution's workspace, is not part of it.
+The model runs on fake tensors, which have shapes and storages but no memory. Counted are the distinct storages that autograd
+saves, without those of parameters, for three ways to run: module by module in torch's own operators, fused, and fused with
+`memory_efficient`. Memory that is used only for a moment, such as a convolution's workspace, is not counted.
 """
 
 import copy
@@ -54,7 +54,7 @@ def memory(model, shape, dtype=None):
         raise TypeError(f"model should be a resnet_fused.ResNet, got {type(model).__name__}")
     fused, efficient = copy.deepcopy(model), copy.deepcopy(model)
     for way, efficiently in ((fused, False), (efficient, True)):
-        way.__dict__["memory_efficient"] = efficiently  # not by setattr, at which a converted network plans itself anew
+        way.__dict__["memory_efficient"] = efficiently  # by setattr a converted network would match its forward anew
     dtype = dtype or next(model.parameters()).dtype
     found = {way: _saved(m, shape, dtype) for way, m in zip(WAYS, (by_modules(model), fused, efficient), strict=True)}
     names = list(dict.fromkeys(name for rows in found.values() for name in rows))
@@ -82,7 +82,7 @@ def _saved(model, shape, dtype):
         names = {id(layer): name for name, layer in model.named_children()}
         run_layer = model._fused_layer
 
-        def watched_layer(layer, x):  # a hook would turn fusion off
+        def watched_layer(layer, x):  # in place of a hook, which would switch fusion off
             at[0] = names[id(layer)]
             return run_layer(layer, x)
 

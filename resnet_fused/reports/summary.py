@@ -1,4 +1,4 @@
-"""The table of the paper for a network as it is here: layers, output sizes, parameters, multiply-adds, and what runs them."""
+"""The paper's table of a network: layers, output sizes, parameters, multiply-adds; and which fused ops run each layer here."""
 
 import copy
 
@@ -43,7 +43,7 @@ def summarize(model, x):
     for name, module in _steps(model):
         inside = [fact for path, fact in facts.items() if path == name or path.startswith(f"{name}.")]
         if not inside:
-            continue  # a shape that the forward does not reach
+            continue  # the forward does not call it
         row = {
             "layer": name,
             "kernels": "; ".join(_kernel_sizes(module)) or type(module).__name__,
@@ -63,6 +63,7 @@ def summarize(model, x):
 
 
 def _steps(model):
+    """(name, module) of the rows: every block, and what stands before and after the blocks. bn1 and relu belong to conv1."""
     for name, module in model.named_children():
         if name.startswith("layer"):
             yield from ((f"{name}.{i}", block) for i, block in module.named_children())

@@ -33,8 +33,31 @@ def test_candidates_take_turns_over_their_sets():
     for _ in range(7):
         one.run()
     assert order == [0, 1, 2, 0, 1, 2, 0] and one.calls == 1
-    timings = harness.measure({"a": harness.Candidate(lambda: order.append("a"), calls=4)}, "cpu", 0.0)
+    timings = timing.compare({"a": timing.Candidate(lambda: order.append("a"), calls=4)}, seconds=0.0)
     assert timings["a"].median < timing.SAMPLE
+
+
+def test_the_fastest_of_a_few_rounds(monkeypatch):
+    """The clock moves by what every function takes; the first round is slow."""
+    now, order = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def function(name, *takes):
+        times = iter(takes)
+
+        def run():
+            order.append(name)
+            now[0] += next(times)
+
+        return run
+
+    pair, one = [function("a", 5.0, 2.0, 3.0), function("b", 5.0, 4.0, 1.0)], [function("c", 9.0, 2.0, 8.0)]
+    assert timing.fastest({"pair": pair, "one": one}, least=3) == {"pair": 2.0, "one": 2.0}
+    assert order == ["a", "b", "c"] * 3
+    for seconds, least, most, rounds in ((100.0, 3, 25, 25), (4.0, 3, 25, 4), (0.0, 7, 25, 7)):
+        order.clear()
+        timing.fastest({"d": [function("d", *[1.0] * 30)]}, seconds=seconds, least=least, most=most)
+        assert len(order) == rounds
 
 
 def test_sets_pass_the_cache(monkeypatch):
@@ -227,7 +250,7 @@ def test_report_shows_the_newest_and_lists_what_became_slower(tmp_path, capsys):
     assert "Nothing is more than 3% slower" in capsys.readouterr().out, "10 % within a spread of 9 % are no regression"
 
 
-def test_plots_are_drawn(tmp_path):
+def test_plots_are_drawn(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     kernel = row("2026-01-01", 1e-3, suite="kernels", op="conv_bn_relu", direction="forward", case="c", flops=1e9,
                  bytes=1e6, tflops=1.0, ceiling=0.5)  # fmt: skip
@@ -237,6 +260,8 @@ def test_plots_are_drawn(tmp_path):
     assert main(report.main, "--results", tmp_path, "--plots", tmp_path / "plots") == 0
     names = {p.name.partition("-")[0] + p.suffix for p in (tmp_path / "plots").iterdir()}
     assert names == {"speedup.png", "speedup.svg", "roofline.png", "roofline.svg"}
+    monkeypatch.setattr(report, "PLOTS", tmp_path / "default")
+    assert main(report.main, "--results", tmp_path, "--plots") == 0 and len(list((tmp_path / "default").iterdir())) == 4
 
 
 def test_models_that_make_gpu_asks_for_exist():

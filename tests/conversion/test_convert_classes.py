@@ -11,6 +11,7 @@ from torch import nn
 import resnet_fused
 from resnet_fused import convert, unconvert
 from resnet_fused.conversion.convert import is_converted
+from resnet_fused.conversion.program import Chain
 
 X = (2, 3, 32, 32)
 
@@ -72,6 +73,52 @@ def test_subclasses_of_torchvisions_blocks(block):
     assert fused_sites(rows) == 6 and isinstance(model.layer1[0], block)
     assert block is Scaled or model.layer2[0].channels() == 128
     assert type(unconvert(model).layer1[0]) is block
+
+
+class Named(nn.Sequential):
+    """A sequence by another name, as torchvision's Conv2dNormActivation is."""
+
+
+class Doubled(nn.Sequential):
+    """A sequence that computes something else."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def projecting(sequence):
+    block = tv_resnet.BasicBlock(4, 8, downsample=sequence(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8)))
+    return lively(lambda: block)
+
+
+@pytest.mark.parametrize(("sequence", "sites"), [(nn.Sequential, 3), (Named, 3), (Doubled, 2)])
+def test_only_sequences_that_keep_their_forward_are_seen_through(sequence, sites):
+    block, x = projecting(sequence), torch.randn(2, 4, 9, 9)
+    eager, _ = run(block, x)
+    out, rows = run(convert(block), x)
+    torch.testing.assert_close(out, eager, rtol=1e-4, atol=1e-5)
+    assert fused_sites(rows) == sites
+    assert (type(block).forward is resnet_fused.BasicBlock.forward) == (sequence is not Doubled)
+
+
+def test_a_sequence_that_becomes_another():
+    block, x = convert(lively(lambda: Plain(4, 8))), torch.randn(2, 4, 9, 9)
+    assert block.why_not_fused(x) is None
+    block._modules["short"] = Named(*block.short)
+    assert block.why_not_fused(x) is None
+    block._modules["short"] = Doubled(*block.short)
+    assert block.why_not_fused(x) == "short is no sequence of 2 any more"
+    torch.testing.assert_close(run(block, x)[0], run(unconvert(copy.deepcopy(block)), x)[0])
+
+
+@pytest.mark.parametrize(("name", "convolutions", "sums"), [("regnet_x_400mf", 71, 22), ("regnet_y_400mf", 53, 16)])
+def test_regnets_of_full_size(name, convolutions, sums):
+    """Every convolution but those of squeeze and excitation, which have a bias, and every sum."""
+    model = convert(getattr(tv, name)(), strict=True)
+    steps = [step for m in model.modules() if is_converted(m) for step in type(m)._program.steps]
+    chains = [step for step in steps if type(step) is Chain]
+    assert (len(chains), sum(c.residual is not None for c in chains)) == (convolutions, sums)
+    assert sum(type(m)._block is not None for m in model.modules() if is_converted(m)) >= sums
 
 
 def test_a_class_with_a_metaclass_and_a_registry():

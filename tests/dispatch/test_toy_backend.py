@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_resnet import narrow
+from resnets import narrow
 
 import resnet_fused
 from benchmarks.protocol import candidates, cases, gate

@@ -8,7 +8,7 @@ from repository import ROOT, tracked
 
 from resnet_fused import ops
 
-PACKAGE = ROOT / "resnet_fused"
+PACKAGE, BENCHMARKS = ROOT / "resnet_fused", ROOT / "benchmarks"
 STEMS = ("add_relu", "bn_relu", "conv_bn_relu")
 README = (ROOT / "README.md").read_text()
 # From the bottom up. A module imports only from floors below its own, and within its own room (below: no circle).
@@ -28,9 +28,9 @@ FLOORS = (
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS, 1) for room in rooms}
 
 
-def imports_of(path):
-    """The modules of the package, as dotted names below it, that the module at `path` imports, anywhere in it."""
-    here = ["resnet_fused", *path.relative_to(PACKAGE).with_suffix("").parts]
+def imports_of(path, package=PACKAGE):
+    """The modules of `package`, as dotted names below it, that the module at `path` imports, anywhere in it."""
+    here = [package.name, *path.relative_to(package).with_suffix("").parts]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -41,22 +41,22 @@ def imports_of(path):
                 module = [*filter(None, base), alias.name]
                 found.add(".".join(module if is_module(module) else module[:-1]))
     return {
-        name.removeprefix("resnet_fused").removeprefix(".") or "__init__"
+        name.removeprefix(package.name).removeprefix(".") or "__init__"
         for name in found
-        if name.startswith("resnet_fused")
+        if name.partition(".")[0] == package.name
     }
 
 
 def is_module(parts):
-    place = PACKAGE.parent.joinpath(*parts)
+    place = ROOT.joinpath(*parts)
     return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
-def modules():
-    """{dotted name below the package: path} of every module of it."""
+def modules(package=PACKAGE):
+    """{dotted name below `package`: path} of every module of it."""
     found = {}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
         found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
     return found
 
@@ -90,8 +90,9 @@ def circle(imports):
     return path[path.index(path[-1]) :] if path else []
 
 
-def test_no_circle():
-    found = circle({name: imports_of(path) - {name} for name, path in MODULES.items()})
+@pytest.mark.parametrize("package", [PACKAGE, BENCHMARKS], ids=lambda path: path.name)
+def test_no_circle(package):
+    found = circle({name: imports_of(path, package) - {name} for name, path in modules(package).items()})
     assert not found, " imports ".join(found)
 
 
@@ -107,6 +108,7 @@ def test_the_import_check_sees_imports():
     assert imports_of(PACKAGE / "models" / "resnet.py") >= {"modules.eligible", "models.weights"}
     assert imports_of(PACKAGE / "ops" / "bn_relu.py") >= {"dispatch", "kernels.layout", "ops.define"}
     assert imports_of(PACKAGE / "kernels" / "library.py") == {"version"}
+    assert imports_of(BENCHMARKS / "gpu" / "__main__.py", BENCHMARKS) >= {"report", "rows", "gpu.parts"}
 
 
 # oneDNN's convolution stands in for conv_bn_relu in csrc/cpu; its epilogue is bn_relu.

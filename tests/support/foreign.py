@@ -33,6 +33,13 @@ def timm_net(block="BasicBlock", **kwargs):
     return timm_resnet.ResNet(getattr(timm_resnet, block), (1, 1, 1, 1), num_classes=5, **kwargs)
 
 
+def regnet(se_ratio=None):
+    """Three blocks in two stages: `f` and `proj` are subclasses of nn.Sequential, the sum is written proj(x) + f(x)."""
+    torch.manual_seed(0)
+    params = tv.regnet.BlockParams([1, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], se_ratio)
+    return tv.regnet.RegNet(params, num_classes=5, stem_width=8)
+
+
 def lively(build):
     model = with_lively_norms(build())
     for m in model.modules():

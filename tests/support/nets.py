@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from foreign import FrozenBatchNorm2d, OutOfPlace, Plain, timm, timm_net, tv_net
+from foreign import FrozenBatchNorm2d, OutOfPlace, Plain, regnet, timm, timm_net, tv_net
 from torch import nn
 
 import resnet_fused
@@ -24,6 +24,8 @@ NETS = {
     "torchvision, other eps and momentum": (lambda: tv_net(norm_layer=partial(nn.BatchNorm2d, eps=1e-2, momentum=None)), 5, 12),
     "torchvision, FrozenBatchNorm2d": (lambda: tv_net(norm_layer=FrozenBatchNorm2d), 5, 12),
     "torchvision, SyncBatchNorm": (lambda: tv_net(norm_layer=nn.SyncBatchNorm), 5, 12),
+    "torchvision RegNet": (regnet, 4, 12),
+    "torchvision RegNet, squeeze and excitation": (lambda: regnet(se_ratio=0.25), 4, 12),
     "timm, SyncBatchNorm": (lambda: nn.SyncBatchNorm.convert_sync_batchnorm(timm_net()), 4, 4),
     "torchvision, GroupNorm": (lambda: tv_net(norm_layer=partial(nn.GroupNorm, 4)), 4, 4),
     "timm BasicBlock": (timm_net, 5, 12),

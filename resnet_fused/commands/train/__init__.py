@@ -1,4 +1,4 @@
-"""python -m resnet_fused train: a trainer to start from, over torch's own loaders, optimizers and DDP."""
+"""python -m resnet_fused train: a small trainer to start from, made of torch's own loaders, optimizers and DDP."""
 
 
 class CannotTrain(Exception):

@@ -1,4 +1,4 @@
-"""Checkpoints that a power cut cannot spoil: written beside, flushed to the disk, then renamed over the old one."""
+"""Checkpoints that a power cut cannot spoil: a new one is written beside the old one, flushed to the disk, and renamed."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ KEYS = {"format", "settings", "classes", "model", "optimizer", "scaler", "ema", 
 
 
 def save(path, state):
-    """Replaces `path` by `state`, or leaves it as it is; whatever happens, one whole checkpoint stays."""
+    """Replaces the checkpoint at `path` by `state`. If the machine stops meanwhile, the old one is still whole."""
     path = Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
     with open(unfinished, "wb") as file:
@@ -22,7 +22,7 @@ def save(path, state):
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself
+    folder = os.open(path.parent, os.O_RDONLY)  # flushed too: it holds the new name
     try:
         os.fsync(folder)
     finally:

@@ -1,7 +1,7 @@
 """The data sets of the trainer: (training set, validation set, class names). Items are (float32 [3, H, W], label).
 
-A training item is augmented with random numbers of its own, seeded by (seed, epoch, index): the same whatever the number of
-workers or processes, and after a resume in the middle of an epoch.
+A training item is augmented with random numbers of its own, seeded by (seed, epoch, index). So they do not depend on the number
+of workers or processes, and a resume in the middle of an epoch draws the same.
 """
 
 import importlib.util
@@ -34,7 +34,8 @@ def load(name, size, seed):
     raise CannotTrain(f"--data: {name} holds neither train/ and val/ nor CIFAR-10's data_batch_1")
 
 
-def need(module, package):
+def check_installed(module, package):
+    """Raises CannotTrain where `module` of the package `package` cannot be imported."""
     if importlib.util.find_spec(module) is None:
         raise CannotTrain(f"this needs {package}: pip install 'resnet_fused[train]'")
 
@@ -77,7 +78,7 @@ def random_numbers(seed, epoch, index, count=8):
 
 
 def _digits(seed):
-    need("sklearn", "scikit-learn")
+    check_installed("sklearn", "scikit-learn")
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -100,7 +101,7 @@ _ALLOWED = (
 
 
 class _Arrays(pickle.Unpickler):
-    """A pickle of arrays, strings and lists; anything else in a downloaded file could run code."""
+    """Reads a pickle of arrays, strings and lists, and raises at anything else, which could run code from a downloaded file."""
 
     def find_class(self, module, name):
         if (module, name) not in _ALLOWED:
@@ -133,7 +134,7 @@ def _cifar10(folder, seed):
 
 
 class Files(Dataset):
-    """Image files: training crops of 8 to 100 % of the area, flipped half the time; else the middle."""
+    """Image files. In training: random crops of 8 to 100 % of the area, every other one flipped. In validation: the middle."""
 
     def __init__(self, files, labels, size, train, seed):
         self.files, self.labels, self.size, self.train, self.seed = files, labels, size, train, seed
@@ -180,7 +181,7 @@ def _middle_box(width, height, share):
 
 
 def _image_folders(folder, size, seed):
-    need("PIL", "pillow")
+    check_installed("PIL", "pillow")
 
     def classes(part):
         return sorted(p.name for p in (folder / part).iterdir() if p.is_dir())

@@ -1,4 +1,4 @@
-"""The process group of a run, left in a way that cannot hang."""
+"""The process group of a run, which it leaves in a way that cannot hang."""
 
 import contextlib
 

@@ -1,6 +1,6 @@
-"""Steps and epochs, and the state that a checkpoint needs to go on as if nothing had happened.
+"""Steps and epochs, and the state that a checkpoint keeps so that a resumed run takes the same steps.
 
-There is no state of random numbers to keep: the order of an epoch and the augmentation of an image follow from the seed.
+That state has no random numbers: the order of an epoch and the augmentation of an image follow from the seed.
 """
 
 import time
@@ -36,7 +36,8 @@ def batches(length, batch, rank, world, seed, epoch):
 
 
 class Loop:
-    """epoch, step: what is done; rows: of metrics.csv; sums: loss, correct answers and images of the present epoch."""
+    """epoch, step: the epochs, and steps of the present epoch, that are done. rows: of metrics.csv. sums: loss, correct answers
+    and images of the present epoch."""
 
     def __init__(self, args, train, model, ema, optimizer, scaler, rank, world, device):
         self.args, self.train, self.model, self.ema = args, train, model, ema
@@ -67,7 +68,7 @@ class Loop:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.epoch, self.step, self.rows = state["epoch"], state["step"], state["rows"]
-        if self.rank == 0:  # which holds those of all processes
+        if self.rank == 0:  # a checkpoint has the sums of all processes
             self.sums.copy_(state["sums"])
 
     def _loader(self):
@@ -112,7 +113,7 @@ class Loop:
                 progress.step(progress_text(self.epoch + 1, args.epochs, self.step, self.steps, rate, loss.item()))
 
     def _gather_and(self, save):
-        """Sums of all processes are kept by the first, so that they survive a change of their number."""
+        """Saves, after the first process has taken over the sums of all: a resumed run may have another number of processes."""
         if self.world > 1:
             dist.all_reduce(self.sums)
             if self.rank > 0:

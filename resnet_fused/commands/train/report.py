@@ -1,4 +1,4 @@
-"""What a run leaves behind besides its weights: metrics.csv and curve.png, both replaced whole."""
+"""What a run writes besides its weights: metrics.csv and curve.png. Each new version replaces the file as a whole."""
 
 import csv
 import io

@@ -19,7 +19,7 @@ from .build import build
 from .group import process_group
 from .loop import Loop, evaluate
 
-# Of a run that goes on, these must be what they were; the others (workers, device, threads) may change.
+# The options that must be the same when a run is resumed; the others (workers, device, threads) may change.
 FIXED = ("arch", "stem", "epochs", "batch", "size", "limit", "lr", "momentum", "weight_decay", "label_smoothing", "ema",
          "amp", "contiguous", "sync_bn", "seed")  # fmt: skip
 
@@ -52,7 +52,7 @@ def processes(args):
 
 def run(args):
     """Trains as `args` (see `add_options`) says; returns the rows of metrics.csv. Raises CannotTrain."""
-    data.need("matplotlib", "matplotlib")
+    data.check_installed("matplotlib", "matplotlib")
     output = Path(args.output)
     with processes(args) as (rank, world, device):
         sets = data.load(args.data, args.size, args.seed)
@@ -72,7 +72,7 @@ def _backend(args):
 
 
 def _earlier(args, output, settings, classes, rank):
-    """The checkpoint to go on from, or None; refuses to write over a run that was not asked to go on."""
+    """The checkpoint to resume, or None. Raises CannotTrain where the folder holds a run and --resume is not given."""
     path = output / "checkpoint.pt"
     if args.resume:
         state = checkpoint.load(path)

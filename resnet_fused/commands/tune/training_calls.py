@@ -1,8 +1,8 @@
 """The passes that exist only inside the ops of whole blocks in training, as calls that can be made, and tuned, alone.
 
-A convolution with the statistics of its output (its kernel, or torch's convolution and a pass), the end of a block whose
-shortcut is a projection, and the backward of a batch norm whose gradient has been masked already. Every other pass of a block
-is one that `modules.training.one_op_at_a_time` calls as well.
+There are three: a convolution with the statistics of its output (its kernel, or torch's convolution and a pass), the end of a
+block whose shortcut is a projection, and the backward of a batch norm whose gradient has been masked already. Every other pass
+of a block also runs inside `modules.training.one_op_at_a_time`.
 """
 
 import torch
@@ -91,7 +91,7 @@ class Recorder(TorchDispatchMode):
             where = [(name, getattr(unit, name)) for name in ("stride", "padding", "dilation", "groups", "eps")]
             self.calls.append(("conv_stats", [("x", x), ("weight", unit.weight), *where]))
         z = empty_output(x, unit)
-        # On other devices the gradient is torch's, and nobody wants the gradient of an image.
+        # On other devices the gradient is torch's. The stem, which is not `inside`, reads the image: it needs no gradient.
         if x.device.type == "cuda" and self.inside:
             where = [(name, getattr(unit, name)) for name in ("stride", "padding", "dilation", "groups")]
             tensors = [("grad", z), ("weight", unit.weight), ("size", tuple(x.shape[2:]))]

@@ -1,11 +1,10 @@
 """Measures every backend and launch configuration for the calls that a model really makes, and keeps the results.
 
-The dispatcher finds them in the table of this machine (measure/remembered.py) from then on. What is outside of its error
-budget is never chosen, however fast.
+From then on the dispatcher finds them in the table of this machine (measure/remembered.py). A backend whose result is outside
+of its error budget is never chosen, however fast it is.
 """
 
 import functools
-import itertools
 import math
 import time
 
@@ -21,8 +20,8 @@ from .options import CONVOLUTIONS, convolution_of, options
 COLUMNS = {"op": "op", "shape": "shape", "count": "calls", "choice": "fastest", "time": "time", "runner_up": "runner-up",
            "then": "its time", "default": "default"}  # fmt: skip
 
-PER_CALL = 1.0  # seconds of timing: medians do not become better by more
-FINALISTS = 8  # that are measured in earnest; of more, one round each tells which
+PER_CALL = 1.0  # seconds of timing: more do not make medians better
+FINALISTS = 8  # so many are measured for that long; where there are more, one round each tells which these are
 
 
 def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=lambda text: None):
@@ -40,7 +39,7 @@ def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=la
     device = next(model.parameters()).device
     found = dict(calls.calls(model, shape, dtype, train))
     for call in [call for call in found if call.op == "conv_bn_relu_pair"]:
-        for alone in calls.convolutions(call):  # where apart is faster, each runs as it is fastest
+        for alone in calls.convolutions(call):  # where two launches are faster, each convolution runs as it is fastest
             found.setdefault(alone, found[call])
     ordered = sorted(found.items(), key=lambda item: -item[1] * _cost(item[0]))
     start, rows, left_out = time.monotonic(), [], 0
@@ -65,7 +64,7 @@ def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=la
 
 
 def _cost(call):
-    """What decides the order: the bytes, weighted with the reuse of a convolution."""
+    """What a call costs, roughly: the values of its input; of a convolution, times the values of a filter."""
     weight = call["weight"] if call.op in CONVOLUTIONS else None
     depth = math.prod(weight.shape[1:]) if weight is not None else 1
     return math.prod(call["x" if "x" in dict(call.arguments) else "grad"].shape) * depth
@@ -76,22 +75,22 @@ def _shape(call):
 
 
 def _keys(call, arguments):
-    """Under which keys the dispatcher will look for this call: a backward asks for each of its passes."""
+    """The keys under which the dispatcher will look for this call; a backward asks for each of its passes."""
     with dispatch.record_keys() as keys, dispatch.strict(False), torch.no_grad():
         call.function()(*_fresh(call, arguments))
     return [key for key in keys if key.split()[0] == call.op] or list(dict.fromkeys(keys))
 
 
 def _fresh(call, arguments):
-    """Arguments whose running statistics may be overwritten."""
+    """The arguments, with copies of those that a call writes to."""
     names = [name for name, _ in call.arguments]
     written = ("running_mean", "running_var", "num_batches_tracked")
     return [a.clone() if n in written and a is not None else a for n, a in zip(names, arguments, strict=True)]
 
 
 def measure(call, arguments, device, seconds, patience=math.inf):
-    """The tuning.Entry of `call`, or None where nothing can run it. Every backend is tried; configurations of its own only
-    as long as trying (Triton compiles each) took less than `patience` seconds."""
+    """The `remembered.Entry` of `call`, or None where nothing can run it. Every backend is tried. Configurations are
+    tried until `patience` seconds have passed, since Triton compiles each."""
     start = time.monotonic()
     size = sum(t.nbytes for t in arguments if isinstance(t, torch.Tensor))
     count = min(4, timing.sets_needed(size, device.type))  # cold enough; more would only cost memory
@@ -107,21 +106,18 @@ def measure(call, arguments, device, seconds, patience=math.inf):
                 results = run(_fresh(call, arguments))
             # A backend that hands the call on to another (contiguous NCHW, say) is not measured under its own name.
             if noted[0][2].backend == backend and gate.passes(results):
-                turns = itertools.cycle(sets)
-                runs[name] = lambda run=run, turns=turns: run(next(turns))
+                runs[name] = timing.rotating([functools.partial(run, one) for one in sets])
                 backends[name] = (backend, config)
-        # Whatever a compiler or a launch raises (Triton's errors are no RuntimeError): another way will do.
+        # Whatever a compiler or a launch raises (Triton's errors are no RuntimeError): the other ways remain.
         except Exception:  # noqa: S112
             continue
     if not runs:
         return None
-    clock = timing.cuda_clock if device.type == "cuda" else None
-    compare = functools.partial(timing.interleaved, device=device.type, clock=clock)
     if len(runs) > FINALISTS:
-        once = compare(runs, seconds=0.0, min_rounds=1)
+        once = timing.compare(runs, seconds=0.0, min_rounds=1, device=device.type)
         fastest = sorted(once, key=lambda name: once[name].median)[:FINALISTS]
         runs = {name: run for name, run in runs.items() if name in fastest or backends[name][1] is None}
-    timings = compare(runs, seconds=seconds, min_rounds=3)
+    timings = timing.compare(runs, seconds=seconds, min_rounds=3, device=device.type)
     order = sorted(timings, key=lambda name: timings[name].median)
     best, config = {}, {}
     for name in order:
@@ -139,7 +135,7 @@ def _run(call, backend, config, arguments):
 
 
 class _Gate:
-    """Whether results stay within the error budget, by the rule of all tests (accuracy.py)."""
+    """Whether results stay within the error budget, by the rule of all tests (measure/accuracy.py)."""
 
     def __init__(self, call, arguments):
         with dispatch.backend(dispatch.EAGER.name), torch.no_grad():

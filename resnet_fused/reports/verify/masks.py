@@ -9,7 +9,7 @@ from ...ops.training.stem import relu_output
 
 
 class ReluMasks(TorchDispatchMode):
-    """While active, collects where the gradient passes each ReLU, of fused ops and of torch, in order."""
+    """While active, collects the masks of all ReLUs, of fused ops and of torch, in order: where the gradient passes."""
 
     def __init__(self):
         super().__init__()
@@ -31,9 +31,9 @@ class ReluMasks(TorchDispatchMode):
 class WithMasks(TorchFunctionMode):
     """While active, ReLU number i multiplies by masks[i].
 
-    A gradient is exact for the masks of the very forward pass it belongs to. Near zero a rounding error decides whether
-    a ReLU passes, and one that decides otherwise changes the gradients far more than rounding does: 1e-3 against 1e-5
-    of their norm (measured on a CPU, 2026-11: ResNet-34, batch 4 at 40x40, float32).
+    A gradient is exact for the masks of the forward pass it belongs to. Near zero a rounding error decides whether a ReLU lets
+    a value pass, and another decision changes the gradients far more than rounding does: by 1e-3 instead of 1e-5 of their
+    norm (measured on a CPU, 2026-11: ResNet-34, batch 4 at 40x40, float32).
     """
 
     def __init__(self, masks):

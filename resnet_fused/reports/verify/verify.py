@@ -1,4 +1,4 @@
-"""Proves a machine: every op on its every backend, and the model, against float64 and beside eager's own error."""
+"""Whether this machine computes right: every op on every backend, and the model, against float64, beside eager's error."""
 
 import contextlib
 
@@ -13,7 +13,7 @@ COLUMNS = {
     "what": "check", "shape": "shape", "dtype": "dtype", "backend": "backend",
     "error": "error", "eager_error": "eager's", "budget": "of budget", "verdict": "",
 }  # fmt: skip
-# What the CPU kernels are for; float16 is emulated there by torch and takes minutes.
+# On a CPU the dtypes that its kernels are for: torch emulates float16 there, which takes minutes.
 DEFAULT_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
 
 

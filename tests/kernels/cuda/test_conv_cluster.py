@@ -205,13 +205,14 @@ def test_what_cannot_run_is_refused_in_one_line(ops, name):
 def test_the_benchmark_compares_bits(ops, device, monkeypatch):
     """Every form of a layer, once: what `make gpu` runs at batches 1 and 8."""
     from benchmarks.gpu import latency
-    from benchmarks.protocol import cases, harness
+    from benchmarks.protocol import cases
+    from resnet_fused.measure import timing
     from resnet_fused.models import resnet
 
     model = resnet.resnet18().to(memory_format=torch.channels_last)
     found = cases.collect(model, 1, 32, torch.float16, ("conv_bn_relu",), ("forward",))
     case = next(c for c in found if c.shape[1] == 64)
-    monkeypatch.setattr(harness, "measure", lambda runs, *_: runs)
+    monkeypatch.setattr(timing, "compare", lambda runs, **_: runs)
     names = list(latency.compare(ops, case, device, 0.0))
     assert names[0] == "default" and [n.split()[0] for n in names[1:4]] == ["two", "cluster", "cluster"]
     real = latency.call
