@@ -193,7 +193,7 @@ def run_tune(args):
 
 
 def _tuned_engine(model, args, dtype, step):
-    from ..frozen import freeze
+    from ..frozen.freeze import freeze
     from ..measure import remembered
     from ..reports.explain import explain
 

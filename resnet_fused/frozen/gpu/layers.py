@@ -1,4 +1,4 @@
-"""How a convolution of a static engine can run: [relu](bn(conv(x)) [+ residual]) [and max-pool], channels_last.
+"""How a convolution of a GPU engine can run: [relu](bn(conv(x)) [+ residual]) [and max-pool], channels_last.
 
 Unlike the classes of frozen/cpu/convolutions.py a layer keeps its tensors for life: `load()` reads the module's weights
 again into the same memory, so that a captured CUDA graph sees them. `__call__(x, residual, out)` returns `out` where the
@@ -24,9 +24,9 @@ class Layer:
 
     writes_out = False
 
-    def __init__(self, site, dtype):
-        self.site, self.takes, self.stored = site, dtype, dtype
-        conv = site.conv
+    def __init__(self, step, dtype):
+        self.step, self.takes, self.stored = step, dtype, dtype
+        conv = step.conv
         self.geometry = conv.stride, conv.padding, conv.dilation, conv.groups
         self.tensors = {name: t.clone() for name, t in self._values(dtype).items()}
 
@@ -41,8 +41,8 @@ class Epilogue(Layer):
 
     writes_out = True
 
-    def __init__(self, site, dtype, backend, config=None):
-        super().__init__(site, dtype)
+    def __init__(self, step, dtype, backend, config=None):
+        super().__init__(step, dtype)
         self.early = bool(config and config.get("early_weights"))
         self._settle()
         # Looked up once: the TF32 flag of this moment is part of the engine.
@@ -61,7 +61,7 @@ class Epilogue(Layer):
             torch.cuda.current_stream(device).synchronize()
 
     def _values(self, dtype):
-        conv, bn = self.site.conv, self.site.bn
+        conv, bn = self.step.conv, self.step.bn
         found = {"weight": layout.in_format(conv.weight.detach().to(dtype), layout.CHANNELS_LAST),
                  "mean": bn.running_mean.float(), "var": bn.running_var.float()}  # fmt: skip
         for name, parameter in (("bn_weight", bn.weight), ("bn_bias", bn.bias)):
@@ -73,8 +73,8 @@ class Epilogue(Layer):
         return [self.tensors.get(name) for name in ("mean", "var", "bn_weight", "bn_bias")]
 
     def __call__(self, x, residual, out):
-        site = self.site
-        self.kernel(x, self.tensors["weight"], *self.norm(), residual, out, *self.geometry, site.bn.eps, site.relu)
+        step = self.step
+        self.kernel(x, self.tensors["weight"], *self.norm(), residual, out, *self.geometry, step.bn.eps, step.relu)
         return out
 
 
@@ -85,7 +85,7 @@ class EpiloguePool(Epilogue):
 
     def __call__(self, x, residual, out):
         stride, padding = self.geometry[:2]
-        self.kernel(x, self.tensors["weight"], *self.norm(), out, stride, padding, self.site.bn.eps)
+        self.kernel(x, self.tensors["weight"], *self.norm(), out, stride, padding, self.step.bn.eps)
         return out
 
 
@@ -93,14 +93,14 @@ class Folded(Layer):
     """torch's own convolution with the batch norm folded in, then what follows it."""
 
     def _values(self, dtype):
-        weight, bias = fold(self.site.conv, self.site.bn)
+        weight, bias = fold(self.step.conv, self.step.bn)
         return {"weight": layout.in_format(weight.to(dtype), layout.CHANNELS_LAST), "bias": bias.to(dtype)}
 
     def __call__(self, x, residual, out):
         y = F.conv2d(x, self.tensors["weight"], self.tensors["bias"], *self.geometry)
         if residual is not None:
             y = y.add_(residual)
-        return y.relu_() if self.site.relu else y
+        return y.relu_() if self.step.relu else y
 
 
 class Cudnn(Folded):
@@ -129,26 +129,8 @@ class ThenPool:
         return F.max_pool2d(self.layer(x, None, between), 3, 2, 1)
 
 
-def conv_shape(site):
-    """[N, K, P, Q] of the convolution of `site`, without its pool."""
-    conv = site.conv
-    spatial = (
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, k, s, p, d in zip(
-            site.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
-        )
-    )
-    return (site.shape[0], conv.out_channels, *spatial)
-
-
-def out_shape(site):
-    """[N, K, P, Q] of what `site` computes."""
-    n, k, p, q = conv_shape(site)
-    return (n, k, (p - 1) // 2 + 1, (q - 1) // 2 + 1) if site.pool else (n, k, p, q)
-
-
-def _plain(make, site):
-    return (lambda site, dtype: ThenPool(make(site, dtype), conv_shape(site))) if site.pool else make
+def _plain(make, step):
+    return (lambda step, dtype: ThenPool(make(step, dtype), step.conv_shape())) if step.pool else make
 
 
 def choices(site, dtype, device, backend):
