@@ -13,8 +13,8 @@ from .network import ConvBn
 class Engine(abc.ABC):
     """A frozen ResNet: `engine(x)` -> logits [N, num_classes] in the engine's dtype, without autograd.
 
-    x: [N, 3, H, W] in float32 or the engine's dtype; it is converted and not modified. On a CPU any batch and size runs, on a GPU
-    those of the example (see `freeze`). Thread-safe.
+    x: [N, 3, H, W] in float32 or the engine's dtype; it is converted and not modified. On a CPU any batch and size runs,
+    on a GPU those of the example (see `freeze`). Thread-safe.
 
     Attributes:
         rows: for every convolution what runs it and why; on a GPU also for the head.
@@ -62,7 +62,7 @@ class Engine(abc.ABC):
         """Step 4: raises ValueError unless the engine computes what the model computes."""
 
     def _measured(self, key, candidates, measure):
-        """{candidate: seconds per call} under `key`: known from a file or from this machine's table, else what `measure()` finds."""
+        """{candidate: seconds per call} under `key`: from a file or this machine's table, else what `measure()` finds."""
         by_name = {candidate.name: candidate for candidate in candidates}
         entry = remembered.remembered(self.device, key, by_name)
         if entry is None:

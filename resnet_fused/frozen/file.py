@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from ..measure import remembered

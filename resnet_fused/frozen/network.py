@@ -20,8 +20,8 @@ from ..modules.norms import why_not_norm
 class ConvBn:
     """[max_pool2d] [relu] (bn(conv(value `input`)) [+ value `residual`]) -> value `output`. `shape`: of its input.
 
-    An engine notes here what runs the step: `choice` out of the candidates in `ranking` (the fastest first), for `reason`; `run`
-    is the choice with the weights loaded.
+    An engine notes here what runs the step: `choice` out of the candidates in `ranking` (the fastest first), for `reason`.
+    `run` is the choice with the weights loaded.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The engine of freeze() for CPUs: batch norm folded into the convolutions, weights packed once, activations channels_last.
 
-Every convolution is one call with its residual and ReLU, by the fastest kernel for its shape; where the library has a kernel for
-each of them, the whole network may be one call.
+Every convolution is one call with its residual and ReLU, by the fastest kernel for its shape. Where the library has a kernel
+for each of them, the whole network may be one call.
 """
 
 import torch

@@ -11,7 +11,7 @@ from ...kernels import layout
 
 
 def layer(steps, candidates, dtype, seconds):
-    """{candidate: seconds per call}: interleaved rounds, in turn over some `steps` of the same key so that weights are not hot."""
+    """{candidate: seconds per call}: in turn over some `steps` of the same key, so that their weights are not hot."""
     x = torch.randn(steps[0].shape).relu_().to(dtype).contiguous(memory_format=layout.CHANNELS_LAST)
     steps = steps[:3]  # enough that their weights are not hot; packing more would only cost time
     runs = {candidate: [candidate(step, dtype) for step in steps] for candidate in candidates}

@@ -48,8 +48,8 @@ def own_candidate(step):
 
 
 class OneCall:
-    """`one_call(x)` -> logits [N, classes] of loaded steps for which `why_not` is None. Thread-safe: a call takes an arena of its
-    own, or makes one."""
+    """`one_call(x)` -> logits [N, classes] of loaded steps for which `why_not` is None. Thread-safe: a call takes
+    an arena of its own, or makes one."""
 
     name = "whole"  # in tuning tables and files
 

@@ -25,7 +25,7 @@ COMPARED = 32  # images of the example, at most, whose logits are compared with 
 
 
 class Fp8Engine(Engine):
-    """An `Engine` of fixed shapes like `GpuEngine`, for x in float32 or bfloat16 -> logits in bfloat16, whose convolutions multiply
+    """An `Engine` of fixed shapes like `GpuEngine`, for x in float32 or bfloat16 -> logits in bfloat16. Its convolutions multiply
     e4m3 values.
 
     Attributes, besides those of GpuEngine:

@@ -30,8 +30,8 @@ class Form(NamedTuple):
 
 
 def forms(steps, largest):
-    """{step: Form} of the convolutions of `steps` that run in e4m3. `largest`: {name: the largest size of a value}, of the input
-    of a convolution under its name, of a projection's result under `result(step)`."""
+    """{step: Form} of the convolutions of `steps` that run in e4m3. `largest`: {name: the largest size of a value}, of
+    the input of a convolution under its name, of a projection's result under `result(step)`."""
     readers, able = {}, [step for step in steps if _able(step)]
     for step in steps:
         for value in {step.input, step.residual} - {None}:

@@ -13,8 +13,8 @@ SECONDS = 0.2  # of timing for the candidates of one part
 
 
 class Candidate(NamedTuple):
-    """A kind of layer that may run a part; `make(part, dtype)`: a step, a pair of steps or the head. None: the step is run by the
-    launch of a pair."""
+    """A kind of layer that may run a part; `make(part, dtype)`: a step, a pair of steps or the head. None: the step is
+    run by the launch of a pair."""
 
     name: str
     make: object

@@ -24,8 +24,8 @@ FALLS_BACK = ("cuda",)  # device types whose engines give way to the live model;
 class GpuEngine(Engine):
     """An `Engine` for inputs of one shape, that of the example, on its device.
 
-    `batch="exact"`: any other batch is refused; "pad": smaller batches are filled up and larger ones cut into pieces, at the cost
-    of the whole batch each. Calls take turns; on a GPU a call runs on the current stream, after the previous call has finished.
+    `batch="exact"`: any other batch is refused; "pad": smaller batches are filled up and larger ones cut into pieces, at the
+    cost of the whole batch each. Calls take turns. On a GPU a call runs on the current stream, after the previous call.
 
     Attributes, besides those of Engine:
         memory: {"activations", "parameters"} in bytes; activations None where the live model runs, in torch's memory.

@@ -26,7 +26,7 @@ def _run_of(functions, graphed):
 
 
 def compare(able, made, device, graphed, budget):
-    """{candidate: seconds per call}, {} if nothing runs. `made(candidate)`: (functions that take turns, share of the error budget)."""
+    """{candidate: seconds per call}, {} if nothing runs. `made(candidate)`: (functions that take turns, share of the budget)."""
     runs = {}
     for candidate in able:
         try:
