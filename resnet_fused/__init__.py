@@ -3,8 +3,7 @@
 from . import nn, ops
 from .conversion.convert import convert, unconvert
 from .dispatch import backend, backends, strict
-from .frozen.file import load_engine
-from .frozen.freeze import freeze
+from .frozen.freeze import freeze, load_engine
 from .models.cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
 from .models.resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from .ops.decompositions import decompositions

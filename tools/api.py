@@ -16,7 +16,7 @@ def sections():
     """(heading, [(qualified name, object)]) of everything public."""
     import resnet_fused
     from resnet_fused import nn, ops
-    from resnet_fused.frozen.freeze import Engine
+    from resnet_fused.frozen.engine import Engine
     from resnet_fused.reports.explain import Report
     from resnet_fused.reports.summary import summarize
 

@@ -9,7 +9,7 @@ from torch import nn
 from resnet_fused import dispatch
 from resnet_fused.frozen.cpu import convolutions
 from resnet_fused.frozen.fold import fold
-from resnet_fused.frozen.network import Site
+from resnet_fused.frozen.network import ConvBn
 from resnet_fused.kernels.epilogue import NONE, RELU
 
 PEERS = ("eager", "fused", "compile")
@@ -31,14 +31,16 @@ def forward(case, device, peers, exactly=False):
     if case.op == "pool_linear":  # no op of the dispatcher: the static engine calls the kernel
         made = {f"{name}, one launch": ("ours", functools.partial(_head, name)) for name in able}
     if conv and device == "cpu" and "fused" in peers:
-        first, *others = _sites(case, case.arguments("cpu", 0))
-        ways = convolutions.ways(first, case.call["x"].dtype, exactly)
+        first, *others = _steps(case, case.arguments("cpu", 0))
+        kernels = convolutions.candidates(first, case.call["x"].dtype, exactly)
         for other in others:
-            ways = [way for way in ways if way in convolutions.ways(other, case.call["x"].dtype, exactly)]
-        for way in ways:
-            kind = "peer" if way.name.startswith("onednn") else "ours"
-            name = way.name.replace("onednn", "onednn fused")
-            made[name] = (kind, functools.partial(_frozen, case, way))
+            kernels = [
+                kernel for kernel in kernels if kernel in convolutions.candidates(other, case.call["x"].dtype, exactly)
+            ]
+        for kernel in kernels:
+            kind = "peer" if kernel.name.startswith("onednn") else "ours"
+            name = kernel.name.replace("onednn", "onednn fused")
+            made[name] = (kind, functools.partial(_frozen, case, kernel))
     if conv and device == "cuda" and "fused" in peers:
         made["cudnn fused"] = ("peer", functools.partial(_cudnn, case))
     if "eager" in peers:
@@ -97,29 +99,32 @@ def _head(name, a):
     return run
 
 
-def _sites(case, a):
+def _steps(case, a):
     """The convolution of a case, or both of a pair."""
     if case.op != "conv_bn_relu_pair":
-        return [_site(case, a)]
+        return [_step(case, a)]
     names = [name for name in a if name.endswith("2")]
     second = {name[:-1]: a[name] for name in names} | {"x": a["x"], "padding": (0, 0), "activation": NONE}
-    return [_site(case, a), _site(case, second)]
+    return [_step(case, a), _step(case, second)]
 
 
-def _site(case, a):
+def _step(case, a):
     k, c, r, s = a["weight"].shape
     groups, dilation = a.get("groups", 1), a.get("dilation", 1)
     conv = nn.Conv2d(c * groups, k, (r, s), a["stride"], a["padding"], dilation, groups, bias=False)
     bn = nn.BatchNorm2d(k, eps=a["eps"])
     conv.weight, bn.weight, bn.bias = (nn.Parameter(a[n]) for n in ("weight", "bn_weight", "bn_bias"))
     bn.running_mean, bn.running_var = a["mean"], a["var"]
-    residual, pool = a.get("residual") is not None, case.op == "conv_bn_relu_pool"
-    return Site("case", conv, bn, a.get("activation", RELU) == RELU, residual, pool, shape=tuple(a["x"].shape))
+    residual = None if a.get("residual") is None else 1
+    return ConvBn(
+        "case", conv, bn, residual=residual, output=2, relu=a.get("activation", RELU) == RELU,
+        pool=case.op == "conv_bn_relu_pool", shape=tuple(a["x"].shape),
+    )  # fmt: skip
 
 
-def _frozen(case, way, a):
+def _frozen(case, kernel, a):
     """Folded and packed; the residual is dead in a network and written over, so the call has one of its own."""
-    runs = [way(site, a["x"].dtype) for site in _sites(case, a)]
+    runs = [kernel(step, a["x"].dtype) for step in _steps(case, a)]
     residual = a.get("residual")
     residual = None if residual is None else residual.clone(memory_format=torch.channels_last)
     x = a["x"].contiguous(memory_format=torch.channels_last)
@@ -131,19 +136,19 @@ def _frozen(case, way, a):
 
 def _cudnn(case, a):
     """cuDNN's own fusion, with the batch norm folded into weight and bias."""
-    runs = [_cudnn_site(site, a) for site in _sites(case, a)]
+    runs = [_cudnn_step(step, a) for step in _steps(case, a)]
     return (lambda: tuple(run() for run in runs)) if len(runs) > 1 else runs[0]
 
 
-def _cudnn_site(site, a):
-    weight, bias = (t.to(a["x"].dtype) for t in fold(site.conv, site.bn))
+def _cudnn_step(step, a):
+    weight, bias = (t.to(a["x"].dtype) for t in fold(step.conv, step.bn))
     weight = weight.contiguous(memory_format=torch.channels_last)
-    conv = site.conv.stride, site.conv.padding, site.conv.dilation, site.conv.groups
-    if site.pool:
+    conv = step.conv.stride, step.conv.padding, step.conv.dilation, step.conv.groups
+    if step.pool:
         run = functools.partial(torch.cudnn_convolution_relu, a["x"], weight, bias, *conv)
         return lambda: torch.nn.functional.max_pool2d(run(), 3, 2, 1)
-    if site.residual:
+    if step.residual:
         return lambda: torch.cudnn_convolution_add_relu(a["x"], weight, a["residual"], 1.0, bias, *conv)
-    if site.relu:
+    if step.relu:
         return lambda: torch.cudnn_convolution_relu(a["x"], weight, bias, *conv)
     return lambda: torch.nn.functional.conv2d(a["x"], weight, bias, *conv)

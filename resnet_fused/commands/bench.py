@@ -5,9 +5,9 @@ import functools
 
 import torch
 
-from ..frozen.freeze import DTYPES as FROZEN_DTYPES
+from ..frozen.cpu.engine import DTYPES as FROZEN_DTYPES
 from ..frozen.freeze import freeze
-from ..frozen.gpu.engine import DTYPES as STATIC_DTYPES
+from ..frozen.gpu.engine import DTYPES as GPU_DTYPES
 from ..measure import timing
 from ..measure.accuracy import budget_used, exact
 from ..measure.oracle import by_modules, in_float64
@@ -29,7 +29,7 @@ def _nhwc(t):
 
 def freezable(device, dtypes):
     """Those of `dtypes` in which freeze() makes engines on `device`."""
-    return [d for d in dtypes if d in (FROZEN_DTYPES if device == "cpu" else STATIC_DTYPES)]
+    return [d for d in dtypes if d in (FROZEN_DTYPES if device == "cpu" else GPU_DTYPES)]
 
 
 def _in(model, dtype):

@@ -1,4 +1,4 @@
-"""Which activations of a static engine share memory: each takes a slot that nobody needs any more.
+"""Which values of a frozen network share memory: each takes a slot that nobody needs any more.
 
 In a chain two slots take turns; a residual block needs a third while its shortcut waits.
 """
@@ -10,12 +10,12 @@ import torch
 
 
 @dataclass
-class Plan:
+class MemoryPlan:
     """Values are taken and given back in the order of execution; slots grow to the largest value they hold."""
 
     sizes: list = field(default_factory=list)  # of each slot, in elements, or in bytes where `take` is told an itemsize
-    free: list = field(default_factory=list)
-    places: list = field(default_factory=list)  # (slot, shape) of every value
+    free: list = field(default_factory=list)  # slots
+    values: list = field(default_factory=list)  # (slot, shape) of each
 
     def take(self, shape, itemsize=1):
         """The number of a new value of `shape`: in the free slot that fits best, else in the one that grows least."""
@@ -31,17 +31,17 @@ class Plan:
         if slot in self.free:
             self.free.remove(slot)
         self.sizes[slot] = max(self.sizes[slot], size)
-        self.places.append((slot, tuple(shape)))
-        return len(self.places) - 1
+        self.values.append((slot, tuple(shape)))
+        return len(self.values) - 1
 
     def give_back(self, value):
-        self.free.append(self.places[value][0])
+        self.free.append(self.values[value][0])
 
     def allocate(self, dtypes, device):
         """[channels_last tensor of every value], of a dtype each, views into one allocation a slot."""
         slots = [torch.empty(size, dtype=torch.uint8, device=device) for size in self.sizes]
         return [
-            _channels_last(slots[slot], shape, dtype) for (slot, shape), dtype in zip(self.places, dtypes, strict=True)
+            _channels_last(slots[slot], shape, dtype) for (slot, shape), dtype in zip(self.values, dtypes, strict=True)
         ]
 
 

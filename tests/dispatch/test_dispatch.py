@@ -7,7 +7,7 @@ from on_gpu import SHAPE, OnGpu
 from resnet_fused import dispatch
 from resnet_fused.commands.tune import calls, tune
 from resnet_fused.frozen.gpu import layers
-from resnet_fused.frozen.network import Site
+from resnet_fused.frozen.network import ConvBn
 from resnet_fused.kernels import cuda
 from resnet_fused.kernels.epilogue import Epilogue, Norm
 from resnet_fused.kernels.hopper.plane import schedule as plane
@@ -121,7 +121,7 @@ def test_where_the_plane_kernel_is_measured(gpu, monkeypatch, n, k, kernel, dtyp
     call = convolution_call((n, 64, 8, 8), conv, dtype)
     names = [found for found in tune.options(call, torch.device("cuda")) if found.startswith("cuda_plane")]
     assert names[:1] == ["cuda_plane"] * candidate and (len(names) > 1) is candidate
-    site = Site("conv", conv, torch.nn.BatchNorm2d(k), True, False, False, shape=call["x"].shape)
+    site = ConvBn("conv", conv, torch.nn.BatchNorm2d(k), shape=call["x"].shape)
     found = layers.options(site, dtype, torch.device("cuda"))
     assert ("cuda_plane" in found) is candidate
     assert ("cuda_plane places=2" in found) is candidate
@@ -151,7 +151,7 @@ def test_where_the_strip_kernel_is_measured(gpu, monkeypatch, n, stride, candida
     conv = torch.nn.Conv2d(64, 64, 3, stride, padding=1, bias=False)
     call = convolution_call((n, 64, 8, 8), conv)
     assert ("cuda_strip" in tune.options(call, torch.device("cuda"))) is candidate
-    site = Site("conv", conv, torch.nn.BatchNorm2d(64), True, False, False, shape=(n, 64, 8, 8))
+    site = ConvBn("conv", conv, torch.nn.BatchNorm2d(64), shape=(n, 64, 8, 8))
     assert ("cuda_strip" in layers.options(site, torch.bfloat16, torch.device("cuda"))) is candidate
     table = remembered.table(None)
     with dispatch.record_keys() as keys:

@@ -10,7 +10,7 @@ from benchmarks.protocol import candidates, cases, gate
 from resnet_fused import dispatch
 from resnet_fused.commands.tune import calls, tune
 from resnet_fused.frozen.gpu import measure
-from resnet_fused.frozen.gpu.engine import freeze_static
+from resnet_fused.frozen.gpu.engine import freeze_gpu
 from resnet_fused.kernels.epilogue import activate
 from resnet_fused.measure import remembered
 from resnet_fused.reports.verify import ops as verified
@@ -88,7 +88,7 @@ def test_an_engine_is_built_of_it(monkeypatch):
     monkeypatch.setattr("resnet_fused.frozen.gpu.check.compare", lambda engine, example: {})
     network, x = model(), torch.randn(SHAPE)
     with remembered.ignored():
-        engine = freeze_static(network, x, graph=False, dtype=torch.float32)
+        engine = freeze_gpu(network, x, graph=False, dtype=torch.float32)
     convolutions = [row for row in engine.rows if row["name"] != "avgpool+fc"]
     assert {row["backend"] for row in convolutions} == {"toy chunks=2"}
     with torch.no_grad():

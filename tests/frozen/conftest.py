@@ -22,7 +22,7 @@ def measured_here():
 @pytest.fixture(params=["vectors", "unit"])
 def vectors_or_the_unit_or_its_emulation(monkeypatch, request):
     why = None if request.param == "unit" else "only vectors"
-    monkeypatch.setattr(amx, "why_no_unit", lambda: why)
+    monkeypatch.setattr(amx, "why_not_unit", lambda: why)
     measured(monkeypatch, one_call.KINDS, whole=1.0, layers=2.0)
 
 

@@ -1,7 +1,6 @@
 """freeze() on the CPU: the numbers of eager, whatever runs the layers; the snapshot's rules."""
 
 import copy
-import importlib
 import os
 import subprocess
 import sys
@@ -12,18 +11,19 @@ import torch
 from resnets import narrow, pair
 
 import resnet_fused
-from resnet_fused.frozen.cpu import convolutions
+from resnet_fused.frozen.check import Errors
+from resnet_fused.frozen.cpu import convolutions, measure, stem, winograd
+from resnet_fused.frozen.cpu import engine as cpu_engine
 from resnet_fused.measure.accuracy import assert_within_budget
 from resnet_fused.measure.oracle import with_lively_norms
 from resnet_fused.models.resnet import BasicBlock, ResNet
 
-freeze_module = importlib.import_module("resnet_fused.frozen.freeze")  # resnet_fused.freeze is the function
-ALL = {way.name: way for way in (*convolutions.WINOGRAD, *convolutions.DIRECT, *convolutions.EXACT)}
+ALL = {way.name: way for way in (*winograd.WINOGRAD, *convolutions.DIRECT, *convolutions.EXACT)}
 
 
 @pytest.fixture(autouse=True)
 def _quick_tuning(monkeypatch):
-    monkeypatch.setattr(freeze_module, "TUNING_SECONDS", 0.0)
+    monkeypatch.setattr(cpu_engine, "TUNING_SECONDS", 0.0)
 
 
 def check(model, theirs, x, dtype=torch.float32, factor=2.0, **kwargs):
@@ -59,14 +59,14 @@ def test_every_way_gives_the_numbers_of_eager(monkeypatch, way):
     """Each kind of kernel in every layer that it can run. F(4x4,3x3) everywhere errs up to 1.8 times as much as a direct
     convolution (docs/winograd.md), which freeze() checks against the budget and this test must not depend on.
     """
-    monkeypatch.setattr(freeze_module.Engine, "_errors", lambda self, example: (0.0, False))
+    monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, example: Errors(0.0, False))
     monkeypatch.setattr(
-        freeze_module,
-        "ways",
-        lambda site, dtype, exact: (
+        cpu_engine,
+        "candidates",
+        lambda step, dtype, exact: (
             [way]
-            if not site.pool and way.why_not(site, dtype) is None
-            else [convolutions.StemWithPool if site.pool else convolutions.Torch]
+            if not step.pool and way.why_not(step, dtype) is None
+            else [stem.Stem if step.pool else convolutions.Torch]
         ),
     )
     ours, theirs = (m.eval() for m in pair("resnet18"))
@@ -84,16 +84,16 @@ def test_torchvisions_model_option_a_and_wide_stems():
 
 
 def test_f4_is_dropped_where_it_is_not_accurate_enough(monkeypatch):
-    def ways(site, dtype, exact):
-        if site.pool:
-            return [convolutions.StemWithPool]
-        return [w for w in convolutions.ways(site, dtype, exact) if w is not convolutions.OneDNN] or [
+    def ways(step, dtype, exact):
+        if step.pool:
+            return [stem.Stem]
+        return [w for w in convolutions.candidates(step, dtype, exact) if w is not convolutions.OneDNN] or [
             convolutions.OneDNN
         ]
 
-    monkeypatch.setattr(freeze_module, "ways", ways)
+    monkeypatch.setattr(cpu_engine, "candidates", ways)
     shares = iter([1.5, 0.5])
-    monkeypatch.setattr(freeze_module.Engine, "_errors", lambda self, example: (next(shares), False))
+    monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, example: Errors(next(shares), False))
     engine = resnet_fused.freeze(narrow().eval(), torch.randn(1, 3, 40, 40))
     backends = {row["backend"] for row in engine.rows}
     assert any("F(2x2" in b for b in backends) and not any("F(4x4" in b for b in backends)
@@ -101,26 +101,26 @@ def test_f4_is_dropped_where_it_is_not_accurate_enough(monkeypatch):
 
 def test_f4_is_dropped_in_the_deep_layers_first(monkeypatch):
     monkeypatch.setattr(
-        freeze_module,
-        "ways",
-        lambda site, dtype, exact: (
-            [convolutions.StemWithPool]
-            if site.pool
-            else [w for w in (convolutions.WinogradF4, convolutions.WinogradF2) if w.why_not(site, dtype) is None]
+        cpu_engine,
+        "candidates",
+        lambda step, dtype, exact: (
+            [stem.Stem]
+            if step.pool
+            else [w for w in (winograd.WinogradF4, winograd.WinogradF2) if w.why_not(step, dtype) is None]
             or [convolutions.Direct]
         ),
     )
-    monkeypatch.setattr(freeze_module, "measure", lambda sites, able, *_: {w: float(i) for i, w in enumerate(able)})
-    monkeypatch.setattr(freeze_module.Engine, "_known", lambda self, key, able, measure: measure())
+    monkeypatch.setattr(measure, "layer", lambda steps, able, *_: {w: float(i) for i, w in enumerate(able)})
+    monkeypatch.setattr(cpu_engine.CpuEngine, "_measured", lambda self, key, able, measure: measure())
 
     def backends(*errors):
         left = iter(errors)
-        monkeypatch.setattr(freeze_module.Engine, "_errors", lambda self, example: next(left))
+        monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, example: Errors(*next(left)))
         engine = resnet_fused.freeze(resnet_fused.resnet18().eval(), torch.randn(1, 3, 32, 32))
         assert next(left, None) is None
-        return {site.conv.in_channels: site.way.name for site in engine._sites if site.conv.stride == (1, 1)}
+        return {s.conv.in_channels: s.choice.name for s in engine._convolutions if s.conv.stride == (1, 1)}
 
-    f2, f4 = convolutions.WinogradF2.name, convolutions.WinogradF4.name
+    f2, f4 = winograd.WinogradF2.name, winograd.WinogradF4.name
     assert backends((0.5, False)) == dict.fromkeys((64, 128, 256, 512), f4)
     assert backends((1.5, False), (0.5, False)) == {64: f4, 128: f4, 256: f2, 512: f2}
     assert backends((1.5, False), (1.5, False), (0.5, False)) == dict.fromkeys((64, 128, 256, 512), f2)
@@ -170,7 +170,7 @@ def test_a_training_model_is_frozen_in_evaluation_and_left_in_training():
         torch.testing.assert_close(engine(x), copy.deepcopy(model).eval()(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", freeze_module.DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("dtype", cpu_engine.DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("size", [256, 225])
 def test_exact_keeps_a_nan_where_eager_has_it(dtype, size):
     model, x = narrow().eval(), torch.randn(1, 3, size, size)
@@ -178,8 +178,8 @@ def test_exact_keeps_a_nan_where_eager_has_it(dtype, size):
     assert not any("winograd" in row["backend"] for row in engine.rows)
     x[0, 1, 2, 3] = float("nan")
     seen = []
-    engine._whole = None  # layer by layer, by the same kernels
-    engine._blocks.append(lambda out: seen.append(out) or out)
+    engine._one_call = None  # layer by layer, by the same kernels
+    model.avgpool.register_forward_pre_hook(lambda pool, args: seen.append(args[0]))
     engine(x)
     with torch.no_grad():
         h = model.maxpool(model.relu(model.bn1(model.conv1(x))))

@@ -12,8 +12,7 @@ from static_cases import check
 import resnet_fused
 from resnet_fused.frozen.gpu import engine as gpu_engine
 from resnet_fused.frozen.gpu import layers, measure, pair
-from resnet_fused.frozen.gpu.engine import StaticEngine, freeze_static
-from resnet_fused.frozen.gpu.live import LiveCopy
+from resnet_fused.frozen.gpu.engine import GpuEngine, LiveCopy, freeze_gpu
 
 pytestmark = pytest.mark.usefixtures("measured_here")
 
@@ -25,30 +24,30 @@ def emulated(monkeypatch):
 
     if (why := as_backend.measured(monkeypatch)) is not None:
         pytest.skip(why)
-    options, fits, tried = layers.options, pair.fits, []
+    options, why_not, tried = layers.options, pair.why_not, []
 
-    def small(site, dtype, device):  # 64 channels at most: an emulated multiplication takes 10 ns
-        found = options(site, dtype, device)
-        return found if site.shape[1] <= 64 else {"torch": found["torch"]}
+    def small(step, dtype, device):  # 64 channels at most: an emulated multiplication takes 10 ns
+        found = options(step, dtype, device)
+        return found if step.shape[1] <= 64 else {"torch": found["torch"]}
 
     def compare(able, made, *_):
         seconds = {}
-        for way in able:
-            functions, share = made(way)
+        for candidate in able:
+            functions, share = made(candidate)
             functions[0]()
-            assert share <= 1, f"{way.name}: {share:.2f} of the error budget"
-            tried.append(way.name)
+            assert share <= 1, f"{candidate.name}: {share:.2f} of the error budget"
+            tried.append(candidate.name)
             ranks = {"paired": 4, "pool fused": 3, "cluster": 2, "splits": 1}
-            rank = next((rank for what, rank in ranks.items() if what in way.name), 0)
-            seconds[way] = 1.0 / (1 + rank) if way.name.startswith("emulator") else 2.0
+            rank = next((rank for what, rank in ranks.items() if what in candidate.name), 0)
+            seconds[candidate] = 1.0 / (1 + rank) if candidate.name.startswith("emulator") else 2.0
         return seconds
 
     monkeypatch.setattr(layers, "options", small)
     monkeypatch.setattr(layers, "CHOICES", 1)
     monkeypatch.setattr(layers, "CLUSTERS", 1)
-    monkeypatch.setattr(pair, "fits", lambda block: fits(block) and block.sites[0].shape[1] <= 64)
+    monkeypatch.setattr(pair, "why_not", lambda *steps: why_not(*steps) or ("slow" if steps[0].shape[1] > 64 else None))
     monkeypatch.setattr(measure, "compare", compare)
-    monkeypatch.setattr("resnet_fused.frozen.gpu.check.compare", lambda engine, example: {})
+    monkeypatch.setattr(measure, "beside_live", lambda engine, example: {})
     return tried
 
 
@@ -86,8 +85,8 @@ def slow_layers(monkeypatch, seconds):
     monkeypatch.setattr(gpu_engine, "FALLS_BACK", ("cpu",))
 
 
-def _plain_slow(kind, site, dtype):
-    return layers._plain(kind, site)(site, dtype)
+def _plain_slow(kind, step, dtype):
+    return layers._plain(kind, step)(step, dtype)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["calls", "graph"])
@@ -97,7 +96,7 @@ def test_the_live_model_runs_where_the_layers_are_slower(monkeypatch, waits, gra
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        engine = StaticEngine(model, x, torch.float32, graph, "pad")
+        engine = GpuEngine(model, x, torch.float32, graph, "pad")._made(x)
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert {row["backend"] for row in engine.rows} == {"live"} and len(engine.rows) == 13
     assert all(row["reason"].startswith("measured: the live model, frozen whole: ") for row in engine.rows)
@@ -125,7 +124,7 @@ def test_what_is_slower_and_has_nothing_faster_is_said(monkeypatch):
     monkeypatch.setattr(LiveCopy, "__call__", sleepy)
     model, x = narrow().eval(), torch.randn(2, 3, 32, 32)
     with pytest.warns(UserWarning, match=r"freeze: the engine takes .* ms, the live model .* ms"):
-        engine = freeze_static(model, x, graph=False)
+        engine = freeze_gpu(model, x, graph=False)
     assert {row["backend"] for row in engine.rows} == {"slow", "torch"}
     with torch.no_grad():
         torch.testing.assert_close(engine(x), model(x), rtol=1e-4, atol=1e-5)
@@ -140,7 +139,7 @@ def test_a_live_model_outside_of_its_budget_or_of_a_graph_is_not_taken(monkeypat
     slow_layers(monkeypatch, 0.01)
     monkeypatch.setattr(LiveCopy, "__call__", call)
     with pytest.warns(UserWarning, match="freeze: the engine takes"):
-        engine = freeze_static(narrow().eval(), torch.randn(2, 3, 32, 32), graph=False)
+        engine = freeze_gpu(narrow().eval(), torch.randn(2, 3, 32, 32), graph=False)
     assert {row["backend"] for row in engine.rows} == {"slow", "torch"}
 
 
@@ -148,7 +147,7 @@ def test_an_engine_of_the_live_model_is_saved_as_the_network_it_is(monkeypatch, 
     pytest.importorskip("safetensors.torch")
     slow_layers(monkeypatch, 0.01)
     x = torch.randn(2, 3, 32, 32)
-    engine = freeze_static(narrow().eval(), x, graph=False)
+    engine = freeze_gpu(narrow().eval(), x, graph=False)
     assert {row["backend"] for row in engine.rows} == {"live"}
     engine.save(tmp_path / "engine.safetensors")
     torch.testing.assert_close(

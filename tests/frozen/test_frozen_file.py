@@ -1,6 +1,7 @@
 """engine.save and load_engine: the same logits, nothing unpickled, and errors in one line."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from resnets import narrow
 import resnet_fused
 from resnet_fused import freeze, load_engine
 from resnet_fused.frozen import file
-from resnet_fused.frozen.gpu.engine import freeze_static
+from resnet_fused.frozen.cpu import measure
+from resnet_fused.frozen.gpu.engine import freeze_gpu
 from resnet_fused.measure import remembered
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -32,7 +34,8 @@ def same(engine, loaded, x):
 def test_an_engine_comes_back_without_measuring(saved, monkeypatch):
     engine, path, x = saved
     remembered.forget()
-    monkeypatch.setattr(type(engine), "_measure", lambda *args: pytest.fail("the file says what is fastest"))
+    for what in ("layer", "network"):
+        monkeypatch.setattr(measure, what, lambda *args: pytest.fail("the file says what is fastest"))
     loaded = load_engine(path)
     same(engine, loaded, x)
     assert str(resnet_fused.explain(loaded, x)) == str(resnet_fused.explain(engine, x))
@@ -49,7 +52,7 @@ def test_every_kind_of_network_and_engine(tmp_path, kind):
         model.maxpool = torch.nn.Identity()
     model, x = model.eval(), torch.randn(2, 3, 40, 40)
     if kind == "static":
-        engine = freeze_static(model, x, graph=False, batch="pad")
+        engine = freeze_gpu(model, x, graph=False, batch="pad")
     else:
         engine = freeze(model, x, dtype=torch.bfloat16 if kind == "bfloat16" else None)
     engine.save(tmp_path / "e.safetensors")
@@ -105,8 +108,26 @@ def test_wrong_files(saved, tmp_path):
             load_engine(tmp_path / f"{name}.safetensors")
     header = {"format": 99}
     safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "later.safetensors", {file.KEY: json.dumps(header)})
-    with pytest.raises(ValueError, match="has format 99, this package reads format 1"):
+    with pytest.raises(ValueError, match="has format 99, this package reads formats 1 and 2"):
         load_engine(tmp_path / "later.safetensors")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="torch sees none here"):
             load_engine(path, "cuda")
+
+
+def test_a_file_of_the_first_format():
+    """Written by the version that named the parts of a network instead of listing its steps."""
+    path, x = Path(__file__).with_name("data") / "format_1.safetensors", torch.linspace(-1, 1, 2880).view(2, 3, 20, 24)
+    engine = load_engine(path)
+    expected = torch.tensor([
+        [-0.374155790, 0.196669817, -0.325356126, -0.205347940, -0.094953135],
+        [-0.347800374, 0.222746253, -0.309059948, -0.180984527, -0.098320618],
+    ])  # fmt: skip
+    torch.testing.assert_close(engine(x), expected, rtol=1e-5, atol=1e-6)
+    assert engine.options == {"exact": False} and len(engine.rows) == 8
+
+
+def test_a_loaded_engine_is_saved_again(saved, tmp_path):
+    engine, path, x = saved
+    load_engine(path).save(tmp_path / "again.safetensors")
+    same(engine, load_engine(tmp_path / "again.safetensors"), x)

@@ -14,7 +14,8 @@ from resnet_fused import dispatch
 from resnet_fused.frozen.fold import fold
 from resnet_fused.frozen.fp8 import layers as fp8_layers
 from resnet_fused.frozen.fp8.engine import Fp8Engine, freeze_fp8
-from resnet_fused.frozen.gpu.choose import Way
+from resnet_fused.frozen.gpu.choose import Candidate, candidates
+from resnet_fused.frozen.network import Apply, ConvBn
 from resnet_fused.kernels import e4m3 as fp8
 from resnet_fused.kernels.e4m3 import E4M3
 
@@ -29,30 +30,32 @@ def by_hand(engine, x):
         scale = largest / 448
         return (value.double() / scale).clamp(-448, 448).float().to(E4M3).double() * scale
 
-    def conv(site, value):
-        weight, bias = (t.double() for t in fold(site.conv, site.bn))
-        if site.conv.groups == 1:
+    def conv(step, value):
+        weight, bias = (t.double() for t in fold(step.conv, step.bn))
+        if step.conv.groups == 1:
             scale = weight.abs().amax((1, 2, 3), keepdim=True) / 448
             weight = (weight / scale).float().to(E4M3).double() * scale
-        c = site.conv
+        c = step.conv
         return F.conv2d(value, weight, bias, c.stride, c.padding, c.dilation, c.groups)
 
-    largest, blocks = engine.largest, engine._blocks
-    value = engine._stem.run(engine._filled(x), None, None)
-    value = (value if engine._pool is None else engine._pool(value)).double()
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
-        x = to_e4m3(value, largest[block.sites[0].name])
-        shortcut = value if block.shortcut is None else None
-        if block.projection is not None:
-            shortcut = to_e4m3(conv(block.projection, x), largest[f"{block.projection.name}, result"])
-        elif block.shortcut is not None:
-            shortcut = block.shortcut(value)
-        out = x
-        for site, reader in zip(block.sites[:-1], block.sites[1:], strict=True):
-            out = to_e4m3(torch.relu(conv(site, out)), largest[reader.name])
-        value = torch.relu(conv(block.sites[-1], out) + shortcut)
-        value = value.to(torch.bfloat16).double() if after is None else to_e4m3(value, largest[after.sites[0].name])
-    return value
+    stem, *steps, head = engine._steps
+    largest = {step.input: engine.largest[step.name] for step in steps if isinstance(step, ConvBn)}
+    values = {stem.output: stem.run(engine._replay.filled(x), None, None).double()}
+    for step in steps:
+        x = values[step.input]
+        if isinstance(step, Apply):
+            values[step.output] = step.module(x)
+            continue
+        out = conv(step, to_e4m3(x, largest[step.input]))
+        if step.adds:  # in e4m3, but for a value that the pool or the stem has written
+            out = out + values[step.residual]
+        out = torch.relu(out) if step.relu else out
+        if step.output in largest:
+            out = to_e4m3(out, largest[step.output])
+        elif not step.relu:
+            out = to_e4m3(out, engine.largest[f"{step.name}, result"])
+        values[step.output] = out if step.output != head.input else out.to(torch.bfloat16).double()
+    return values[head.input]
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck", "zero_pad", "identity-pool"])
@@ -61,7 +64,7 @@ def test_the_numbers_of_e4m3_arithmetic(device, kind):
     model, x = net(kind, device), torch.randn(3, 3, 32, 32, device=device)
     engine = frozen(model, x)
     logits, last = engine(x), by_hand(engine, x)
-    expected = engine._head(last.to(torch.bfloat16).contiguous(memory_format=torch.channels_last))
+    expected = engine._program.head(last.to(torch.bfloat16).contiguous(memory_format=torch.channels_last))
     off = (logits.double() - expected.double()).norm() / expected.double().norm()
     assert off < (5e-3 if device == "cpu" else 2e-2), (
         "a sum next to the middle of two values may round otherwise, no more"
@@ -118,12 +121,12 @@ def test_forms_of_a_network_with_convolutions_that_stay_in_bfloat16():
     """A grouped convolution in every block: it reads and writes bfloat16, and its neighbours convert."""
     with resnet_fused.backend("eager"):
         engine = frozen(net("groups"), torch.randn(2, 3, 32, 32))
-    forms = {site.name: form for site, form in engine._forms.items()}
+    forms = {step.name: form for step, form in engine._forms.items()}
     assert len(forms) == 6 and not any(".conv2" in name for name in forms)
     assert forms["layer1.0.conv1"].writes is None and forms["layer1.0.conv3"].writes is not None
     assert forms["layer2.0.conv3"].writes is None, "the head reads bfloat16"
     assert forms["layer1.0.conv3"].adds == forms["layer1.0.downsample"].writes is not None
-    entries = [step for step in engine._program if isinstance(step.layer, fp8_layers.Entry)]
+    entries = [launch for launch in engine._program.launches if isinstance(launch.layer, fp8_layers.Entry)]
     assert len(entries) == 3, "the pool's result, and that of every grouped convolution"
     rows = {row["name"]: row for row in engine.rows}
     assert "one group, not 2" in rows["layer1.0.conv2"]["reason"] and rows["layer1.0.conv2"]["dtype"] == torch.bfloat16
@@ -136,11 +139,11 @@ def test_in_the_interpreter(device):
     model, x = net("zero_pad", device), torch.randn(1, 3, 12, 12, device=device)
     engine = frozen(model, x)
     with dispatch.record() as rows:
-        ours = engine._forward(engine._filled(x))
+        ours = engine._program(engine._replay.filled(x))
     ran = [op for op, _, choice in rows if choice.backend == "triton"]
     assert ran.count("conv_fp8") == 6 and ran.count("quantise_fp8") == 1
     with resnet_fused.backend("eager"):
-        expected = engine._forward(engine._filled(x))
+        expected = engine._program(engine._replay.filled(x))
     torch.testing.assert_close(ours, expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())
 
 
@@ -148,7 +151,7 @@ def test_in_the_interpreter(device):
 def test_refresh_quantises_again_in_the_same_memory(device):
     model, x = net("zero_pad", device), torch.randn(2, 3, 16, 16, device=device)
     engine = frozen(model, x)
-    layers = [site.run for site in engine._sites[1:]]
+    layers = [step.run for step in engine._convolutions[1:]]
     addresses = [t.data_ptr() for layer in layers for t in layer.tensors.values()]
     before, scales = engine(x), dict(engine.largest)
     with torch.no_grad():
@@ -182,7 +185,7 @@ def test_the_steps_around_a_replay(waits):
     with resnet_fused.backend("eager"), torch.no_grad():
         calls = freeze_fp8(model, x, graph=False, batch="pad")
         kept = {"largest": calls.largest, "errors": calls.errors}
-        engine = Fp8Engine(model, x, True, "pad", kept)
+        engine = Fp8Engine(model, x, True, "pad", kept)._made(x)
         for images in (x, x[:1], torch.cat([x, x[:2]])):
             assert torch.equal(engine(images), calls(images))
 
@@ -191,17 +194,17 @@ def test_the_steps_around_a_replay(waits):
 def test_ways_that_are_measured(device):
     """What a GPU chooses among: the default and tiles with eight warps, each gated by its numbers."""
     engine = frozen(net("basic", device), torch.randn(2, 3, 32, 32, device=device))
-    site, form = next(iter(engine._forms.items()))
-    ways = [Way(name, make) for name, make in fp8_layers.options(site, form).items()]
-    seconds = fp8_layers.measure(site, form, ways, torch.device(device), False, 0.0)
+    step, form = next(iter(engine._forms.items()))
+    ways = candidates(fp8_layers.options(step, form))
+    seconds = fp8_layers.seconds_of(step, form, ways, torch.device(device), False, 0.0)
     assert [way.name for way in seconds] == [way.name for way in ways] and len(ways) == 3
     assert all(0 < s < float("inf") for s in seconds.values())
-    assert {way.make(site, torch.bfloat16).tile[2] for way in ways[1:]} == {8}
+    assert {way.make(step, torch.bfloat16).tile[2] for way in ways[1:]} == {8}
 
     class Wrong(fp8_layers.Conv):
         def __call__(self, x, residual, out):
             return super().__call__(x, residual, out).zero_()
 
-    wrong = Way("wrong", lambda site, dtype: Wrong(site, dtype, form))
+    wrong = Candidate("wrong", lambda step, dtype: Wrong(step, dtype, form))
     with pytest.raises(ValueError, match=r"nothing runs layer1.0.conv1 with the numbers of e4m3 arithmetic"):
-        fp8_layers.measure(site, form, [wrong], torch.device(device), False, 0.0)
+        fp8_layers.seconds_of(step, form, [wrong], torch.device(device), False, 0.0)

@@ -69,7 +69,7 @@ def test_a_layer_with_other_numbers_is_refused_by_name(device, monkeypatch):
 
     def forgetful(self, x, residual, out):
         """Takes the residual for one in another scale."""
-        if self.site.name == "layer2.0.conv2":
+        if self.step.name == "layer2.0.conv2":
             residual = (residual.float() * 0.9).to(residual.dtype)
         return call(self, x, residual, out)
 

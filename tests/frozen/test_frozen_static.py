@@ -8,9 +8,9 @@ from resnets import narrow, pair
 from static_cases import check, frozen
 
 import resnet_fused
-from resnet_fused.frozen.gpu import engine, layers
-from resnet_fused.frozen.gpu.engine import StaticEngine, freeze_static
-from resnet_fused.frozen.memory_plan import Plan
+from resnet_fused.frozen.gpu import layers, replay
+from resnet_fused.frozen.gpu.engine import GpuEngine, freeze_gpu
+from resnet_fused.frozen.memory_plan import MemoryPlan
 
 pytestmark = pytest.mark.usefixtures("measured_here")
 
@@ -49,8 +49,8 @@ def writers(monkeypatch):
             assert out.untyped_storage().data_ptr() not in overlapping, "a layer would overwrite what it reads"
             return out.copy_(super().__call__(x, residual, None))
 
-    def options(site, dtype, device):
-        return {"writer": layers._plain(Writer, site)}
+    def options(step, dtype, device):
+        return {"writer": layers._plain(Writer, step)}
 
     monkeypatch.setattr(layers, "options", options)
 
@@ -71,18 +71,18 @@ def test_the_plan_shares_memory_and_overwrites_nothing(monkeypatch, shortcut):
 
 
 def test_a_plan_takes_what_fits_best_and_grows_what_grows_least():
-    plan = Plan()
+    plan = MemoryPlan()
     small, large = plan.take((1, 1, 2, 2)), plan.take((1, 1, 4, 4))
-    assert plan.places[small][0] != plan.places[large][0], "both are alive"
+    assert plan.values[small][0] != plan.values[large][0], "both are alive"
     plan.give_back(small)
     plan.give_back(large)
-    assert plan.places[plan.take((1, 1, 2, 1))][0] == plan.places[small][0]
-    assert plan.places[plan.take((1, 1, 5, 5))][0] == plan.places[large][0] and plan.sizes == [4, 25]
-    plan = Plan()
+    assert plan.values[plan.take((1, 1, 2, 1))][0] == plan.values[small][0]
+    assert plan.values[plan.take((1, 1, 5, 5))][0] == plan.values[large][0] and plan.sizes == [4, 25]
+    plan = MemoryPlan()
     for shape, dtype in (((2, 3, 2, 1), torch.float16), ((1, 5, 1, 1), torch.uint8)):
         plan.give_back(plan.take(shape, dtype.itemsize))
     tensors = plan.allocate([torch.float16, torch.uint8], "cpu")
-    assert [tuple(t.shape) for t in tensors] == [shape for _, shape in plan.places] and plan.sizes == [24]
+    assert [tuple(t.shape) for t in tensors] == [shape for _, shape in plan.values] and plan.sizes == [24]
     assert [t.dtype for t in tensors] == [torch.float16, torch.uint8]
     assert tensors[0].data_ptr() == tensors[1].data_ptr() and tensors[0].stride(1) == 1
 
@@ -117,14 +117,14 @@ def test_pad_takes_any_batch(device, count):
 def test_refresh_writes_into_the_same_memory(device):
     model, x = narrow().eval().to(device), torch.randn(2, 3, 32, 32, device=device)
     engine = frozen(model, x, device)
-    addresses = [t.data_ptr() for site in engine._sites for t in site.run.tensors.values()]
+    addresses = [t.data_ptr() for step in engine._convolutions for t in step.run.tensors.values()]
     before = engine(x)
     with torch.no_grad():
         for t in (*model.parameters(), *(b for n, b in model.named_buffers() if n.endswith("running_var"))):
             t.mul_(1.1)
     assert torch.equal(engine(x), before), "a snapshot"
     engine.refresh()
-    assert addresses == [t.data_ptr() for site in engine._sites for t in site.run.tensors.values()]
+    assert addresses == [t.data_ptr() for step in engine._convolutions for t in step.run.tensors.values()]
     with torch.no_grad():
         torch.testing.assert_close(engine(x), model(x), rtol=1e-4, atol=1e-5)
 
@@ -161,14 +161,14 @@ def test_a_wrong_layer_is_refused_by_name(monkeypatch):
     options = layers.options
     model, x = pair("resnet18")[1].eval(), torch.randn(2, 3, 64, 64)
 
-    def with_wrong(site, dtype, device):
-        return {"wrong": layers._plain(Wrong, site)} | options(site, dtype, device)
+    def with_wrong(step, dtype, device):
+        return {"wrong": layers._plain(Wrong, step)} | options(step, dtype, device)
 
     monkeypatch.setattr(layers, "options", with_wrong)
     assert {row["backend"] for row in frozen(model, x).rows} == {"torch"}
 
-    def only_wrong(site, dtype, device):
-        return {"wrong": Wrong} if site.name == "layer2.0.conv1" else options(site, dtype, device)
+    def only_wrong(step, dtype, device):
+        return {"wrong": Wrong} if step.name == "layer2.0.conv1" else options(step, dtype, device)
 
     monkeypatch.setattr(layers, "options", only_wrong)
     with pytest.raises(
@@ -185,17 +185,17 @@ def test_wrong_arguments_are_refused_before_any_work():
         ({"graph": True}, "graph=True needs a model on a CUDA device, not on cpu"),
     ):
         with pytest.raises(ValueError, match=message):
-            freeze_static(model, x, **{"graph": False} | kwargs)
+            freeze_gpu(model, x, **{"graph": False} | kwargs)
     with pytest.raises(ValueError, match=r"non-empty \[N, 3, H, W\]"):
-        freeze_static(model, x[:0], graph=False)
-    assert engine.BATCH == ("exact", "pad")
+        freeze_gpu(model, x[:0], graph=False)
+    assert replay.BATCH == ("exact", "pad")
 
 
 def test_the_steps_around_a_replay(waits):
     """Copy in, replay, copy out, with streams and graph replaced by stand-ins: what runs around them on a GPU."""
     model, x = narrow().eval(), torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        engine = StaticEngine(model, x, torch.float32, True, "pad")
+        engine = GpuEngine(model, x, torch.float32, True, "pad")._made(x)
         results = [engine(x), engine(x[:1]), engine(x[1:]), engine(torch.cat([x, x[:2]]))]
         waited = len(waits)
         model.fc.weight.mul_(2)
@@ -207,5 +207,5 @@ def test_the_steps_around_a_replay(waits):
         for ours, images in zip(results, expected, strict=False):
             torch.testing.assert_close(ours, model(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(results[-1], doubled, rtol=1e-4, atol=1e-5)
-    assert waited >= 5 and set(waits) == {engine._done}, "every call waits for the one before"
-    assert engine._x.is_contiguous(memory_format=torch.channels_last)
+    assert waited >= 5 and set(waits) == {engine._replay.done}, "every call waits for the one before"
+    assert engine._replay.x.is_contiguous(memory_format=torch.channels_last)

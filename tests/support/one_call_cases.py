@@ -1,33 +1,32 @@
 """Networks that are frozen into one call of the library, as if every layer had been measured."""
 
 import functools
-import importlib
 
 import torch
 
 import resnet_fused
+from resnet_fused.frozen.cpu import measure
+from resnet_fused.frozen.cpu.engine import CpuEngine
 from resnet_fused.measure.oracle import with_lively_norms
 from resnet_fused.models.resnet import BasicBlock, ResNet
-
-freeze_module = importlib.import_module("resnet_fused.frozen.freeze")  # resnet_fused.freeze is the function
 
 
 def measured(monkeypatch, best, whole, layers):
     """As if so many seconds had been measured, and `best` were the fastest ways of every layer."""
 
-    def best_of_calls(engine, x):
+    def of_network(engine, x):
         engine(x)
-        return layers if engine._whole is None else whole
+        return layers if engine._one_call is None else whole
 
-    def measure(sites, able, dtype, budget):
+    def of_layer(steps, able, dtype, budget):
         # Turn about, so that every kernel is in the network.
-        first = [way for way in able if way in best]
-        first = first[len(sites[0].name) % len(first) :] if first else able
-        return {way: float(way is not first[0]) for way in able}
+        first = [candidate for candidate in able if candidate in best]
+        first = first[len(steps[0].name) % len(first) :] if first else able
+        return {candidate: float(candidate is not first[0]) for candidate in able}
 
-    monkeypatch.setattr(freeze_module, "best_of_calls", best_of_calls)
-    monkeypatch.setattr(freeze_module, "measure", measure)
-    monkeypatch.setattr(freeze_module.Engine, "_known", lambda self, key, able, measure: measure())
+    monkeypatch.setattr(measure, "network", of_network)
+    monkeypatch.setattr(measure, "layer", of_layer)
+    monkeypatch.setattr(CpuEngine, "_measured", lambda self, key, able, measure: measure())
 
 
 def network(block=BasicBlock):

@@ -5,12 +5,12 @@ import copy
 import torch
 
 import resnet_fused
-from resnet_fused.frozen.gpu.engine import freeze_static
+from resnet_fused.frozen.gpu.engine import freeze_gpu
 from resnet_fused.measure.accuracy import assert_within_budget
 
 
 def frozen(model, x, device="cpu", **kwargs):
-    return freeze_static(model, x, graph=device == "cuda", **kwargs)
+    return freeze_gpu(model, x, graph=device == "cuda", **kwargs)
 
 
 def check(model, x, device, dtype=torch.float32, **kwargs):

@@ -11,52 +11,54 @@ import torch
 from ... import dispatch
 from ...kernels import e4m3 as fp8
 from ...measure import remembered
-from ...measure.accuracy import budget_used, exact
+from ...measure.accuracy import exact
 from ...measure.oracle import by_modules, in_float64
-from ..freeze import ANOTHER_NETWORK
-from ..gpu import check, choose, program
-from ..gpu.choose import Way
-from ..gpu.engine import StaticEngine, check_arguments
+from .. import check, network
+from ..engine import Engine
+from ..export import FoldedResNet
+from ..gpu import choose, measure, program
+from ..gpu.engine import head_row
+from ..gpu.replay import Replay, check_arguments
 from . import layers as fp8_layers
 
 COMPARED = 32  # images of the example, at most, whose logits are compared with float64
 
 
-class Fp8Engine(StaticEngine):
-    """A `StaticEngine` for x in float32 or bfloat16 -> logits in bfloat16, whose convolutions multiply e4m3 values.
+class Fp8Engine(Engine):
+    """An `Engine` of fixed shapes like `GpuEngine`, for x in float32 or bfloat16 -> logits in bfloat16. Its convolutions
+    multiply e4m3 values.
 
-    Attributes, besides those of StaticEngine:
+    Attributes, besides those of GpuEngine:
         errors: when it was frozen, on up to 32 images of the example: relative error (2-norm) of the logits against float64 of
             "fp8" and of "bfloat16" (eager), the number of "images", and for how many the largest logit is where float64
             has it ("fp8 agrees", "bfloat16 agrees").
     """
 
+    dtype_name = "fp8"
+
     def __init__(self, model, example, graph, batch, calibration=None):
+        super().__init__(model, example, torch.bfloat16, {"graph": graph, "batch": batch})
+        self.batch, self.graphed, self.seconds = batch, graph, {}
         self.largest = dict((calibration or {}).get("largest", {}))
         self.errors = (calibration or {}).get("errors")
-        super().__init__(model, example, torch.bfloat16, graph, batch)
-        self.options |= {"calibration": {"largest": self.largest, "errors": self.errors}}
+        self._forms, self._program, self._replay, self._last = {}, None, None, None
 
-    def _find_shapes(self, example):
+    def _read(self, example):
         """And the largest values that arrive, in the model's own dtype, unless a file has brought them."""
-        found = {}
-
-        def note(name, value):
-            found[name] = value.detach().abs().amax()
-
-        handles = []
-        for site in (site for block in self._blocks for site in block.all_sites()):
-            handles.append(site.conv.register_forward_pre_hook(lambda m, args, name=site.name: note(name, args[0])))
-        for site in (block.projection for block in self._blocks if block.projection is not None):
-            name = fp8_layers.result(site)
-            handles.append(site.bn.register_forward_hook(lambda m, args, out, name=name: note(name, out)))
-        try:
-            super()._find_shapes(example)
-        finally:
-            for handle in handles:
-                handle.remove()
+        super()._read(example)
         if self.largest:
             return
+        found = {}
+
+        def note(module, name):
+            return module, lambda value: found.__setitem__(name, value.detach().abs().amax())
+
+        others = self._convolutions[1:]  # the stem stays in bfloat16
+        projections = [step for step in others if not step.relu and not step.adds]
+        network.observe(
+            self._model, example, [note(step.conv, step.name) for step in others],
+            [note(step.bn, fp8_layers.result(step)) for step in projections],
+        )  # fmt: skip
         self.largest = {name: value.item() for name, value in found.items()}
         for name, value in self.largest.items():
             if not value < float("inf"):
@@ -64,44 +66,55 @@ class Fp8Engine(StaticEngine):
                     f"freeze: the largest value at {name} is {value} on example_input; fp8 needs finite values"
                 )
 
-    def _tune(self, without):
-        self._forms = fp8_layers.forms(self._blocks, self.largest)
+    def _choose(self, example):
+        self._forms = fp8_layers.forms(self._steps, self.largest)
         if not self._forms:
-            why = fp8_layers.why_not(self._blocks[0].sites[0])
-            raise ValueError(f"freeze: no convolution can run in fp8, {self._blocks[0].sites[0].name}: {why}")
-        choose.convolutions(self, [site for site in self._sites if site not in self._forms])
-        for site, form in self._forms.items():
-            able = [Way(name, make) for name, make in fp8_layers.options(site, form).items()]
+            first = self._convolutions[1]
+            raise ValueError(f"freeze: no convolution can run in fp8, {first.name}: {fp8_layers.why_not(first)}")
+        choose.convolutions(self, [step for step in self._convolutions if step not in self._forms])
+        for step, form in self._forms.items():
+            able = choose.candidates(fp8_layers.options(step, form))
             if self.device.type != "cuda":  # the interpreter: numbers, no speed
                 able = able[:1]
             stored = tuple(scale is not None for scale in form)
-            key = remembered.key("static_fp8", *site.key, stored, "graph" if self.graphed else "calls")
+            key = remembered.key("static_fp8", *step.key, stored, "graph" if self.graphed else "calls")
             where = self.device, self.graphed, choose.SECONDS
-            timed = functools.partial(fp8_layers.seconds_of, site, form, able, *where)
-            site.way, site.reason = choose.fastest(self, key, able, timed)
-        self._pairs, (self._head_way, self._head_reason) = {}, choose.last(self)
+            timed = functools.partial(fp8_layers.seconds_of, step, form, able, *where)
+            step.choice, step.reason = choose.fastest(self, key, able, timed)
+        self._last = choose.last(self)
 
-    def _verify(self, example):
+    def _load(self):
+        for step in self._convolutions:
+            step.run = step.choice.make(step, self.dtype)
+        head = self._last.candidate.make(self._head, self.dtype)
+        self._program = program.Program(self._steps, head, {}, self.dtype, self.device)
+        self._replay = Replay(self._program, self.example_shape, self.dtype, self.device, self.graphed, self.batch)
+        self.memory = self._program.memory
+
+    def _prove(self, example):
         """Is it the network of the model, does every layer compute what it should, and how far off are the logits?"""
         few = example[: check.CHECKED].to(torch.bfloat16)
-        model = by_modules(self._model).eval()
-        eager, oracle = model.to(torch.bfloat16)(few), in_float64(by_modules(self._model).eval())(exact(few))
-        folded = super().module().to(self.device)(few)
-        if (share := budget_used(folded, eager, oracle, channel_dim=None)) > ANOTHER_NETWORK:
-            raise ValueError(
-                f"freeze: the logits are {share:.3g} times the error budget away from the model's: the forward of "
-                f"{type(self._model).__name__} or of a block is not that of a ResNet; use the live model"
-            )
+        folded = FoldedResNet(self._steps, self.dtype).to(self.device)(few)
+        check.check_network(self._model, check.errors(self._model, folded, few).share)
         shares = []
-        steps = [step._replace(layer=_Watched(step.layer, shares)) for step in self._program]
-        program.run(steps, self._places, self._filled(example))
-        worst, name, way = max(shares)
-        if not worst <= 1:
-            raise ValueError(f"freeze: {name} ({way}) is {worst:.3g} times its rounding away from e4m3 arithmetic")
+        launches = [launch._replace(layer=_Watched(launch.layer, shares)) for launch in self._program.launches]
+        program.run(launches, self._program.values, self._replay.filled(example))
+        worst = max(shares)
+        if not worst.share <= 1:
+            raise ValueError(
+                f"freeze: {worst.name} ({worst.kernel}) is {worst.share:.3g} times its rounding away from e4m3 arithmetic"
+            )
         if self.errors is None:
-            self.errors = self._measured_errors(example)
+            self.errors = self._errors(example)
+        self.options |= {"calibration": {"largest": self.largest, "errors": self.errors}}
+        e = self.errors
+        self.notes = [
+            f"logits against float64, {e['images']} images of the example: relative error {e['fp8']:.2g} in fp8, "
+            f"{e['bfloat16']:.2g} in eager bfloat16; same largest logit: {e['fp8 agrees']} and {e['bfloat16 agrees']}"
+        ]
+        self._compare_with_live(example)
 
-    def _measured_errors(self, example):
+    def _errors(self, example):
         images = min(COMPARED, len(example))
         few = example[:images].to(torch.bfloat16)
         oracle = in_float64(by_modules(self._model).eval())(exact(few))
@@ -113,17 +126,20 @@ class Fp8Engine(StaticEngine):
             found[f"{name} agrees"] = (logits.argmax(1) == oracle.argmax(1)).sum().item()
         return found
 
-    def _measured_beside_live(self, example):
+    def _compare_with_live(self, example):
         """fp8 was asked for by name: where it is slower than the live model a warning says so, and it runs all the same."""
-        self.seconds = {}
         if self.device.type != "cuda":
             return
-        found = check.compare(self, example)
+        found = measure.beside_live(self, example)
         self.seconds = {name: t.median for name, t in found.items()}
         if found["engine"].p20 > found["live"].p80:
-            check.warn_of_slowness(self.seconds)
+            measure.warn_of_slowness(self.seconds)
 
-    dtype_name = "fp8"
+    @torch.no_grad()
+    def refresh(self):
+        """Reads the model's weights and statistics again, into the memory that the graph reads; the scales stay."""
+        with self._replay.lock:
+            self._program.load()
 
     def module(self):
         """Refused: torch's own operators have no convolution of e4m3 values."""
@@ -131,22 +147,17 @@ class Fp8Engine(StaticEngine):
 
     @property
     def rows(self):
-        rows = super().rows
-        for row, site in zip(rows, self._sites, strict=False):
-            if site in self._forms:
-                row |= {"dtype": fp8.E4M3, "reason": f"{row['reason']}; {site.run.scales()}"}
-            elif (why := fp8_layers.why_not(site)) is not None:
+        rows = [*super().rows, head_row(self)]
+        for row, step in zip(rows, self._convolutions, strict=False):
+            if step in self._forms:
+                row |= {"dtype": fp8.E4M3, "reason": f"{row['reason']}; {step.run.scales()}"}
+            elif (why := fp8_layers.why_not(step)) is not None:
                 row["reason"] += f"; in bfloat16: {why}"
         return rows
 
-    @property
-    def notes(self):
-        """For explain(): the errors in a sentence."""
-        e = self.errors
-        return [
-            f"logits against float64, {e['images']} images of the example: relative error {e['fp8']:.2g} in fp8, "
-            f"{e['bfloat16']:.2g} in eager bfloat16; same largest logit: {e['fp8 agrees']} and {e['bfloat16 agrees']}"
-        ]
+    @torch.no_grad()
+    def __call__(self, x):
+        return self._replay(x)
 
 
 class _Watched:
@@ -158,8 +169,8 @@ class _Watched:
     def __call__(self, x, residual, out):
         if not isinstance(self.layer, fp8_layers.Conv):
             return self.layer(x, residual, out)
-        site = self.layer.site
-        self.shares.append((fp8_layers.share(self.layer, x, residual, out), site.name, site.way.name))
+        step = self.layer.step
+        self.shares.append(check.Worst(fp8_layers.share(self.layer, x, residual, out), step.name, step.choice.name))
         return out
 
 
@@ -176,4 +187,4 @@ def freeze_fp8(model, example, *, exact=False, graph=True, batch="exact", calibr
             "freeze: fp8 is calibrated in evaluation mode, the model is in training mode; call model.eval()"
         )
     check_arguments(model, example, graph, batch)
-    return Fp8Engine(model, example, graph, batch, calibration)
+    return Fp8Engine(model, example, graph, batch, calibration)._made(example)

@@ -15,6 +15,7 @@ from ...modules.zero_pad import ZeroPadShortcut
 from ...ops.convolution import fp8 as conv_fp8
 from ..fold import fold
 from ..gpu import layers, measure
+from ..network import Apply, ConvBn
 
 _ops = torch.ops.resnet_fused
 SLACK = 2.0**-11  # of the sizes of all terms: four instructions that keep 14 bits of the largest term each
@@ -28,49 +29,42 @@ class Form(NamedTuple):
     adds: float | None
 
 
-def forms(blocks, largest):
-    """{site: Form} of the sites of `blocks` that run in e4m3. `largest`: {name: the largest size of a value}, of a site's input
-    under its name, of a projection's result under `result(site)`."""
-    found, stored = {}, None  # the scale of a block's input where that is stored in e4m3; the stem writes bfloat16
+def forms(steps, largest):
+    """{step: Form} of the convolutions of `steps` that run in e4m3. `largest`: {name: the largest size of a value}, of
+    the input of a convolution under its name, of a projection's result under `result(step)`."""
+    readers, able = {}, [step for step in steps if _able(step)]
+    for step in steps:
+        for value in {step.input, step.residual} - {None}:
+            readers.setdefault(value, []).append(step)
 
-    def scale(name):
-        return fp8.scale_of(largest[name])
+    def takes(step):
+        """Whether `step` takes its input in e4m3: moving pixels and adding zeros changes no value."""
+        moves = isinstance(step, Apply) and type(step.module) is ZeroPadShortcut
+        return step in able or (moves and all(map(takes, readers[step.output])))
 
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
-        *firsts, last = block.sites
-        shortcut = stored
-        if block.projection is not None:
-            shortcut = scale(result(block.projection)) if _able(block.projection) and _able(last) else None
-            if _able(block.projection):
-                found[block.projection] = Form(scale(block.projection.name), shortcut, None)
-        for site, reader in zip(firsts, block.sites[1:], strict=True):
-            if _able(site):
-                found[site] = Form(scale(site.name), scale(reader.name) if _able(reader) else None, None)
-        stored = scale(after.sites[0].name) if after is not None and _able(last) and _reads_e4m3(after) else None
-        if _able(last):
-            found[last] = Form(scale(last.name), stored, shortcut)
-    return found
-
-
-def result(site):
-    return f"{site.name}, result"
+    scales = {}  # of the values that are stored in e4m3
+    for step in steps:
+        if step in able and all(map(takes, readers[step.output])):
+            names = [reader.name for reader in readers[step.output] if reader in able and reader.input == step.output]
+            scales[step.output] = fp8.scale_of(largest[names[0] if names else result(step)])
+        elif isinstance(step, Apply) and step.input in scales:
+            scales[step.output] = scales[step.input]
+    return {
+        step: Form(fp8.scale_of(largest[step.name]), scales.get(step.output), scales.get(step.residual))
+        for step in able
+    }
 
 
-def why_not(site):
-    return fp8.refusal(site.conv.weight.shape, site.conv.groups)
+def result(step):
+    return f"{step.name}, result"
 
 
-def _able(site):
-    return why_not(site) is None
+def why_not(step):
+    return fp8.refusal(step.conv.weight.shape, step.conv.groups)
 
 
-def _reads_e4m3(block):
-    """Whether everything that reads the input of `block` takes e4m3."""
-    if not _able(block.sites[0]):
-        return False
-    if block.projection is not None:
-        return _able(block.projection)
-    return _able(block.sites[-1]) and (block.shortcut is None or type(block.shortcut) is ZeroPadShortcut)
+def _able(step):
+    return isinstance(step, ConvBn) and step.input != 0 and why_not(step) is None
 
 
 class Entry:
@@ -93,14 +87,14 @@ class Conv(layers.Layer):
 
     writes_out = True
 
-    def __init__(self, site, dtype, form, tile=()):
+    def __init__(self, step, dtype, form, tile=()):
         self.form, self.tile = form, tile
-        super().__init__(site, dtype)
+        super().__init__(step, dtype)
         self.takes, self.stored = fp8.E4M3, torch.bfloat16 if form.writes is None else fp8.E4M3
         self.entry = Entry(form.reads)
 
     def _values(self, dtype):
-        weight, bias = fold(self.site.conv, self.site.bn)
+        weight, bias = fold(self.step.conv, self.step.bn)
         quantised, scales = fp8.quantised_weight(weight)
         unit = 1.0 if self.form.writes is None else self.form.writes
         return {
@@ -115,7 +109,7 @@ class Conv(layers.Layer):
 
     def __call__(self, x, residual, out):
         geometry = self.geometry[:3]
-        _ops.conv_fp8(*self.arguments(x, residual), out, *geometry, self.site.relu, self.tile)
+        _ops.conv_fp8(*self.arguments(x, residual), out, *geometry, self.step.relu, self.tile)
         return out
 
     def scales(self):
@@ -134,34 +128,34 @@ def share(layer, x, residual, out):
     ours = layer(x, residual, out)[:images]
     arguments = layer.arguments(x[:images], None if residual is None else residual[:images])
     geometry = layer.geometry[:3]
-    oracle = conv_fp8.reference(*arguments, *geometry, layer.site.relu)
+    oracle = conv_fp8.reference(*arguments, *geometry, layer.step.relu)
     return fp8.share(ours, oracle, conv_fp8.magnitude(*arguments, *geometry), SLACK)
 
 
-def options(site, form):
-    """{name: maker(site, dtype)} of the launch configurations that are measured for `site`."""
-    n, _, p, q = layers.conv_shape(site)
+def options(step, form):
+    """{name: maker(step, dtype)} of the launch configurations that are measured for `step`."""
+    n, _, p, q = step.conv_shape()
     found = {"triton, e4m3": functools.partial(Conv, form=form)}
-    for tile in fp8.alternatives(n, p, q, site.conv.weight.shape):
+    for tile in fp8.alternatives(n, p, q, step.conv.weight.shape):
         name = "triton, e4m3 {}x{}, {} warps, {} stages".format(*tile[:4])
         found[name] = functools.partial(Conv, form=form, tile=tile)
     return found
 
 
-def seconds_of(site, form, able, device, graphed, budget):
-    """Seconds of each of the ways `able`, on random values; one that is not within `share` takes infinitely long."""
+def seconds_of(step, form, able, device, graphed, budget):
+    """Seconds of each of the candidates `able`, on random values; one that is not within `share` takes infinitely long."""
     x, residual, out = (
         fp8.narrow(torch.randn(shape, device=device).relu_() * 100, fp8.E4M3).to(memory_format=layout.CHANNELS_LAST)
-        for shape in (site.shape, layers.conv_shape(site), layers.conv_shape(site))
+        for shape in (step.shape, step.conv_shape(), step.conv_shape())
     )
-    residual = None if not site.residual else residual if form.adds is not None else residual.to(torch.bfloat16)
+    residual = None if not step.adds else residual if form.adds is not None else residual.to(torch.bfloat16)
     out = out if form.writes is not None else out.to(torch.bfloat16)
 
-    def made(way):
-        layer = way.make(site, torch.bfloat16)
+    def made(candidate):
+        layer = candidate.make(step, torch.bfloat16)
         return [functools.partial(layer, x, residual, out)], share(layer, x, residual, out)
 
     seconds = measure.compare(able, made, device, graphed, budget)
     if not seconds:
-        raise ValueError(f"freeze: nothing runs {site.name} with the numbers of e4m3 arithmetic")
+        raise ValueError(f"freeze: nothing runs {step.name} with the numbers of e4m3 arithmetic")
     return seconds

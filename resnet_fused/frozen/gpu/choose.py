@@ -1,4 +1,4 @@
-"""What runs every part of a static engine: the fastest way by measurement on its device, remembered for the next engine."""
+"""What runs every part of a GPU engine: the fastest candidate by measurement on its device, remembered for the next engine."""
 
 import functools
 from typing import NamedTuple
@@ -9,71 +9,72 @@ from ... import dispatch
 from ...measure import remembered
 from . import head, layers, measure, pair
 
-SECONDS = 0.2  # of timing for the ways of one part
+SECONDS = 0.2  # of timing for the candidates of one part
 
 
-class Way(NamedTuple):
-    """A kind of layer that may run a part; `make(site, dtype)`, None for a site that is run by a pair."""
+class Candidate(NamedTuple):
+    """A kind of layer that may run a part; `make(part, dtype)`: a step, a pair of steps or the head. None: the step is
+    run by the launch of a pair."""
 
     name: str
     make: object
 
 
-def choose(engine):
-    """Gives every site of `engine` its way and reason; returns ({block: way of a pair}, way of the head, its reason)."""
-    convolutions(engine, engine._sites)
-    return _pairs(engine), *last(engine)
+class Chosen(NamedTuple):
+    """A candidate, and the reason for it."""
+
+    candidate: Candidate
+    reason: str
 
 
-def convolutions(engine, sites):
-    """Gives each of these sites its way and reason."""
+def convolutions(engine, steps):
+    """Gives each of these steps its choice and reason."""
     groups = {}
-    for site in sites:
-        groups.setdefault(site.key, []).append(site)
-    for sites in groups.values():
-        able = ways(layers.options(sites[0], engine.dtype, engine.device))
-        timed = functools.partial(measure.layer, sites, able, *_where(engine))
-        choice, reason = fastest(engine, _key(engine, "static", *sites[0].key), able, timed)
-        for site in sites:
-            site.way, site.reason = choice, reason
+    for step in steps:
+        groups.setdefault(step.key, []).append(step)
+    for steps in groups.values():
+        able = candidates(layers.options(steps[0], engine.dtype, engine.device))
+        timed = functools.partial(measure.layer, steps, able, *_where(engine))
+        chosen = fastest(engine, _key(engine, "static", *steps[0].key), able, timed)
+        for step in steps:
+            step.choice, step.reason = chosen
 
 
-def _pairs(engine):
-    chosen = {}
-    for block in engine._blocks:
-        found = pair.options(block, engine.dtype, engine.device)
-        if not found:
+def pairs(engine):
+    """{(first, projection): Candidate} of those that are faster in one launch; both get it as their choice."""
+    found = {}
+    for steps in pair.pairs(engine._steps):
+        options = pair.options(*steps, engine.dtype, engine.device)
+        if not options:
             continue
-        able = ways({"apart": pair.Apart} | found)
-        sites = block.sites[0], block.projection
-        key = _key(engine, "static_pair", *sites[0].key, *sites[1].key)
-        timed = functools.partial(measure.pairs, block, able, *_where(engine))
-        choice, reason = fastest(engine, key, able, timed)
-        if choice.name != "apart":
-            chosen[block] = choice
-            for site in sites:
-                site.way, site.reason = Way(choice.name, None), reason
-    return chosen
+        able = candidates({"apart": pair.TwoLaunches} | options)
+        key = _key(engine, "static_pair", *steps[0].key, *steps[1].key)
+        chosen = fastest(engine, key, able, functools.partial(measure.pair, steps, able, *_where(engine)))
+        if chosen.candidate.name != "apart":
+            found[steps] = chosen.candidate
+            for step in steps:
+                step.choice, step.reason = Candidate(chosen.candidate.name, None), chosen.reason
+    return found
 
 
 def last(engine):
-    """(the way of the head, its reason)."""
-    model, shape = engine._model, layers.out_shape(engine._blocks[-1].sites[-1])
-    able = ways(head.options(model, engine.device))
-    key = _key(engine, "static_head", shape, tuple(model.fc.weight.shape))
-    return fastest(engine, key, able, functools.partial(measure.heads, model, shape, able, *_where(engine)))
+    """What runs the head."""
+    part, shape = engine._head, engine._convolutions[-1].out_shape()
+    able = candidates(head.options(part, engine.device))
+    key = _key(engine, "static_head", shape, tuple(part.fc.weight.shape))
+    return fastest(engine, key, able, functools.partial(measure.head, part, shape, able, *_where(engine)))
 
 
-def ways(found):
-    return [Way(name, make) for name, make in found.items()]
+def candidates(options):
+    return [Candidate(name, make) for name, make in options.items()]
 
 
 def fastest(engine, key, able, measure):
-    """(the way of least time, why): remembered under `key`, or as `measure()` finds."""
+    """The Chosen of least time: remembered under `key`, or as `measure()` finds."""
     if len(able) == 1:
-        return able[0], "the only way for this layer"
-    seconds = engine._known(key, able, measure)
-    return min(seconds, key=seconds.get), engine.entries[key].reason()
+        return Chosen(able[0], "the only way for this layer")
+    seconds = engine._measured(key, able, measure)
+    return Chosen(min(seconds, key=seconds.get), engine.entries[key].reason())
 
 
 def _where(engine):

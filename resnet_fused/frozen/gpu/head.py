@@ -1,4 +1,4 @@
-"""The end of a static engine: global average pool and linear layer, in one kernel or in torch's operators."""
+"""The end of a GPU engine: global average pool and linear layer, in one kernel or in torch's operators."""
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,16 @@ from ... import dispatch
 from ...kernels import layout
 
 
-class Head:
-    """`__call__(x)` -> logits [N, num_classes]; keeps its tensors for life, as the layers of frozen/gpu/layers.py."""
+class PoolLinear:
+    """`__call__(x)` -> logits [N, num_classes]; keeps its tensors for life, as the layers of frozen/gpu/layers.py.
+    `head`: a Head of frozen/network.py."""
 
-    def __init__(self, model, dtype):
-        self.model = model
+    def __init__(self, head, dtype):
+        self.head = head
         self.tensors = {name: value.clone() for name, value in self._values(dtype).items()}
 
     def _values(self, dtype):
-        fc = self.model.fc
+        fc = self.head.fc
         return {n: t.detach().to(dtype) for n, t in (("weight", fc.weight), ("bias", fc.bias)) if t is not None}
 
     def load(self):
@@ -24,15 +25,15 @@ class Head:
             self.tensors[name].copy_(value)
 
     def __call__(self, x):
-        pooled = torch.flatten(self.model.avgpool(x), 1)
+        pooled = torch.flatten(self.head.avgpool(x), 1)
         return F.linear(pooled, self.tensors["weight"], self.tensors.get("bias"))
 
 
-class FusedHead(Head):
+class FusedPoolLinear(PoolLinear):
     """One launch; the mean stays in float32."""
 
-    def __init__(self, model, dtype, backend):
-        super().__init__(model, dtype)
+    def __init__(self, head, dtype, backend):
+        super().__init__(head, dtype)
         self.kernel = dispatch.kernel(dispatch.Choice(backend, "frozen"), "pool_linear")
 
     def __call__(self, x):
@@ -42,11 +43,11 @@ class FusedHead(Head):
         return out
 
 
-def options(model, device):
-    """{name: maker(model, dtype)} of the heads that may run `model` there; "torch" is always among them."""
-    found, pool = {}, model.avgpool
-    standard = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) and type(model.fc) is nn.Linear
+def options(head, device):
+    """{name: maker(head, dtype)} of what may run `head` there; "torch" is always among them."""
+    found, pool = {}, head.avgpool
+    standard = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) and type(head.fc) is nn.Linear
     for name, backend in dispatch.BACKENDS.items() if standard else ():
         if backend.worth_measuring("pool_linear", device.type):
-            found[name] = lambda model, dtype, name=name: FusedHead(model, dtype, name)
-    return found | {"torch": Head}
+            found[name] = lambda head, dtype, name=name: FusedPoolLinear(head, dtype, name)
+    return found | {"torch": PoolLinear}

@@ -1,11 +1,12 @@
-"""How long the ways to run a part of a static engine take: as it will run them, in a CUDA graph or call by call.
+"""How long the candidates for a part of a GPU engine take: as it will run them, in a CUDA graph or call by call.
 
-A way that cannot run there, or is outside of its error budget, takes infinitely long.
+A candidate that cannot run there, or is outside of its error budget, takes infinitely long.
 """
 
 import functools
 import itertools
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from ...kernels import layout
 from ...measure import timing
 from ...measure.accuracy import budget_used, exact
-from . import check, layers
+from .. import check
 
 
 def _run_of(functions, graphed):
@@ -25,77 +26,99 @@ def _run_of(functions, graphed):
 
 
 def compare(able, made, device, graphed, budget):
-    """{way: seconds per call}, {} if nothing runs. `made(way)`: (functions that take turns, share of the error budget)."""
+    """{candidate: seconds per call}, {} if nothing runs. `made(candidate)`: (functions that take turns, share of budget)."""
     runs = {}
-    for way in able:
+    for candidate in able:
         try:
-            functions, share = made(way)
+            functions, share = made(candidate)
             if share <= 1:
-                runs[way] = _run_of(functions, graphed)
-        # Whatever a compiler or a launch raises (Triton's errors are no RuntimeError): another way will do.
+                runs[candidate] = _run_of(functions, graphed)
+        # Whatever a compiler or a launch raises (Triton's errors are no RuntimeError): the other candidates remain.
         except Exception:  # noqa: S112
             continue
     if not runs:
         return {}
     clock = timing.cuda_clock if device.type == "cuda" else None
-    functions = {way: run for way, (run, _) in runs.items()}
+    functions = {candidate: run for candidate, (run, _) in runs.items()}
     timings = timing.interleaved(functions, seconds=budget, min_rounds=3, device=device.type, clock=clock)
-    return dict.fromkeys(able, math.inf) | {way: t.median / runs[way][1] for way, t in timings.items()}
+    return dict.fromkeys(able, math.inf) | {
+        candidate: t.median / runs[candidate][1] for candidate, t in timings.items()
+    }
 
 
 def _input(shape, dtype, device):
     return layout.in_format(torch.randn(shape, device=device).relu_().to(dtype), layout.CHANNELS_LAST)
 
 
-def _empty(site, dtype, device):
-    shape = layers.out_shape(site)
-    return torch.empty(shape, dtype=dtype, device=device, memory_format=layout.CHANNELS_LAST)
+def _empty(step, dtype, device):
+    return torch.empty(step.out_shape(), dtype=dtype, device=device, memory_format=layout.CHANNELS_LAST)
 
 
-def layer(sites, able, dtype, device, graphed, budget):
-    """`compare` for a convolution, in turn over some `sites` of the same shapes, so that no weight is hot."""
-    x, out = _input(sites[0].shape, dtype, device), _empty(sites[0], dtype, device)
-    residual = torch.randn_like(out) if sites[0].residual else None
+def layer(steps, able, dtype, device, graphed, budget):
+    """`compare` for a convolution, in turn over some `steps` of the same key, so that no weight is hot."""
+    x, out = _input(steps[0].shape, dtype, device), _empty(steps[0], dtype, device)
+    residual = torch.randn_like(out) if steps[0].adds else None
 
-    def made(way):
-        found = [way.make(site, dtype) for site in sites[:3]]
-        share = check.layer_shares(sites[0], found[0], x, residual, out)[0]
+    def made(candidate):
+        found = [candidate.make(step, dtype) for step in steps[:3]]
+        share = check.layer_share(steps[0], found[0], x, residual, out)
         return [functools.partial(one, x, residual, out) for one in found], share
 
     seconds = compare(able, made, device, graphed, budget)
     if not seconds:
-        raise ValueError(f"freeze: nothing runs {sites[0].name} within the error budget in {dtype}")
+        raise ValueError(f"freeze: nothing runs {steps[0].name} within the error budget in {dtype}")
     return seconds
 
 
-def pairs(block, able, dtype, device, graphed, budget):
-    """`compare` for the first convolution of `block` and its projection; ways make layers that write both."""
-    sites = block.sites[0], block.projection
-    x, outs = _input(sites[0].shape, dtype, device), tuple(_empty(site, dtype, device) for site in sites)
+def pair(steps, able, dtype, device, graphed, budget):
+    """`compare` for the first convolution of a block and its projection; candidates make layers that write both."""
+    x, outs = _input(steps[0].shape, dtype, device), tuple(_empty(step, dtype, device) for step in steps)
 
-    def made(way):
-        pair = way.make(block, dtype)
+    def made(candidate):
+        both = candidate.make(steps, dtype)
         shares = [
-            check.layer_shares(site, lambda x, *_, i=i: pair(x, None, outs)[i], x, None, None)[0]
-            for i, site in enumerate(sites)
+            check.layer_share(step, lambda x, *_, i=i: both(x, None, outs)[i], x, None, None)
+            for i, step in enumerate(steps)
         ]
-        return [functools.partial(pair, x, None, outs)], max(shares)
+        return [functools.partial(both, x, None, outs)], max(shares)
 
     return compare(able, made, device, graphed, budget)
 
 
-def heads(model, shape, able, dtype, device, graphed, budget):
-    """`compare` for pool and linear layer on maps of `shape`."""
+def head(step, shape, able, dtype, device, graphed, budget):
+    """`compare` for the pool and the linear layer on maps of `shape`."""
     x = _input(shape, dtype, device)
 
     def logits(wide):
-        fc = (None if t is None else wide(t.detach().to(dtype)) for t in (model.fc.weight, model.fc.bias))
-        return F.linear(torch.flatten(model.avgpool(wide(x)), 1), *fc)
+        fc = (None if t is None else wide(t.detach().to(dtype)) for t in (step.fc.weight, step.fc.bias))
+        return F.linear(torch.flatten(step.avgpool(wide(x)), 1), *fc)
 
     eager, oracle = logits(lambda t: t), logits(exact)
 
-    def made(way):
-        head = way.make(model, dtype)
-        return [functools.partial(head, x)], budget_used(head(x), eager, oracle, channel_dim=None)
+    def made(candidate):
+        run = candidate.make(step, dtype)
+        return [functools.partial(run, x)], budget_used(run(x), eager, oracle, channel_dim=None)
 
     return compare(able, made, device, graphed, budget)
+
+
+@torch.no_grad()
+def beside_live(engine, example):
+    """{"engine", "live"}: the Timing of a call of each, in turns."""
+    model, device = engine._model, engine.device.type
+    training = [m for m in model.modules() if m.training]
+    x = layout.in_format(example.to(next(model.parameters()).dtype), layout.CHANNELS_LAST)
+    try:
+        model.eval()
+        return timing.interleaved(
+            {"engine": lambda: engine(example), "live": lambda: model(x)},
+            seconds=0.1, min_rounds=3, device=device, clock=timing.cuda_clock if device == "cuda" else None,
+        )  # fmt: skip
+    finally:
+        for m in training:
+            m.training = True
+
+
+def warn_of_slowness(seconds):
+    took = {name: f"{1e3 * s:.3f} ms" for name, s in seconds.items()}
+    warnings.warn(f"freeze: the engine takes {took['engine']}, the live model {took['live']}", stacklevel=6)

@@ -1,17 +1,18 @@
-"""The first convolution of a block and its projection in one launch, where a static engine measures that to be faster.
+"""The first convolution of a block and its projection in one launch, where a GPU engine measures that to be faster.
 
-Both read the same input. Each keeps its own tensors, in the layer of its site, so refreshing and saving know of no pairs.
+Both read the same value. Each keeps its own tensors, in a layer of its own, so refreshing and saving know of no pairs.
 """
 
 import functools
 
 from ... import dispatch
+from ..network import ConvBn
 from . import layers
 
 OP = "conv_bn_relu_pair"
 
 
-class Pair:
+class OneLaunch:
     """`__call__(x, None, (out, out2))` -> (out, out2): what the layers `first` and `second` compute, by one kernel."""
 
     writes_out = True
@@ -30,32 +31,36 @@ class Pair:
         return outs
 
 
-class Apart:
-    """The same by the two layers of its sites."""
+class TwoLaunches:
+    """The same by the two layers that were chosen for each alone."""
 
-    def __init__(self, block, dtype):
-        self.layers = [site.way.make(site, dtype) for site in (block.sites[0], block.projection)]
+    def __init__(self, pair, dtype):
+        self.layers = [step.choice.make(step, dtype) for step in pair]
 
     def __call__(self, x, residual, outs):
         return tuple(layer(x, None, out) for layer, out in zip(self.layers, outs, strict=True))
 
 
-def fits(block):
-    """Whether the kernel's signature has room for the first convolution of `block` and its projection."""
-    if block.projection is None:
-        return False
-    first, second = block.sites[0], block.projection
-    return (
-        first.relu and not first.residual and not second.relu and first.shape == second.shape
-        and first.conv.groups == second.conv.groups == 1 and tuple(second.conv.dilation) == (1, 1)
-    )  # fmt: skip
+def pairs(steps):
+    """[(first, projection)] of neighbouring convolutions that read the same value."""
+    found = zip(steps[1:], steps, strict=False)  # the projection runs before the first convolution of its block
+    return [pair for pair in found if all(isinstance(s, ConvBn) for s in pair) and pair[0].input == pair[1].input]
 
 
-def options(block, dtype, device):
-    """{name: maker(block, dtype)} of pairs that may run there."""
+def why_not(first, second):
+    """None, or why the kernel's signature has no room for `first` and the projection `second`."""
+    if not first.relu or first.adds or second.relu or second.adds:
+        return "not a convolution with a ReLU beside one without"
+    if not first.conv.groups == second.conv.groups == 1:
+        return f"groups {first.conv.groups} and {second.conv.groups}, not 1"
+    return None if tuple(second.conv.dilation) == (1, 1) else f"a projection with dilation {second.conv.dilation}"
+
+
+def options(first, second, dtype, device):
+    """{name: maker((first, second), dtype)} of what may run both in one launch there."""
     found = {}
-    convolution = layers.convolution_of(block.sites[0], dtype)
-    for name, backend in dispatch.BACKENDS.items() if fits(block) else ():
+    convolution = first.convolution(dtype)
+    for name, backend in dispatch.BACKENDS.items() if why_not(first, second) is None else ():
         if not backend.worth_measuring(OP, device.type, convolution) or backend.kernels[OP] is None:
             continue
         together = [c for c in backend.configurations(OP, convolution) if c.get("tile") != "apart"]
@@ -64,6 +69,6 @@ def options(block, dtype, device):
     return found
 
 
-def _make(block, dtype, backend, config):
-    first, second = (layers.Epilogue(site, dtype, backend) for site in (block.sites[0], block.projection))
-    return Pair(first, second, backend, config)
+def _make(pair, dtype, backend, config):
+    first, second = (layers.Epilogue(step, dtype, backend) for step in pair)
+    return OneLaunch(first, second, backend, config)

@@ -1,28 +1,27 @@
-"""A frozen network as a list of steps, and the plan of the memory they write to."""
+"""A frozen network as the launches of its layers, and the memory that they write to."""
 
 from typing import NamedTuple
 
 import torch
 
 from ...kernels import layout
-from ..memory_plan import Plan
-from . import layers
+from ..memory_plan import MemoryPlan
+from ..network import Apply, ConvBn
 
 
-class Step(NamedTuple):
-    """One layer: the numbers of the values it reads and writes, and of those in the plan where the layer writes there.
+class Launch(NamedTuple):
+    """One layer: the numbers of the values it reads and writes, and of those in the memory plan where the layer writes there.
     A pair of convolutions writes two values; every other layer one."""
 
     layer: object
     x: int
     residual: int | None
     outs: tuple
-    places: tuple
+    planned: tuple = ()
 
 
 class _Module:
-    """A module of the network as a layer: a pool of another kind, a shortcut without a convolution. What it returns may be
-    what it was given, or a view of it."""
+    """A module of the network as a layer. What it returns may be what it was given, or a view of it."""
 
     writes_out = False
 
@@ -35,83 +34,89 @@ class _Module:
         return layout.in_format(self.module(x), layout.CHANNELS_LAST)
 
 
-def arrange(stem, pool, blocks, dtype):
-    """(steps in their order, Plan in bytes, dtypes of its values): `stem` and the sites of `blocks` have their layers
-    (`site.run`); value 0 is the input.
+class Program:
+    """`program(x)` -> logits of `steps`, all of which but the head have their layers (`step.run`), and of the layer `head`.
+    `in_pairs`: {(first, projection): their layer}. x: of `dtype`."""
 
-    A layer reads what it `takes` and writes what it has `stored`. Where its input was not stored so, its `entry` converts
-    it, once for all that read it.
-    """
-    steps, dtypes, shapes, entries = [], {0: dtype}, {}, {}
+    def __init__(self, steps, head, in_pairs, dtype, device):
+        self.launches, plan, stored = _planned(*_arranged(steps[:-1], in_pairs, dtype))
+        self.head, self.values = head, plan.allocate(stored, device)
+        self.parts = [*(step.run for step in steps if isinstance(step, ConvBn)), head]
+        parameters = sum(t.nbytes for part in self.parts for t in part.tensors.values())
+        self.memory = {"activations": sum(plan.sizes), "parameters": parameters}
 
-    def step(layer, x, residual, sites):
-        outs = tuple(len(dtypes) + i for i in range(len(sites)))
-        for out, (shape, stored) in zip(outs, sites, strict=True):
-            shapes[out], dtypes[out] = shape, stored
-        steps.append(Step(layer, x, residual, outs, (None,) * len(outs)))
-        return outs
+    def load(self):
+        """Reads the weights of the modules again, into the same memory."""
+        for part in self.parts:
+            part.load()
 
-    def written(site):
-        return layers.out_shape(site), site.run.stored
-
-    def add(site, x, residual=None):
-        if site.run.takes != dtypes[x]:
-            if x not in entries:
-                (entries[x],) = step(site.run.entry, x, None, [(site.shape, site.run.takes)])
-            x = entries[x]
-        return step(site.run, x, residual, [written(site)])[0]
-
-    def through(module, x):
-        return step(_Module(module), x, None, [(None, dtypes[x])])[0]
-
-    x = add(stem, 0)
-    if pool is not None:
-        x = through(pool, x)
-    for block in blocks:
-        shortcut, out, sites = x, x, block.sites
-        if block.pair is not None:
-            out, shortcut = step(block.pair, x, None, [written(site) for site in (block.sites[0], block.projection)])
-            sites = sites[1:]
-        elif block.projection is not None:
-            shortcut = add(block.projection, x)
-        elif block.shortcut is not None:
-            shortcut = through(block.shortcut, x)
-        for site in sites:
-            out = add(site, out, shortcut if site.residual else None)
-        x = out
-    return _placed(steps, shapes, dtypes)
+    def __call__(self, x):
+        return self.head(run(self.launches, self.values, x))
 
 
-def _placed(steps, shapes, dtypes):
-    """(the steps with places in a plan, the Plan, its dtypes): a slot is free again after the last step that reads its
-    value, or what a module made of it."""
-    last = {value: i for i, step in enumerate(steps) for value in (step.x, step.residual)}
-    for step in reversed(steps):
-        if isinstance(step.layer, _Module):
-            last[step.x] = max(last[step.x], last.get(step.outs[0], len(steps)))
-    plan, places, placed, stored = Plan(), {}, [], []
-    for i, step in enumerate(steps):
-        for out in step.outs if step.layer.writes_out else ():
-            places[out] = plan.take(shapes[out], dtypes[out].itemsize)
+def _arranged(steps, in_pairs, dtype):
+    """(launches, shapes, dtypes of the values). A layer reads what it `takes` and writes what it has `stored`. Where its input
+    was not stored so, its `entry` converts it, once for all that read it."""
+    launches, dtypes, shapes, entries = [], {0: dtype}, {}, {}
+    new = -1  # numbers below 0: values that no step has, which an entry writes
+    first_of = {projection: first for first, projection in in_pairs}
+
+    def launch(layer, x, residual, *written):
+        """`written`: (value, shape, dtype) of each."""
+        for value, shape, stored in written:
+            shapes[value], dtypes[value] = shape, stored
+        launches.append(Launch(layer, x, residual, tuple(value for value, *_ in written)))
+
+    for step in steps:
+        if isinstance(step, Apply):
+            launch(_Module(step.module), step.input, None, (step.output, None, dtypes[step.input]))
+        elif step in first_of:
+            both = first_of[step], step
+            launch(in_pairs[both], step.input, None, *((s.output, s.out_shape(), s.run.stored) for s in both))
+        elif step not in first_of.values():
+            x, layer = step.input, step.run
+            if layer.takes != dtypes[x]:
+                if x not in entries:
+                    entries[x], new = new, new - 1
+                    launch(layer.entry, x, None, (entries[x], step.shape, layer.takes))
+                x = entries[x]
+            launch(layer, x, step.residual, (step.output, step.out_shape(), layer.stored))
+    return launches, shapes, dtypes
+
+
+def _last_uses(launches):
+    return {value: i for i, launch in enumerate(launches) for value in (launch.x, launch.residual)}
+
+
+def _planned(launches, shapes, dtypes):
+    """(the launches with values of a plan, the MemoryPlan, its dtypes): a slot is free again after the last launch that reads
+    its value, or what a module made of it."""
+    last = _last_uses(launches)
+    for launch in reversed(launches):
+        if isinstance(launch.layer, _Module):
+            last[launch.x] = max(last[launch.x], last.get(launch.outs[0], len(launches)))
+    plan, alive, planned, stored = MemoryPlan(), {}, [], []
+    for i, launch in enumerate(launches):
+        for out in launch.outs if launch.layer.writes_out else ():
+            alive[out] = plan.take(shapes[out], dtypes[out].itemsize)
             stored.append(dtypes[out])
-        placed.append(step._replace(places=tuple(places.get(out) for out in step.outs)))
-        for value in [value for value in places if last.get(value, len(steps)) == i]:
-            plan.give_back(places.pop(value))
-    return placed, plan, stored
+        planned.append(launch._replace(planned=tuple(alive.get(out) for out in launch.outs)))
+        for value in [value for value in alive if last.get(value, len(launches)) == i]:
+            plan.give_back(alive.pop(value))
+    return planned, plan, stored
 
 
-def run(steps, places, x):
-    """The last value. `places`: the tensors of the plan."""
-    values = {0: x}
-    last = {value: i for i, step in enumerate(steps) for value in (step.x, step.residual)}
-    for i, step in enumerate(steps):
-        residual = None if step.residual is None else values[step.residual]
-        outs = tuple(None if place is None else places[place] for place in step.places)
+def run(launches, tensors, x):
+    """The last value. `tensors`: those of the plan."""
+    values, last = {0: x}, _last_uses(launches)
+    for i, launch in enumerate(launches):
+        residual = None if launch.residual is None else values[launch.residual]
+        outs = tuple(None if number is None else tensors[number] for number in launch.planned)
         if len(outs) == 1:
-            values[step.outs[0]] = step.layer(values[step.x], residual, outs[0])
+            values[launch.outs[0]] = launch.layer(values[launch.x], residual, outs[0])
         else:
-            values |= zip(step.outs, step.layer(values[step.x], residual, outs), strict=True)
-        for value in {step.x, step.residual} & values.keys():
+            values |= zip(launch.outs, launch.layer(values[launch.x], residual, outs), strict=True)
+        for value in {launch.x, launch.residual} & values.keys():
             if last[value] == i:
                 del values[value]  # what no plan holds is free again
     (result,) = values.values()

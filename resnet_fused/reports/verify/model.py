@@ -5,7 +5,8 @@ import copy
 import torch
 from torch.nn.functional import cross_entropy
 
-from ...frozen.freeze import DTYPES as FROZEN_DTYPES
+from ...frozen.check import eager_and_oracle
+from ...frozen.cpu.engine import DTYPES as FROZEN_DTYPES
 from ...frozen.freeze import freeze
 from ...measure.accuracy import budget_used, exact, gradient_budget_used
 from ...measure.oracle import by_modules, in_float64, with_lively_norms
@@ -51,9 +52,9 @@ def _evaluation(model, x, dtype):
 def _frozen(model, x, dtype):
     """Engine and eager both start from the float32 model, so the rounding of the weights counts for both."""
     model.eval()
+    eager, _, _ = eager_and_oracle(model, x, dtype)
     oracle = in_float64(model)(exact(x))
     ours = freeze(model, x, dtype=dtype)(x).to(dtype)
-    eager = by_modules(model).to(dtype)(x.to(dtype))
     return *_errors(ours, eager, oracle), budget_used(ours, eager, oracle, channel_dim=0)
 
 

@@ -1,0 +1,101 @@
+"""What every frozen network can do, and the four steps in which one is made."""
+
+import abc
+
+import torch
+
+from ..measure import remembered
+from . import file, network
+from .export import FoldedResNet
+from .network import ConvBn
+
+
+class Engine(abc.ABC):
+    """A frozen ResNet: `engine(x)` -> logits [N, num_classes] in the engine's dtype, without autograd.
+
+    x: [N, 3, H, W] in float32 or the engine's dtype; it is converted and not modified. On a CPU any batch and size runs,
+    on a GPU those of the example (see `freeze`). Thread-safe.
+
+    Attributes:
+        rows: for every convolution what runs it and why; on a GPU also for the head.
+        notes: sentences about the whole, for `explain`.
+    """
+
+    def __init__(self, model, example, dtype, options):
+        self._model, self.dtype, self.options = model, dtype, options
+        self.device, self.example_shape = next(model.parameters()).device, tuple(example.shape)
+        self.entries = {}  # what the choices come from: {key: remembered.Entry}
+        self.notes = []
+        self._steps = network.read(model)
+        self._convolutions = [step for step in self._steps if isinstance(step, ConvBn)]
+        self._head = self._steps[-1]
+
+    @torch.no_grad()
+    def _made(self, example):
+        """The engine itself, after the four steps that each kind of engine has."""
+        self._read(example)
+        self._choose(example)
+        self._load()
+        self._prove(example)
+        return self
+
+    def _read(self, example):
+        """Step 1: the shape of what arrives at every convolution."""
+        shapes = {}
+        seen = [
+            (step.conv, lambda x, step=step: shapes.__setitem__(step, tuple(x.shape))) for step in self._convolutions
+        ]
+        network.observe(self._model, example, seen)
+        for step in self._convolutions:
+            step.shape = shapes[step]
+
+    @abc.abstractmethod
+    def _choose(self, example):
+        """Step 2: the fastest candidate for every part, by measurement."""
+
+    @abc.abstractmethod
+    def _load(self):
+        """Step 3: the weights, in the form that what was chosen reads."""
+
+    @abc.abstractmethod
+    def _prove(self, example):
+        """Step 4: raises ValueError unless the engine computes what the model computes."""
+
+    def _measured(self, key, candidates, measure):
+        """{candidate: seconds per call} under `key`: from a file or this machine's table, else what `measure()` finds."""
+        by_name = {candidate.name: candidate for candidate in candidates}
+        entry = remembered.remembered(self.device, key, by_name)
+        if entry is None:
+            entry = remembered.entry({candidate.name: s for candidate, s in measure().items()})
+            remembered.table(self.device).store({key: entry})
+        self.entries[key] = entry
+        return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
+
+    @abc.abstractmethod
+    def refresh(self):
+        """Reads the model's weights and statistics again; what was measured stays."""
+
+    def save(self, path):
+        """Writes the engine to a file that `resnet_fused.load_engine` reads; see frozen/file.py."""
+        file.save(self, path)
+
+    def module(self):
+        """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
+        return FoldedResNet(self._steps, self.dtype)
+
+    @property
+    def dtype_name(self):
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def rows(self):
+        return [
+            {
+                "name": s.name, "op": s.op, "shape": s.shape, "dtype": self.dtype, "backend": s.choice.name,
+                "reason": s.reason,
+            }
+            for s in self._convolutions
+        ]  # fmt: skip
+
+    @abc.abstractmethod
+    def __call__(self, x): ...

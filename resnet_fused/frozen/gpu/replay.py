@@ -1,0 +1,83 @@
+"""Running a function of images of one shape: in a CUDA graph, or call by call; batches of other sizes in pieces."""
+
+import threading
+
+import torch
+import torch.nn.functional as F
+
+from ...kernels import layout
+from ...measure import timing
+
+BATCH = ("exact", "pad")
+
+
+class Replay:
+    """`replay(x)` -> `function(x)`, for x of `shape` in float32 or `dtype`. `batch="exact"`: any other batch is refused; "pad":
+    smaller ones are filled up and larger ones cut into pieces. `graphed`: copies the input in, replays the graph and copies
+    the result out, on the current stream, after the previous call has finished. Calls take turns."""
+
+    def __init__(self, function, shape, dtype, device, graphed, batch):
+        self.function, self.shape, self.dtype, self.device, self.batch = function, shape, dtype, device, batch
+        self.lock, self.graph = threading.Lock(), None
+        if graphed:
+            self._capture()
+
+    def _capture(self):
+        self.x = torch.zeros(self.shape, dtype=self.dtype, device=self.device).to(memory_format=layout.CHANNELS_LAST)
+        results = []
+        self.graph = timing.capture([lambda: results.append(self.function(self.x))])
+        self.result = results[-1]  # of the capture; the others are of the warm-up
+        self.done = torch.cuda.Event()
+
+    def __call__(self, x):
+        self._check(x)
+        full = self.shape[0]
+        if x.shape[0] == full:
+            return self._run(x)
+        pieces = [self._run(piece)[: len(piece)] for piece in x.split(full)]
+        return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+
+    def _check(self, x):
+        wanted = f"[{self.shape[0] if self.batch == 'exact' else 'N'}, {', '.join(map(str, self.shape[1:]))}]"
+        if x.dim() != 4 or x.shape[1:] != self.shape[1:] or (self.batch == "exact" and x.shape[0] != self.shape[0]):
+            advice = "; freeze with batch='pad' or another example" if self.batch == "exact" else ""
+            raise ValueError(f"engine: x should be {wanted}, got {tuple(x.shape)}{advice}")
+        if x.shape[0] == 0:
+            raise ValueError("engine: x is an empty batch")
+        if x.device != self.device:
+            raise ValueError(f"engine: x is on {x.device}, the engine was frozen on {self.device}")
+        if x.dtype not in (torch.float32, self.dtype):
+            raise TypeError(f"engine: x is {x.dtype}, the engine takes torch.float32 or {self.dtype}")
+
+    def _run(self, x):
+        """The result for up to the full batch; rows past it are of no image."""
+        with self.lock:
+            if self.graph is None:
+                return self.function(self.filled(x))
+            with torch.cuda.device(self.device):
+                stream = torch.cuda.current_stream()
+                stream.wait_event(self.done)  # the last call may still run, on another stream
+                self.x[: x.shape[0]].copy_(x)
+                self.graph.replay()
+                result = self.result.clone()
+                self.done.record(stream)
+            return result
+
+    def filled(self, x):
+        """`x` in the dtype and layout of the function, with zeros for the images that it lacks."""
+        x = layout.in_format(x.to(self.dtype), layout.CHANNELS_LAST)
+        missing = self.shape[0] - x.shape[0]
+        return F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).to(memory_format=layout.CHANNELS_LAST) if missing else x
+
+
+def check_arguments(model, example, graph, batch):
+    """Raises ValueError for what no engine of fixed shapes is made of."""
+    if batch not in BATCH:
+        raise ValueError(f"freeze: batch should be 'exact' or 'pad', not {batch!r}")
+    if example.dim() != 4 or example.numel() == 0:
+        raise ValueError(f"freeze: example_input should be a non-empty [N, 3, H, W], got {tuple(example.shape)}")
+    device = next(model.parameters()).device
+    if example.device != device:
+        raise ValueError(f"freeze: example_input is on {example.device}, the model on {device}")
+    if graph and device.type != "cuda":
+        raise ValueError(f"freeze: graph=True needs a model on a CUDA device, not on {device}")
