@@ -5,6 +5,7 @@ import pytest
 from resnet_fused.commands.train import proof
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.exhaustive("trains for minutes")
 
 
 def test_two_hundred_steps():

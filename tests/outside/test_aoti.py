@@ -1,4 +1,4 @@
-"""AOTInductor on CPUs: live and frozen networks as compiled packages, with and without this package at run time. Slow."""
+"""AOTInductor on CPUs: live and frozen networks as compiled packages, with and without this package at run time."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ import resnet_fused
 from resnet_fused.measure.oracle import with_lively_norms
 
 X = (2, 3, 32, 32)
+pytestmark = pytest.mark.exhaustive("compiles whole networks by Inductor")
 
 
 def packaged(program, path):
