@@ -1,12 +1,16 @@
 # Every verb sets up what it needs: see tools/environment.py.
 PYTHON ?= python3
 CASES ?= 2000
+# Processes that share the tests. Each computes with one thread, and waits without spinning: threads that spin beside those of
+# another process make every barrier milliseconds long.
+JOBS ?= 2
+SHARED = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive}
 # The Python of the environment, after making sure that it is complete.
 in = $$($(PYTHON) tools/environment.py $(1))
 # The package is used where it stands: nothing is installed into an environment that is not ours.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test fuzz lint format lines aot tune gpu mutants audit docs clean
+.PHONY: help demo test nightly fuzz lint format lines aot tune gpu mutants audit docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -14,8 +18,12 @@ help:  ## this list
 demo:  ## sets everything up and runs ResNet-34 on a photograph: equality, images/s, a chart (ARGS="--image my.jpg")
 	@python=$(call in,demo) && $$python -m resnet_fused demo $(ARGS)
 
-test:  ## sets everything up and runs all tests (ARGS="-k add_relu")
-	@python=$(call in,test) && $$python -m pytest -q $(ARGS)
+test:  ## sets everything up and runs the tests, two at a time (ARGS="-k add_relu"; ARGS=--all: also the exhaustive ones)
+	@python=$(call in,test) && $(SHARED) $$python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+
+nightly:  ## everything, for hours: lint, all tests with the sanitizers, fuzz, every mutant, all kernels for every architecture
+	@$(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory test ARGS=--all \
+	  && $(MAKE) --no-print-directory fuzz && $(MAKE) --no-print-directory mutants && $(MAKE) --no-print-directory aot
 
 lint:  ## checks style: ruff and clang-format; changes nothing
 	@python=$(call in,lint) && $$python -m ruff check . && $$python -m ruff format --check . \

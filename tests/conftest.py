@@ -23,12 +23,12 @@ import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.measure import remembered
 
-# More than a minute each: only with --all.
-SLOW = ("test_aoti", "test_sanitized", "test_distributed_four")
 
-
-def pytest_ignore_collect(collection_path, config):
-    return True if collection_path.stem in SLOW and not config.getoption("--all") else None
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what is marked `exhaustive`, unless --all was asked for."""
+    if not config.getoption("--all"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("exhaustive")])
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
 
 
 def pytest_configure(config):
@@ -37,7 +37,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="also " + ", ".join(SLOW))
+    parser.addoption("--all", action="store_true", help="also what is marked exhaustive")
     parser.addoption("--cases", type=int, help="random networks of test_fuzz (default: 100, the same ones)")
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device of the op tests")
 

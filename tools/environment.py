@@ -18,8 +18,8 @@ STAMPS = ROOT / "build" / "environment"
 # goal: {module to import: distribution}
 BUILD = {"setuptools": "setuptools", "ninja": "ninja"}
 DEMO = {**BUILD, "numpy": "numpy", "PIL": "pillow", "matplotlib": "matplotlib", "safetensors": "safetensors"}
-TEST = {**DEMO, "pytest": "pytest", "hypothesis": "hypothesis", "yaml": "pyyaml", "huggingface_hub": "huggingface_hub",
-        "sklearn": "scikit-learn"}  # fmt: skip
+TEST = {**DEMO, "pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "yaml": "pyyaml",
+        "huggingface_hub": "huggingface_hub", "sklearn": "scikit-learn"}  # fmt: skip
 LINT = {"ruff": "ruff", "clang_format": "clang-format"}
 GOALS = {"demo": DEMO, "test": TEST, "lint": LINT}
 TRITON = "triton==3.9.0"  # for a torch that brings none

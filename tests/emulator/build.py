@@ -5,7 +5,9 @@ EMU_SANITIZE=1 builds with AddressSanitizer and UBSan; then Python must run with
 EMU_SEED and EMU_POLICY (0, 1; unset: drawn per block) fix the schedule.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import json
@@ -133,6 +135,17 @@ def _compile(sources, flags, folder):
         return list(pool.map(lambda source: compile_object(source, flags, folder), sources))
 
 
+@contextlib.contextmanager
+def _alone():
+    """One process at a time builds: another one that waits finds what the first one made."""
+    folder = ROOT / "build" / "emulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@_alone()
 def executable(name, sanitize=SANITIZE, extra=()):
     """A self-test of tests/emulator/checks/<name>.cpp."""
     flags, folder = [*kernel_flags(sanitize), *extra], folder_of(sanitize)
@@ -142,6 +155,7 @@ def executable(name, sanitize=SANITIZE, extra=()):
     return link(name, objects, flags, folder)
 
 
+@_alone()
 def c_library(name, kernels, sanitize=SANITIZE):
     """C functions of tests/emulator/checks/<name>.cpp for ctypes, and the csrc/cuda sources `kernels` (a glob) they launch."""
     flags, folder = kernel_flags(sanitize), folder_of(sanitize)
@@ -149,6 +163,7 @@ def c_library(name, kernels, sanitize=SANITIZE):
     return link(f"{name}.so", _compile(sources, flags, folder), flags, folder)
 
 
+@_alone()
 def library(sanitize=SANITIZE):
     """The library that registers torch.ops.resnet_fused_emu: every launcher of csrc/cuda on CPU tensors."""
     import torch

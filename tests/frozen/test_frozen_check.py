@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_resnet import narrow
+from resnets import narrow
 
 import resnet_fused
 from resnet_fused.frozen import check

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_resnet import narrow, pair
+from resnets import narrow, pair
 
 import resnet_fused
 from resnet_fused.frozen import network

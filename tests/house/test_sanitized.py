@@ -12,7 +12,10 @@ import pytest
 from emulator import build
 from repository import path_of
 
-pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+pytestmark = [
+    pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),
+    pytest.mark.exhaustive("compiles everything again, with the sanitizers, and runs five times slower"),
+]
 TESTS = build.ROOT / "tests"
 PATHS = [build.ROOT, TESTS, TESTS / "support"]
 

@@ -64,3 +64,42 @@ def test_files_that_are_named_exist():
 def test_the_check_of_names_sees_absent_files():
     text = "tests/house/test_tests.py, see test_tests.py and tests/test_tests.py, test_gone.py: tools/gone/x.py"
     assert absent(text) == ["tests/test_tests.py", "test_gone.py", "tools/gone/x.py"]
+
+
+def marks(path):
+    """(line, arguments) of every pytest.mark.exhaustive and pytest.mark.skip in a file; None where it is not called."""
+    tree = ast.parse(path.read_text())
+    calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("pytest.mark.exhaustive", "pytest.mark.skip"):
+            call = calls.get(id(node))
+            yield node.attr, node.lineno, call and [a.value for a in call.args if isinstance(a, ast.Constant)]
+
+
+def test_what_is_left_out_by_default_has_a_reason():
+    found = {
+        f"{path.name}:{line}": reason for path in FILES for name, line, reason in marks(path) if name == "exhaustive"
+    }
+    assert found and {place: reason for place, reason in found.items() if not reason or len(reason[0]) < 10} == {}
+
+
+def skips(path):
+    """The lines of pytest.skip that no condition stands above."""
+    found = []
+
+    def walk(node, conditional):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.skip" and not conditional:
+            found.append(node.lineno)
+        for child in ast.iter_child_nodes(node):
+            walk(child, conditional or isinstance(node, (ast.If, ast.ExceptHandler)))
+
+    walk(ast.parse(path.read_text()), False)
+    return found
+
+
+def test_nothing_is_skipped_by_everyone(tmp_path):
+    found = {path.name: [line for name, line, _ in marks(path) if name == "skip"] + skips(path) for path in FILES}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    bad = tmp_path / "bad.py"
+    bad.write_text("if x:\n    pytest.skip('a')\npytest.skip('b')\npytest.mark.skip\n")
+    assert skips(bad) == [3] and list(marks(bad)) == [("skip", 4, None)]

@@ -1,4 +1,4 @@
-"""AOTInductor on CPUs: live and frozen networks as compiled packages, with and without this package at run time. Slow."""
+"""AOTInductor on CPUs: live and frozen networks as compiled packages, with and without this package at run time."""
 
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from resnet_fused import dispatch
 from resnet_fused.measure.oracle import with_lively_norms
 
 X = (2, 3, 32, 32)
+pytestmark = pytest.mark.exhaustive("compiles whole networks by Inductor")
 
 
 def packaged(program, path):

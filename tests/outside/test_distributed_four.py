@@ -13,6 +13,7 @@ from distributed_run import results
 from resnet_fused.commands.train import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.exhaustive("four processes that import torch, on few cores")
 CHECKS = ["sync_bn_of_uneven_batches", "sync_bn_with_an_empty_batch", "ddp", "fsdp2"]
 
 

@@ -1,12 +1,14 @@
 """verify() passes here, and does not pass with a broken kernel."""
 
 import importlib
+import math
 
 import pytest
 import torch
 
 from resnet_fused import dispatch, verify
 from resnet_fused.kernels import library
+from resnet_fused.measure import accuracy
 from resnet_fused.measure.accuracy import budget_used, gradient_budget_used
 from resnet_fused.reports.verify import model as verify_model
 from resnet_fused.reports.verify.verify import COLUMNS
@@ -146,6 +148,18 @@ def test_the_rule(dtype):
         assert not budget_used(wrong, rounded, exact) <= 1
     with pytest.raises(AssertionError, match="eager"):
         budget_used(rounded.double(), rounded, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_rule_sees_values_that_are_truncated(monkeypatch, dtype):
+    """Their errors are twice those of rounding, as a maximum and as the RMS, but all have one sign."""
+    exact = torch.randn(8, 64, 40, 40, dtype=torch.float64).abs()
+    rounded = exact.to(dtype)
+    bits = rounded.view(torch.int16) - (rounded.double() > exact).to(torch.int16)  # of a positive value: the one below
+    truncated = bits.view(dtype)
+    assert not budget_used(truncated, rounded, exact) <= 1
+    monkeypatch.setattr(accuracy, "SIGMAS", math.inf)
+    assert budget_used(truncated, rounded, exact) <= 1, "the other two norms do not see it"
 
 
 def test_the_rule_for_gradients():
