@@ -51,6 +51,7 @@ EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
   return guarded([&] {
     const cuda::ConvPlan p = plan_of(*a);
     const Convolution conv = conv_of(*a);
+    if (conv.p != a->p || conv.q != a->q) throw std::logic_error("the output of Convolution is not the caller's");
     const double clocks =
         cuda::conv_cost(cuda::shape_of(p.tile), cuda::conv_math(static_cast<DType>(a->dtype), a->allow_tf32),
                         p.images * conv.p * conv.q, conv.k, conv.groups, p.steps, p.splits);

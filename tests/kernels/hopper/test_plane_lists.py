@@ -157,7 +157,7 @@ def test_a_group_that_is_not_full_keeps_both_warpgroups_busy(places):
         pytest.param({"k": 160}, "float16", False, (9, 0), "multiples of 64 from 128 on, not 160", id="k"),
         pytest.param({}, "float16", True, (9, 0), "multiples of 64 from 128 on, not 64", id="gradient to 64"),
         pytest.param({"h": 2**13, "w": 2**12}, "float16", False, (9, 0), "counts in 32 bits", id="large image"),
-        pytest.param({"p": 2**10, "q": 2**10, "k": 2**11}, "float16", False, (9, 0), "counts in 32 bits", id="large result"),
+        pytest.param({"h": 2**10, "w": 2**10, "k": 2**11}, "float16", False, (9, 0), "counts in 32 bits", id="large result"),
         pytest.param({"n": 2**30}, "float16", False, (9, 0), "counts in 32 bits", id="many images"),
     ],
 )  # fmt: skip
