@@ -159,18 +159,8 @@ def _measurements(device, output, size, batches, smoke):
         # What is started within the budget still needs its time, and all models are timed together at the end.
         budget = round(box * (0.5 if suite == "resnet" else 0.75), 1)
         limits = ("--seconds", 0 if smoke else timing[suite], "--budget", budget)
-        return Part(
-            name,
-            3,
-            box,
-            _python(
-                "-m",
-                f"benchmarks.{suite if suite in ('resnet', 'kernels') else 'gpu.' + suite}",
-                *common,
-                *limits,
-                *arguments,
-            ),
-        )
+        command = _python("-m", f"benchmarks.{suite}", *common, *limits, *arguments)
+        return Part(name, 3, box, command)
 
     plain = ("--peers", "eager", "live", "frozen") if smoke else ("--peers", *PLAIN)
     few, one = (("--first", 2), ("--first", 1)) if smoke else ((), ())

@@ -11,12 +11,12 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 import aot_cuda  # noqa: E402
 
-ELSEWHERE = pytest.mark.exhaustive("nvcc compiles every kernel once more, for another architecture")
 needs_nvcc = pytest.mark.skipif(aot_cuda.why_not() is not None, reason=str(aot_cuda.why_not()))
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", [pytest.param(80, marks=ELSEWHERE), 90, pytest.param(100, marks=ELSEWHERE)])
+@pytest.mark.exhaustive("nvcc compiles every kernel again, once for each architecture")
+@pytest.mark.parametrize("arch", [80, 90, 100])
 def test_cuda_kernels(arch):
     """From the cache unless a source changed (cold, three architectures: 1 minute on 2 cores, measured 2026-11-24)."""
     rows = aot_cuda.rows([arch])
@@ -94,7 +94,7 @@ def test_sources_for_clusters_are_compiled_for_those_who_have_them(tmp_path, mon
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", [90, pytest.param(100, marks=ELSEWHERE)])
+@pytest.mark.parametrize("arch", [90, pytest.param(100, marks=pytest.mark.exhaustive("as for 90, in another binary"))])
 def test_the_cluster_convolution_waits_before_it_reads(arch):
     """It stores, triggers and reads its neighbours' memory after the wait, in the order of its code."""
     rows = [row for row in aot_cuda.rows([arch], "conv/instances/cluster") if "conv_cluster_kernel" in row["kernel"]]

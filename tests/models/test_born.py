@@ -60,4 +60,6 @@ def test_the_mean_error_of_a_channel(with_residual, dtype):
 
 @pytest.mark.xfail(strict=True, reason=TIES)
 def test_a_deep_network_in_bfloat16():
-    assert_within_budget(*answers("resnet34", torch.bfloat16, RUNS["live"], 224), "live", channel_dim=None)
+    """Four times eager's error (Zen 4, 2026-11-30), which the floor of the budget, half a unit, nearly lets pass."""
+    ours, eager, oracle = answers("resnet34", torch.bfloat16, RUNS["live"], 224)
+    assert (ours.double() - oracle).norm() <= 2 * (eager.double() - oracle).norm()

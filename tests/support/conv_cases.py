@@ -9,6 +9,8 @@ from resnet_fused.measure.accuracy import assert_within_budget, exact
 
 EPS = 1e-3
 ONE = [1, 1]
+# float32 has no kernel with the largest tile: see conv_plan.
+TILES_AND_MATHS = [(t, m) for t in ("64x64", "128x64", "128x128") for m in MATHS if (t, m) != ("128x128", "f32")]
 
 
 class Case:

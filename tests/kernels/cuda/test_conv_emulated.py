@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import shifted
-from conv_cases import Case
+from conv_cases import TILES_AND_MATHS, Case
 from conv_emulated import MATHS
 
 # Odd sizes, so that m ends inside a tile and images inside a row of tiles; at least STAGES + 2 k-steps where the
@@ -46,12 +46,9 @@ def test_masked_path(name, math):
     case.check(seed=2)
 
 
-@pytest.mark.parametrize("math", MATHS)
-@pytest.mark.parametrize("tile", ["64x64", "128x64", "128x128"])
+@pytest.mark.parametrize(("tile", "math"), TILES_AND_MATHS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_tile(tile, math, seed):
-    if tile == "128x128" and math == "f32":
-        pytest.skip("no such kernel: see conv_plan")
     case = Case(math, (2, 64, 9, 9), 136, 3, padding=1, seed=seed)
     case.check(tile=emulated.TILES[tile], splits=1, seed=seed, policy=seed)
 

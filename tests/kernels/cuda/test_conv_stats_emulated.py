@@ -6,6 +6,7 @@ import conv_emulated as emulated
 import pytest
 import torch
 import torch.nn.functional as F
+from conv_cases import TILES_AND_MATHS
 from conv_emulated import LAST, MATHS
 
 from resnet_fused.measure.accuracy import exact
@@ -63,11 +64,8 @@ class Case:
                 torch.testing.assert_close(got, oracle.to(got.dtype), rtol=torch.finfo(got.dtype).eps * 4, atol=1e-6)
 
 
-@pytest.mark.parametrize("math", MATHS)
-@pytest.mark.parametrize("tile", ["64x64", "128x64", "128x128"])
+@pytest.mark.parametrize(("tile", "math"), TILES_AND_MATHS)
 def test_every_tile(tile, math):
-    if tile == "128x128" and math == "f32":
-        pytest.skip("no such kernel: see conv_plan")
     Case(math, (3, 64, 9, 9), 136, 3, padding=1).check(tile=emulated.TILES[tile], seed=1)
 
 

@@ -65,12 +65,14 @@ def check(ours, x, weight, params, residual, arguments, relu):
     assert_within_budget(ours, eager, reference(*wide, relu=relu, **arguments), "out")
 
 
-@pytest.mark.parametrize("cluster", [1, 2])
+# Pairs of blocks take two groups of 64 images.
+PAIRED = [pytest.param(*c.values, 2, id=f"{c.id}-paired") for c in CONVS if c.values[0][0] > 64]
+ALONE = [pytest.param(*c.values, 1, id=c.id) for c in CONVS]
+
+
 @pytest.mark.parametrize("places", [4, 2])
-@pytest.mark.parametrize(("x_shape", "weight_shape", "arguments", "residual"), CONVS)
+@pytest.mark.parametrize(("x_shape", "weight_shape", "arguments", "residual", "cluster"), ALONE + PAIRED)
 def test_against_float64(library, device, dtype, x_shape, weight_shape, arguments, residual, places, cluster):
-    if x_shape[0] <= 64 and cluster == 2:
-        pytest.skip("no second group of images")
     if device == "cpu" and x_shape[0] * x_shape[1] * x_shape[2] > 50_000:
         pytest.skip("too large for the emulator")
     x, weight, params, r = make(device, dtype, x_shape, weight_shape, residual, arguments)
@@ -163,19 +165,18 @@ def test_the_public_op_runs_it(library, device, monkeypatch):
     check(ours, x, weight, params, r, {"padding": 1}, True)
 
 
-@pytest.mark.parametrize(("places", "cluster"), [(4, 1), (2, 1), (4, 2)])
-@pytest.mark.parametrize(
-    ("shape", "weight_shape", "stride", "padding"),
-    [
-        pytest.param((3, 128, 5, 6), (64, 128, 3, 3), 1, 1, id="3x3"),
-        pytest.param((3, 128, 7, 6), (192, 128, 3, 3), 2, 1, id="stride-2"),
-        pytest.param((3, 192, 5, 5), (64, 192, 1, 1), 2, 0, id="projection"),
-        pytest.param((70, 128, 3, 4), (64, 128, 3, 3), 1, 1, id="two-groups-of-images"),
-    ],
-)
-def test_gradient_of_the_input(library, device, dtype, shape, weight_shape, stride, padding, places, cluster):
-    if shape[0] <= 64 and cluster == 2:
-        pytest.skip("no second group of images")
+GRADIENTS = {
+    "3x3": ((3, 128, 5, 6), (64, 128, 3, 3), 1, 1),
+    "stride-2": ((3, 128, 7, 6), (192, 128, 3, 3), 2, 1),
+    "projection": ((3, 192, 5, 5), (64, 192, 1, 1), 2, 0),
+    "two-groups-of-images": ((70, 128, 3, 4), (64, 128, 3, 3), 1, 1),
+}
+WAYS = [(name, 4, 1) for name in GRADIENTS] + [(name, 2, 1) for name in GRADIENTS] + [("two-groups-of-images", 4, 2)]
+
+
+@pytest.mark.parametrize(("name", "places", "cluster"), WAYS)
+def test_gradient_of_the_input(library, device, dtype, name, places, cluster):
+    shape, weight_shape, stride, padding = GRADIENTS[name]
     weight = activation(weight_shape, dtype, device=device, mean=0.0, std=(weight_shape[0] * 9) ** -0.5)
     like = F.conv2d(torch.empty(shape, device=device), weight.float(), None, stride, padding)
     grad = activation(like.shape, dtype, device=device)
