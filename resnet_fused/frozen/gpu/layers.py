@@ -163,7 +163,7 @@ def _configurations(backend, convolution):
     """Those of `backend` that are worth measuring here, where no compiler has to run for one."""
     found = [] if backend.compiles else backend.configurations("conv_bn_relu", convolution)
     # Slices that are the blocks of a cluster may fetch the layer's weights early: `load()` alone writes these, outside of
-    # the graph (csrc/cuda/conv_cluster.cuh).
+    # the graph (csrc/cuda/conv/cluster.cuh).
     early = [config | {"early_weights": True} for config in found if config.keys() >= {"splits", "cluster"}]
     others = [config for config in found if not config.keys() >= {"splits", "cluster"}]
     return others[:CHOICES] + early[:CLUSTERS]

@@ -1,6 +1,6 @@
-"""The plane convolution in CUDA (csrc/cuda/conv_plane.cuh): its lists of products, kept per shape, and its launcher.
+"""The plane convolution in CUDA (csrc/cuda/hopper/plane/plane.cuh): its lists of products, kept per shape, and its launcher.
 
-Each list is made by the library (csrc/cuda/conv_plane_plan.h) and lies in device memory, where the kernel reads it.
+Each list is made by the library (csrc/cuda/hopper/plane/plan.h) and lies in device memory, where the kernel reads it.
 """
 
 import functools

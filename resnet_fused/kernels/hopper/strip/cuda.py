@@ -1,4 +1,4 @@
-"""The strip convolution in CUDA (csrc/cuda/conv_strip.cuh): 3x3, stride 1, 64 channels in and out, as in ResNet's first
+"""The strip convolution in CUDA (csrc/cuda/hopper/strip/strip.cuh): 3x3, stride 1, 64 channels in and out, as in ResNet's first
 layer. Which convolutions it takes, and its launcher.
 """
 
