@@ -61,6 +61,7 @@ def _scale_and_shift(norm):
 CONVOLUTIONS = {"conv_bn_relu": conv_bn_relu, "conv_bn_relu_pool": conv_bn_relu_pool}
 
 
+@functools.cache
 def _launcher(op):
     if op in CONVOLUTIONS:
         return functools.partial(CONVOLUTIONS[op], library.namespace())

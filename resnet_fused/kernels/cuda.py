@@ -86,10 +86,14 @@ def kernels(namespace):
     """{op: launcher} by the ops of the library that `namespace()` returns. Whoever keeps a launcher keeps the TF32 flag of
     the moment in which it was looked up."""
 
+    @functools.cache
+    def launcher(op):
+        return passes.launcher(namespace(), op)
+
     def find(op):
         if op in CONVOLUTIONS:
             return functools.partial(CONVOLUTIONS[op], namespace(), tf32_allowed())
-        return passes.launcher(namespace(), op)
+        return launcher(op)
 
     return Kernels((*passes.OPS, *CONVOLUTIONS, "pool_linear"), find)
 

@@ -7,10 +7,8 @@ RAW = ("add_relu", "add_relu_backward", "bn_stats", "bn_stats_merge")  # launche
 
 def bn_relu(library, x, epilogue, out):
     """out = epilogue(x); out may be x or the residual."""
-    norm = epilogue.norm
-    library.bn_relu(
-        x, norm.mean, norm.spread, norm.weight, norm.bias, epilogue.residual, out, norm.eps, epilogue.activation
-    )
+    (mean, var, invstd, weight, bias, eps), residual, activation = epilogue
+    library.bn_relu(x, mean, invstd if var is None else var, weight, bias, residual, out, eps, activation)
 
 
 def bn_add_bn_relu(library, x, norm, z, norm_z, out):

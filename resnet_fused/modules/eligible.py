@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as _module
 
-from ..ops.define import left_to_torch
+from ..ops.define import why_not as why_not_ours
 from .norms import why_not_here, why_not_norm
 
 
@@ -90,7 +90,7 @@ def why_not_input(x):
         return f"input is a {type(x).__name__}"
     if x.dim() != 4:
         return f"input has {x.dim()} dimensions"
-    if (why := left_to_torch(x)) is not None:
+    if (why := why_not_ours(x)) is not None:
         return why
     if (
         _module._global_forward_hooks

@@ -7,7 +7,7 @@ import torch
 
 from .. import dispatch
 from ..kernels import layout
-from .define import LIB, call, define, left_to_torch
+from .define import LIB, call, define, why_not
 
 
 def reference(x, residual):
@@ -77,6 +77,6 @@ def add_relu(x, residual):
     Raises:
         RuntimeError: as `x += residual` would, when the shapes do not fit.
     """
-    if x.shape != residual.shape or x.dtype != residual.dtype or left_to_torch(x):
+    if x.shape != residual.shape or x.dtype != residual.dtype or why_not(x):
         return torch.relu(torch.clone(x).add_(residual))
     return call(torch.ops.resnet_fused.add_relu, _run, x, residual)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from .. import dispatch
 from ..kernels import eager, layout
-from ..kernels.epilogue import NONE, RELU, Epilogue, activate, norm_of, saves_output
-from .define import LIB, call, define, left_to_torch
+from ..kernels.epilogue import NONE, RELU, Epilogue, Norm, activate, norm_of, saves_output
+from .define import LIB, call, define, why_not
 
 
 def reference(
@@ -66,7 +66,7 @@ def _run(x, mean, spread, weight, bias, residual, eps, batch_stats, activation):
     memory_format = layout.nearest_format(x)
     dense, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
     out = torch.empty_like(dense)
-    norm = norm_of(mean, spread, weight, bias, None if batch_stats else eps)
+    norm = Norm(mean, None, spread, weight, bias, None) if batch_stats else Norm(mean, spread, None, weight, bias, eps)
     apply(dense, Epilogue(norm, residual, activation), out)
     return layout.as_result_of(out, x)
 
@@ -219,7 +219,7 @@ def bn_relu(
         or eps <= 0.0
         or any(t is not None and not _takes(t, x) for t in (weight, bias, running_mean, running_var))
     )
-    if left or left_to_torch(x):
+    if left or why_not(x):
         if training and momentum is None:
             momentum = 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
         return reference(

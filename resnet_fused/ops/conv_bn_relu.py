@@ -15,7 +15,7 @@ from ..kernels.shapes import out_shape
 from .bn_relu import bn_relu
 from .bn_relu import reference as bn_relu_reference
 from .convolution.op import run
-from .define import call, left_to_torch
+from .define import call, why_not
 
 
 def reference(
@@ -128,7 +128,7 @@ def conv_bn_relu(
         or (residual is not None and (residual.shape != shape or residual.dtype != x.dtype))
         or not (_takes(running_mean, x, shape) and _takes(running_var, x, shape))
         or not (_takes(bn_weight, x, shape) and _takes(bn_bias, x, shape))
-        or left_to_torch(x)
+        or why_not(x)
     ):
         return reference(
             x, weight, bn_weight, bn_bias, running_mean, running_var, residual,

@@ -34,7 +34,7 @@ def call(op, implementation, *args):
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def left_to_torch(x):
+def why_not(x):
     """Why the op must be composed of torch's own operators, or None.
 
     Function transforms, forward-mode AD, tracing and ONNX export see through torch's operators but not through ours.

@@ -272,8 +272,8 @@ def test_models_that_make_gpu_asks_for_exist():
 
 
 def test_backends_that_compete():
-    assert candidates.backends("cpu", conv=False) == ["native"]
-    assert set(candidates.backends("cpu", conv=True)) == {"native", "torch"}
+    assert candidates.backends("cpu", "bn_relu") == ["native"]
+    assert set(candidates.backends("cpu", "conv_bn_relu")) == {"native", "torch"}
 
 
 def test_fp8_beside_bfloat16(capsys, tmp_path, monkeypatch):

@@ -61,8 +61,8 @@ def test_two_batch_norms_keep_nan_and_the_sign_of_zero(backend, device):
     values = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0], device=device)
     x, z = (t.flatten().view(1, 1, -1, 1) for t in torch.meshgrid(values, values, indexing="ij"))
     zero, one = torch.zeros(1, device=device), torch.ones(1, device=device)
-    out = torch.empty_like(x)
-    kernel(backend, "bn_add_bn_relu")(x, zero, one, None, None, None, z, zero, one, None, None, None, out)
+    norm, out = norm_of(zero, one, None, None, None), torch.empty_like(x)
+    kernel(backend, "bn_add_bn_relu")(x, norm, z, norm, out)
     torch.testing.assert_close(out, torch.relu(x + z), rtol=0, atol=0, equal_nan=True)
 
 

@@ -8,7 +8,7 @@ from ...kernels import layout
 from ...kernels.epilogue import NONE, RELU, Epilogue, Norm, saves_output
 from ...kernels.shapes import convolution_of, out_shape
 from ..bn_relu import apply, backward_apply, sums
-from ..define import LIB, define, left_to_torch
+from ..define import LIB, define, why_not
 from .gradients import conv_gradients
 
 
@@ -22,7 +22,7 @@ def out_format(x, weight):
 def only_values(x, weight, parameters, stride, padding, dilation, eps):
     """Whether nothing but the values of a convolution with batch norm (one group, running statistics) is wanted, eagerly
     and in one dtype, of tensors that an op without gradient takes."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or left_to_torch(x):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or why_not(x):
         return False
     tensors = [t for t in (weight, *parameters) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):

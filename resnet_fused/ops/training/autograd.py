@@ -71,7 +71,7 @@ def run(call, finish, x, tensors):
 
     call.forward(x, tensors): the outputs of the op. call.statistics(outputs). call.kept(outputs, tensors, needs): what the
     backward needs besides x and tensors. call.backward(grad, x, tensors, kept, want_x, wanted). call.reference(x, tensors):
-    the same in torch's operators. call.groups: as in `plan.encode`.
+    the same in torch's operators. call.groups: as in `encoding.encode`.
     """
     if torch.compiler.is_compiling():
         output = call.forward(x, tensors)

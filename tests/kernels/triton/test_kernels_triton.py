@@ -208,8 +208,9 @@ def test_bn_relu_in_place(randn, alias):
     tensors = {name: randn((2, 5, 4, 3)) for name in ("x", "residual")}
     mean, var = randn((5,)), randn((5,)).abs()
     expected = poisoned(tensors["x"])
-    bn.bn_relu(tensors["x"], mean, var, None, None, tensors["residual"], expected, EPS, True)
-    bn.bn_relu(tensors["x"], mean, var, None, None, tensors["residual"], tensors[alias], EPS, True)
+    epilogue = Epilogue(norm_of(mean, var, None, None, EPS), tensors["residual"])
+    bn.bn_relu(tensors["x"], epilogue, expected)
+    bn.bn_relu(tensors["x"], epilogue, tensors[alias])
     assert torch.equal(tensors[alias], expected)
 
 

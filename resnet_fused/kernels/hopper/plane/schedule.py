@@ -1,4 +1,4 @@
-"""What the convolutions for Hopper share, and which ones the "plane" convolution (cuda_plane.py) takes.
+"""What the convolutions for Hopper share, and which ones the "plane" convolution (cuda.py) takes.
 
 The plane convolution sees x as a matrix [N, H * W * C], and a tile holds output pixel (p, q) of many images, so a tap reads one
 dense block [images, channels] at column (h * W + w) * C + c: a copy the hardware makes by itself (TMA). A tap in the padding is
