@@ -1,7 +1,7 @@
 """The compiled CPU kernels as a backend (csrc/cpu), and which convolutions of a live network they run.
 
 Winograd's F(2x2,3x3), 2.25 times fewer multiplications, with the weights transformed anew in every call. It has at most
-1.5 times the error of torch's most exact direct convolution and less than that of its others (docs/winograd.md); F(4x4,3x3)
+1.5 times the error of torch's most exact direct convolution and less than that of its others (docs/design/winograd.md); F(4x4,3x3)
 has up to four times the former, so only freeze(), which checks the network, uses it. And the stem with its pooling.
 """
 

@@ -4,7 +4,7 @@
 //
 // The matrix unit multiplies bfloat16. A float32 is the exact sum of three of them, 8 bits each, so a float32 product
 // is six products of parts (the three that are left out are below 2^-25 of it): fewer than the sixteen by which the
-// unit is faster than AVX-512. See docs/amx.md.
+// unit is faster than AVX-512. See docs/design/amx.md.
 #pragma once
 
 #include <cstdint>

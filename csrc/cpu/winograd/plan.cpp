@@ -1,5 +1,5 @@
 // Every blocking decision of the Winograd convolutions. Measured on a 2-core Intel Xeon with AVX-512 (2 MiB of L2 a
-// core, 31 GB/s a core from L3, 246 GFLOP/s a core), 2026-11-24; more in docs/winograd.md.
+// core, 31 GB/s a core from L3, 246 GFLOP/s a core), 2026-11-24; more in docs/design/winograd.md.
 #include "cpu/winograd/isa/kernels.h"
 #include "cpu/winograd/winograd.h"
 

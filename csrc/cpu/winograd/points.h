@@ -1,5 +1,5 @@
 // The interpolation points of F(4x4, 3x3): 0, +-a, +-b, infinity. 1/sqrt(2) and sqrt(2) halve the rounding error of the
-// usual 1 and 2 at the same number of operations (errors in docs/winograd.md). F(2x2, 3x3): 0, +-1, infinity.
+// usual 1 and 2 at the same number of operations (errors in docs/design/winograd.md). F(2x2, 3x3): 0, +-1, infinity.
 #pragma once
 
 namespace resnet_fused::cpu {

@@ -1,7 +1,7 @@
 // 3x3, stride 1 convolution of float32 or bfloat16 NHWC activations by Winograd's F(m x m, 3x3), m = 2 or 4:
 //   out = activation(conv(x, weight) * scale + shift [+ residual])
 // The output transform does everything that follows a convolution in a folded ResNet. The convolution takes 4 (m = 4)
-// or 2.25 (m = 2) times fewer multiplications than the direct sum. docs/winograd.md has the method and the
+// or 2.25 (m = 2) times fewer multiplications than the direct sum. docs/design/winograd.md has the method and the
 // measurements.
 #pragma once
 

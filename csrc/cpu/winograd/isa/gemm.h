@@ -10,7 +10,7 @@ namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
 // Sums of more input channels are made of sums of so many: the error of a running sum grows with the root of its
 // length. 512 channels: F(2x2) 4.6e-7 -> 2.7e-7, F(4x4) 1.3e-6 -> 7.9e-7 of RMS error, for 2 % of F(4x4)'s time
-// (measured: docs/winograd.md).
+// (measured: docs/design/winograd.md).
 constexpr int64_t kSumLength = 64;
 
 // Sums + 2 weights + 1 broadcast: 31 of AVX-512's 32 registers, 15 of the 16 of AVX2 and SSE.
