@@ -1,6 +1,6 @@
-// What compute capability 9.0 and every later one add to ptx.cuh: blocks that read each other's shared memory, and
-// kernels that start before the one ahead of them has ended. Two worlds: sm90_cluster.cuh for nvcc,
-// tests/emulator/hopper/cluster.h for g++. Sources that use it are named *_sm90.cu (tools/native_build.py).
+// The instructions that compute capability 9.0 adds to ptx.cuh and that later ones keep: blocks read each other's
+// shared memory, and kernels start before the previous one has ended. nvcc takes sm90_cluster.cuh, g++ takes
+// tests/emulator/hopper/cluster.h. Sources that use them are named *_sm90.cu (tools/native_build.py).
 //
 //   cluster     cluster_rank()                     of this block among those of its cluster
 //               cluster_arrive()  cluster_wait()   a barrier of the cluster's threads in two steps, by whole warps:
@@ -13,9 +13,10 @@
 //   caches      prefetch_l2(p)                     a line of 128 bytes
 //
 // The rule of an early launch (launch_clusters of launch.h), which the emulator enforces. Before its grid_wait a thread
-// reads nothing that the kernel before may write, and writes nothing at all: that kernel may still be reading it. It
-// triggers only after its wait, so that in a row of such kernels only the one right before may still run. What may have
-// been written since the kernel began is no case for ld_global_nc, not even after the wait. Every thread waits.
+// reads nothing that the previous kernel may write. It also writes nothing at all, because the previous kernel may
+// still read that memory. It triggers only after its wait: in a row of such kernels only the previous one may then
+// still run. ld_global_nc must not read what was written since the kernel began, not even after the wait. Every thread
+// waits.
 #pragma once
 
 #include "ptx/ptx.cuh"

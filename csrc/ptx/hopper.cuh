@@ -1,6 +1,6 @@
-// The instructions that Hopper (sm_90a) adds to ptx.cuh, and the two worlds that implement them: sm90.cuh for nvcc and
-// tests/emulator/hopper/sm90.h for g++. The programs hopper_checks, hopper_boxes, multicast_checks and store_checks of
-// tests/emulator/checks prove them. Sources that use them are named *_sm90a.cu (csrc/cuda/base/hopper.h).
+// The instructions that Hopper (sm_90a) adds to ptx.cuh. nvcc takes sm90.cuh, g++ takes tests/emulator/hopper/sm90.h.
+// The programs hopper_checks, hopper_boxes, multicast_checks and store_checks of tests/emulator/checks prove them.
+// Sources that use them are named *_sm90a.cu (csrc/cuda/base/hopper.h).
 //
 //   mbarrier    mbar_init(addr, arrivals)          8 bytes of shared memory; one thread, then mbar_init_fence()
 //               mbar_arrive(addr)                  one arrival: a thread that waits sees what this one did before
@@ -35,17 +35,18 @@
 
 namespace resnet_fused::ptx {
 
-// A matrix or a block of images in global memory as the copy engine knows it: made on the host by tensor_map.h, 128
-// bytes that no kernel reads.
+// A matrix or a block of images in global memory, as the copy engine reads it. tensor_map.h makes it on the host. No
+// kernel reads these 128 bytes.
 struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
 
-constexpr int kSwizzleRow = 128;                 // bytes of a row of an operand in shared memory
-constexpr int kSwizzleAtom = 8 * kSwizzleRow;    // its pattern repeats after eight rows; operands begin at a multiple
-constexpr uint64_t kDescriptorBase = 1ull << 62  // swizzle of 128 bytes
-                                     | static_cast<uint64_t>(kSwizzleAtom / 16) << 32  // from eight rows to the next
-                                     | 1ull << 16;                                     // not read for this layout
+constexpr int kSwizzleRow = 128;  // bytes of a row of an operand in shared memory
+// the swizzle repeats after eight rows; operands begin at a multiple of it
+constexpr int kSwizzleAtom = 8 * kSwizzleRow;
+constexpr uint64_t kDescriptorBase = 1ull << 62                                        // swizzle of 128 bytes
+                                     | static_cast<uint64_t>(kSwizzleAtom / 16) << 32  // distance of eight rows
+                                     | 1ull << 16;                                     // this layout does not read it
 
 }  // namespace resnet_fused::ptx
 
@@ -57,7 +58,8 @@ constexpr uint64_t kDescriptorBase = 1ull << 62  // swizzle of 128 bytes
 
 namespace resnet_fused::ptx {
 
-// Where 16 columns (32 bytes) of an operand begin: `addr` is that of row 0, a multiple of kSwizzleAtom plus 32 * step.
+// The descriptor of 16 columns (32 bytes) of an operand. `addr` is the address in row 0: a multiple of kSwizzleAtom
+// plus 32 * step.
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t addr) {
   return kDescriptorBase | static_cast<uint64_t>((addr & 0x3ffff) >> 4);
 }

@@ -1,8 +1,8 @@
-// The instructions our kernels may use, and the two worlds that implement them.
+// The instructions that kernels may use. There are two implementations of each.
 //
-// nvcc takes sm80.cuh: inline PTX and CUDA intrinsics, one small function per instruction; nothing else in the project
-// contains asm or a CUDA header. g++ -DHOST_EMULATION takes tests/emulator/core/sm80.h: the same functions on fibers,
-// which is how kernels are tested without a GPU. The list (T: any trivially copyable type of the size named):
+// nvcc takes sm80.cuh: inline PTX and CUDA intrinsics, one small function per instruction. Nothing outside of csrc/ptx
+// contains asm or a CUDA header. g++ -DHOST_EMULATION takes tests/emulator/core/sm80.h, which runs the same functions
+// on fibers: that is how kernels are tested without a GPU. The list (T: any trivially copyable type of the size named):
 //
 //   indices     tid() threads() lane() warp()  bid_x() bid_x_again() bid_y() bid_z()  grid_x() grid_y() grid_z()
 //   shared      smem_base()                        32-bit address of the dynamic shared memory, aligned to 128 bytes
@@ -20,15 +20,15 @@
 //   numbers     to_float(v)  from_float<T>(x)  pack<T>(lo, hi)  unpack<T>(word, lo, hi)  to_tf32(x)
 //               fma add mul div sqrt: rounded to nearest and never contracted
 //
-// Rules the emulator relies on: shared memory only by 32-bit address through these functions, every lane calls every
-// warp-wide function, no implicit warp synchrony.
+// The emulator relies on three rules: kernels access shared memory by 32-bit address through these functions only,
+// every lane calls every warp-wide function, and no code assumes that the lanes of a warp run in step.
 #pragma once
 
 #include <cstdint>
 
 namespace resnet_fused::ptx {
 
-// Storage types of both worlds: cuda_fp16.h is not at hand where tests run without a toolkit.
+// Storage types for both compilers: cuda_fp16.h is missing where tests run without a toolkit.
 struct f16 {
   uint16_t bits;
 };
@@ -48,7 +48,7 @@ struct alignas(16) Words4 {
   uint32_t w[4];
 };
 
-// N elements that move in one access of N * sizeof(T) bytes.
+// N elements that one access of N * sizeof(T) bytes moves.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Vec {
   T v[N];

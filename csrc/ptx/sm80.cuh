@@ -1,7 +1,7 @@
 // Compute capability 8.0 and later: each instruction of ptx.cuh as inline PTX or an intrinsic.
 //
-// "memory" clobbers order shared-memory accesses, copies and barriers against each other in the compiler; volatile
-// keeps them from being merged or dropped. Pure arithmetic has neither, so that it can be scheduled.
+// "memory" clobbers keep the compiler from reordering shared-memory accesses, copies and barriers. volatile keeps it
+// from merging or dropping them. Pure arithmetic has neither, so the compiler can schedule it.
 #pragma once
 
 #include "ptx/ptx.cuh"
@@ -15,7 +15,7 @@ PTX_FN int threads() { return blockDim.x; }
 PTX_FN int lane() { return threadIdx.x % 32; }
 PTX_FN int warp() { return threadIdx.x / 32; }
 PTX_FN int bid_x() { return blockIdx.x; }
-// Not merged with bid_x(): what is computed from it anew need not stay in registers in between.
+// The compiler does not merge it with bid_x(): a value computed from it again need not stay in registers in between.
 PTX_FN int bid_x_again() {
   int x;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
@@ -87,9 +87,8 @@ PTX_FN void st_shared(uint32_t addr, T value) {
   }
 }
 
-// Lane l names row l % 8 of matrix l / 8; register i receives the fragment of matrix i (row lane / 4, columns
-// 2 * (lane % 4) and the next). _trans gives the fragment of the transposed matrices. x2 reads addresses of lanes
-// 0..15.
+// Lane l names row l % 8 of matrix l / 8. Register i receives the fragment of matrix i (row lane / 4, columns 2 * (lane
+// % 4) and the next). _trans gives the fragments of the transposed matrices. x2 reads the addresses of lanes 0..15.
 PTX_FN void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -182,7 +181,7 @@ PTX_FN void cp_async_wait() {
 // Barriers.
 
 PTX_FN void sync_threads() { __syncthreads(); }
-// Named barriers 1..15 (0 is sync_threads); threads: how many take part, a multiple of 32.
+// Named barriers 1..15 (0 is sync_threads). threads: the number of threads that take part, a multiple of 32.
 PTX_FN void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 PTX_FN void bar_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 PTX_FN void sync_warp() { __syncwarp(); }

@@ -25,13 +25,14 @@ PTX_FN void mbar_wait(uint32_t addr, int parity) {
       : "memory");
 }
 
-// No .release.cluster here and no .acquire.cluster in the wait: ptxas (13.0) makes a MEMBAR.ALL.GPU of the one and a
-// CCTL.IVALL of the other, for every tap. They would order what this thread has written; it has only read.
+// Neither this arrive (.release.cluster) nor the wait (.acquire.cluster) orders memory: ptxas (13.0) would make a
+// MEMBAR.ALL.GPU and a CCTL.IVALL of them, for every tap. Such an order matters for writes, and this thread has only
+// read.
 PTX_FN void mbar_arrive_cluster(uint32_t addr) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(addr) : "memory");
 }
 
-// shared::cluster of a block without a cluster is its own shared memory; older assemblers know no other form.
+// In a block without a cluster, shared::cluster is the block's own shared memory. Older assemblers know no other form.
 PTX_FN void copy_2d(uint32_t dst, const TensorMap& map, int column, int row, uint32_t mbar) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
@@ -65,7 +66,7 @@ PTX_FN void store_2d(const TensorMap& map, int column, int row, uint32_t src) {
 PTX_FN void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 PTX_FN void store_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
-// Lane l names row l % 8 of matrix l / 8; register i holds the fragment of the transpose of matrix i, as after
+// Lane l names row l % 8 of matrix l / 8. Register i holds the fragment of the transpose of matrix i, as after
 // ldmatrix_x4_trans.
 PTX_FN void stmatrix_x4_trans(uint32_t addr, const uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(r[0]),
@@ -89,7 +90,8 @@ PTX_FN void wgmma_wait() {
   static_assert(Pending > 0, "wgmma_finish waits for all");
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
-// The empty statements keep the compiler from reading an accumulator before the wait: registers are no memory.
+// The empty asm statements keep the compiler from reading an accumulator before the wait: a memory clobber does not
+// cover registers.
 template <int Count>
 PTX_FN void wgmma_finish(float (&d)[Count]) {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
@@ -109,7 +111,7 @@ PTX_FN void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool add);
 #define PTX_D56(i) PTX_D32(i), PTX_D24(i + 32)
 #define PTX_D64(i) PTX_D32(i), PTX_D32(i + 32)
 #define PTX_D128(i) PTX_D64(i), PTX_D64(i + 64)
-// The last four numbers: neither operand negated (1, 1), both k-major (0, 0).
+// The last four numbers: neither operand is negated (1, 1), both are k-major (0, 0).
 #define PTX_WGMMA(TYPE, NAME, N, REGISTERS, A, B, ADD, OUTPUTS)                                                        \
   template <>                                                                                                          \
   __device__ __forceinline__ void wgmma<TYPE, N>(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {                \

@@ -1,4 +1,4 @@
-// What this library is, for `python -m resnet_fused info` and for telling a stale file from a fresh one.
+// Information about this library, for `python -m resnet_fused info` and for the test whether the file is out of date.
 #include "build_info.h"  // written by setup.py: kBuildInfo, a JSON object
 
 #include <torch/csrc/stable/library.h>

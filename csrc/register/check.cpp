@@ -2,7 +2,8 @@
 
 #include <torch/headeronly/core/ScalarType.h>
 
-// Lives in libtorch_cuda.so, which a torch without CUDA does not have: resolved when the library is loaded, or null.
+// The function lies in libtorch_cuda.so, which a torch without CUDA does not have. It is found when the library is
+// loaded, or it is null.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace resnet_fused {
@@ -15,7 +16,7 @@ std::ostream& write(std::ostream& to, const List& list) {
   return to << ']';
 }
 
-// Strides of dimensions with one element mean nothing.
+// Strides of dimensions with one element have no meaning and are not compared.
 bool same_strides(const Tensor& a, const Tensor& b) {
   const auto sizes = a.sizes(), left = a.strides(), right = b.strides();
   for (size_t i = 0; i < sizes.size(); ++i) {

@@ -1,5 +1,5 @@
-// Checks of the tensors that reach a launcher, and what a launcher needs to know about them. Every failure is one line
-// that names the op, the argument and the two values that disagree; torch turns it into a RuntimeError.
+// Checks of the tensors that a launcher gets, and the numbers about them that a launcher needs. Every failure is one
+// line that names the op, the argument and the two values that disagree. torch turns it into a RuntimeError.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -22,8 +22,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Parts of a message, written only when a check has failed: a string per argument and call took longer than small
-// launches.
+// Parts of a message. They become text only when a check has failed: a string per argument and call took longer than a
+// small launch.
 struct Shape {
   const Tensor& tensor;
 };
@@ -41,8 +41,8 @@ std::ostream& operator<<(std::ostream& to, Strides part);
 std::ostream& operator<<(std::ostream& to, Type part);
 std::ostream& operator<<(std::ostream& to, DeviceOf part);
 
-// The arguments of one call of `op`, compared with the first of them: x, the activation that sets shape, dtype, strides
-// and device.
+// The arguments of one call of `op`. They are compared with the first argument, x, which sets shape, dtype, strides and
+// device.
 class Arguments {
  public:
   Arguments(const char* op, const char* name, const Tensor& x);
@@ -59,16 +59,16 @@ class Arguments {
   DType dtype() const { return dtype_; }
   int64_t size() const { return x_.numel(); }
   bool empty() const { return size() == 0; }
-  // [outer, channels, inner] of x, which must be [N, C, ...].
+  // x viewed as [outer, channels, inner]. x must be [N, C, ...].
   Layout layout() const;
 
-  // Same shape, dtype, strides and device as x; nullptr if absent.
+  // A tensor with the shape, dtype, strides and device of x. nullptr if absent.
   void* like(const char* name, const Tensor& tensor) const;
   void* like(const char* name, const OptionalTensor& tensor) const { return tensor ? like(name, *tensor) : nullptr; }
-  // Per-channel parameter of any dtype a kernel takes.
+  // A per-channel parameter of any dtype that the kernels take.
   Channels channels(const char* name, const OptionalTensor& tensor) const;
   MutableChannels mutable_channels(const char* name, const OptionalTensor& tensor) const;
-  // Per-channel float32, written or read by another launch.
+  // Per-channel float32 values that another launch writes or reads.
   float* statistics(const char* name, const OptionalTensor& tensor) const;
   const int64_t* counter(const char* name, const OptionalTensor& tensor) const;
   void same_device(const char* name, const Tensor& tensor) const;
@@ -84,11 +84,11 @@ class Arguments {
 
 bool is_channels_last(const Tensor& tensor);
 
-// An op's `int activation`, which must be one of those that the op's kernel has. An activation that is added to ops.h
-// is refused by every op that does not name it here.
+// The activation of an op's `int activation`. `able` names the activations of the op's kernel, and every other one is
+// refused, also one that is added to ops.h later.
 Activation activation_of(const char* op, int64_t activation, std::initializer_list<Activation> able);
 
-// Where a launch runs: makes x's device current and knows the stream that torch would use there.
+// The device and stream of a launch: makes x's device current, and asks torch for the stream that it would use there.
 class Place {
  public:
   Place(const char* op, const Tensor& x);
@@ -99,8 +99,8 @@ class Place {
   void* stream_ = nullptr;
 };
 
-// Device memory that lives as long as this object, aligned to 256 bytes. torch's allocator is ordered by stream, so it
-// may be given back while the launch that uses it still runs.
+// Device memory that lives as long as this object, aligned to 256 bytes. torch's allocator orders by stream, so the
+// memory may be given back while the launch still uses it.
 class Scratch {
  public:
   Scratch(const Tensor& like, size_t bytes);

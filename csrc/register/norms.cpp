@@ -1,4 +1,4 @@
-// Schemas and checks of the private launch ops. Python allocates every output; what an op computes: ops.h.
+// Schemas and checks of the private launch ops. Python allocates every output. ops.h says what an op computes.
 #include "register/register.h"
 
 namespace resnet_fused {
@@ -61,8 +61,8 @@ void bn_stats_merge(const Tensor& parts, const Tensor& mean, const Tensor& invst
           to_share, place.stream());
 }
 
-// eps absent: mean and spread are float32 batch statistics, spread being invstd; else they are buffers, spread a
-// variance.
+// Without eps, mean and spread are float32 batch statistics, and spread is invstd. With eps, mean and spread are
+// buffers, and spread is a variance.
 Norm norm_of(const Arguments& args, const OptionalTensor& mean, const OptionalTensor& spread, std::optional<double> eps,
              const OptionalTensor& weight, const OptionalTensor& bias) {
   if (!eps) {
@@ -107,8 +107,8 @@ void bn_add_bn_relu(const Tensor& x, const Tensor& mean, const Tensor& spread, c
   kLaunch(layout, x.data_ptr(), norm, with, norm_z, to, place.stream());
 }
 
-// Of the backward ops. The mask of ReLU is the stored output; an activation whose gradient needs its argument would
-// need another tensor.
+// The activation of a backward op. The mask of ReLU is the stored output. An activation whose gradient needs its
+// argument would need another tensor.
 Activation masked_activation(const Arguments& args, const char* op, int64_t activation, const void* out) {
   const Activation which = activation_of(op, activation, {Activation::none, Activation::relu});
   args.require(which != Activation::relu || out, "relu needs out");

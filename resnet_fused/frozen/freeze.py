@@ -22,7 +22,7 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         example_input: [N, 3, H, W] on its device; the batch and size to tune for. On a CPU other sizes run too.
         dtype: torch.float32, torch.bfloat16, on a GPU also torch.float16; None: the dtype of the model. "fp8" (or
             torch.float8_e4m3fn), on a GPU of compute capability 8.9 or later: convolutions of 8-bit floats, calibrated on the
-            example, outside of the promise of twice eager's error (docs/fp8.md).
+            example, outside of the promise of twice eager's error (docs/design/fp8.md).
         exact: CPU: a NaN or an infinity comes out where eager has it. Without it Winograd spreads one to the 16
             outputs of its tile, the matrix unit (AMX, float32) makes an infinity a NaN, and oneDNN's ReLU makes a NaN 0, as
             in `torch.compile` with freezing.

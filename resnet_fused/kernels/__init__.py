@@ -1,1 +1,1 @@
-"""How: one folder or file per backend, each of which declares itself in `table`."""
+"""Launchers of kernels: one folder or file per backend. `table` lists the backends, each of which declares itself."""

@@ -1,19 +1,20 @@
-"""What a backend declares of itself. `table` lists all of them; nothing else knows one by its name."""
+"""What a backend declares. `table` lists all backends; no other module names one."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-ANY = "any"  # device of a backend that takes tensors wherever they are
+ANY = "any"  # device of a backend that takes tensors of every device
 
 
 class Kernels(Mapping):
-    """{op: launcher}, each found when it is asked for: a backend is declared before its library or compiler is loaded."""
+    """{op: launcher}. A launcher is looked up at its first use: a backend is declared before its library or compiler is
+    loaded."""
 
     def __init__(self, ops: Iterable[str], find: Callable[[str], Callable]):
         self.ops, self.find = dict.fromkeys(ops), find
 
     def __getitem__(self, op):
-        self.ops[op]  # a KeyError for another
+        self.ops[op]  # raises KeyError for an unknown op
         return self.find(op)
 
     def get(self, op, default=None):
@@ -44,40 +45,44 @@ def _no_configurations(op, convolution):
 class Backend(NamedTuple):
     """A way to run ops. `convolution`: a `shapes.Convolution`, None for an op that is no convolution.
 
-    A launcher gets tensors and writes into them: kernels/cuda.py has the signature of each op's. That of a convolution also
-    takes `config`, a launch configuration as a dictionary. A launcher that returns False has found values that it does not
-    compute rightly (see `for_any_values`), and the op is composed of torch's convolution and a pass instead.
+    A launcher gets tensors and writes into them. kernels/cuda.py has the signature of every op's launcher. The launcher
+    of a convolution also takes `config`, a launch configuration as a dictionary. A launcher that returns False has
+    found values for which its result is wrong (see `for_any_values`). The op is then composed of torch's convolution
+    and a pass.
     """
 
     name: str
-    device: str  # type of the device that it is made for, or ANY
-    why_not: Callable[[], str | None]  # why it cannot run here
-    kernels: Mapping[str, Callable | None]  # op -> launcher; None: the op is composed of others, each dispatched anew
-    refusal: Callable = _nothing_refused  # (op, convolution) -> why it does not run this one, or None
-    suits: Callable = _always  # (op, convolution) -> whether it is worth a measurement
+    device: str  # type of the device that the backend is made for, or ANY
+    why_not: Callable[[], str | None]  # why the backend cannot run here
+    # op -> launcher; None: the op is composed of other ops, which are dispatched
+    kernels: Mapping[str, Callable | None]
+    refusal: Callable = _nothing_refused  # (op, convolution) -> why the backend does not run it, or None
+    suits: Callable = _always  # (op, convolution) -> whether the backend is worth a measurement
     configurations: Callable = _no_configurations  # (op, convolution) -> [config] worth measuring beside the default
-    otherwise: str = "torch"  # the backend that runs what this one does not
-    # (op, convolution) -> (whether it runs this by default, why it does or torch's convolution does); None: it never does
+    otherwise: str = "torch"  # the backend that runs what this backend does not run
+    # (op, convolution) -> (whether the backend runs it by default, why the backend does or why torch's convolution
+    # does). None: the backend never runs by default.
     default: Callable | None = None
-    simulated: str | None = None  # device type whose tensors it takes in an interpreter or emulator: right, but slow
-    compiles: bool = False  # a configuration that is new takes a compiler's time
-    for_any_values: bool = True  # its launchers never return False, so whoever keeps one needs no other way
+    simulated: str | None = None  # device type whose tensors an interpreter or emulator takes: right, but slow
+    compiles: bool = False  # whether a new configuration takes a compiler's time
+    for_any_values: bool = True  # whether no launcher ever returns False; a caller then needs no other backend
 
     def takes(self, device_type):
         return self.device == device_type or self.device is ANY or self.simulated == device_type
 
     def able(self, op, device_type):
-        """Whether it runs `op` on such a device here."""
+        """Whether the backend runs `op` on a device of this type here."""
         return op in self.kernels and self.takes(device_type) and self.why_not() is None
 
     def worth_measuring(self, op, device_type, convolution=None):
-        """Whether it runs `op` on such a device in earnest, and may be the fastest for this convolution."""
+        """Whether the backend runs `op` on a device of this type without simulation, and may be the fastest for this
+        convolution."""
         if not self.able(op, device_type) or self.simulated == device_type:
             return False
         return convolution is None or (self.refusal(op, convolution) is None and self.suits(op, convolution))
 
     def why_not_op(self, op, convolution=None):
-        """Why this one does not run here, or None."""
+        """Why the backend does not run here, or None."""
         if op not in self.kernels:
             return f"{self.name} has no kernel for {op}"
         return None if convolution is None else self.refusal(op, convolution)

@@ -1,8 +1,9 @@
-"""The compiled CPU kernels as a backend (csrc/cpu), and which convolutions of a live network they run.
+"""The compiled CPU kernels as a backend (csrc/cpu), and the convolutions of a live network that they run.
 
-Winograd's F(2x2,3x3), 2.25 times fewer multiplications, with the weights transformed anew in every call. It has at most
-1.5 times the error of torch's most exact direct convolution and less than that of its others (docs/winograd.md); F(4x4,3x3)
-has up to four times the former, so only freeze(), which checks the network, uses it. And the stem with its pooling.
+They are Winograd's F(2x2,3x3), and the stem with its pooling. F(2x2,3x3) has 2.25 times fewer multiplications; its
+weights are transformed anew in every call. Its error is at most 1.5 times that of torch's most exact direct
+convolution, and below that of torch's other convolutions (docs/design/winograd.md). F(4x4,3x3) has up to four times the
+error of torch's most exact convolution. Only freeze() uses it, because freeze() checks the network.
 """
 
 import functools
@@ -17,7 +18,8 @@ THEN_A_PASS = "torch's convolution, then one fused pass: "  # noqa: S105 (a pass
 
 
 def conv_bn_relu(library, x, weight, epilogue, out, convolution, config=None):
-    """As in kernels/cuda.py. False: a value was not finite, which Winograd spreads over its tile."""
+    """Signature as in kernels/cuda.py. Returns False where a value was not finite, because Winograd spreads such a
+    value over its tile."""
     dense = weight if weight.stride(2) == 3 * weight.stride(3) else weight.contiguous()
     mean, var, _, bn_weight, bn_bias, eps = epilogue.norm
     return library.winograd_conv_bn_relu(
@@ -36,8 +38,8 @@ def conv_bn_relu(library, x, weight, epilogue, out, convolution, config=None):
 
 
 def conv_bn_relu_pool(library, x, weight, epilogue, out, convolution, config=None):
-    """As in kernels/cuda.py. False: a scale is infinite. The kernel folds scales into the weights, and an infinite scale
-    of a sum is no sum of infinite weights."""
+    """Signature as in kernels/cuda.py. Returns False where a scale is infinite: the kernel folds scales into the
+    weights, and an infinite scale of a sum differs from a sum of infinite weights."""
     activations.check(epilogue.activation, (activations.RELU,), "conv_bn_relu_pool: activation")
     scale, shift = _scale_and_shift(epilogue.norm)
     if not torch.isfinite(scale).all():
@@ -48,7 +50,7 @@ def conv_bn_relu_pool(library, x, weight, epilogue, out, convolution, config=Non
 
 
 def _scale_and_shift(norm):
-    """Of batch norm, computed in float64: two float32 vectors of a few dozen channels."""
+    """(scale, shift) of batch norm, computed in float64: two float32 vectors of a few dozen channels."""
     scale = (norm.var.double() + norm.eps).rsqrt_()
     if norm.weight is not None:
         scale *= norm.weight
@@ -90,7 +92,7 @@ def _why_not(op, convolution):
 def _why_not_stem(convolution):
     _, weight, _, stride, padding, dilation, groups = convolution
     square = weight[2] == weight[3] <= 16 and stride[0] == stride[1] and padding[0] == padding[1] < weight[2]
-    # Images have few channels; with more, oneDNN's convolution is faster.
+    # Images have few channels. With more channels oneDNN's convolution is faster.
     if square and weight[1] <= 4 and dilation == (1, 1) and groups == 1:
         return None
     return "the stem's kernel is for square filters over at most 4 channels"
@@ -106,10 +108,11 @@ def _why_not_winograd(convolution):
 def _why_slower(x, weight, padding):
     """Why torch's convolution is faster than Winograd's, or None.
 
-    The weights are transformed anew in every call, which takes as long as the products of so many tiles of 2x2 outputs
-    save. Speed over direct convolution and pass, two threads: 256 channels and 49 tiles 1.12 to 1.39, 512 channels and
-    16 tiles 0.83 to 1.01, 48 tiles 0.85, 128 tiles 1.2; 32 to 128 channels and 32 tiles 1.4 to 2. With 16 channels the
-    transforms of the tiles cost what the products save (measured: 2-core Intel Xeon, torch 2.13, 2026-11-24).
+    The weights are transformed anew in every call. That costs the time which a certain number of tiles of 2x2 outputs
+    saves, so Winograd needs more tiles than that number. Speed relative to direct convolution and pass, two threads:
+    256 channels and 49 tiles 1.12 to 1.39, 512 channels and 16 tiles 0.83 to 1.01, 48 tiles 0.85, 128 tiles 1.2; 32 to
+    128 channels and 32 tiles 1.4 to 2. With 16 channels the transforms of the tiles cost what the products save
+    (measured: 2-core Intel Xeon, torch 2.13, 2026-11-24).
     """
     tiles, enough = x[0], 32 if weight[0] * weight[1] <= 256 * 256 else 64
     for size, p in zip(x[2:], padding, strict=True):

@@ -1,6 +1,6 @@
 """The compiled CUDA kernels as a backend (csrc/cuda), and the signature of every launcher of a convolution.
 
-Weights come in any dense layout; x, out and residual are channels_last.
+Weights may have any dense layout. x, out and residual are channels_last.
 """
 
 import functools
@@ -31,8 +31,9 @@ def _nhwc(weight):
     return layout.in_format(weight, layout.CHANNELS_LAST)
 
 
-# The stable ABI cannot read torch's flags, so every convolution is told whether TF32 is allowed. `config`: the tile, the
-# slices of the reduction, whether these are blocks of a cluster, and whether weights may be fetched early (csrc/ops.h).
+# The stable ABI cannot read torch's flags, so every launcher passes whether TF32 is allowed. `config`: the tile, the
+# number of slices of the reduction, whether the slices are the blocks of a cluster, and whether weights may be fetched
+# early (csrc/ops.h).
 def conv_bn_relu(library, allow_tf32, x, weight, epilogue, out, convolution, config=None):
     """out = epilogue(conv(x, weight))."""
     mean, var, _, bn_weight, bn_bias, eps = epilogue.norm
@@ -45,7 +46,7 @@ def conv_bn_relu(library, allow_tf32, x, weight, epilogue, out, convolution, con
 def conv_bn_relu_pair(
     library, allow_tf32, x, weight, norm, out, convolution, weight2, norm2, out2, convolution2, config=None
 ):
-    """out = relu(norm(conv(x, weight))), out2 = norm2(conv(x, weight2)), of one group each."""
+    """out = relu(norm(conv(x, weight))), out2 = norm2(conv(x, weight2)). Both convolutions have one group."""
     library.conv_bn_relu_pair(
         x, _nhwc(weight), norm.mean, norm.var, norm.weight, norm.bias, out, *convolution.geometry[:3], norm.eps,
         _nhwc(weight2), norm2.mean, norm2.var, norm2.weight, norm2.bias, out2, convolution2.stride,
@@ -54,7 +55,7 @@ def conv_bn_relu_pair(
 
 
 def conv_bn_relu_pool(library, allow_tf32, x, weight, epilogue, out, convolution, config=None):
-    """out = max_pool(epilogue(conv(x, weight)), 3, stride 2, padding 1), without a residual."""
+    """out = max_pool(epilogue(conv(x, weight)), 3, stride 2, padding 1). The epilogue has no residual."""
     activations.check(epilogue.activation, (activations.RELU,), "conv_bn_relu_pool: activation")
     norm = epilogue.norm
     library.conv_bn_relu_pool(
@@ -67,7 +68,7 @@ def conv_stats(
     library, allow_tf32, x, weight, out, mean, invstd, running_mean, running_var, num_batches_tracked, convolution,
     momentum, eps, config=None,
 ):  # fmt: skip
-    """out = conv(x, weight), and what `bn_stats` computes of it."""
+    """out = conv(x, weight), and the results of `bn_stats` for out."""
     library.conv_stats(
         x, _nhwc(weight), out, mean, invstd, running_mean, running_var, num_batches_tracked, *convolution.geometry,
         momentum, eps, allow_tf32=allow_tf32, **(config or {}),
@@ -83,8 +84,8 @@ CONVOLUTIONS = {
 
 
 def kernels(namespace):
-    """{op: launcher} by the ops of the library that `namespace()` returns. Whoever keeps a launcher keeps the TF32 flag of
-    the moment in which it was looked up."""
+    """{op: launcher} by the ops of the library that `namespace()` returns. A launcher holds the TF32 flag of the time
+    when it was looked up."""
 
     @functools.cache
     def launcher(op):
@@ -99,7 +100,8 @@ def kernels(namespace):
 
 
 def configurations(namespace, device, op, convolution):
-    """The tiles and slices worth measuring, by falling prediction; those whose slices are the blocks of a cluster last."""
+    """The tiles and slices worth measuring, by falling prediction. Configurations whose slices are the blocks of a
+    cluster come last."""
     if op not in ("conv_bn_relu", "conv_bn_relu_pair", "conv_stats"):
         return []
     x, weight = (
@@ -111,14 +113,15 @@ def configurations(namespace, device, op, convolution):
         clusters=op == "conv_bn_relu",
     )  # fmt: skip
     found = tiles(text)
-    if op == "conv_stats":  # needs finished sums: no slices
+    if op == "conv_stats":  # conv_stats needs finished sums, so it has no slices
         return [{"tile": config["tile"]} for config in found[1:]]
-    # The default of a pair is chosen for both of its convolutions; the list is that of the first.
+    # The default of a pair is chosen for both of its convolutions. The library's list is that of the first convolution.
     return found[1:] if op == "conv_bn_relu" else [*found, {"tile": "apart"}]
 
 
 def tiles(text):
-    """Launch configurations from what the library's conv_choices says: a line is "<tile> <splits>", or that and "cluster"."""
+    """Launch configurations from the text of the library's conv_choices, whose lines are "<tile> <splits>" or "<tile>
+    <splits> cluster"."""
     found = []
     for tile, splits, *cluster in map(str.split, text.splitlines()):
         found.append({"tile": tile, "splits": int(splits)} | ({"cluster": True} if cluster else {}))
@@ -126,9 +129,9 @@ def tiles(text):
 
 
 def torch_is_faster(convolution):
-    """Why torch's convolution is, or None."""
+    """Why torch's convolution is the default, or None."""
     if convolution is not None and convolution.dtype == torch.float32 and not tf32_allowed():
-        # Tensor cores, which the kernels are made for, do not help there.
+        # IEEE float32 does not use tensor cores, for which the kernels are made.
         return "IEEE float32: cuDNN's convolution, then one fused pass (predicted, not measured)"
     return None
 

@@ -1,6 +1,7 @@
-"""e4m3, the 8-bit float of Hopper's and Ada's matrix units: which convolutions it is for, its scales, its rounding.
+"""e4m3, the 8-bit float of Hopper's and Ada's matrix units: which convolutions use it, its scales, its rounding.
 
-Four bits of exponent, three of mantissa, no infinity: up to 448, steps of 1/16 to 1/8 of a value, below 2^-6 steps of 2^-9.
+e4m3 has four bits of exponent, three of mantissa and no infinity. Its largest value is 448. Steps are 1/16 to 1/8 of a
+value; below 2^-6 they are 2^-9.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from . import env
 from .triton import schedule
 
 E4M3 = torch.float8_e4m3fn
-NAMES = ("fp8", E4M3)  # what freeze() takes as its dtype
+NAMES = ("fp8", E4M3)  # names of the format as freeze()'s dtype
 LARGEST = 448.0
-CHANNELS = 16  # 16 bytes: one copy
+CHANNELS = 16  # 16 channels are 16 bytes, which is one copy
 CAPABILITY = (8, 9)
 CHOICES = 2  # launch configurations that freeze() measures besides the default
 TILE = ("block_m", "block_k", "num_warps", "num_stages", "splits")  # of a configuration
@@ -43,8 +44,8 @@ def device_refusal(device):
 
 
 def alternatives(n, p, q, weight):
-    """Configurations worth measuring beside the default for a weight [K, C, R, S] and n images of p x q output pixels: those of
-    eight warps (see schedule.conv)."""
+    """Configurations worth measuring beside the default for a weight [K, C, R, S] and n images of p x q output pixels.
+    They are those with eight warps (see schedule.conv)."""
     k, c, r, s = weight
     default = schedule.conv(n * p * q, k, c, r * s, 1, 1, "ieee")
     found = schedule.conv_alternatives(default, 1)
@@ -53,35 +54,37 @@ def alternatives(n, p, q, weight):
 
 
 def scale_of(largest):
-    """The scale of values up to `largest` (a tensor, or a number): 1 where all of them are 0."""
+    """The scale for values up to `largest` (a tensor or a number). It is 1 where all values are 0."""
     if isinstance(largest, torch.Tensor):
         return torch.where(largest == 0, 1.0, largest / LARGEST)
     return largest / LARGEST if largest else 1.0
 
 
 def narrow(y, dtype):
-    """y as it is stored: the nearest, in e4m3 at most 448 in size; NaN stays NaN."""
+    """y as it is stored: the nearest value of `dtype`, which in e4m3 is at most 448 in size. NaN stays NaN."""
     return (y.clamp(-LARGEST, LARGEST) if dtype == E4M3 else y).to(dtype)
 
 
 def quantised_weight(weight):
-    """(e4m3 weight, [K] float32 scales): every output channel by its own largest value."""
+    """(e4m3 weight, [K] float32 scales). The scale of an output channel follows from the channel's own largest
+    value."""
     scale = scale_of(weight.flatten(1).abs().amax(1))
     return narrow(weight / scale.view(-1, 1, 1, 1), E4M3), scale
 
 
 def half_step(y, dtype):
-    """The largest error that rounding `y` (float64) to `dtype` may make: half the distance of its neighbours there."""
+    """The largest error of rounding `y` (float64) to `dtype`: half the distance of the neighbouring values of
+    `dtype`."""
     bits, smallest = (
         (4, -6) if dtype == E4M3 else (8, -126)
-    )  # of the significand; the exponent below which steps stay equal
+    )  # bits of the significand; exponent below which steps stay equal
     exponent = torch.frexp(y.nan_to_num())[1] - 1
     return torch.exp2((exponent.clamp_min(smallest) - bits).double())
 
 
 def share(ours, oracle, magnitude, slack):
-    """How far `ours` is from the `oracle` (float64, not rounded), in what one rounding and `slack` times the `magnitude` of
-    the terms of each sum may come to; infinite where NaNs differ. 1 passes."""
+    """The distance of `ours` from the `oracle` (float64, not rounded), relative to one rounding plus `slack` times
+    `magnitude`, the size of the terms of each sum. It is infinite where NaNs differ. A distance of 1 passes."""
     if ours.numel() == 0:
         return 0.0
     if not torch.equal(ours.isnan(), oracle.isnan()):

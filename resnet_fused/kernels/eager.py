@@ -1,7 +1,7 @@
-"""Two backends in torch's own operators: `eager`, the fallback of every op, and `torch`, whose convolution is followed by a
-pass of another backend. And the double backward of batch norm.
+"""Two backends in torch's own operators, and the double backward of batch norm.
 
-All arithmetic in float32, as torch's own kernels do for half types; float64 stays as it is.
+`eager` is the fallback of every op. `torch` runs torch's convolution, and a pass of another backend follows it. All
+arithmetic is float32, as in torch's own kernels for 16-bit types. float64 stays float64.
 """
 
 import torch
@@ -28,7 +28,7 @@ def _invstd(norm):
 
 def _masked(grad, out, grad2=None):
     if grad2 is not None:
-        grad = grad + grad2  # torch adds half types in float32 and rounds once
+        grad = grad + grad2  # torch adds 16-bit types in float32 and rounds once
     return grad if out is None else torch.ops.aten.threshold_backward(grad, out, 0)
 
 
@@ -54,7 +54,7 @@ def stats(x, mean, invstd, running_mean, running_var, num_batches_tracked, momen
 def merge_stats(parts, mean, invstd, var, share, count, eps):
     parts, channels = parts.double(), mean.shape[0]
     counts = parts[:, -1:]
-    # An empty process has no mean, and the variance of one value is NaN: 0 / 0.
+    # A process without values has no mean. The variance of one value is NaN (0 / 0).
     means = torch.where(counts > 0, parts[:, :channels], 0.0)
     m2 = torch.where(counts > 1, parts[:, channels:-1] * (counts - 1), 0.0)
     total = counts.sum(0)
@@ -114,7 +114,7 @@ def backward_apply(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, act
 def differentiable_backward(grad, x, out, mean, spread, weight, eps, batch_stats):
     """(grad_x, grad_weight, grad_bias, grad_residual) as a differentiable function of grad, x and weight."""
     g = _masked(grad, out)
-    if batch_stats:  # `mean` and `spread` are constants to autograd, but depend on x: take them from x again
+    if batch_stats:  # autograd sees `mean` and `spread` as constants, but both depend on x: compute them from x
         spread, mean = torch.var_mean(_wide(x), _others(x), correction=0)
     invstd = torch.rsqrt(_wide(spread) + eps)
     xhat = (_wide(x) - _channel(mean, x)) * _channel(invstd, x)
@@ -138,7 +138,7 @@ PASSES = {
     "bn_relu_backward_reduce": backward_reduce,
     "bn_relu_backward_apply": backward_apply,
 }
-# Neither has a kernel for a convolution: each op composes it.
+# Neither backend has a kernel for a convolution: each op composes it.
 TORCH = Backend("torch", ANY, lambda: None, dict.fromkeys((*CONVOLUTIONS, "conv_input_grad")))
 EAGER = Backend(
     "eager", ANY, lambda: None, PASSES | dict.fromkeys((*CONVOLUTIONS, "conv_fp8", "quantise_fp8")), otherwise="eager"

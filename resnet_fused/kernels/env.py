@@ -1,4 +1,4 @@
-"""Every environment variable of the package, read here and nowhere else (setup.py reads RESNET_FUSED_BUILD itself)."""
+"""Every environment variable of the package. No other module reads one; setup.py reads RESNET_FUSED_BUILD itself."""
 
 import os
 from pathlib import Path

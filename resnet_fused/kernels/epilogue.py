@@ -1,17 +1,17 @@
-"""What follows a convolution or a sum, value by value: batch norm, the residual, the activation."""
+"""The steps after a convolution or a sum, value by value: batch norm, residual, activation."""
 
 from typing import NamedTuple
 
 import torch
 
-# An activation is a number, because the schemas of ops hold it.
+# An activation is a number, because op schemas can hold a number.
 NONE, RELU = 0, 1
 ACTIVATIONS = ("none", "relu")
 
 
 class Norm(NamedTuple):
-    """Batch norm of [C] channels: by running statistics (mean, var, eps), or by those of a batch (mean, invstd), where
-    invstd is 1 / sqrt(var + eps) already and neither var nor eps is given."""
+    """Batch norm of [C] channels: by running statistics (mean, var, eps), or by the statistics of a batch (mean,
+    invstd). invstd is 1 / sqrt(var + eps); var and eps are then None."""
 
     mean: torch.Tensor
     var: torch.Tensor | None
@@ -26,7 +26,7 @@ class Norm(NamedTuple):
 
     @property
     def spread(self):
-        """The one of var and invstd that there is: a kernel reads either, and tells them apart by eps."""
+        """var or invstd, whichever is given. Kernels have one argument for both and tell them apart by eps."""
         return self.invstd if self.var is None else self.var
 
 
@@ -36,7 +36,7 @@ def norm_of(mean, spread, weight, bias, eps):
 
 
 class Epilogue(NamedTuple):
-    """activation(norm(z) [+ residual]) of the value z of a convolution."""
+    """activation(norm(z) [+ residual]) for the output z of a convolution."""
 
     norm: Norm
     residual: torch.Tensor | None = None
@@ -44,12 +44,13 @@ class Epilogue(NamedTuple):
 
 
 def saves_output(activation):
-    """Whether the backward needs the result of an activation: ReLU's is its own mask, its input is not kept."""
+    """Whether the backward needs the result of an activation. The result of ReLU is its mask, so ReLU's input is not
+    kept."""
     return activation == RELU
 
 
 def activate(y, activation):
-    """The activation in torch's own operator."""
+    """The activation as torch's own operator."""
     check(activation)
     return torch.relu(y) if activation == RELU else y
 

@@ -1,7 +1,7 @@
 """Finds and loads the compiled library (csrc/), and says why it is absent.
 
-Nothing happens at import. The library holds private ops that only launch (torch.ops.resnet_fused_native.<op>); it is
-one file for torch 2.11 and later and every Python, built by setup.py.
+Importing this module loads nothing. The library has private ops that only launch kernels
+(torch.ops.resnet_fused_native.<op>). setup.py builds it as one file for torch 2.11 and later and for every Python.
 """
 
 import functools
@@ -18,7 +18,7 @@ RECORD = Path(__file__).parent.with_name("_native_build.json")
 
 @functools.cache
 def why_absent():
-    """None if the library is loaded (the first call loads it), else why there is none, in one line."""
+    """None if the library is loaded, else the reason in one line. The first call loads the library."""
     if not LIBRARY.exists():
         return f"the compiled library was not built: {_why_not_built()}"
     try:
@@ -45,18 +45,18 @@ def namespace():
 
 
 def build_info():
-    """What the loaded library is: version, abi, torch, stable_abi, compiler, cuda, architectures."""
+    """Facts about the loaded library: version, abi, torch, stable_abi, compiler, cuda, architectures."""
     return json.loads(namespace().build_info())
 
 
 @functools.cache
 def has_cuda():
-    """Whether the library is there and has CUDA kernels. Needs no GPU."""
+    """Whether the library is present and has CUDA kernels. This needs no GPU."""
     return why_absent() is None and build_info()["cuda"] is not None
 
 
 def cpu_isa():
-    """The instruction set its CPU kernels use on this machine: amx, avx512, avx2 or portable."""
+    """The instruction set that the CPU kernels use on this machine: amx, avx512, avx2 or portable."""
     return namespace().cpu_isa()
 
 

@@ -1,8 +1,10 @@
-"""The passes over memory that every compiled library has, on CPUs and GPUs: the one place where its ops are called."""
+"""The passes over memory that every compiled library has, on CPUs and GPUs. No other module calls these ops of a
+library."""
 
 import functools
 
-RAW = ("add_relu", "add_relu_backward", "bn_stats", "bn_stats_merge")  # launchers as they are
+# ops of the library that are launchers themselves
+RAW = ("add_relu", "add_relu_backward", "bn_stats", "bn_stats_merge")
 
 
 def bn_relu(library, x, epilogue, out):
@@ -20,7 +22,8 @@ def bn_add_bn_relu(library, x, norm, z, norm_z, out):
 
 
 def bn_relu_backward_reduce(library, grad, x, out, norm, sum_g, sum_gx, activation, grad2=None, masked=None):
-    """Sums per channel of g, the gradient before the activation, and of g * xhat; x and norm are None for sum_g alone."""
+    """Sums per channel of g, the gradient before the activation, and of g * xhat. x and norm are None for sum_g
+    alone."""
     mean, spread, eps = (None, None, None) if norm is None else (norm.mean, norm.spread, norm.eps)
     library.bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, activation, grad2, masked)
 
@@ -44,5 +47,5 @@ OPS = (*RAW, *LAUNCHERS)
 
 
 def launcher(library, op):
-    """The launcher of one of OPS by the ops of `library`."""
+    """The launcher of one of OPS, by the ops of `library`."""
     return functools.partial(LAUNCHERS[op], library) if op in LAUNCHERS else getattr(library, op)

@@ -4,7 +4,7 @@ import torch
 
 
 def tf32_allowed():
-    """Whether torch would let a float32 convolution use TF32, by its flags at this moment."""
+    """Whether torch would let a float32 convolution use TF32. torch's flags can change between two calls."""
     precision = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
     if precision in ("tf32", "ieee"):
         return precision == "tf32"

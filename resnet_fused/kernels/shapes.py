@@ -1,4 +1,4 @@
-"""A convolution as shapes and numbers, without tensors: what a backend is asked about, and the size of its result."""
+"""A convolution as shapes and numbers, without tensors. Backends decide by it, and it gives the size of the result."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 
 
 def out_size(size, kernel, stride, padding, dilation=1):
-    """Output pixels of a convolution or a pool along one side."""
+    """Output size of a convolution or a pool along one axis."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
@@ -21,9 +21,9 @@ def pooled_shape(shape):
 
 
 class Convolution(NamedTuple):
-    """conv2d of x [N, C, H, W] by weight [K, C / groups, R, S], two shapes; stride, padding and dilation are pairs.
+    """conv2d of x [N, C, H, W] by weight [K, C / groups, R, S], two shapes. stride, padding and dilation are pairs.
 
-    Of the gradient of an input (`conv_input_grad`) x is the gradient that comes in, and weight has its channels exchanged.
+    For the gradient of an input (`conv_input_grad`) x is the incoming gradient, and weight has its channels exchanged.
     """
 
     x: tuple[int, ...]
@@ -44,5 +44,5 @@ class Convolution(NamedTuple):
 
 
 def convolution_of(x, weight, stride, padding, dilation, groups):
-    """The Convolution of two tensors; lists, which have no hash, become tuples."""
+    """The Convolution of two tensors. Lists become tuples, because a Convolution must be hashable."""
     return Convolution(x.shape, weight.shape, x.dtype, tuple(stride), tuple(padding), tuple(dilation), groups)

@@ -1,4 +1,4 @@
-"""The one list of backends: by default the first that can runs an op."""
+"""The list of all backends. By default the first backend that can run an op runs it."""
 
 from . import cpu, cuda, eager, triton
 from .hopper.plane import cuda as plane
@@ -6,7 +6,7 @@ from .hopper.strip import cuda as strip
 
 TORCH, EAGER = eager.TORCH, eager.EAGER
 
-# A backend that is proven elsewhere (the emulator of the tests) is added here by its owner.
+# The tests add the emulator as a backend here.
 BACKENDS = {
     backend.name: backend
     for backend in (cuda.BACKEND, triton.BACKEND, plane.BACKEND, strip.BACKEND, cpu.BACKEND, TORCH, EAGER)

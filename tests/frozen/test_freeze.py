@@ -57,7 +57,7 @@ def test_the_numbers_of_eager(name, dtype):
 @pytest.mark.parametrize("way", ALL.values(), ids=ALL)
 def test_every_way_gives_the_numbers_of_eager(monkeypatch, way):
     """Each kind of kernel in every layer that it can run. F(4x4,3x3) everywhere errs up to 1.8 times as much as a direct
-    convolution (docs/winograd.md), which freeze() checks against the budget and this test must not depend on.
+    convolution (docs/design/winograd.md), which freeze() checks against the budget and this test must not depend on.
     """
     monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, example: Errors(0.0, False))
     monkeypatch.setattr(

@@ -140,7 +140,7 @@ def convolve(name, x, weight, norm, residual, out, conv, eps, *, more=(), relu=T
 
 
 def table(batches=(1, 32, 256)):
-    """The plans of ResNet-34 as docs/conv.md shows them: python tests/support/conv_emulated.py"""
+    """The plans of ResNet-34 as docs/design/implicit-gemm.md shows them: python tests/support/conv_emulated.py"""
     print("| c, k, kernel, stride, size | " + " | ".join(f"batch {n}" for n in batches) + " |")
     print("|---|" + "---|" * len(batches))
     for layer in RESNET34:
@@ -157,7 +157,7 @@ def table(batches=(1, 32, 256)):
 
 
 def pair_table(batches=(1, 32, 256)):
-    """Clocks of a block's first convolution and its projection, in one launch / in two, as docs/conv.md shows them."""
+    """Clocks of a block's first convolution and its projection, in one launch / in two, as docs/design/implicit-gemm.md shows them."""
     print("| c, k, size | " + " | ".join(f"batch {n}" for n in batches) + " |")
     print("|---|" + "---|" * len(batches))
     for c, size in ((64, 56), (128, 28), (256, 14)):
@@ -170,7 +170,7 @@ def pair_table(batches=(1, 32, 256)):
 
 
 def cluster_table(batches=(1, 8)):
-    """Clocks in two kernels / in a cluster, as docs/conv.md shows them."""
+    """Clocks in two kernels / in a cluster, as docs/design/implicit-gemm.md shows them."""
     print("| c, k, kernel, stride, size | " + " | ".join(f"batch {n}" for n in batches) + " |")
     print("|---|" + "---|" * len(batches))
     for c, k, r, stride, size in RESNET34:

@@ -106,7 +106,7 @@ COLUMNS = {"four pixels": (4, 1), "two": (2, 1), "gradient": None, "four, pairs"
 
 
 def table(batches=(64, 256)):
-    """Predictions for ResNet-34 as docs/conv.md shows them: python tests/support/plane_emulated.py"""
+    """Predictions for ResNet-34 as docs/design/plane.md shows them: python tests/support/plane_emulated.py"""
     columns = [(what, n) for n in batches for what in COLUMNS if n > 64 or "pairs" not in what]
     print("| c, k, kernel, stride, size | products | " + " | ".join(f"{what}, {n}" for what, n in columns) + " |")
     print("|---" * (2 + len(columns)) + "|")

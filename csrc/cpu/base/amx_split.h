@@ -1,4 +1,4 @@
-// Floats as sums of bfloat16.
+// Splits floats into sums of bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,11 @@
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-constexpr int64_t kSplitFloats = 32;  // split in one call: each of their parts fills a cache line and a row of a tile
+// floats split in one call: each of their parts fills a cache line and a row of a tile
+constexpr int64_t kSplitFloats = 32;
 
-// kSplitFloats floats as kParts bfloat16 each, part_stride values apart. The rest of a float after each part is exact,
-// so three parts add up to the float.
+// Writes kSplitFloats floats as kParts bfloat16 each, part_stride values apart. After each part the rest of the float
+// is exact, so three parts add up to the float.
 template <int kParts>
 inline void split(const float* from, uint16_t* to, int64_t part_stride) {
 #ifdef __AVX512BF16__

@@ -1,5 +1,5 @@
-// The eight registers of the matrix unit, 16 rows of 64 bytes each, and its product, on the unit itself or, where this
-// file is compiled without it, in plain C++ with the same sums: that is what proves the kernels on other machines.
+// The eight registers of the matrix unit, 16 rows of 64 bytes each, and its product. Where this file is compiled
+// without the matrix unit, plain C++ computes the same sums: tests then prove the kernels on other machines.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
 #ifdef __AMX_BF16__
 
-// Assembly: g++ 12 has the intrinsics as macros that want a literal for a register, and lets them read no more than the
-// first eight bytes of a configuration.
+// Assembly instead of intrinsics: g++ 12 has the intrinsics as macros that take only a literal as a register, and it
+// assumes that they read only the first eight bytes of a configuration.
 class Tiles {
  public:
   template <int I>
@@ -43,7 +43,7 @@ class Tiles {
   }
 };
 
-// What oneDNN has configured in this thread must be there when it comes back: it remembers that it has.
+// oneDNN remembers that it has configured this thread's tiles, so its configuration is saved here and restored later.
 inline void begin_tiles(void* saved) {
   struct alignas(64) {
     uint8_t palette, start_row, reserved[14];
@@ -96,8 +96,8 @@ class Tiles {
     };
   };
 
-  // As Intel's manual has it: even and odd products are summed apart, then added; what is subnormal is 0 wherever it
-  // goes in or comes out. A product of two bfloat16 is exact, so that no fused multiply-add is needed.
+  // The sums follow Intel's manual: even and odd products are summed apart and then added, and subnormal inputs and
+  // results are 0. A product of two bfloat16 is exact in float32, so no fused multiply-add is needed.
   [[gnu::noinline]] static void add_product(const Tile& a, const Tile& b, Tile& c) {
     constexpr int kVectors = 16 / kWidth;
     Vec right[2][16][kVectors];

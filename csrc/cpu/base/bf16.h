@@ -1,4 +1,4 @@
-// Single bfloat16 values, as the packing of weights needs them.
+// Conversion of single bfloat16 values, for the packing of weights.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ inline float float_of(uint16_t bf16) {
   return value;
 }
 
-// To nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even. A NaN stays a NaN.
 inline uint16_t bf16_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));

@@ -1,12 +1,13 @@
-// Products of pairs of bfloat16. A source that multiplies them is named *_bf16*.cpp, so that it is also compiled for
-// AVX512-BF16 (csrc/README.md).
+// Products of pairs of bfloat16. A source that uses them is named *_bf16*.cpp: that name makes the build compile it for
+// AVX512-BF16 too (csrc/README.md).
 #pragma once
 
 #include "cpu/base/vec_more.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// a: two bfloat16 of a pixel; b: the same two channels of kWidth filters. The instruction takes subnormal values for 0.
+// a: two bfloat16 channels of a pixel. b: the same two channels of kWidth filters. The instruction treats subnormals as
+// 0.
 inline Vec dot(Vec a, Vec b, Vec sum) {
 #if defined(__AVX512BF16__)
   return bit_cast<Vec>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
@@ -17,7 +18,7 @@ inline Vec dot(Vec a, Vec b, Vec sum) {
 #endif
 }
 
-// Stores what `dot` takes as an operand.
+// Stores an operand of `dot`.
 inline void store_operand(float* p, Vec v) { store(p, v); }
 inline void store_operand(bf16* p, Vec v) {
 #if defined(__AVX512BF16__)

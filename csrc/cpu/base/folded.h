@@ -1,11 +1,11 @@
-// What follows a convolution whose batch norm is folded into its weights and a shift.
+// The steps after a convolution whose batch norm is folded into its weights and a shift.
 #pragma once
 
 #include "ops.h"
 
 namespace resnet_fused::cpu {
 
-// out = activation(sum + shift [+ residual]). shift: [k]; residual: like out, which it may be, or nullptr.
+// out = activation(sum + shift [+ residual]). shift: [k]. residual: nullptr, or values like out; it may be out.
 struct FoldedEpilogue {
   const float* shift;
   const void* residual;

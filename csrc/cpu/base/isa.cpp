@@ -13,13 +13,13 @@
 namespace resnet_fused::cpu {
 namespace {
 
-// The matrix unit and bfloat16 vectors are there, and Linux gives this process the registers.
+// Whether the CPU has the matrix unit and bfloat16 vectors, and Linux gives this process the registers.
 bool has_amx() {
 #ifdef RESNET_FUSED_WITH_AMX
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // AMX-BF16, AMX-TILE
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;                     // AVX512-BF16
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2); before Linux 5.16 it fails
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2), which fails before Linux 5.16
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;

@@ -1,4 +1,4 @@
-// Per-channel constants of a strip of channels: gathered from any dtype, combined in double, used as floats.
+// Constants of a strip of channels: read from any dtype, combined in double, used as floats.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// Channels a task handles at a time: what it keeps for each stays in the L1 cache, and needs no heap.
+// Channels that a task handles at a time: their constants and sums stay in the L1 cache and need no heap.
 constexpr int kStrip = 512;
 
 template <class Body>
@@ -24,7 +24,7 @@ inline void dispatch(DType dtype, const Body& body) {
   }
 }
 
-// out[i] = channels[first + i], or `absent` where there is no such parameter.
+// out[i] = channels[first + i], or `absent` where `channels` has no data.
 inline void gather(Channels channels, int64_t first, int n, float absent, float* out) {
   if (!channels.data) {
     for (int i = 0; i < n; ++i) out[i] = absent;
@@ -55,7 +55,7 @@ struct Strip {
   Vec operator()(int which, int64_t i) const { return load(values[which] + i); }
 };
 
-// The same of one channel: i does not matter.
+// The constants of one channel. i does not matter.
 template <int kCount>
 struct Uniform {
   Vec values[kCount];

@@ -1,4 +1,4 @@
-// Large pages for memory that is read from end to end in every call.
+// Large pages for memory that every call reads from end to end.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace resnet_fused::cpu {
 
-// Asks the system for large pages, before the memory is first written. Only the speed depends on the answer.
+// Asks the system for large pages. The caller asks before it first writes to the memory. Only the speed depends on it.
 inline void prefer_large_pages(void* memory, int64_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kLarge = uintptr_t{2} << 20;

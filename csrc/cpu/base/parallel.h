@@ -1,12 +1,12 @@
-// Threads for the CPU launchers: torch's own pool, so that a process never runs two of them against each other.
+// Threads of the CPU launchers. They are torch's own pool: two pools in one process would slow each other down.
 #pragma once
 
 #include <cstdint>
 
 namespace resnet_fused::cpu {
 
-// Calls body(begin, end, context) on disjoint ranges that cover [0, count), no range shorter than `grain` if it can be
-// helped. Where the ranges are cut depends on the number of threads: a sum must not depend on them.
+// Calls body(begin, end, context) on disjoint ranges that cover [0, count). No range is shorter than `grain`, where
+// count allows it. The number of threads decides where the ranges end, so no sum may depend on the ranges.
 void parallel_ranges(int64_t count, int64_t grain, void (*body)(int64_t begin, int64_t end, const void* context),
                      const void* context);
 

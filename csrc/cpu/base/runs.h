@@ -1,4 +1,4 @@
-// How the passes over an activation are cut into tasks.
+// Divides the passes over an activation into tasks.
 #pragma once
 
 #include <algorithm>
@@ -10,14 +10,15 @@ namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Values per task of a pass that writes a map: small enough to use two cores on the smallest maps of ResNet-34 at batch
-// 1 (25088 values), large enough that waking a thread costs less than its work.
+// Values per task of a pass that writes a map. A task is small enough that the smallest maps of ResNet-34 at batch 1
+// (25088 values) use two cores. It is large enough that waking a thread costs less than the task's work.
 constexpr int64_t kGrain = 8192;
-// Contiguous layout: values of one channel that are handled in one go; they stay in the L1 cache.
+// Contiguous layout: values of one channel that are handled at a time. They stay in the L1 cache.
 constexpr int64_t kSegment = 2048;
 
-// body(constants, offset, n) for every run of n neighbouring values; fill(strip, first_channel, n) computes the
-// constants. channels_last: a run is a strip of channels of one pixel; contiguous: a piece of one channel's plane.
+// Calls body(constants, offset, n) for every run of n neighbouring values. fill(strip, first_channel, n) computes the
+// constants. channels_last: a run is a strip of channels of one pixel. contiguous: a run is a piece of one channel's
+// plane.
 template <int kCount, class Fill, class Body>
 void for_each_run(Layout layout, const Fill& fill, const Body& body) {
   const int64_t channels = layout.channels;
@@ -44,9 +45,9 @@ void for_each_run(Layout layout, const Fill& fill, const Body& body) {
   });
 }
 
-// The values of one channel, in memory order, cut into units, and the units into chunks of equal length. A unit is one
-// row (channels_last) or at most kSegment neighbours (contiguous). Chunks depend on the shape alone, so that sums over
-// them come out the same for every number of threads.
+// Divides the values of one channel, in memory order, into units, and the units into chunks of equal length. A unit is
+// one row (channels_last) or at most kSegment neighbours (contiguous). Chunks depend only on the shape, so sums over
+// them are the same for every number of threads.
 struct Partition {
   int64_t channels, inner, segments, units, chunks, units_per_chunk;
 
@@ -55,7 +56,7 @@ struct Partition {
         inner(layout.inner),
         segments(ceil_div(layout.inner, kSegment)),
         units(layout.outer * segments) {
-    constexpr int64_t kChunk = 65536, kMaxChunks = 128;  // kMaxChunks: limits the scratch and the final merge
+    constexpr int64_t kChunk = 65536, kMaxChunks = 128;  // kMaxChunks limits the scratch and the final merge
     const int64_t wanted = std::min(std::min(ceil_div(layout.size(), kChunk), kMaxChunks), units);
     units_per_chunk = ceil_div(units, wanted);
     chunks = ceil_div(units, units_per_chunk);
@@ -65,7 +66,7 @@ struct Partition {
   // Values of one channel in a chunk.
   int64_t values(int64_t chunk) const { return values_before(end(chunk)) - values_before(begin(chunk)); }
 
-  // Where a unit of channel c starts, and its length (contiguous layout).
+  // The position of a unit of channel c, and its length (contiguous layout).
   int64_t offset(int64_t unit, int64_t c) const {
     return (unit / segments * channels + c) * inner + unit % segments * kSegment;
   }
@@ -75,7 +76,7 @@ struct Partition {
   int64_t values_before(int64_t unit) const { return unit / segments * inner + unit % segments * kSegment; }
 };
 
-// strip_task(chunk, first_channel, n) for every chunk and strip of channels (channels_last), or
+// Calls strip_task(chunk, first_channel, n) for every chunk and strip of channels (channels_last), or
 // channel_task(chunk, channel) (contiguous).
 template <class StripTask, class ChannelTask>
 void for_each_chunk(const Partition& partition, const StripTask& strip_task, const ChannelTask& channel_task) {

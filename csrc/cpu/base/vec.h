@@ -1,7 +1,7 @@
-// One vector of floats of the instruction set this file is compiled for, loaded from and stored to each dtype.
+// One vector of floats of the instruction set that this file is compiled for, loaded from and stored to each dtype.
 //
-// Files that include this are compiled once per instruction set, with RESNET_FUSED_ISA as the name of the namespace
-// everything of theirs lies in: a function shared between two of them could be linked from the one this CPU cannot run.
+// Files that include this header are compiled once per instruction set. All their code lies in a namespace named
+// RESNET_FUSED_ISA: the linker must not take a shared function from a set that this CPU does not have.
 #pragma once
 
 #include <cstdint>
@@ -51,8 +51,8 @@ inline Vec to_float(WordVec h, bf16) { return bit_cast<Vec>(__builtin_convertvec
 inline WordVec from_float(Vec v, bf16) {
   const BitVec bits = bit_cast<BitVec>(v);
   const BitVec nearest_even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  // Not rounded: that could carry a NaN into an infinity. One that arithmetic made is quiet, so its upper 16 bits
-  // are a NaN.
+  // A NaN is not rounded, because rounding could carry it into an infinity. The upper 16 bits of a quiet NaN are a NaN,
+  // and arithmetic makes quiet NaNs only.
   const BitVec nan = bits >> 16;
   return __builtin_convertvector(v == v ? nearest_even : nan, WordVec);
 }
@@ -71,8 +71,9 @@ inline WordVec from_float(Vec v, f16) {
 inline Vec to_float(WordVec h, f16) {
   const BitVec bits = __builtin_convertvector(h, BitVec);
   const BitVec sign = (bits & 0x8000) << 16, magnitude = (bits & 0x7fff) << 13;
-  const Vec scaled = bit_cast<Vec>(magnitude) * 0x1p112f;  // moves the exponent's bias; exact for subnormals too
-  const BitVec special = magnitude | 0x7f800000;           // infinity and NaN
+  // moves the exponent's bias, which is exact for subnormals too
+  const Vec scaled = bit_cast<Vec>(magnitude) * 0x1p112f;
+  const BitVec special = magnitude | 0x7f800000;  // infinity and NaN
   return bit_cast<Vec>(sign | ((bits & 0x7c00) == 0x7c00 ? special : bit_cast<BitVec>(scaled)));
 }
 inline WordVec from_float(Vec v, f16) {
@@ -104,7 +105,7 @@ inline void store(T* p, Vec v) {
   std::memcpy(p, &h, sizeof(h));
 }
 
-// The first n < kWidth lanes; the others are zero, or not stored.
+// Loads or stores the first n < kWidth lanes. A load sets the other lanes to zero, a store leaves them out.
 template <class T>
 inline Vec load(const T* p, int n) {
   T lanes[kWidth] = {};
@@ -125,8 +126,8 @@ inline float load_one(const T* p) {
 
 // ReLU is v < 0 ? 0 : v and not max(v, 0): NaN stays NaN and -0.0 stays -0.0, as in torch.
 inline Vec activate(Vec v, Activation activation) { return activation == Activation::relu ? (v < 0 ? Vec{} : v) : v; }
-// The gradient through a ReLU whose stored result is `out`. Of ReLU alone: the gradient of another activation may need
-// what the activation was applied to.
+// The gradient through a ReLU whose stored result is `out`. The function serves ReLU alone: the gradient of another
+// activation may need the activation's input.
 inline Vec relu_gradient(Vec grad, Vec out) { return out <= 0 ? Vec{} : grad; }
 
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA

@@ -1,11 +1,11 @@
-// What the kernels of convolutions need of a vector beyond vec.h.
+// Vector operations of the convolution kernels that vec.h does not have.
 #pragma once
 
 #include "cpu/base/vec.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// One rounding where the instruction set has it (compilers contract this expression, but need not).
+// Rounds once where the instruction set has a fused multiply-add. Compilers may contract a * b + c and need not.
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -17,18 +17,18 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 }
 
 inline Vec broadcast(const float* p) {
-  Vec v = *p - Vec{};  // and not + : that would turn -0.0 into 0.0, so it could not be a plain broadcast
+  Vec v = *p - Vec{};  // + would turn -0.0 into 0.0, so the compiler could not use a plain broadcast
 #if defined(__AVX512F__)
-  // Otherwise gcc folds the broadcast into each of the fmas that use it and so doubles the loads.
+  // Without this statement gcc folds the broadcast into each fma that uses it, which doubles the loads.
   asm("" : "+v"(v));
 #endif
   return v;
 }
 
-// v < low ? low : v. The instruction returns its second operand if either is NaN or both are zeros.
+// v < low ? low : v. The instruction returns its second operand if either operand is NaN or both are zeros.
 inline Vec at_least(Vec low, Vec v) {
 #if defined(__AVX512F__)
-  return _mm512_maskz_max_ps(0xffff, low, v);  // gcc 12 warns about the plain one
+  return _mm512_maskz_max_ps(0xffff, low, v);  // gcc 12 warns about the unmasked intrinsic
 #elif defined(__AVX2__)
   return _mm256_max_ps(low, v);
 #else
@@ -36,7 +36,7 @@ inline Vec at_least(Vec low, Vec v) {
 #endif
 }
 
-// Lane i of the result is lane from[i] of a, or from[i] - kWidth of b.
+// Lane i of the result is lane from[i] of a, or lane from[i] - kWidth of b.
 inline Vec shuffle(Vec a, Vec b, BitVec from) {
 #if defined(__AVX512F__)
   return _mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(from), b);
@@ -49,7 +49,7 @@ inline Vec shuffle(Vec a, Vec b, BitVec from) {
 #endif
 }
 
-// Whether every lane is 0; a NaN is not.
+// Whether every lane is 0. A NaN is not 0.
 inline bool all_zero(Vec v) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ) == 0;
@@ -62,7 +62,7 @@ inline bool all_zero(Vec v) {
 #endif
 }
 
-// The first n <= kWidth lanes; vec.h's own are slow for whole vectors.
+// Loads or stores the first n <= kWidth lanes. The functions of vec.h are slow for whole vectors.
 template <class T>
 inline Vec load_lanes(const T* p, int64_t n) {
   return n == kWidth ? load(p) : load(p, static_cast<int>(n));

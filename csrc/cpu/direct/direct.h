@@ -1,10 +1,10 @@
-// Any convolution of NHWC activations, one group, by its direct sum, with everything that follows a convolution in a
-// folded ResNet: out = activation(conv(x, weight) + shift [+ residual]), summed in float32 and rounded once. On
-// vectors, or on the matrix unit of a CPU (AMX).
+// Convolution of NHWC activations by the direct sum, for any filter and one group, with the rest of a folded layer: out
+// = activation(conv(x, weight) + shift [+ residual]), summed in float32 and rounded once. It runs on vectors, or on the
+// matrix unit of a CPU (AMX).
 //
-// The matrix unit multiplies bfloat16. A float32 is the exact sum of three of them, 8 bits each, so a float32 product
-// is six products of parts (the three that are left out are below 2^-25 of it): fewer than the sixteen by which the
-// unit is faster than AVX-512. See docs/amx.md.
+// The matrix unit multiplies bfloat16. A float32 is the exact sum of three bfloat16 of 8 bits each, so a float32
+// product is six products of parts. Three more products are below 2^-25 of the product and are left out. Six is less
+// than sixteen, the factor by which the unit is faster than AVX-512. See docs/design/amx.md.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,11 @@
 
 namespace resnet_fused::cpu {
 
-// What is multiplied: float32 or bfloat16 on vectors; on the matrix unit float32 as three bfloat16, or bfloat16.
+// The format of the operands. On vectors: float32 or bfloat16. On the matrix unit: float32 as three bfloat16, or
+// bfloat16.
 enum class DirectFormat { f32, bf16, amx_f32, amx_bf16 };
 
-// One group; stride, padding and dilation are those of both axes.
+// One group. Stride, padding and dilation are the same on both axes.
 struct DirectShape : Convolution {
   DirectFormat format;
   int64_t stride() const { return stride_h; }
@@ -31,44 +32,47 @@ struct DirectShape : Convolution {
   int64_t blocks() const { return (c + block() - 1) / block(); }
 };
 
-// Packed values are counted in words of 16 bits: a bfloat16 is one, a float two.
-constexpr int64_t kDirectLine = 32;   // of a pixel: a cache line, a row of a tile
-constexpr int64_t kDirectPanel = 32;  // output channels of a call of the kernel: two 512-bit vectors, or tiles
+// Packed values are counted in words of 16 bits: a bfloat16 is one word, a float two.
+constexpr int64_t kDirectLine = 32;   // words of a pixel in a block of channels: a cache line, and a row of a tile
+constexpr int64_t kDirectPanel = 32;  // output channels of a kernel call: two 512-bit vectors, or two tiles
 
-// One plane of the packed input holds the pixels that one remainder of the stride leaves, in rows of `pitch`, in blocks
-// of one line a pixel. There every tap of every output pixel o = y * pitch + x is the pixel o + offset(tap): no tap
-// needs a mask, and pixels that follow each other are one call. Neighbouring rows share the zeros between them.
+// How the packed input lies in memory. A plane holds the pixels with one remainder of the stride, in rows of `pitch`
+// pixels and in blocks of one line per pixel. Every tap of output pixel o = y * pitch + x reads pixel o + offset(tap)
+// of a plane. No tap therefore needs a mask, and neighbouring output pixels are one call. Neighbouring rows share the
+// zeros between them.
 struct DirectPlan {
   DirectShape shape;
   int tasks;
-  bool split_panels;  // tasks share one packed input and split the output channels; otherwise they split the pixels
+  bool split_panels;  // true: tasks share one packed input and split the output channels. false: tasks split the pixels
   int64_t blocks, panels;
-  int64_t pixels;                              // of a call of the kernel, at most
-  int64_t pitch, shared;                       // pixels from a row to the next, of these so many belong to both
-  std::vector<int64_t> phase_y, phase_x;       // of each plane: remainder of the row and the column
-  std::vector<int64_t> tap_plane, tap_offset;  // of each tap: its plane, and its pixels from o
-  int64_t extra_rows;                          // rows of a plane beyond those of the output
-  int64_t rows;                                // output rows packed at a time, at most
+  int64_t pixels;         // at most, of a call of the kernel
+  int64_t pitch, shared;  // pitch: pixels from a row to the next. shared: pixels that belong to two rows
+  std::vector<int64_t> phase_y, phase_x;       // per plane: remainder of the row and of the column
+  std::vector<int64_t> tap_plane, tap_offset;  // per tap: its plane, and its distance from o in pixels
+  int64_t extra_rows;                          // rows of a plane beyond the rows of the output
+  int64_t rows;                                // at most, output rows packed at a time
   int64_t plane;                               // pixels of a plane
   int64_t segment;                             // words of the packed input of `rows` output rows of one image
-  int64_t segments;                            // packed at a time, so that weights are read once for all of them
-  int64_t chunk;      // blocks of channels whose weights are used for all of these before the next ones
-  int64_t sums;       // floats: the sums of a panel for all of these
-  bool pixels_first;  // a call's pixels meet all panels before the next ones, and not a panel all pixels
+  int64_t segments;  // segments packed at a time; a task reads the weights once for all of them
+  int64_t chunk;  // blocks of channels: their weights serve all packed pixels before the next blocks' weights are read
+  int64_t sums;   // floats: the sums of a panel for all packed pixels
+  // true: a call's pixels meet all panels before the next pixels. false: a panel meets all pixels first
+  bool pixels_first;
 };
 
 DirectPlan direct_plan(const DirectShape& shape, int threads);
 
-// In words.
+// Size in words.
 int64_t direct_packed_size(const DirectShape& shape);
 int64_t direct_workspace_size(const DirectPlan& plan);
 
 // weight: [k, c, r, s] contiguous, float32 or bfloat16.
 void direct_pack(const DirectShape& shape, const void* weight, uint16_t* packed);
 
-// x, residual, out: float32 or bfloat16, NHWC; out must not be x. workspace: aligned to 64 bytes. The bits do not
-// depend on threads, batch or position. A NaN comes out of the pixels that read it. In amx_f32 an infinity does so as a
-// NaN, and so does a value that rounds to one in bfloat16 (above 3.39e38); subnormal parts are 0.
+// x, residual and out are float32 or bfloat16, NHWC. out must not be x. workspace is aligned to 64 bytes. The bits of
+// the result do not depend on threads, batch or position. An output is NaN where a pixel that it reads is NaN. In
+// amx_f32 it is also NaN where that pixel is an infinity, or rounds to an infinity in bfloat16 (above 3.39e38), and
+// subnormal parts are 0.
 void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue,
                 void* out, uint16_t* workspace);
 

@@ -1,6 +1,6 @@
-// Weights in the order in which the kernels read them:
+// Packs weights in the order in which the kernels read them:
 //   f32    [panel][block][tap][16 channels][32 filters]
-//   others [panel][block][tap][part, last first][2 parts of 16 filters][16 pairs of channels][16 filters][2]
+//   others [panel][block][tap][part, last first][2 halves of 16 filters][16 pairs of channels][16 filters][2]
 #include <cstring>
 
 #include "cpu/base/bf16.h"

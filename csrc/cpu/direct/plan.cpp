@@ -1,4 +1,4 @@
-// How a convolution is cut up.
+// How a direct convolution is divided.
 #include <algorithm>
 
 #include "cpu/direct/direct.h"
@@ -9,7 +9,8 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Of the columns j < count of the plane with remainder `phase`: column j is pixel j * stride + phase - padding.
+// The number of zeros among the columns j < count of the plane of remainder `phase`. Column j is pixel j * stride +
+// phase - padding.
 int64_t zeros_before(const DirectShape& s, int64_t phase, int64_t count) {
   int64_t j = 0;
   while (j < count && j * s.stride() + phase < s.padding()) ++j;
@@ -31,7 +32,7 @@ DirectPlan direct_plan(const DirectShape& shape, int threads) {
   plan.panels = divide_up(shape.k, kDirectPanel);
   plan.pixels = direct_kernels(shape.format).pixels;
 
-  std::vector<int64_t> rows, columns;  // of a tap, from the first pixel in its plane
+  std::vector<int64_t> rows, columns;  // of a tap: distance from the first pixel in its plane
   for (int64_t r = 0; r < shape.r; ++r) {
     for (int64_t s = 0; s < shape.s; ++s) {
       const int64_t y = r * shape.dilation(), x = s * shape.dilation();
@@ -51,19 +52,21 @@ DirectPlan direct_plan(const DirectShape& shape, int threads) {
   }
   plan.extra_rows = *std::max_element(rows.begin(), rows.end());
   const int64_t width = shape.q + *std::max_element(columns.begin(), columns.end());
-  plan.shared = width - shape.q;  // more would let the rows of the output overlap
+  plan.shared = width - shape.q;  // with more shared pixels the rows of the output would overlap
   for (const int64_t phase : plan.phase_x) {
     plan.shared = std::min({plan.shared, zeros_before(shape, phase, width), zeros_after(shape, phase, width)});
   }
   plan.pitch = width - plan.shared;
   for (size_t tap = 0; tap < rows.size(); ++tap) plan.tap_offset.push_back(rows[tap] * plan.pitch + columns[tap]);
 
-  // Weights that are used for all packed pixels before the next ones: what no L2 of 2 MB would keep beside them is cut.
+  // The weights of kChunk words serve all packed pixels before the next weights. An L2 of 2 MB keeps them beside the
+  // pixels.
   constexpr int64_t kChunk = 256 * 1024 / sizeof(uint16_t);
   const int64_t block = shape.taps() * shape.parts() * kDirectPanel * kDirectLine;
   const int64_t chunks = divide_up(plan.blocks, std::max<int64_t>(1, kChunk / block));
   plan.chunk = divide_up(plan.blocks, chunks);
-  // Packed pixels: few, where the weights of a panel are read from L2 anyway; many, where they come from L3 for each.
+  // Words of packed pixels: few where the weights of a panel come from L2, many where they come from L3 for each
+  // segment.
   const int64_t budget = (chunks > 1 ? 1400 : 640) * 1024 / sizeof(uint16_t);
   const auto plane_of = [&](int64_t out_rows) {
     return (out_rows + plan.extra_rows) * plan.pitch + plan.shared + plan.pixels;
@@ -71,7 +74,7 @@ DirectPlan direct_plan(const DirectShape& shape, int threads) {
   const int64_t planes = static_cast<int64_t>(plan.phase_y.size()), lines = plan.blocks * shape.parts() * planes;
   const auto segment_of = [&](int64_t out_rows) { return lines * plane_of(out_rows) * kDirectLine; };
   const int64_t image = segment_of(shape.p);
-  // Weights are much larger than the input: each thread reads its share of them, and all pixels.
+  // Where the weights are much larger than the input, each thread reads its share of the weights and all pixels.
   plan.split_panels = threads > 1 && plan.panels >= threads && shape.n * image <= budget &&
                       direct_packed_size(shape) > 2 * shape.n * image;
   plan.rows = shape.p;
@@ -85,8 +88,9 @@ DirectPlan direct_plan(const DirectShape& shape, int threads) {
   plan.segments = plan.split_panels ? shape.n : std::max<int64_t>(1, budget / plan.segment);
   const int64_t tiles = divide_up((plan.rows - 1) * plan.pitch + shape.q, plan.pixels);
   plan.sums = (chunks > 1 ? tiles * plan.segments : 1) * plan.pixels * kDirectPanel;
-  // Weights that stay in L2 can be read again for each call's pixels, and outputs are then written in their order: 64
-  // to 256 channels at 56x56, batch 8, 2.8 -> 2.1 ms. The matrix unit is too fast to read its weights from L2 so often.
+  // Weights that stay in L2 can be read again for the pixels of each call, and outputs are then written in their order.
+  // Measured for 64 to 256 channels at 56x56, batch 8: 2.8 -> 2.1 ms. The matrix unit is too fast for it: it would wait
+  // for L2.
   constexpr int64_t kFewWeights = 512 * 1024 / sizeof(uint16_t);
   plan.pixels_first = shape.on_vectors() && chunks == 1 && direct_packed_size(shape) <= kFewWeights;
   return plan;

@@ -1,4 +1,4 @@
-// The loops around the kernels: when pixels are packed, and which task multiplies them with which weights.
+// The loops around the kernels: when pixels are packed, and which task multiplies which pixels with which weights.
 #include <algorithm>
 #include <cstring>
 
@@ -46,7 +46,7 @@ const DirectKernels& direct_kernels(DirectFormat format) {
 
 namespace {
 
-// Part i of `count` things cut into `parts` that differ by one at most.
+// Begin of part i where `count` things are divided into `parts` parts whose sizes differ by at most one.
 int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
 
 struct Segment {
@@ -71,7 +71,8 @@ class Run {
     }
   }
 
-  // Rows [begin, end) of plane `phase` of a segment into its memory; row 0 is the first that its output reads.
+  // Packs rows [begin, end) of plane `phase` of a segment into its memory. Row 0 is the first row that the segment's
+  // output reads.
   void pack(const Segment& segment, int64_t phase, int64_t begin, int64_t end, uint16_t* memory) const {
     uint16_t* plane = memory + phase * plan_.plane * kDirectLine;
     for (int64_t row = begin; row < end; ++row) {
@@ -87,7 +88,7 @@ class Run {
     }
   }
 
-  // Output panels [begin, end) of segments that lie in `memory` one after another; sums: plan.sums floats.
+  // Computes output panels [begin, end) of segments that lie in `memory` one after another. sums: plan.sums floats.
   void multiply(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
                 float* sums) const {
     if (plan_.pixels_first) return multiply_pixels(segments, count, begin, end, memory, sums);
@@ -101,7 +102,8 @@ class Run {
         gemm.blocks = std::min(plan_.chunk, plan_.blocks - block);
         gemm.add = block > 0;
         gemm.c = sums;
-        // The next chunk is requested while this one is used (three parts; it gained nothing for one).
+        // The next chunk is prefetched while this one is used. That is done for three parts; for one part it gained
+        // nothing.
         const int64_t weights = gemm.blocks * block_weights, products = 6 * shape_.taps() * gemm.blocks;
         gemm.ahead_lines = (weights / kDirectLine + calls * products - 1) / (calls * products);
         gemm.ahead = reinterpret_cast<const char*>(gemm.b + weights);
@@ -121,7 +123,7 @@ class Run {
     }
   }
 
-  // Row range [begin, end) of all output rows of the batch, cut at images and at plan.rows.
+  // The output rows [begin, end) of the whole batch, divided at images and at plan.rows.
   std::vector<Segment> segments(int64_t begin, int64_t end) const {
     std::vector<Segment> result;
     const int64_t height = shape_.p;
@@ -144,7 +146,7 @@ class Run {
     return gemm;
   }
 
-  // The same, the loops the other way round: see DirectPlan::pixels_first.
+  // The same computation with the order of the loops reversed: see DirectPlan::pixels_first.
   void multiply_pixels(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
                        float* sums) const {
     DirectGemm gemm = common();
@@ -189,7 +191,7 @@ class Run {
                   part_stride_);
   }
 
-  // The sums of a call's pixels from `first` on: those between the rows belong to no output.
+  // Writes outputs from the sums of a call's pixels, `first` and following. Sums between the rows belong to no output.
   void output(const Segment& segment, int64_t first, int64_t panel, const float* sums) const {
     const int64_t width = shape_.q, k = panel * kDirectPanel;
     DirectOutput to{};
@@ -226,7 +228,7 @@ class Run {
   char* out_;
 };
 
-// What a task's thread needs: the tile registers.
+// Prepares the thread of a task (the tile registers), and restores the thread's state at the end.
 class Configured {
  public:
   explicit Configured(DirectFormat format) : kernels_(direct_kernels(format)) { kernels_.begin(saved_); }

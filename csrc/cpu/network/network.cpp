@@ -50,7 +50,7 @@ int64_t workspace_of(const Step& s, bool bf16) {
   }
 }
 
-// Values.
+// Number of values.
 int64_t read_by(const Step& s) { return s.n * s.h * s.w * s.c; }
 int64_t written_by(const Step& s) {
   switch (s.kind) {
@@ -66,7 +66,7 @@ int64_t written_by(const Step& s) {
   }
 }
 
-// Bytes of packed weights and the values of the shift.
+// Bytes of the packed weights, and number of values of the shift.
 int64_t weights_size(const Step& s, bool bf16) {
   switch (s.kind) {
     case StepKind::stem:
@@ -84,7 +84,7 @@ int64_t weights_size(const Step& s, bool bf16) {
 }
 int64_t shift_size(const Step& s) { return s.kind == StepKind::amx_stem ? (s.k + 31) / 32 * 32 : s.k; }
 
-// That products of sizes, and what kernels make of them, fit into 64 bits.
+// Whether the products of sizes, and the kernels' products of them, fit into 64 bits.
 bool is_small(const Step& s) {
   constexpr int64_t kSide = int64_t{1} << 31;
   constexpr double kValues = static_cast<double>(int64_t{1} << 47);
@@ -99,7 +99,7 @@ bool is_small(const Step& s) {
 constexpr int64_t kNoActivation = static_cast<int64_t>(Activation::none),
                   kRelu = static_cast<int64_t>(Activation::relu);
 
-// That every number may be divided by and every kernel can do what it is asked.
+// Checks that no number to divide by is 0, and that each step's kernel can run the step.
 void check_sizes(const Network& network) {
   for (int64_t i = 0; i < network.count; ++i) {
     const Step& s = network.steps[i];

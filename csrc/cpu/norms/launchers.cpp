@@ -1,4 +1,4 @@
-// The launchers of ops.h for CPUs: each forwards to the copy compiled for the best instruction set of this machine.
+// The launchers of ops.h for CPUs. Each calls the function that is compiled for the instruction set in use.
 #include "cpu/base/isa.h"
 #include "ops.h"
 

@@ -30,8 +30,9 @@ const AmxStemKernels& chosen_kernels() {
 
 constexpr int64_t kPixels = 16, kPanel = 32, kValues = kAmxStemChannels * kAmxStemWidth;
 constexpr int64_t kTileWeights = kPanel / 2 * kValues;
-constexpr int64_t kConvRows = 4;                 // a pair, and what is left of the pair before
-constexpr int64_t kWindows = kPixels * kValues;  // what 16 pixels of the convolution read of a part of an input row
+constexpr int64_t kConvRows = 4;  // two rows, and the rows that the previous pair of rows left
+// values that 16 pixels of the convolution read of a part of an input row
+constexpr int64_t kWindows = kPixels * kValues;
 
 int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
@@ -40,7 +41,7 @@ struct Sizes {
   explicit Sizes(const AmxStemShape& s)
       : channels(up(s.k, kPanel)),
         tiles(up(s.q, kPixels) / kPixels),
-        // All that the windows of all tiles read, and the padded row.
+        // The values that the windows of all tiles read, or the padded row, whichever is larger.
         row(up(std::max((tiles * kPixels - 1) * s.stride() + kAmxStemWidth, s.w + 2 * s.padding()) * kAmxStemChannels,
                kValues)),
         input_rows(s.kernel() + s.stride()),
@@ -49,12 +50,12 @@ struct Sizes {
         task(floats * 4 + (input + 2 * s.kernel() * s.parts * kWindows) * 2) {}
   int64_t channels, tiles;
   int64_t row;         // values of one part of an input row
-  int64_t input_rows;  // that two rows of the convolution read
+  int64_t input_rows;  // input rows that two rows of the convolution read
   int64_t floats, input;
-  int64_t task;  // bytes
+  int64_t task;  // bytes of a task
 };
 
-// One task's rows: rings of input rows, in parts, and of rows of the convolution.
+// The rows of one task: a ring of input rows, split into parts, and a ring of rows of the convolution.
 class Rows {
  public:
   Rows(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const uint16_t* packed,
@@ -97,7 +98,7 @@ class Rows {
  private:
   float* conv_row(int64_t y) const { return conv_ + y % kConvRows * sizes_.tiles * kPixels * sizes_.channels; }
 
-  // Rows y and y + 1; the latter may be one too many.
+  // Computes rows y and y + 1 of the convolution. Row y + 1 may lie beyond the last row.
   void convolve(int64_t y) {
     const int64_t first = y * shape_.stride(), past = first + shape_.stride() + shape_.kernel();
     for (int64_t row = std::max(first, input_end_); row < past; ++row) read(row);
@@ -133,9 +134,9 @@ class Rows {
     conv_end_ = y + 2;
   }
 
-  // A row of a tile holds pixels beyond a kernel narrower than 8, of weight 0. Were one of them not finite, the product
-  // would be a NaN that torch does not have: then 16 pixels get windows of their own, with zeros beyond the kernel. The
-  // same bits.
+  // A row of a tile is 8 pixels wide. Where the kernel is narrower, the further pixels have weight 0. A pixel of them
+  // that is not finite would make a NaN that torch does not have. In that case 16 pixels get windows of their own with
+  // zeros beyond the kernel. The result has the same bits.
   const uint16_t* copy_windows(const uint16_t* row, uint16_t* to) const {
     const int64_t values = shape_.kernel() * kAmxStemChannels;
     std::memset(to, 0, shape_.parts * kWindows * sizeof(uint16_t));
@@ -150,7 +151,7 @@ class Rows {
 
   uint16_t* input_row(int64_t row) const { return input_ + row % sizes_.input_rows * sizes_.row * shape_.parts; }
 
-  // Row `row` of the padded image, four values a pixel.
+  // Reads row `row` of the padded image, four values a pixel.
   void read(int64_t row) {
     const int64_t y = row - shape_.padding();
     finite_[row % sizes_.input_rows] = 1;
@@ -193,7 +194,7 @@ class Rows {
   const float* shift_;
   float *line_, *conv_;
   uint16_t *input_, *windows_;
-  std::vector<char> finite_;  // of each input row
+  std::vector<char> finite_;  // per input row
   std::vector<const uint16_t*> pointers_;
   alignas(64) char saved_[64];
   int64_t image_ = -1, input_end_ = 0, conv_end_ = 0;
@@ -213,7 +214,7 @@ void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* pac
     for (int64_t c = 0; c < shape.c; ++c) {
       for (int64_t y = 0; y < shape.kernel(); ++y) {
         for (int64_t x = 0; x < shape.kernel(); ++x) {
-          const int64_t value = x * kAmxStemChannels + c;  // in a row of a tile
+          const int64_t value = x * kAmxStemChannels + c;  // position of the value in a row of a tile
           float left = weight[((k * shape.c + c) * shape.kernel() + y) * shape.kernel() + x];
           for (int part = 0; part < shape.parts; ++part) {
             const int64_t tile =

@@ -1,8 +1,8 @@
 // The stem of a ResNet on the matrix unit: max_pool2d(relu(conv(x, weight) + shift), 3, stride 2, padding 1) for at
-// most four input channels and kernels at most eight wide. Only four rows of the map before the pool ever exist.
+// most four input channels and kernels at most eight wide. Memory holds only four rows of the map before the pool.
 //
-// Pixels are stored four values apart, so that 8 of them are the 64 bytes of a tile's row and the next output pixel's
-// are `stride` pixels further: a kernel row is one product, without a copy for each pixel.
+// Pixels are stored four values apart. 8 pixels are then the 64 bytes of a tile's row, and the pixels of the next
+// output lie `stride` pixels further. A kernel row is therefore one product, and no pixel is copied for it.
 #pragma once
 
 #include <cstdint>
@@ -17,16 +17,17 @@ struct AmxStemShape : StemShape {
 
 constexpr int64_t kAmxStemChannels = 4, kAmxStemWidth = 8;  // of a row of a tile
 
-// packed: values; workspace: bytes.
+// packed: in values. workspace: in bytes.
 int64_t amx_stem_packed_size(const AmxStemShape& shape);
 int64_t amx_stem_workspace_size(const AmxStemShape& shape, int tasks);
 
-// weight: [k, c, kernel, kernel] contiguous float32; with one part it is rounded.
+// weight: [k, c, kernel, kernel] contiguous float32. With one part the weight is rounded to bfloat16.
 void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* packed);
 
-// x: element (n, c, y, x) at n * strides[0] + c * strides[1] + y * strides[2] + x * strides[3], float32 or, with one
-// part, bfloat16 if x_bf16. out: NHWC, float32 (three parts) or bfloat16. Every output is the same for any number of
-// tasks; a NaN comes out where torch has it, an infinity as in direct_run (direct.h). workspace: aligned to 64 bytes.
+// x: element (n, c, y, x) at n * strides[0] + c * strides[1] + y * strides[2] + x * strides[3]. x is float32, or with
+// one part also bfloat16 if x_bf16. out: NHWC, float32 (three parts) or bfloat16. Every output is the same for any
+// number of tasks. NaNs come out where torch has them, infinities as in direct_run (direct.h). workspace: aligned to 64
+// bytes.
 void amx_stem_run(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4],
                   const uint16_t* packed, const float* shift, void* out, int tasks, void* workspace);
 

@@ -44,7 +44,7 @@ struct Sizes {
   int64_t padded_row, panels, conv_row, task;
 };
 
-// One task's rows: a window of `kernel` padded input rows and one of three rows of the convolution, both rings.
+// The rows of one task: a ring of `kernel` padded input rows, and a ring of three rows of the convolution.
 class Rows {
  public:
   Rows(const StemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const float* packed,
@@ -79,7 +79,7 @@ class Rows {
   void convolve(int64_t y) {
     const float* rows[kStemKernel];
     for (int64_t i = 0; i < shape_.kernel(); ++i) {
-      const int64_t row = y * shape_.stride() + i;  // of the padded image
+      const int64_t row = y * shape_.stride() + i;  // row of the padded image
       if (row >= input_end_) read(row);
       rows[i] = input_ + row % shape_.kernel() * sizes_.padded_row;
     }
@@ -104,7 +104,7 @@ class Rows {
     conv_end_ = y + 1;
   }
 
-  // Copies row `row` of the padded image, channels interleaved.
+  // Copies row `row` of the padded image, with interleaved channels.
   void read(int64_t row) {
     float* to = input_ + row % shape_.kernel() * sizes_.padded_row;
     const int64_t y = row - shape_.padding(), pad = shape_.padding() * shape_.c, size = shape_.w * shape_.c;
@@ -117,7 +117,7 @@ class Rows {
     std::memset(to + pad + size, 0, sizeof(float) * pad);
     if (x_bf16_) {
       interleave(static_cast<const uint16_t*>(x_), y, to + pad, float_of);
-    } else if (out_bf16_) {  // as if x had been converted before
+    } else if (out_bf16_) {  // the result is that of an x converted to bfloat16 before the call
       interleave(static_cast<const float*>(x_), y, to + pad, [](float value) { return float_of(bf16_of(value)); });
     } else {
       interleave(static_cast<const float*>(x_), y, to + pad, [](float value) { return value; });

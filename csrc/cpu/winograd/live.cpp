@@ -1,4 +1,4 @@
-// Winograd for a network whose weights may change between two calls: nothing derived from them outlives a call.
+// Winograd for a network whose weights may change between two calls: no value derived from the weights outlives a call.
 #include <cmath>
 
 #include "cpu/base/parallel.h"
@@ -8,7 +8,7 @@
 namespace resnet_fused::cpu {
 namespace {
 
-constexpr int64_t kChunk = 32;  // input channels whose taps are gathered at a time: 36 KiB
+constexpr int64_t kChunk = 32;  // input channels whose taps are copied at a time: 36 KiB
 
 int64_t panels_of(const WinogradShape& shape) { return (shape.k + kWinogradPanel - 1) / kWinogradPanel; }
 int64_t padded(int64_t floats) { return (floats + kWinogradLine - 1) / kWinogradLine * kWinogradLine; }

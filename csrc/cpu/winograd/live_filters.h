@@ -1,11 +1,11 @@
-// The filters of a live network, as they lie in its weight.
+// The filters of a live network, in the layout of its weight.
 #pragma once
 
 #include <cstdint>
 
 namespace resnet_fused::cpu {
 
-// [k, c, 3, 3] in any layout, from some k and c on; the strides are in floats.
+// A weight [k, c, 3, 3] in any layout, from some k and c on. Strides are in floats.
 struct WinogradFilters {
   const float* data;
   int64_t k_stride, c_stride, tap_stride;

@@ -9,7 +9,7 @@
 namespace resnet_fused::cpu {
 namespace {
 
-// G of the m + 2 points: row p is (1, p, p^2) / prod (p - q) over the other finite points q; infinity is (0, 0, 1).
+// G of the m + 2 points. Row p is (1, p, p^2) / prod (p - q) over the other finite points q. Infinity is (0, 0, 1).
 constexpr double kG2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
 constexpr double kG4[6][3] = {{1, 0, 0},
                               {1 / kNormA, kPointA / kNormA, kPointA * kPointA / kNormA},
@@ -18,8 +18,8 @@ constexpr double kG4[6][3] = {{1, 0, 0},
                               {1 / kNormB, -kPointB / kNormB, kPointB * kPointB / kNormB},
                               {0, 0, 1}};
 
-// G g G^T of the 32 filters of one panel at one input channel, the filters side by side so that the loops vectorise.
-// `store(point, lane, value)` takes the results.
+// G g G^T of the 32 filters of one panel at one input channel. The filters lie side by side, so that the loops
+// vectorise. `store(point, lane, value)` takes the results.
 template <int kPoints, class Store>
 void transform(const double (&g)[kPoints][3], const double (&filter)[9][kWinogradPanel], const Store& store) {
   for (int i = 0; i < kPoints; ++i) {
@@ -59,7 +59,7 @@ void winograd_pack(const WinogradShape& shape, WinogradWeights weights, const fl
       const int64_t k0 = panel * kWinogradPanel, lanes = k - k0 < kWinogradPanel ? k - k0 : kWinogradPanel;
       double filter[9][kWinogradPanel] = {};
       float* to = packed + panel * panel_size;
-      if (bf16) std::memset(to, 0, panel_size * sizeof(float));  // the last of an odd number of channels has no partner
+      if (bf16) std::memset(to, 0, panel_size * sizeof(float));  // the last channel of an odd number has no partner
       for (int64_t ci = 0; ci < c; ++ci) {
         for (int64_t lane = 0; lane < lanes; ++lane) {
           const double factor = scale ? scale[k0 + lane] : 1.0;

@@ -43,7 +43,7 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Part i of `count` things cut into `parts` that differ by one at most.
+// Begin of part i where `count` things are divided into `parts` parts whose sizes differ by at most one.
 int64_t part_begin(int64_t count, int64_t parts, int64_t i) {
   const int64_t longer = count % parts;
   return count / parts * i + (i < longer ? i : longer);
@@ -56,14 +56,15 @@ struct Sizes {
         panels(divide_up(plan.shape.k, kWinogradPanel)),
         panel_weights(winograd_panel_size(plan.shape, plan.weights)),
         lines(divide_up(plan.shape.depth(), kWinogradLine)),
-        // Strides of an odd number of lines: powers of two would map all that is stored together to few sets of L1.
+        // Strides have an odd number of lines. With a power of two, values stored together would fall into few sets of
+        // L1.
         product(points * kWinogradPanel + kWinogradLine),
         expanded_point(plan.chunk * kWinogradPanel + kWinogradLine),
         transformed(lines * line(plan.block)),
         products(product * plan.block * plan.group),
         expanded(plan.weights == WinogradWeights::taps ? points * expanded_point : 0),
         task((plan.split_panels ? 0 : transformed) + products + expanded) {}
-  // The transformed input of `tiles` tiles, 16 channels.
+  // Floats of the transformed input of `tiles` tiles, 16 channels.
   int64_t line(int64_t tiles) const { return (points * tiles | 1) * kWinogradLine; }
   int64_t points, panels, panel_weights, lines, product, expanded_point, transformed, products, expanded, task;
 };
@@ -83,7 +84,7 @@ class Run {
         epilogue_(epilogue),
         out_(static_cast<char*>(out)) {}
 
-  // Channels c_begin to c_end of tile i of a block.
+  // Transforms channels c_begin to c_end of tile i of a block.
   void transform(const WinogradBlock& block, int64_t i, int64_t c_begin, int64_t c_end, float* v) const {
     const WinogradTile& tile = block[i];
     const WinogradInput in{x_ + tile.image * shape_.h * shape_.w * shape_.c * bytes_,
@@ -99,7 +100,8 @@ class Run {
 
   bool finite() const { return finite_.load(std::memory_order_relaxed); }
 
-  // Output panels [panel_begin, panel_end) of a block. own: the task's memory for products and expanded weights.
+  // Computes output panels [panel_begin, panel_end) of a block. own: the task's memory for products and expanded
+  // weights.
   void multiply(const WinogradBlock& block, int64_t panel_begin, int64_t panel_end, const float* v, float* own) const {
     for (int64_t group = panel_begin; group < panel_end; group += plan_.group) {
       const int64_t panels = group + plan_.group < panel_end ? plan_.group : panel_end - group;
@@ -113,7 +115,7 @@ class Run {
   }
 
  private:
-  // The products of `panels` panels from `group` on with c to c + chunk of the depth.
+  // Multiplies `panels` panels, from panel `group` on, with terms c to c + chunk of the depth.
   void multiply_chunk(const WinogradBlock& block, int64_t group, int64_t panels, int64_t c, const float* v,
                       float* own) const {
     const int64_t channels = c + plan_.chunk < shape_.depth() ? plan_.chunk : shape_.depth() - c;
@@ -127,7 +129,8 @@ class Run {
     gemm.line_stride = sizes_.line(block.count());
     gemm.product_stride = panels * sizes_.product;
     gemm.accumulate = c > 0;
-    // Weights to be read next: of the taps after these a part for each point, or the next panel's or point's.
+    // Bytes of weights to be read next. For taps: a part of the next taps for each point. For points: the next panel or
+    // point.
     const int64_t ahead_bytes = channels * kWinogradPanel * 4 * (taps ? 9 : 1) / (taps ? sizes_.points : 1);
     const float* lines = v + c / kWinogradLine * gemm.line_stride;
     for (int64_t point = 0; point < sizes_.points; ++point) {
@@ -222,7 +225,7 @@ bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, 
   for (int64_t first = 0; first < plan.tiles; first += plan.block) {
     const int64_t count = first + plan.block < plan.tiles ? plan.block : plan.tiles - first;
     const WinogradBlock block(plan, first, count);
-    // Pieces of 64 channels, so that there are enough of them for every thread where tiles are few.
+    // Pieces of 64 channels, so that every thread gets a piece where there are few tiles.
     const int64_t pieces = divide_up(plan.shape.c, 64);
     parallel_for(count * pieces, divide_up(count * pieces, plan.tasks), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {

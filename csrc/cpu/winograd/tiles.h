@@ -1,4 +1,4 @@
-// Which tiles a block has, and in which order.
+// The tiles of a block and their order.
 #pragma once
 
 #include <array>
@@ -10,15 +10,15 @@
 namespace resnet_fused::cpu {
 
 struct WinogradTile {
-  int64_t image, y, x;  // of the first output
+  int64_t image, y, x;  // position of the first output
   int height, width;    // outputs; the last tile of an axis may reach past the image
 };
 
-// `count` tiles from tile `first` of the batch on. Tiles that lack a row of points come last and those that lack a
-// column first and last, so that those that have a point are always neighbours.
+// `count` tiles from tile `first` of the batch on. Tiles that lack a row of points come last. Tiles that lack a column
+// of points come first and last. The tiles that have a given point are therefore always neighbours.
 class WinogradBlock {
  public:
-  static constexpr int64_t kMost = 128;  // of winograd/plan.cpp, for taps of F(2x2)
+  static constexpr int64_t kMost = 128;  // the largest block of winograd/plan.cpp, for taps of F(2x2)
 
   WinogradBlock(const WinogradPlan& plan, int64_t first, int64_t count) : count_(count), m_(plan.shape.m) {
     const WinogradAxis &rows = plan.rows, &columns = plan.columns;
@@ -46,7 +46,7 @@ class WinogradBlock {
   int64_t count() const { return count_; }
   const WinogradTile& operator[](int64_t i) const { return tiles_[i]; }
 
-  // The tiles [first, second) that have a point.
+  // The tiles [first, second) that have point `point`.
   std::pair<int64_t, int64_t> with(int64_t point) const {
     if (m_ == 2) return {0, count_};
     const bool high = point / 6 == kPointLeftOut, wide = point % 6 == kPointLeftOut;

@@ -1,4 +1,4 @@
-// Elements and per-channel parameters of any dtype, seen as float32.
+// Loads and stores of elements and per-channel parameters of any dtype, converted to and from float32.
 #pragma once
 
 #include "ops.h"
@@ -6,7 +6,7 @@
 
 namespace resnet_fused::cuda {
 
-// N neighbours in one access; `p` is aligned to N * sizeof(T).
+// N neighbouring elements in one access. `p` is aligned to N * sizeof(T).
 template <class T, int N>
 using Elements = ptx::Vec<T, N>;
 
@@ -15,13 +15,13 @@ __device__ __forceinline__ Elements<T, N> load(const T* p) {
   return ptx::ld_global<Elements<T, N>>(p);
 }
 
-// No read-only load: running statistics are read here before the same kernel updates them.
+// This is not a read-only load: one kernel reads the running statistics here and updates them afterwards.
 template <class T>
 __device__ __forceinline__ float parameter(const void* data, int64_t i) {
   return ptx::to_float(ptx::ld_global<T>(static_cast<const T*>(data) + i));
 }
 
-// Channel i, or `absent` where there is no such parameter.
+// Parameter of channel i, or `absent` where `channels` has no data.
 __device__ __forceinline__ float parameter(const Channels& channels, int64_t i, float absent) {
   if (channels.data == nullptr) return absent;
   switch (channels.dtype) {
@@ -50,13 +50,13 @@ __device__ __forceinline__ float inverse_deviation(const Norm& norm, int64_t cha
   return norm.has_var ? ptx::div(1.0f, ptx::sqrt(ptx::add(spread, static_cast<float>(norm.eps)))) : spread;
 }
 
-// ReLU is a comparison, not fmaxf: NaN stays NaN and -0.0 stays -0.0, as in torch.relu.
+// ReLU is a comparison instead of fmaxf: NaN stays NaN and -0.0 stays -0.0, as in torch.relu.
 __device__ __forceinline__ float activate(float y, Activation activation) {
   return activation == Activation::relu && y < 0.0f ? 0.0f : y;
 }
 
-// The gradient through a ReLU whose stored result is `out`; a NaN in `out` lets it pass, as torch does. Of ReLU alone:
-// the gradient of another activation may need what the activation was applied to.
+// The gradient through a ReLU whose stored result is `out`. A NaN in `out` lets the gradient pass, as in torch. The
+// function serves ReLU alone: the gradient of another activation may need the activation's input.
 __device__ __forceinline__ float relu_gradient(float grad, float out) { return out <= 0.0f ? 0.0f : grad; }
 
 // Calls body(T{}) with the element type of `dtype`.

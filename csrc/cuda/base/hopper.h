@@ -1,7 +1,7 @@
-// For the launchers of sources named *_sm90a.cu: whether the current device can run what is in them.
+// Checks for the launchers of sources named *_sm90a.cu.
 //
-// The instructions of ptx/hopper.cuh exist in compute capability 9.0 and nowhere else, so those sources are compiled
-// for sm_90a alone (tools/native_build.py). Anywhere else a launch would fail with "no kernel image is available".
+// Compute capability 9.0 alone has the instructions of ptx/hopper.cuh, so tools/native_build.py compiles these sources
+// for sm_90a alone. On another device a launch would fail with "no kernel image is available".
 #pragma once
 
 #include <stdexcept>
@@ -11,7 +11,7 @@
 
 namespace resnet_fused::cuda {
 
-constexpr int kMostShared = 227 * 1024;  // bytes of shared memory that a block of compute capability 9.0 may ask for
+constexpr int kMostShared = 227 * 1024;  // bytes of shared memory that a block may have on compute capability 9.0
 
 struct Capability {
   int major, minor;
@@ -30,14 +30,14 @@ inline Capability capability(const char* op) {
 }
 #endif
 
-// Why a device cannot run these kernels, or "".
+// Why `device` cannot run a kernel for Hopper, or "".
 inline std::string hopper_refusal(Capability device) {
   if (device.major == 9 && device.minor == 0) return "";
   return "the kernel is for compute capability 9.0, the device has " + std::to_string(device.major) + "." +
          std::to_string(device.minor);
 }
 
-// Throws std::runtime_error("<op>: <why>") where the current device is none for these kernels.
+// Throws std::runtime_error("<op>: <why>") where the current device cannot run such a kernel.
 inline void require_hopper(const char* op) {
   const std::string why = hopper_refusal(capability(op));
   if (!why.empty()) throw std::runtime_error(std::string(op) + ": " + why);

@@ -1,8 +1,9 @@
-// launch(op, kernel, grid, block, shared_bytes, stream, args...): starts a kernel in either world; launch_clusters, one
-// whose blocks work together.
+// launch(op, kernel, grid, block, shared_bytes, stream, args...) starts a kernel, with nvcc and in the emulator.
+// launch_clusters starts a kernel whose blocks form clusters.
 //
-// nvcc: cudaLaunchKernel, errors thrown as std::runtime_error("<op>: ..."). g++ -DHOST_EMULATION: runs the kernel to
-// its end on this thread (tests/emulator/core/launch_emulated.h); a fault found by the emulator is thrown the same way.
+// nvcc: launch calls cudaLaunchKernel and throws an error as std::runtime_error("<op>: ..."). g++ -DHOST_EMULATION:
+// launch runs the kernel to its end on this thread (tests/emulator/core/launch_emulated.h) and throws a fault that the
+// emulator finds in the same way.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +29,7 @@ namespace resnet_fused::cuda {
 
 inline void check(const char* op, const char* what, cudaError_t error) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // a refused launch is not sticky; leave nothing for the next caller to trip over
+  cudaGetLastError();  // this call clears the error: the next caller must not see it
   throw std::runtime_error(std::string(op) + ": " + what + ": " + cudaGetErrorString(error));
 }
 
@@ -40,7 +41,7 @@ inline int multiprocessors(const char* op) {
 }
 
 inline void ask_for_shared(const char* op, const void* kernel, size_t bytes) {
-  if (bytes <= 48 * 1024) return;  // more than every kernel may use has to be asked for, per kernel and device
+  if (bytes <= 48 * 1024) return;  // a kernel that needs more than 48 KiB has to ask for it, once per device
   check(op, "cudaFuncSetAttribute",
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 }
@@ -50,7 +51,7 @@ void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, siz
             Args&&... args) {
   ask_for_shared(op, reinterpret_cast<const void*>(kernel), shared_bytes);
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
-  // Params, not Args: cudaLaunchKernel reads each argument with the kernel's own type.
+  // cudaLaunchKernel reads each argument with the type of the kernel's parameter, hence Params and not Args
   [&](Params... params) {
     void* pointers[] = {&params...};
     check(op, "launch",
@@ -59,9 +60,9 @@ void launch(const char* op, void (*kernel)(Params...), Grid grid, int block, siz
   }(std::forward<Args>(args)...);
 }
 
-// The same in clusters of `cluster` blocks, and early: its blocks may start when all blocks of the kernel before it in
-// the stream have triggered or ended. The kernel keeps the rule of ptx/cluster.cuh. A graph that captures the stream
-// keeps this edge. Compute capability 9.0 and later.
+// Starts a kernel in clusters of `cluster` blocks, and starts it early: its blocks may start when all blocks of the
+// kernel before it in the stream have triggered or ended. The kernel follows the rule in ptx/cluster.cuh. A graph that
+// captures the stream keeps this dependency. It needs compute capability 9.0 or later.
 template <class... Params, class... Args>
 void launch_clusters(const char* op, void (*kernel)(Params...), Grid grid, Grid cluster, int block, size_t shared_bytes,
                      void* stream, Args&&... args) {

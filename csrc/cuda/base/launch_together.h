@@ -1,6 +1,6 @@
-// launch_together(op, kernel, blocks, size, block, shared_bytes, stream, args...): as launch() of launch.h, in clusters
-// of `size` blocks, neighbours in a row. Unlike launch_clusters it does not begin early, so that the kernel's threads
-// need not wait for the kernel before. Compute capability 9.0 and later.
+// launch_together(op, kernel, blocks, size, block, shared_bytes, stream, args...) starts a kernel in clusters of `size`
+// neighbouring blocks. The kernel starts after the kernel before it has ended, so its threads need no grid_wait
+// (launch_clusters starts early). It needs compute capability 9.0 or later.
 #pragma once
 
 #include "cuda/base/launch.h"

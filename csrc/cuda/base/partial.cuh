@@ -1,5 +1,5 @@
-// Partial results of a channel, or of the N channels a thread keeps to, and their merge across a block in a fixed
-// order.
+// Partial results of one channel, or of the N channels of a thread, and the merge of these partial results across a
+// block in a fixed order.
 #pragma once
 
 #include "cuda/base/launch.h"
@@ -7,13 +7,13 @@
 
 namespace resnet_fused::cuda {
 
-// Count, mean and sum of squared deviations. All channels of a thread have the same count.
+// Count, mean and sum of squared deviations (M2). All channels of a thread have the same count.
 template <int kChannels>
 struct Moments {
   static constexpr int kWords = 1 + 2 * kChannels;
   float count = 0, mean[kChannels] = {}, m2[kChannels] = {};
 
-  // Chan's update: no cancellation, whatever the mean.
+  // Chan's update: it does not cancel, however large the mean is.
   __device__ __forceinline__ void merge(const Moments& other) {
     const float total = ptx::add(count, other.count);
     const float part = total > 0.0f ? ptx::div(other.count, total) : 0.0f;
@@ -27,7 +27,7 @@ struct Moments {
   }
 };
 
-// sum g and sum g * xhat.
+// Sums of g and of g * xhat.
 template <int kChannels>
 struct GradientSums {
   static constexpr int kWords = 2 * kChannels;
@@ -47,25 +47,26 @@ struct Words {
   float w[Partial::kWords];
 };
 
-// Shared memory [kWords, threads]: a warp's accesses fall into 32 different banks.
+// Shared memory is [kWords, threads]: the accesses of a warp then fall into 32 different banks.
 template <class Partial>
 constexpr size_t merge_bytes(int threads) {
   return sizeof(float) * Partial::kWords * threads;
 }
 
-// Kernels that keep one constant per channel in the same memory before they merge ask for merge_bytes alone.
+// Some kernels first keep one constant per channel in the same memory. They ask for merge_bytes alone.
 static_assert(merge_bytes<GradientSums<1>>(kWalkThreads) >= constants_bytes(1), "room for the constants");
 
-// Merges what the threads `along` = 0 .. high - 1 hold into `along` = 0, pairwise: partner distances 2^k, descending.
-// Every thread of the block must come here; `active` says whether it holds anything.
+// Merges the partial results of the threads `along` = 0 .. high - 1 into `along` = 0. Partners merge in pairs at
+// distances 2^k, descending. Every thread of the block must call it; `active` says whether the thread has a partial
+// result.
 template <class Partial>
 __device__ __forceinline__ void merge_block(Partial& mine, int across, int along, int wide, int high, bool active) {
   const int threads = ptx::threads(), slot = along * wide + across;
   int distance = 1;
   while (distance < high) distance *= 2;
   for (distance /= 2; distance > 0; distance /= 2) {
-    // Slots distance .. 2 * distance - 1 are written here and read by their partners only; the next round uses lower
-    // ones, so one barrier per round is enough.
+    // Threads write the slots distance .. 2 * distance - 1 here, and only their partners read these slots. The next
+    // round uses lower slots, so one barrier per round is enough.
     if (active && along >= distance && along < 2 * distance) {
       const auto words = ptx::bit_cast<Words<Partial>>(mine);
 #pragma unroll
@@ -83,13 +84,13 @@ __device__ __forceinline__ void merge_block(Partial& mine, int across, int along
   }
 }
 
-// A thread reduces at least 16 positions before a block adds its partial result to scratch (at most 5 % of the traffic,
-// computed), and four blocks of 256 threads per multiprocessor are as many as their registers allow.
+// A thread reduces at least 16 positions before its block adds a partial result to scratch, which is at most 5 % of the
+// traffic (computed). Four blocks of 256 threads per multiprocessor are as many as their registers allow.
 inline Share reduction_share(const Layout& layout, int n, int multiprocessors) {
   return share(layout, n, 16, static_cast<int64_t>(multiprocessors) * 4);
 }
 
-// Bytes of scratch for any vector width: the pointers, which decide it, are not known yet.
+// Bytes of scratch that suffice for every vector width. The pointers decide the width and are not known yet.
 inline size_t reduction_scratch(const Layout& layout, const char* op, int words) {
   const int bytes = layout.dtype == DType::f32 ? 4 : 2, processors = multiprocessors(op);
   const int64_t row = layout.inner == 1 ? layout.channels : layout.inner;
@@ -102,7 +103,7 @@ inline size_t reduction_scratch(const Layout& layout, const char* op, int words)
   return static_cast<size_t>(chunks * words * layout.channels) * sizeof(float);
 }
 
-// Second stage: one thread column per channel, kMergeHigh threads share the chunks of each.
+// Second stage: one column of threads per channel. kMergeHigh threads share the chunks of a channel.
 constexpr int kMergeWide = 32, kMergeHigh = 16, kMergeThreads = kMergeWide * kMergeHigh;
 
 // Scratch is [chunks, words of one channel, channels].

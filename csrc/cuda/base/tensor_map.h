@@ -1,10 +1,11 @@
-// matrix_map(op, ...): a matrix of 16-bit values in global memory as the copy engine takes it (ptx/hopper.cuh), in
-// boxes of box_rows x 64 values that lie in shared memory as rows of 128 bytes, swizzled.
-// images_map(op, ...): NHWC images, in boxes of one line of pixels with the images innermost: a pixel of eight images
-// is one period of the swizzle, so that the neighbour of a pixel is an operand of its own.
+// matrix_map(op, ...) describes a matrix of 16-bit values in global memory to the copy engine (ptx/hopper.cuh). A box
+// is box_rows x 64 values; in shared memory its rows have 128 bytes and are swizzled.
+// images_map(op, ...) describes NHWC images. A box is one line of pixels with the images innermost: a pixel of eight
+// images is one period of the swizzle, so a product may begin at any pixel of the line.
 //
-// nvcc: encoded by the driver, whose function is looked up when first needed, so that the library loads where there is
-// no driver. g++ -DHOST_EMULATION: tests/emulator/hopper/tensor_map_emulated.h. Throws std::runtime_error("<op>: ...").
+// nvcc: the driver encodes the map. The driver's function is looked up at its first use, so the library also loads
+// where there is no driver. g++ -DHOST_EMULATION: tests/emulator/hopper/tensor_map_emulated.h. Both functions throw
+// std::runtime_error("<op>: ...").
 #pragma once
 
 #include "cuda/base/launch.h"
@@ -19,11 +20,11 @@ struct Matrix {
   const void* data;  // aligned to 16 bytes
   DType dtype;
   int64_t rows, columns;
-  int64_t row_bytes;  // from a row to the next, a multiple of 16
+  int64_t row_bytes;  // distance of two rows, a multiple of 16
   int box_rows;       // at most 256
 };
 
-// Dimensions of a box, innermost first: 64 channels, images, pixels of a line.
+// Sizes of the images and of a box.
 struct Images {
   const void* data;  // [n, h, w, c], aligned to 16 bytes; c is a multiple of 8
   DType dtype;
@@ -45,7 +46,7 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
                                  CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
 inline EncodeTiled encode_tiled(const char* op) {
-  static void* found = nullptr;  // written with one value only, whoever comes first
+  static void* found = nullptr;  // every thread writes the same value, so the order of threads does not matter
   if (found != nullptr) return reinterpret_cast<EncodeTiled>(found);
   void* function = nullptr;
   cudaDriverEntryPointQueryResult result{};
@@ -62,7 +63,7 @@ inline EncodeTiled encode_tiled(const char* op) {
   return reinterpret_cast<EncodeTiled>(found = function);
 }
 
-// sizes and box: innermost first; strides: bytes, of all dimensions but the innermost.
+// sizes and box: innermost first. strides: bytes, of all dimensions except the innermost.
 template <int Rank>
 ptx::TensorMap encoded(const char* op, const void* data, DType dtype, const cuuint64_t (&sizes)[Rank],
                        const cuuint64_t (&strides)[Rank - 1], const cuuint32_t (&box)[Rank]) {

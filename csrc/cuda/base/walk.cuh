@@ -1,10 +1,10 @@
-// How the threads of a [outer, channels, inner] activation share it out, and each thread's way through its part.
+// How the threads of a grid share an activation [outer, channels, inner], and how each thread moves through its part.
 //
-// A thread keeps to its channels, so that their parameters stay in registers, and moves by vectors of N elements:
-//   columns (inner == 1): block.x is a tile of up to 32 vectors of channels; a thread holds N channels and walks rows.
-//   planes  (inner > 1):  block.x is one channel; its threads walk the (outer, inner) positions of that channel.
-// block.y is a chunk: the chunks take turns at the positions, for bandwidth (neighbouring blocks read neighbouring
-// memory) and for a fixed assignment that makes sums reproducible.
+// A thread keeps the same channels, so their parameters stay in registers. It moves by vectors of N elements:
+//   columns (inner == 1): block.x is a tile of up to 32 vectors of channels. A thread holds N channels and walks rows.
+//   planes  (inner > 1):  block.x is one channel. Its threads walk the (outer, inner) positions of that channel.
+// block.y is a chunk. The chunks take positions in turn: neighbouring blocks then read neighbouring memory, and the
+// assignment is fixed, which makes sums reproducible.
 #pragma once
 
 #include <type_traits>
@@ -17,12 +17,12 @@ constexpr int kWalkThreads = 256;
 
 struct Share {
   int64_t outer, channels, inner;
-  int64_t positions;  // vectors (planes) or rows (columns) per channel tile
-  int wide, high;     // threads: across the channel tile, along the positions
+  int64_t positions;  // per channel tile: vectors (planes) or rows (columns)
+  int wide, high;     // threads across the channel tile, threads along the positions
   int64_t tiles, chunks;
 };
 
-// `least`: positions a thread should have before there are more chunks; `most`: blocks that keep the device busy.
+// `least`: positions that a thread has before the grid gets more chunks. `most`: blocks that keep the device busy.
 inline Share share(const Layout& layout, int n, int64_t least, int64_t most) {
   Share s{layout.outer, layout.channels, layout.inner, 0, 1, kWalkThreads, layout.channels, 1};
   if (layout.inner == 1) {
@@ -42,10 +42,10 @@ inline Share share(const Layout& layout, int n, int64_t least, int64_t most) {
 
 template <int N, bool kPlanes>
 struct Walk {
-  static constexpr int kChannels = kPlanes ? 1 : N;  // that a thread keeps to
-  int64_t channel, offset;                           // first of them; element the thread stands at
-  int across, along;                                 // its place in the block, [0, wide) x [0, high)
-  bool active;                                       // has channels at all
+  static constexpr int kChannels = kPlanes ? 1 : N;  // channels of a thread
+  int64_t channel, offset;                           // the thread's first channel, the element it stands at
+  int across, along;                                 // the thread's place in the block, [0, wide) x [0, high)
+  bool active;                                       // whether the thread has channels
 
   __device__ __forceinline__ explicit Walk(const Share& s) {
     if constexpr (kPlanes) {
@@ -80,7 +80,7 @@ struct Walk {
     offset += advance_;
     if constexpr (kPlanes) {
       left_in_row_ -= step_in_row_;
-      if (left_in_row_ <= 0) {  // into the next plane of this channel
+      if (left_in_row_ <= 0) {  // the thread enters the next plane of its channel
         left_in_row_ += row_;
         offset += next_row_;
       }
@@ -89,7 +89,7 @@ struct Walk {
 
  private:
   int64_t position_, step_, end_, advance_;
-  int64_t row_ = 0, left_in_row_ = 0, step_in_row_ = 0, next_row_ = 0;  // planes only
+  int64_t row_ = 0, left_in_row_ = 0, step_in_row_ = 0, next_row_ = 0;  // used for planes only
 };
 
 constexpr int kMostTileChannels = 32 * 8;
@@ -101,9 +101,9 @@ struct Constants {
 
 constexpr size_t constants_bytes(int values) { return sizeof(float) * values * kMostTileChannels; }
 
-// constants[v][c] = of(channel).v[v] for the channels of this thread. Each channel of the tile is computed once, by one
-// thread, and passed on through shared memory (a dtype switch per channel and thread would also take ptxas minutes).
-// Every thread of the block must come here.
+// constants[v][c] = of(channel).v[v] for the channels of this thread. One thread computes each channel of the tile and
+// passes the values to the others through shared memory. With a dtype switch per channel and thread ptxas would need
+// minutes. Every thread of the block must call it.
 template <int kValues, class W, class Of>
 __device__ __forceinline__ void channel_constants(const Share& share, const W& walk,
                                                   float (&constants)[kValues][W::kChannels], Of of) {
@@ -128,7 +128,7 @@ __device__ __forceinline__ void channel_constants(const Share& share, const W& w
   }
 }
 
-// The widest of {16 bytes, 8 bytes, one element} that divides a row and at which every pointer is aligned.
+// The widest of {16 bytes, 8 bytes, one element} that divides a row and to which every pointer is aligned.
 template <class T, class... Pointers>
 int vector_width(const Layout& layout, const Pointers*... pointers) {
   const int64_t row = layout.inner == 1 ? layout.channels : layout.inner;

@@ -1,4 +1,4 @@
-// What a convolution kernel is told: pointers, and the convolution in the units its inner loop works in.
+// Arguments of a convolution kernel: pointers, and the convolution in the units of the inner loop.
 #pragma once
 
 #include "cuda/conv/plan.h"
@@ -11,15 +11,15 @@ struct ConvArgs {
   const void* weight;
   Epilogue epilogue;
   void* out;
-  float* partial;  // slices of a split: raw sums [splits, padded_m, padded_n]; nullptr: one slice, finished in place
+  float* partial;  // raw sums of a split [splits, padded_m, padded_n]; nullptr: there is one slice and no second kernel
   bool vector_out;
   int h, w, p, q, r, s, c, k, groups;  // c, k: channels per group
   int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int pixel_units, group_units, filter_units;     // distances in x and weight, in units of the loader (load.cuh)
+  int pixel_units, group_units, filter_units;     // distances in x and weight, in the loader's units (load.cuh)
   int m, filter, steps, steps_per_split, splits;  // filter = r * s * c
   int tiles_n;
   int64_t padded_m, padded_n;
-  // One k-step further is (r, s, c) + this, with carries: no division in the loop.
+  // One k-step adds this to (r, s, c), with carries. The loop then needs no division.
   int step_r, step_s, step_c;
 
   __device__ __forceinline__ int64_t out_channels() const { return static_cast<int64_t>(k) * groups; }
@@ -64,7 +64,7 @@ inline ConvArgs conv_args(const ConvPlan& plan, DType dtype, const ConvTensors& 
   return a;
 }
 
-// Calls body(args, number) for each launch: one, unless the batch is too large for 32-bit counts.
+// Calls body(args, number) for each launch. A batch that is too large for 32-bit counts takes several launches.
 template <class Body>
 void conv_launches(const ConvPlan& plan, DType dtype, ConvTensors at, const Convolution& conv, void* scratch,
                    Body body) {

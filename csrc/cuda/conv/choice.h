@@ -1,4 +1,5 @@
-// A plan by name instead of by prediction: what a measurement found faster. Pure functions of a convolution's shape.
+// A plan by name instead of by prediction: a measurement found it to be faster. Pure functions of a convolution's
+// shape.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +24,9 @@ inline ConvTile conv_tile_named(const char* op, std::string_view name) {
   return {};
 }
 
-// The plan of `choice`. Refuses a choice that the shape does not allow. Where only the pointers are not aligned, the
-// plan is the automatic one: a choice is remembered for a shape, and a later call may bring views that are not aligned.
+// The plan of `choice`. It refuses a choice that the shape does not allow. Where only the pointers are not aligned, it
+// returns the automatic plan: a choice is remembered for a shape, and a later call may bring pointers that are not
+// aligned.
 inline ConvPlan conv_plan_chosen(const char* op, ConvChoice choice, DType dtype, const Convolution& conv,
                                  bool allow_tf32, bool aligned, int most_splits = ConvModel::kMaxSplits) {
   if (choice.early_weights && !choice.cluster) conv_refuse(op, "early_weights is for clusters, but cluster is false");
@@ -69,9 +71,8 @@ inline std::vector<ConvChoice> by_clocks(std::vector<std::pair<double, ConvChoic
   return choices;
 }
 
-// By predicted time: every tile that can run the shape, whole and in slices, as long as the slices do not give a
-// multiprocessor more than eight blocks, beyond which they only add traffic; and always the choice that is predicted to
-// be fastest.
+// The choices by predicted time: every tile that can run the shape, whole and in slices. Slices beyond eight blocks per
+// multiprocessor only add traffic and are left out. The choice with the best prediction is always included.
 inline std::vector<ConvChoice> conv_choices_of(DType dtype, const Convolution& conv, bool allow_tf32, int most_splits) {
   const ConvMath math = conv_math(dtype, allow_tf32);
   const ConvPlan best = conv_plan(dtype, conv, allow_tf32, true, most_splits);
@@ -81,7 +82,8 @@ inline std::vector<ConvChoice> conv_choices_of(DType dtype, const Convolution& c
       const ConvPlan plan = conv_plan_for(tile, dtype, conv, true, splits);
       if (!conv_tile_runs(tile, math, plan.vector) || plan.splits != splits) continue;
       const int64_t blocks = plan.tiles_m * plan.tiles_n * conv.groups * splits;
-      const bool sizes = splits <= 4 || splits % 8 == 0 || splits == 6 || splits == 12;  // steps of a third to a half
+      // each is a third to a half more
+      const bool sizes = splits <= 4 || splits % 8 == 0 || splits == 6 || splits == 12;
       const bool useful = splits == 1 || (plan.steps_per_split >= 2 && blocks <= 8 * ConvModel::kProcessors);
       const bool predicted = tile == best.tile && splits == best.splits;
       if (!predicted && !(sizes && useful)) continue;
@@ -93,7 +95,8 @@ inline std::vector<ConvChoice> conv_choices_of(DType dtype, const Convolution& c
   return by_clocks(found);
 }
 
-// Every cluster whose blocks all run at once, by predicted time: more of them do better with fewer slices.
+// Every cluster size whose blocks all run at once, by predicted time. Where all blocks do not fit, fewer slices are
+// faster.
 inline std::vector<ConvChoice> conv_cluster_choices_of(DType dtype, const Convolution& conv, bool allow_tf32) {
   const ConvMath math = conv_math(dtype, allow_tf32);
   std::vector<std::pair<double, ConvChoice>> found;

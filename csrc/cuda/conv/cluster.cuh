@@ -1,10 +1,10 @@
-// A split convolution in one launch: the slices of a tile are the blocks of a cluster, and add each other's sums
-// through shared memory, in the order and with the bits of the second kernel in splitk.cuh.
+// A split convolution in one launch. The slices of a tile are the blocks of a cluster and add each other's sums through
+// shared memory. The order of the additions and the result are those of the second kernel in splitk.cuh, bit for bit.
 //
 // The kernel is launched early (the rule: ptx/cluster.cuh). With `early_weights` it fetches weights before it waits for
-// the kernels ahead: what is left then is to read the activations. That is the caller's promise that the kernel right
-// ahead does not write them; a frozen engine, whose weights change outside of its graph, can give it, a module cannot:
-// its weight may have been cast just now.
+// the kernel ahead, and only the activations are left to read after the wait. `early_weights` is the caller's promise
+// that the kernel right ahead does not write the weights. A frozen engine can promise this, because its weights change
+// only outside of its graph. A module cannot, because the kernel right ahead may have cast its weight.
 #pragma once
 
 #include "cuda/conv/cluster_plan.h"
@@ -14,7 +14,7 @@
 
 namespace resnet_fused::cuda {
 
-// Weights of the slice's later steps from memory into L2: a line is a step of one output channel.
+// Prefetches the weights of the slice's later steps from memory into L2. A line is one step of one output channel.
 template <class Tile>
 __device__ __forceinline__ void prefetch_weights(const ConvArgs& args, const Place<Tile>& place, const Slice& slice,
                                                  int from) {
@@ -28,7 +28,7 @@ __device__ __forceinline__ void prefetch_weights(const ConvArgs& args, const Pla
   }
 }
 
-// Slices 0, 1, ... of the block's share of rows, then the common epilogue.
+// Adds slices 0, 1, ... of the block's share of rows, then runs the common epilogue.
 template <class Tile>
 __device__ __forceinline__ void finish_share(const ConvArgs& args, uint32_t smem, const Place<Tile>& place) {
   using Element = typename Tile::Element;
@@ -58,7 +58,7 @@ __device__ __forceinline__ void finish_share(const ConvArgs& args, uint32_t smem
   }
 }
 
-// Grid: x = tile, y = slice of the steps; a cluster is the slices of a tile.
+// Grid: x = tile, y = slice of the steps. The slices of a tile form a cluster.
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kShape.blocks)
     conv_cluster_kernel(const ConvArgs args, bool early_weights) {
@@ -87,13 +87,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kShape.blocks)
     }
     ptx::cp_async_commit();  // the first group has all early weights too
   }
-  // While the copies are on their way. Before the wait it would hold them up where that is short: its loads are waited
-  // for.
+  // This runs while the copies are in flight. Before the wait it would delay a short wait, because staging waits for
+  // its own loads.
   stage_norm<Tile::kN>(args.epilogue.norm, smem + Tile::kNormOffset, channel + place.n0, channel + args.k);
   conv_steps<Tile, true>(loader, smem, slice.steps, acc);
-  ptx::grid_trigger();  // what is left needs neither memory's nor a multiprocessor's throughput
+  ptx::grid_trigger();  // the rest needs little bandwidth and few multiprocessors
 
-  ptx::sync_threads();  // every warp has read the last step: its memory becomes the staging area
+  ptx::sync_threads();  // every warp has read the last step, whose memory becomes the staging area
   Staging<Tile>::store(smem, acc);
   ptx::cluster_arrive();
   ptx::cluster_wait();

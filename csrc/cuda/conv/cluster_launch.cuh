@@ -1,4 +1,5 @@
-// Starts the cluster kernel of one Math. One .cu per Math includes this, so that they compile side by side.
+// Starts the cluster kernel of one Math. Each Math has a .cu file that includes this header, so the files compile in
+// parallel.
 #pragma once
 
 #include "cuda/base/launch.h"

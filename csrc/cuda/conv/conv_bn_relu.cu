@@ -13,7 +13,7 @@ void launch_conv_cluster(const ConvPlan& plan, const ConvArgs& args, bool early_
 
 size_t conv_bn_relu_scratch(DType dtype, Convolution conv, bool allow_tf32, ConvChoice choice) {
   if (choice.cluster) require_clusters("conv_bn_relu");
-  // The pointers are not known yet: room for either plan.
+  // The pointers are not known yet, so the scratch suffices for the aligned and for the unaligned plan.
   const size_t aligned = conv_plan_chosen("conv_bn_relu", choice, dtype, conv, allow_tf32, true).scratch;
   const size_t unaligned = conv_plan(dtype, conv, allow_tf32, false).scratch;
   return aligned > unaligned ? aligned : unaligned;

@@ -16,7 +16,8 @@ __device__ __forceinline__ void store_tile(const ConvArgs& args, uint32_t smem, 
   const int64_t channel = static_cast<int64_t>(place.group) * args.k + n;
   for (int row = ptx::tid() / kChunks; row < Tile::kM; row += kBatch * kRows) {
     Eight<Element> residual[kBatch] = {};
-    if (args.epilogue.residual) {  // all loads of a batch in flight before the first is needed
+    // All loads of a batch are issued before the first value is needed.
+    if (args.epilogue.residual) {
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int m = place.m0 + row + i * kRows;
@@ -35,7 +36,8 @@ __device__ __forceinline__ void store_tile(const ConvArgs& args, uint32_t smem, 
   }
 }
 
-// A slice's raw sums to its plane of the scratch; the padding of the tile is written too, so no bounds are needed.
+// Writes a slice's raw sums to its plane of the scratch. The plane has room for the tile's padding, so the stores need
+// no bounds.
 template <class Tile>
 __device__ __forceinline__ void store_partial(const ConvArgs& args, const Accumulators<Tile>& acc,
                                               const Place<Tile>& place) {
@@ -54,7 +56,7 @@ __device__ __forceinline__ void store_partial(const ConvArgs& args, const Accumu
   }
 }
 
-// Tile bid_x() - first_block, slice bid_y() of the steps.
+// Computes tile bid_x() - first_block, slice bid_y() of the steps.
 template <class Tile, bool kVector>
 __device__ __forceinline__ void conv_bn_relu_tile(const ConvArgs& args, int first_block) {
   const uint32_t smem = ptx::smem_base();
@@ -69,7 +71,7 @@ __device__ __forceinline__ void conv_bn_relu_tile(const ConvArgs& args, int firs
     store_partial<Tile>(args, acc, place);
     return;
   }
-  ptx::sync_threads();  // every warp has read the last step: its memory becomes the staging area
+  ptx::sync_threads();  // every warp has read the last step, whose memory becomes the staging area
   Staging<Tile>::store(smem, acc);
   ptx::sync_threads();
   store_tile<Tile>(args, smem, place);
@@ -82,12 +84,13 @@ __global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks 
   conv_bn_relu_tile<Tile, kVector>(args, 0);
 }
 
-// Two convolutions of one input in one launch: the first convolution of a block and its projection. Tiles of the second
-// follow those of the first, of which every slice of the steps has a row of the grid; the second has one slice.
+// Two convolutions of one input in one launch: the first convolution of a block and its projection. The tiles of the
+// second follow those of the first in x. Every slice of the first has a row of the grid; the second has one slice.
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kShape.blocks)
     conv_pair_kernel(const ConvArgs first, const ConvArgs second, int first_tiles) {
-  // Not one call with a reference to either: its address would move the parameters from constant to local memory.
+  // Two calls, not one call with a reference to either argument: a reference would move the parameters from constant to
+  // local memory.
   if (ptx::bid_x() < first_tiles) {
     conv_bn_relu_tile<Tile, true>(first, 0);
   } else if (ptx::bid_y() == 0) {

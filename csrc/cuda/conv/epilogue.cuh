@@ -1,7 +1,7 @@
-// Sums -> output: activation((sum - mean) * scale + bias [+ residual]) in float32, rounded once.
+// From sums to output: activation((sum - mean) * scale + bias [+ residual]) in float32, rounded once.
 //
-// scale = weight / sqrt(var + eps). The mean is subtracted before the product: sum * scale + (bias - mean * scale)
-// would save an addition and cancel where |mean| is much larger than the deviation.
+// scale = weight / sqrt(var + eps). The mean is subtracted before the product. The form sum * scale + (bias - mean *
+// scale) would save an addition, but it would cancel where |mean| is much larger than the deviation.
 #pragma once
 
 #include "cuda/base/elements.cuh"
@@ -10,7 +10,8 @@
 
 namespace resnet_fused::cuda {
 
-// Mean, scale and bias of kCount channels from `first` into shared memory [3, kCount]; channels past `end` are zeros.
+// Writes mean, scale and bias of kCount channels from `first` on to shared memory [3, kCount]. Channels past `end` are
+// zeros.
 template <int kCount>
 __device__ __forceinline__ void stage_norm(const Norm& norm, uint32_t smem, int64_t first, int64_t end) {
   for (int i = ptx::tid(); i < kCount; i += ptx::threads()) {
@@ -27,7 +28,7 @@ __device__ __forceinline__ void stage_norm(const Norm& norm, uint32_t smem, int6
   }
 }
 
-using Sums = ptx::Vec<float, 4>;  // eight channels travel as two of these
+using Sums = ptx::Vec<float, 4>;  // two of these hold eight channels
 
 template <class Element>
 struct Eight {  // eight consecutive channels of one pixel, as stored
@@ -46,8 +47,8 @@ __device__ __forceinline__ T load_once(const void* p) {
   }
 }
 
-// The residual's eight channels at `at` (the first `valid` of them when not vector_out). Not kReadOnly: another kernel
-// may have written them since this one began.
+// The residual's eight channels at `at`, or the first `valid` of them where the output is not vector_out. Without
+// kReadOnly another kernel may have written them after this kernel began.
 template <class Element, bool kReadOnly = true>
 __device__ __forceinline__ Eight<Element> load_residual(const ConvArgs& a, int64_t at, int valid) {
   const Element* residual = static_cast<const Element*>(a.epilogue.residual) + at;
@@ -66,7 +67,7 @@ __device__ __forceinline__ Eight<Element> load_residual(const ConvArgs& a, int64
   return r;
 }
 
-// Stores eight channels, or the first `valid` of them one by one.
+// Stores eight channels in one access, or the first `valid` of them one by one.
 template <class Element>
 __device__ __forceinline__ void store_eight(Element* out, Eight<Element>& result, bool vector_out, int valid) {
   if (vector_out) {
@@ -80,7 +81,8 @@ __device__ __forceinline__ void store_eight(Element* out, Eight<Element>& result
   }
 }
 
-// `norm`: shared address of this chunk's mean; kCount floats further its scale, then its bias.
+// `norm`: shared address of the mean of this chunk's channels. The scale lies kCount floats further, the bias 2 *
+// kCount.
 template <class Element, int kCount>
 __device__ __forceinline__ void finish(const ConvArgs& a, uint32_t norm, const Sums (&sums)[2], Eight<Element> residual,
                                        int64_t at, int valid) {

@@ -1,4 +1,5 @@
-// Starts the kernels of one Math. One .cu per Math and op includes this, so that they compile side by side.
+// Starts the kernels of one Math. Each Math and op has a .cu file that includes this header, so the files compile in
+// parallel.
 #pragma once
 
 #include "cuda/base/launch.h"
@@ -22,7 +23,7 @@ Grid conv_grid(const ConvPlan& plan, const ConvArgs& args) {
   return {ceil_div(args.m, Tile::kM) * args.groups * args.tiles_n, plan.splits};
 }
 
-// Adds the slices of a split, which the launch before has written.
+// Adds the slices of a split that the previous launch has written.
 template <class Math>
 void launch_reduce(const ConvPlan& plan, const ConvArgs& args, void* stream) {
   if (plan.splits == 1) return;
@@ -41,7 +42,7 @@ void launch_conv(const ConvPlan& plan, const ConvArgs& args, void* stream) {
   launch_reduce<Math>(plan, args, stream);
 }
 
-// `plan` is that of `first`; both are vector plans of one tile.
+// `plan` is the plan of `first`. Both convolutions have vector plans with the same tile.
 template <class Math>
 void launch_conv_pair(const ConvPlan& plan, const ConvArgs& first, const ConvArgs& second, void* stream) {
   with_tile<Math>(plan, [&](auto tile, auto vector) {

@@ -1,8 +1,9 @@
-// Global -> shared: one k-step of the activations (A, addressed as im2col would lay them out) and of the weights (B).
+// Copies from global to shared memory: one k-step of the activations (A, addressed as im2col would lay them out) and of
+// the weights (B).
 //
-// k counts (r, s, c) with c fastest, as KRSC weights and NHWC pixels both do. A thread copies one 16-byte chunk of
-// every kRowsPerPass-th row, always at the same k: it walks (r, s, c) once for all its rows. Padding, ragged k
-// and ragged n arrive as zeros (cp.async with no source bytes).
+// k counts (r, s, c) with c fastest, as in KRSC weights and NHWC pixels. A thread copies one 16-byte chunk of every
+// kRowsPerPass-th row, always at the same k, so it walks (r, s, c) once for all its rows. cp.async without source bytes
+// writes zeros for padding and for rows and channels past the end.
 #pragma once
 
 #include "cuda/conv/args.cuh"
@@ -24,8 +25,8 @@ struct Tap {
   }
 };
 
-// Offsets are 32-bit counts of kUnit elements (16 bytes, or one element when masked): the plan cuts a batch into
-// launches below 2^31 units. 64-bit offsets would cost registers that the accumulators need.
+// Offsets are 32-bit counts of kUnit elements (16 bytes, or one element when masked). The plan cuts a batch into
+// launches below 2^31 units. 64-bit offsets would need registers that the accumulators need.
 template <class Tile, bool kVector>
 class Loader {
  public:
@@ -39,7 +40,7 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < kRowsA; ++i) {
       const int m = m0 + ptx::tid() / 8 + i * Tile::kRowsPerPass;
-      const int pixel = m < args.m ? m : 0;  // rows past m repeat pixel 0; no one looks at their sums
+      const int pixel = m < args.m ? m : 0;  // rows past m read pixel 0; their sums are not used
       const int line = pixel / args.q, image = line / args.p;
       h_[i] = line % args.p * args.stride_h - args.pad_h;
       w_[i] = pixel % args.q * args.stride_w - args.pad_w;
@@ -47,7 +48,7 @@ class Loader {
     }
   }
 
-  // Copies the next k-step into pipeline stage `stage`: asynchronously when kVector.
+  // Copies the next k-step into pipeline stage `stage`, asynchronously when kVector.
   __device__ __forceinline__ void next(int stage) {
     const uint32_t a = smem_ + stage * Tile::kStageBytes;
     const uint32_t b = a + Tile::kM * kConvStepBytes;
@@ -60,8 +61,8 @@ class Loader {
     advance();
   }
 
-  // The same in two parts: the weights of step i, counted from the next one, without taking that step; activations of
-  // the next step.
+  // The same copy in two parts. weights_of copies the weights of step i, counted from the next step, and does not
+  // advance. The second part copies the activations of the next step and advances.
   __device__ __forceinline__ void weights_of(int i, int stage) const {
     copy_weights(smem_ + stage * Tile::kStageBytes + Tile::kM * kConvStepBytes, i);
   }
@@ -74,7 +75,7 @@ class Loader {
   using Element = typename Tile::Element;
   static constexpr int kRowsA = Tile::kM / Tile::kRowsPerPass, kRowsB = Tile::kN / Tile::kRowsPerPass;
   static constexpr int kUnit = kVector ? Tile::kChunk : 1;
-  static constexpr int kPass = Tile::kRowsPerPass * kConvStepBytes;  // rows % 8 stays: so does the swizzle
+  static constexpr int kPass = Tile::kRowsPerPass * kConvStepBytes;  // rows % 8 stays the same, and so does the swizzle
 
   __device__ __forceinline__ bool inside(int i, int dh, int dw) const {
     return static_cast<unsigned>(h_[i] + dh) < static_cast<unsigned>(args_.h) &&
@@ -103,7 +104,7 @@ class Loader {
     }
   }
 
-  // Of the step `ahead` steps after the next one.
+  // Copies the weights of the step that is `ahead` steps after the next one.
   __device__ __forceinline__ void copy_weights(uint32_t b, int ahead) const {
     const bool in_filter = ahead == 0
                                ? tap_.r < args_.r
@@ -116,7 +117,7 @@ class Loader {
     }
   }
 
-  // Element by element through registers: any channel count, any alignment. Not a fast path.
+  // Copies element by element through registers. It takes any channel count and any alignment, and it is slow.
   __device__ __forceinline__ void copy_masked(uint32_t a, uint32_t b) const {
     using Chunk = ptx::Vec<Element, Tile::kChunk>;
     const int left = args_.filter - ((tap_.r * args_.s + tap_.s) * args_.c + tap_.c);
@@ -149,10 +150,10 @@ class Loader {
   }
 
   const ConvArgs& args_;
-  const uint32_t smem_;  // this thread's chunk of its first row of A in stage 0
+  const uint32_t smem_;  // the thread's chunk of its first row of A in stage 0
   Tap tap_;
-  const int n_;  // first of this thread's channels
-  int weight_;   // where its next chunk is
+  const int n_;  // the thread's first channel
+  int weight_;   // position of the thread's next chunk
   int h_[kRowsA], w_[kRowsA];
   int offset_[kRowsA];
 };

@@ -1,8 +1,8 @@
 // One k-step of a warp: accumulators += A tile * B tile, both in shared memory.
 //
-// A thread's accumulators are those of mma.m16n8: with g = lane / 4 and t = lane % 4, acc[i][j] holds rows
-// 16 i + g and 16 i + g + 8, columns 8 j + 2 t and 8 j + 2 t + 1 of its warp's tile (pairs: row g first). IEEE float32
-// keeps the same ownership, so that there is one epilogue.
+// A thread's accumulators are those of mma.m16n8. With g = lane / 4 and t = lane % 4, acc[i][j] holds rows 16 i + g and
+// 16 i + g + 8, columns 8 j + 2 t and 8 j + 2 t + 1 of its warp's tile (in pairs, row g first). IEEE float32 uses the
+// same layout, so all types share one epilogue.
 #pragma once
 
 #include "cuda/conv/tile.cuh"
@@ -32,7 +32,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
   }
 }
 
-// The tensor core would truncate float32 operands to TF32; rounding them halves the error.
+// The tensor core would truncate float32 operands to TF32. Rounding the operands halves the error.
 template <class Math, int N>
 __device__ __forceinline__ void round_operand(uint32_t (&r)[N]) {
   if constexpr (Math::kMath == ConvMath::tf32) {
@@ -40,15 +40,15 @@ __device__ __forceinline__ void round_operand(uint32_t (&r)[N]) {
   }
 }
 
-// Fragments of 16 rows of A: matrices are rows 0-7 and 8-15 of the low 16 bytes of k, then of the high ones. `address`:
-// of row lane % 16, 16-byte half lane / 16.
+// Fragments of 16 rows of A. The matrices are rows 0-7 and 8-15 of the low 16 bytes of k, then rows 0-7 and 8-15 of the
+// high 16 bytes. `address` is that of row lane % 16, 16-byte half lane / 16.
 template <class Math>
 __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t address) {
   ptx::ldmatrix_x4(a, address);
   round_operand<Math>(a);
 }
-// Fragments of 16 channels of B: low and high 16 bytes of k of channels 0-7, then of channels 8-15. `address`: of
-// channel lane % 8 + lane / 16 * 8, half lane / 8 % 2.
+// Fragments of 16 channels of B: the low and high 16 bytes of k of channels 0-7, then of channels 8-15. `address` is
+// that of channel lane % 8 + lane / 16 * 8, half lane / 8 % 2.
 template <class Math>
 __device__ __forceinline__ void load_b(uint32_t (&first)[2], uint32_t (&second)[2], uint32_t address) {
   uint32_t r[4];
@@ -62,7 +62,7 @@ __device__ __forceinline__ void multiply_step(Accumulators<Tile>& acc, uint32_t 
   if constexpr (Tile::Math::kMath == ConvMath::f32) {
     const int g = ptx::lane() / 4, t = ptx::lane() % 4;
     using Chunk = ptx::Vec<float, 4>;
-#pragma unroll 1  // unrolled, ptxas hoists the loads of all chunks and spills
+#pragma unroll 1  // in an unrolled loop ptxas hoists the loads of all chunks and spills
     for (int chunk = 0; chunk < 8; ++chunk) {
       Chunk b[Tile::kFragmentsN][2];
 #pragma unroll
@@ -93,7 +93,8 @@ __device__ __forceinline__ void multiply_step(Accumulators<Tile>& acc, uint32_t 
     const int lane = ptx::lane();
     const uint32_t a_warp = a_tile + warp_row<Tile>() * kConvStepBytes;
     const uint32_t b_warp = b_tile + warp_column<Tile>() * kConvStepBytes;
-    // Four 32-byte slices of k. Fragments of A one at a time: ptxas hoists as many ldmatrix as registers allow.
+    // There are four 32-byte slices of k. A's fragments are loaded one at a time: ptxas would hoist as many ldmatrix as
+    // registers allow.
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
       const uint32_t a_lane = a_warp + swizzled(lane % 16, 2 * slice + lane / 16);

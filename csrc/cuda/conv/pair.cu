@@ -10,7 +10,7 @@ void launch_conv_pair(const ConvPlan& plan, const ConvArgs& first, const ConvArg
 
 size_t conv_bn_relu_pair_scratch(DType dtype, Convolution first, Convolution second, bool allow_tf32,
                                  ConvChoice choice) {
-  // The pointers are not known yet: room for one launch and for either of two.
+  // The pointers are not known yet, so the scratch suffices for one launch and for either of two launches.
   const size_t together = conv_pair_plan(dtype, first, second, allow_tf32, true, choice).first.scratch;
   const size_t a = conv_bn_relu_scratch(dtype, first, allow_tf32, {});
   const size_t b = conv_bn_relu_scratch(dtype, second, allow_tf32, {});

@@ -9,7 +9,7 @@ inline constexpr std::string_view kApart = "apart";
 
 struct ConvPairPlan {
   bool together;
-  ConvPlan first, second;       // of the shared launch: one tile; the second has one slice
+  ConvPlan first, second;       // plans of the shared launch: both have one tile, and the second has one slice
   double clocks, clocks_apart;  // predicted
 };
 
@@ -19,9 +19,10 @@ inline double plan_cost(const ConvPlan& plan, ConvMath math, const Convolution& 
 }
 
 // One launch saves the gap between two launches, and the projection's few blocks fill the last wave of the first
-// convolution. But the projection then has the tile of the first convolution and one slice: one launch does not pay
-// where the projection alone would take a better tile or several slices. A choice overrules the prediction: the tile
-// "apart" means two launches, any other tile one launch of that tile and those slices.
+// convolution. In one launch the projection has the tile of the first convolution and one slice. One launch therefore
+// does not pay where the projection alone would take a better tile or several slices. A choice overrules the
+// prediction: the tile "apart" means two launches, any other tile means one launch with that tile and the choice's
+// slices.
 inline ConvPairPlan conv_pair_plan(DType dtype, const Convolution& first, const Convolution& second, bool allow_tf32,
                                    bool aligned, ConvChoice choice = {}) {
   const char* op = "conv_bn_relu_pair";
@@ -46,7 +47,7 @@ inline ConvPairPlan conv_pair_plan(DType dtype, const Convolution& first, const 
   const double first_block = pair.first.steps_per_split * of_first.step + of_first.epilogue;
   const double second_block = pair.second.steps * of_second.step + of_second.epilogue;
   const double work = first_tiles * pair.first.splits * first_block + second_tiles * second_block;
-  // Evenly spread, and one block more that starts last.
+  // The time of blocks that are spread evenly, plus one block that starts last.
   const double longest = first_block > second_block ? first_block : second_block;
   const double spread = work / ConvModel::kProcessors + (busiest > 1 ? second_block : 0);
   pair.clocks =

@@ -1,8 +1,9 @@
-// Which tile, how many k-slices: pure functions of a convolution's shape, so that a CPU can test and print them.
+// Chooses the tile and the number of k-slices. Pure functions of a convolution's shape, so that a CPU can test and
+// print them.
 //
 // The convolution is a matrix product [m, k-dim] x [k-dim, n]: m = output pixels, n = output channels of one group,
-// k-dim = r * s * c. A block computes one tile of m x n, walking k-dim in steps of 128 bytes (64 16-bit channels);
-// with splits > 1 blocks take a slice of the steps each and a second kernel adds the slices in a fixed order.
+// k-dim = r * s * c. A block computes one tile of m x n and walks k-dim in steps of 128 bytes (64 16-bit channels).
+// With splits > 1 each block takes a slice of the steps, and a second kernel adds the slices in a fixed order.
 #pragma once
 
 #include <cstddef>
@@ -15,15 +16,16 @@
 namespace resnet_fused::cuda {
 
 struct TileShape {
-  int m, n, warps_m, warps_n, stages, blocks;  // blocks: that share a multiprocessor's registers
+  int m, n, warps_m, warps_n, stages, blocks;  // blocks: how many share a multiprocessor's registers
   constexpr int threads() const { return 32 * warps_m * warps_n; }
   constexpr int stage_bytes() const { return (m + n) * 128; }
-  // Pipeline plus mean, scale and bias of the tile's channels in float32.
+  // The pipeline, plus mean, scale and bias of the tile's channels in float32.
   constexpr int shared_bytes() const { return stages * stage_bytes() + 3 * 4 * n; }
 };
 
-// Every tile stays below the 99 KiB a block may have on compute capability 8.6 and 8.9. Four stages where a launch is
-// small and only the pipeline's depth hides latency, three where several blocks share a multiprocessor.
+// Every tile stays below 99 KiB, the limit of a block on compute capability 8.6 and 8.9. m64n64 has four stages,
+// because in a small launch only the pipeline hides latency. A tile has three stages where several blocks share a
+// multiprocessor.
 enum class ConvTile : int { m64n64, m128n64, m128n128 };
 inline constexpr TileShape kConvTiles[] = {{64, 64, 2, 2, 4, 3}, {128, 64, 2, 2, 3, 3}, {128, 128, 2, 4, 3, 2}};
 inline constexpr int kConvStepBytes = 128;
@@ -41,32 +43,32 @@ inline ConvMath conv_math(DType dtype, bool allow_tf32) {
 
 struct ConvPlan {
   ConvTile tile;
-  bool vector;               // 16-byte copies: channels and pointers allow them
-  bool cluster;              // slices are blocks of a cluster (cluster.cuh): no second kernel, no scratch
-  int64_t images;            // per launch: pixels are counted in 32 bits, larger batches take several launches
-  int64_t tiles_m, tiles_n;  // of a full launch; tiles_n per group
+  bool vector;     // 16-byte copies, which the channels and pointers have to allow
+  bool cluster;    // the slices are the blocks of a cluster (cluster.cuh): there is no second kernel and no scratch
+  int64_t images;  // per launch; pixels are counted in 32 bits, so a larger batch takes several launches
+  int64_t tiles_m, tiles_n;  // tiles_m of a full launch; tiles_n per group
   int steps, splits, steps_per_split;
   size_t scratch;  // bytes: float32 [splits, tiles_m * tile.m, groups * tiles_n * tile.n]
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What the model assumes of a multiprocessor; H100 data, every figure predicted until a GPU has been asked. A fixed
-// count of multiprocessors, not the device's: one shape has one plan, hence one result, on every GPU.
+// What the model assumes of a multiprocessor: H100 data, all of it predicted and not yet measured on a GPU. The count
+// of multiprocessors is fixed instead of the device's, so that one shape has one plan and one result on every GPU.
 struct ConvModel {
   static constexpr int kProcessors = 132;
   static constexpr double kL2BytesPerClock = 28;  // per multiprocessor: 6.5 TB/s at 1.76 GHz
-  static constexpr double kLatency = 1000;        // clocks from a copy's issue to its arrival, L2 hit, loaded
-  static constexpr double kBlock = 1500;          // clocks: first copies, epilogue latency
-  static constexpr double kSecondKernel = 3000;   // clocks: launch gap and ramp of the split's second kernel
-  static constexpr double kLaunchGap = 1500;      // clocks between two kernels that do not wait for each other's data
+  static constexpr double kLatency = 1000;        // clocks from a copy's issue to its arrival in a loaded GPU, L2 hit
+  static constexpr double kBlock = 1500;          // clocks of the first copies and of the epilogue's latency
+  static constexpr double kSecondKernel = 3000;   // clocks of the launch gap and the start of the split's second kernel
+  static constexpr double kLaunchGap = 1500;  // clocks between two kernels of which neither waits for the other's data
   static constexpr int kMaxSplits = 32;
-  static constexpr double macs_per_clock(ConvMath math) {  // mma.sync reaches ~62 % of the wgmma rate
+  static constexpr double macs_per_clock(ConvMath math) {  // mma.sync reaches about 62 % of the wgmma rate
     return math == ConvMath::f32 ? 128 : math == ConvMath::tf32 ? 635 : 1270;
   }
 };
 
-// Clocks of one step and of the epilogue of a block, when the busiest multiprocessor has `busiest` of them.
+// Clocks of one step and of the epilogue of a block, when the busiest multiprocessor has `busiest` blocks.
 struct BlockClocks {
   double step, epilogue;
 };
@@ -81,7 +83,7 @@ inline BlockClocks block_clocks(const TileShape& tile, ConvMath math, int64_t bu
   return {step, tile.m * tile.n * (splits > 1 ? 4.0 : 2.0 * element) / ConvModel::kL2BytesPerClock};
 }
 
-// Of the kernel that adds the slices of `tiles` tiles.
+// Predicted clocks of the kernel that adds the slices of `tiles` tiles.
 inline double reduce_cost(const TileShape& tile, int64_t tiles, int64_t splits) {
   if (splits == 1) return 0;
   const double partial = double(tiles) * tile.m * tile.n * 4 * splits;
@@ -102,8 +104,8 @@ inline void conv_check(bool holds, const char* what, int64_t value) {
   if (!holds) throw std::invalid_argument(std::string("conv_bn_relu: ") + what + ", got " + std::to_string(value));
 }
 
-// The kernels count in 32 bits: pixels of a launch, and units of x and weight (16 bytes, or elements when not
-// `vector`).
+// Images of one launch. The kernels count in 32 bits: the pixels of a launch, and the units of x and weight (16 bytes,
+// or elements when not `vector`).
 inline int64_t conv_images(const Convolution& conv, int64_t unit) {
   constexpr int64_t kLimit = INT32_MAX - 4096;
   const int64_t channels = conv.c * conv.groups,
@@ -121,7 +123,7 @@ inline int64_t conv_images(const Convolution& conv, int64_t unit) {
   return images < conv.n ? images : conv.n;
 }
 
-// `aligned`: x, weight, residual, out are 16-byte aligned.
+// `aligned`: x, weight, residual and out are aligned to 16 bytes.
 inline ConvPlan conv_plan_for(ConvTile tile, DType dtype, const Convolution& conv, bool aligned, int64_t splits) {
   const int element = dtype == DType::f32 ? 4 : 2;
   const TileShape& shape = shape_of(tile);
@@ -137,7 +139,7 @@ inline ConvPlan conv_plan_for(ConvTile tile, DType dtype, const Convolution& con
   plan.steps = static_cast<int>(ceil_div(conv.r * conv.s * conv.c * element, kConvStepBytes));
   if (splits > plan.steps) splits = plan.steps;
   plan.steps_per_split = static_cast<int>(ceil_div(plan.steps, splits));
-  plan.splits = static_cast<int>(ceil_div(plan.steps, plan.steps_per_split));  // no empty slice
+  plan.splits = static_cast<int>(ceil_div(plan.steps, plan.steps_per_split));  // the last slice must not be empty
   plan.scratch = 0;
   if (plan.splits > 1) {
     plan.scratch = size_t(plan.splits) * plan.tiles_m * shape.m * conv.groups * plan.tiles_n * shape.n * sizeof(float);
@@ -145,13 +147,14 @@ inline ConvPlan conv_plan_for(ConvTile tile, DType dtype, const Convolution& con
   return plan;
 }
 
-// The masked loader exists for the smallest tile only: unaligned channels are the rare case, code is not free.
-// IEEE float32 has no use for the largest: a thread's 8 x 8 outputs already hide shared memory behind arithmetic.
+// The masked loader exists for the smallest tile only: unaligned channels are rare, and every instance makes the
+// library larger. IEEE float32 does not use the largest tile, because the 8 x 8 outputs of a thread already hide shared
+// memory's latency.
 inline bool conv_tile_runs(ConvTile tile, ConvMath math, bool vector) {
   return (tile == ConvTile::m64n64 || vector) && (tile != ConvTile::m128n128 || math != ConvMath::f32);
 }
 
-// `most_splits` 1: an epilogue that needs whole sums.
+// `most_splits` is 1 for an epilogue that needs whole sums.
 inline ConvPlan conv_plan(DType dtype, const Convolution& conv, bool allow_tf32, bool aligned,
                           int most_splits = ConvModel::kMaxSplits) {
   const ConvMath math = conv_math(dtype, allow_tf32);

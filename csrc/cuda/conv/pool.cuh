@@ -1,4 +1,4 @@
-// max_pool2d(relu(bn(conv(x, weight))), 3, stride 2, padding 1): the convolution's map lives in shared memory only.
+// max_pool2d(relu(bn(conv(x, weight))), 3, stride 2, padding 1). The convolution's map exists in shared memory only.
 #pragma once
 
 #include "cuda/conv/epilogue.cuh"
@@ -31,7 +31,8 @@ struct PoolBlock {
   static_assert(kConvH * kConvW <= kM, "the tile's rows cover the convolution pixels");
 };
 
-// weight_pitch bytes per output channel: [r][slices * 32 bytes]; zeros where padding channels and slices stick out.
+// Copies the weights: weight_pitch bytes per output channel, [r][slices * 32 bytes]. Padding channels and the ends of
+// slices are zeros.
 template <class Block>
 __device__ __forceinline__ void stage_weights(const PoolArgs& a, uint32_t smem, int n0) {
   using Element = typename Block::Element;
@@ -49,7 +50,7 @@ __device__ __forceinline__ void stage_weights(const PoolArgs& a, uint32_t smem, 
   }
 }
 
-// The input pixels under the tile, h0 and w0 first; zeros outside the image and in padding channels.
+// Copies the input pixels under the tile, h0 and w0 first. Pixels outside the image and padding channels are zeros.
 template <class Block>
 __device__ __forceinline__ void stage_patch(const PoolArgs& a, uint32_t smem, int64_t image, int h0, int w0) {
   using Element = typename Block::Element;
@@ -71,7 +72,7 @@ __device__ __forceinline__ void stage_patch(const PoolArgs& a, uint32_t smem, in
   }
 }
 
-// Shared address of the window of the tile's convolution pixel m; rows past the last pixel repeat it.
+// Shared address of the window of the tile's convolution pixel m. Rows past the last pixel repeat the last pixel.
 template <class Block>
 __device__ __forceinline__ uint32_t window(const PoolArgs& a, uint32_t patch, int m) {
   constexpr int kLast = Block::kConvH * Block::kConvW - 1;
@@ -94,7 +95,7 @@ __device__ __forceinline__ void multiply_patch(const PoolArgs& a, uint32_t patch
     const int n = warp_column<Block>() + 16 * j + lane % 8 + lane / 16 * 8;
     channel_of[j] = weights + n * a.plan.weight_pitch + lane / 8 % 2 * 16;
   }
-  // k of this lane's first element in the low half of a slice, and elements of a slice.
+  // kSlice: elements of a slice. k0: k of this lane's first element in the low half of a slice.
   constexpr int kSlice = 32 / sizeof(typename Block::Element);
   const int k0 = lane % 4 * (4 / static_cast<int>(sizeof(typename Block::Element)));
   for (int r = 0; r < a.r; ++r) {
@@ -109,7 +110,8 @@ __device__ __forceinline__ void multiply_patch(const PoolArgs& a, uint32_t patch
       for (int i = 0; i < Block::kFragmentsM; ++i) {
         uint32_t x[4];
         load_a<typename Block::Math>(x, window_of[i] + r * a.plan.patch_pitch + slice * 32);
-        // Pixels right of the window meet zero weights, and zero times NaN or infinity is NaN: they must go.
+        // Pixels right of the window meet zero weights. They are masked all the same: zero times NaN or infinity is
+        // NaN.
         if (k >= a.plan.filter_row) x[0] = x[1] = 0;
         if (k + kSlice / 2 >= a.plan.filter_row) x[2] = x[3] = 0;
 #pragma unroll
@@ -119,7 +121,7 @@ __device__ __forceinline__ void multiply_patch(const PoolArgs& a, uint32_t patch
   }
 }
 
-// The same without tensor cores: a 16-byte chunk of float32 never reaches past its pixel, nothing needs a mask.
+// The same product without tensor cores. A 16-byte chunk of float32 stays within its pixel, so no mask is needed.
 template <class Block>
 __device__ __forceinline__ void multiply_patch_f32(const PoolArgs& a, uint32_t patch, uint32_t weights,
                                                    Accumulators<Block>& acc) {
@@ -158,7 +160,7 @@ __device__ __forceinline__ void multiply_patch_f32(const PoolArgs& a, uint32_t p
   }
 }
 
-// relu(bn(sum)), rounded as the unfused map would be, to map_pitch bytes per convolution pixel.
+// Writes relu(bn(sum)), rounded as the unfused map would be, to map_pitch bytes per convolution pixel.
 template <class Block>
 __device__ __forceinline__ void store_map(const PoolArgs& a, uint32_t map, uint32_t norm,
                                           const Accumulators<Block>& acc) {
@@ -184,7 +186,8 @@ __device__ __forceinline__ void store_map(const PoolArgs& a, uint32_t map, uint3
   }
 }
 
-// Eight channels of a pooled pixel per turn. As torch: a NaN wins, the first of equals stays, padding never counts.
+// Pools eight channels of a pixel at a time. As in torch, a NaN wins, the first of equal values stays, and padding
+// never counts.
 template <class Block>
 __device__ __forceinline__ void store_pooled(const PoolArgs& a, uint32_t map, int64_t image, int pool_y, int pool_x,
                                              int n0) {
@@ -227,7 +230,7 @@ __device__ __forceinline__ void store_pooled(const PoolArgs& a, uint32_t map, in
   }
 }
 
-// Grid: x walks over the tiles, y = 64 output channels.
+// Grid: blocks of one x walk over the tiles, y = 64 output channels.
 template <class Block>
 __global__ void __launch_bounds__(Block::kThreads, Block::kShape.blocks) conv_bn_relu_pool_kernel(const PoolArgs args) {
   const uint32_t smem = ptx::smem_base(), weights = smem + args.plan.weight_offset, map = smem + args.plan.map_offset;
@@ -239,9 +242,9 @@ __global__ void __launch_bounds__(Block::kThreads, Block::kShape.blocks) conv_bn
     const int64_t image = tile / (args.plan.tiles_h * args.plan.tiles_w);
     const int pool_y = static_cast<int>(tile / args.plan.tiles_w % args.plan.tiles_h) * Block::kPoolH;
     const int pool_x = static_cast<int>(tile % args.plan.tiles_w) * Block::kPoolW;
-    // The map's first row and column are one above and left of the first window: the pool's padding.
+    // The map's first row and column lie one above and one left of the first window. They are the padding of the pool.
     const int h0 = (2 * pool_y - 1) * args.stride_h - args.pad_h, w0 = (2 * pool_x - 1) * args.stride_w - args.pad_w;
-    // The patch was last read before the barrier that published the map: it may be overwritten at once.
+    // All reads of the patch came before the barrier that published the map, so the patch may be overwritten at once.
     stage_patch<Block>(args, smem, image, h0, w0);
     ptx::sync_threads();
     Accumulators<Block> acc = {};

@@ -1,15 +1,15 @@
-// The second kernel of a split convolution: adds the slices in their order, then the common epilogue.
+// The second kernel of a split convolution adds the slices in their order and runs the common epilogue.
 #pragma once
 
 #include "cuda/conv/epilogue.cuh"
 
 namespace resnet_fused::cuda {
 
-// A block of 64 threads finishes 8 pixels x 64 columns: small blocks, because split convolutions are small and 49
-// pixels x 512 channels should still reach 56 multiprocessors.
+// A block of 64 threads finishes 8 pixels x 64 columns. Blocks are small because split convolutions are small: 49
+// pixels x 512 channels still occupy 56 multiprocessors.
 inline constexpr int kReduceRows = 8, kReduceColumns = 64, kReduceThreads = 64;
 
-// Grid: x = 8 pixels, y = 64 columns (a column is a padded output channel).
+// Grid: x = 8 pixels, y = 64 columns. A column is an output channel or padding.
 template <class Element>
 __global__ void __launch_bounds__(kReduceThreads) conv_reduce_kernel(const ConvArgs args) {
   const int64_t column0 = static_cast<int64_t>(ptx::bid_y()) * kReduceColumns;

@@ -1,4 +1,4 @@
-// From fragments to rows: a tile of sums passes through the pipeline's shared memory.
+// A tile of sums passes through the pipeline's shared memory, from the fragments of the tensor cores to rows.
 #pragma once
 
 #include "cuda/conv/epilogue.cuh"
@@ -6,8 +6,8 @@
 
 namespace resnet_fused::cuda {
 
-// Fragments own scattered pairs, global memory wants rows. A row has kN floats plus 8: pairs of four rows then fall
-// into different banks.
+// The fragments of a thread are scattered pairs, and global memory needs rows. A row has kN floats plus 8: the pairs of
+// four rows then fall into different banks.
 template <class Tile>
 struct Staging {
   static constexpr int kRowBytes = (Tile::kN + 8) * 4;
@@ -26,8 +26,8 @@ struct Staging {
     }
   }
 
-  // Channels 8 chunk .. 8 chunk + 7 of a row, by read(address). Half of the lanes read their upper half first: eight
-  // lanes at 32-byte distance would meet in half of the banks.
+  // Channels 8 chunk .. 8 chunk + 7 of a row, by read(address). Half of the lanes read their upper half first, because
+  // eight lanes at a distance of 32 bytes would use only half of the banks.
   template <class Read>
   __device__ static __forceinline__ void load_by(uint32_t smem, int row, int chunk, Sums (&sums)[2], Read read) {
     const int first = ptx::lane() / 4 % 2;

@@ -1,5 +1,5 @@
-// out = conv(x, weight) and, per tile and channel, the moments of the values as stored: batch statistics without
-// another pass over the map.
+// out = conv(x, weight), and the moments of the stored values per tile and channel. Batch statistics then need no other
+// pass over the map.
 #pragma once
 
 #include "cuda/base/partial.cuh"
@@ -8,8 +8,8 @@
 
 namespace resnet_fused::cuda {
 
-// A mean is kept as an offset from one of the values: float32 would round the mean itself by 3e-5 deviations where it
-// is 1000 deviations from zero, and the merge would square differences of such means.
+// A mean is kept as an offset from one of the values. Where the mean is 1000 deviations from zero, float32 would round
+// the mean itself by 3e-5 deviations, and the merge would square the differences of such means.
 struct TileMoments {
   static constexpr int kWords = 4;
   float pivot = 0;
@@ -18,15 +18,15 @@ struct TileMoments {
   __device__ __forceinline__ Moments<1> about_pivot(float other) const {
     Moments<1> m = about;
     m.mean[0] =
-        ptx::add(ptx::add(pivot, -other), m.mean[0]);  // values of one channel: their difference is exact or small
+        ptx::add(ptx::add(pivot, -other), m.mean[0]);  // the difference of two values of a channel is exact or small
     return m;
   }
 };
 
-// Where the moments go: [chunks, kWords (pivot, count, offset, M2), channels], a chunk being a row of tiles.
+// Where the moments are written: [chunks, kWords (pivot, count, offset, M2), channels]. A chunk is a row of tiles.
 struct MomentsBuffer {
   float* data;
-  int64_t first_chunk;  // of this launch
+  int64_t first_chunk;  // first chunk of this launch
 };
 
 template <class Tile>
@@ -73,7 +73,8 @@ __device__ __forceinline__ void store_moments(const ConvArgs& args, const Place<
   const int left = args.m - place.m0 - half * kHalf;
   TileMoments mine =
       column_moments<Tile>(smem + half * kHalf * Staging<Tile>::kRowBytes + 4 * channel, left < kHalf ? left : kHalf);
-  ptx::sync_threads();  // the staged tile has been read and stored: its memory carries the second half's moments
+  // The staged tile has been read and stored, so its memory now holds the moments of the second half.
+  ptx::sync_threads();
   const uint32_t other = smem + 16 * channel;
   if (half == 1) {
     ptx::st_shared(other, ptx::Vec<float, 4>{{mine.pivot, mine.about.count, mine.about.mean[0], mine.about.m2[0]}});
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kVector ? Tile::kShape.blocks 
   conv_sums<Tile, kVector>(args, smem, acc, 0, [](const Place<Tile>&) {});
   const Place<Tile> place(args, ptx::bid_x_again());
   round_to_stored<Tile>(acc);
-  ptx::sync_threads();  // every warp has read the last step: its memory becomes the staging area
+  ptx::sync_threads();  // every warp has read the last step, whose memory becomes the staging area
   Staging<Tile>::store(smem, acc);
   ptx::sync_threads();
   store_rounded<Tile>(args, smem, place);

@@ -1,7 +1,8 @@
-// How pool_linear cuts its work: pure functions of the shape.
+// How pool_linear divides its work: pure functions of the shape.
 //
-// A block pools `images` images into shared memory and multiplies them with `outputs` rows of the weight. Blocks of the
-// same images pool them again, blocks of the same outputs read their rows again: which costs less decides.
+// A block pools `images` images into shared memory and multiplies them with `outputs` rows of the weight. Every block
+// of the same images pools them again, and every block of the same outputs reads the same rows of the weight again. The
+// plan takes the division with the least traffic.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +14,15 @@
 namespace resnet_fused::cuda {
 
 inline constexpr int kHeadThreads = 128, kHeadWarps = kHeadThreads / 32;
-inline constexpr int kHeadRows = 4;  // outputs of a warp at a time: each value from shared memory serves four products
+inline constexpr int kHeadRows = 4;  // outputs of a warp at a time: four products use each value from shared memory
 inline constexpr int kHeadStep = kHeadWarps * kHeadRows;
 inline constexpr int kHeadImages[] = {1, 4};
-inline constexpr int kHeadShared = 96 * 1024;  // what every supported GPU grants a block, less a little
-inline constexpr int kHeadProcessors = 132;    // as ConvModel: one shape has one plan on every GPU
+inline constexpr int kHeadShared = 96 * 1024;  // bytes, a little less than every supported GPU grants a block
+inline constexpr int kHeadProcessors = 132;    // as in ConvModel: one shape has one plan on every GPU
 
 struct HeadPlan {
-  int images;   // of a block
-  int outputs;  // of a block: a multiple of kHeadStep
+  int images;   // images of a block
+  int outputs;  // outputs of a block, a multiple of kHeadStep
   int parts;    // threads that share the pixels of one channel vector
   int64_t blocks_n, blocks_k;
   int shared;       // bytes: float32 [parts, images, c]
@@ -35,7 +36,8 @@ inline HeadPlan head_plan_for(int images, int64_t outputs, DType dtype, int64_t 
   plan.images = images;
   plan.outputs = static_cast<int>((outputs + kHeadStep - 1) / kHeadStep * kHeadStep);
   plan.blocks_n = (n + images - 1) / images, plan.blocks_k = (k + plan.outputs - 1) / plan.outputs;
-  const int64_t spare = kHeadThreads / (images * vectors);  // few channels: several threads share the pixels of one
+  // with few channels several threads share the pixels of a vector
+  const int64_t spare = kHeadThreads / (images * vectors);
   plan.parts = static_cast<int>(spare < 1 ? 1 : spare < pixels ? spare : pixels);
   const int64_t shared = plan.parts * images * c * 4;
   plan.shared = static_cast<int>(shared < INT32_MAX ? shared : INT32_MAX);

@@ -1,5 +1,5 @@
-// out = mean over the pixels of x, times weight, plus bias: the head of a network. Everything in float32, rounded once
-// (torch rounds the mean as well); sums in a fixed order.
+// The head of a network: out = mean of x over its pixels, times weight, plus bias. All arithmetic is float32 and rounds
+// once (torch rounds the mean as well). Sums have a fixed order.
 #pragma once
 
 #include "cuda/base/elements.cuh"
@@ -16,8 +16,8 @@ struct HeadArgs {
   int c, k, outputs, parts;
 };
 
-// Shared memory holds float32 [part, image, piece, vector, 4]: a vector of N channels in pieces of four, so that the
-// lanes of a warp, which take neighbouring vectors, read neighbouring pieces.
+// Shared memory holds float32 [part, image, piece, vector, 4]. A vector of N channels is stored in pieces of four
+// channels: the lanes of a warp take neighbouring vectors and then read neighbouring pieces.
 template <int N>
 struct Pooled {
   static constexpr int kWide = N < 4 ? N : 4, kPieces = N / kWide;
@@ -46,7 +46,7 @@ struct Pooled {
   }
 };
 
-// The means of a block's images. Images past the last are zeros.
+// Computes the means of a block's images. Images past the last are zeros.
 template <class T, int N, int kImages>
 __device__ __forceinline__ void pool_images(const HeadArgs& a, const Pooled<N>& pooled, int64_t first) {
   const int items = kImages * pooled.vectors;
@@ -83,8 +83,9 @@ __device__ __forceinline__ void pool_images(const HeadArgs& a, const Pooled<N>& 
   ptx::sync_threads();
 }
 
-// Sums kCount values over the lanes of a warp; lane l gets the total of value l * kCount / 32 in v[0]. Each round hands
-// half of what is left to the partner: kCount - 1 shuffles and a few, instead of five for every value.
+// Sums each of kCount values over the lanes of a warp. Lane l gets the total of value l * kCount / 32 in v[0]. In each
+// round a lane hands half of its remaining values to its partner. That takes about kCount shuffles instead of five for
+// every value.
 template <int kCount, int kMask = 16, int kLeft = kCount>
 __device__ __forceinline__ void sum_lanes(float (&v)[kCount]) {
   if constexpr (kMask > 0) {
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(kHeadThreads, 4) pool_linear_kernel(const Head
       }
     }
     sum_lanes(sums);
-    constexpr int kLanes = 32 / (kHeadRows * kImages);  // that hold the same total
+    constexpr int kLanes = 32 / (kHeadRows * kImages);  // lanes with the same total
     const int value = ptx::lane() / kLanes, row = k + value / kImages;
     const int64_t image = first + value % kImages;
     if (ptx::lane() % kLanes == 0 && row < end && image < a.n) {

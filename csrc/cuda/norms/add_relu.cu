@@ -1,4 +1,4 @@
-// Launches of add_relu: 16-byte accesses where the three pointers are aligned to 16 bytes, else single elements.
+// Launches of add_relu: 16-byte accesses where the three pointers are aligned to 16 bytes, otherwise single elements.
 #include "cuda/base/launch.h"
 #include "cuda/norms/add_relu.cuh"
 
@@ -6,7 +6,8 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-// Sixteen blocks of 256 threads per multiprocessor are two full waves: enough to hide the tail, few enough to stride.
+// Sixteen blocks of 256 threads per multiprocessor are two full waves. Fewer blocks would lengthen the last wave, more
+// blocks would leave a thread less work.
 constexpr int kBlocksPerMultiprocessor = 16;
 
 template <class F, class T, int N>

@@ -1,4 +1,4 @@
-// out = f(a, b) element by element: the forward and the backward of relu(x + residual).
+// out = f(a, b) for every element: the forward and the backward of relu(x + residual).
 #pragma once
 
 #include "cuda/base/elements.cuh"
@@ -17,8 +17,8 @@ struct Mask {
   static __device__ __forceinline__ float apply(float grad, float out) { return relu_gradient(grad, out); }
 };
 
-// `out` may be `a`: a thread reads its elements before it writes them, and no other thread touches them. No read-only
-// loads for the same reason.
+// `out` may be `a`: a thread reads its elements before it writes them, and no other thread touches them. Loads are not
+// read-only loads, because the kernel may write the same memory.
 template <class F, class T, int N>
 __global__ void __launch_bounds__(kMapThreads) map_kernel(const T* a, const T* b, T* out, int64_t size) {
   const int64_t vectors = size / N;

@@ -1,11 +1,11 @@
-// out = relu(bn(x) + bn_z(z)), in float32, rounded once: the end of a block whose shortcut is a projection.
+// out = relu(bn(x) + bn_z(z)) in float32, rounded once: the end of a residual block whose shortcut is a projection.
 #pragma once
 
 #include "cuda/base/walk.cuh"
 
 namespace resnet_fused::cuda {
 
-// `out` may be x or z, hence no read-only loads.
+// `out` may be x or z, so no load is a read-only load.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads)
     bn_add_bn_relu_kernel(Share share, const T* x, Norm norm, const T* z, Norm norm_z, T* out) {

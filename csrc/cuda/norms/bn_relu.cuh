@@ -5,7 +5,7 @@
 
 namespace resnet_fused::cuda {
 
-// `out` may be x or residual, hence no read-only loads.
+// `out` may be x or residual, so no load is a read-only load.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads) bn_relu_kernel(Share share, const T* x, Epilogue epilogue, T* out) {
   using W = Walk<N, kPlanes>;
@@ -13,7 +13,8 @@ __global__ void __launch_bounds__(kWalkThreads) bn_relu_kernel(Share share, cons
   const Norm& norm = epilogue.norm;
   const T* residual = static_cast<const T*>(epilogue.residual);
   W walk(share);
-  // The mean is subtracted first: folded into the bias it would cancel where |mean| is far above the deviation.
+  // The mean is subtracted first. A mean that is folded into the bias would cancel where |mean| is far above the
+  // deviation.
   float constants[3][W::kChannels];
   channel_constants(share, walk, constants, [&](int64_t c) {
     const float scale = ptx::mul(parameter(norm.weight, c, 1.0f), inverse_deviation(norm, c));

@@ -1,5 +1,5 @@
-// Launches of bn_relu's backward: the sums in two stages, then the gradients. The stored output is the mask of ReLU;
-// without an activation it is not read.
+// Launches of bn_relu's backward: the sums in two stages, then the gradients. The stored output is the mask of ReLU.
+// Without an activation the output is not read.
 #include "cuda/base/launch.h"
 #include "cuda/norms/bn_relu_backward.cuh"
 
@@ -45,7 +45,7 @@ void bn_relu_backward_apply(Layout layout, const void* grad, const void* grad2, 
                             Norm norm, const float* sum_g, const float* sum_gx, void* grad_x, void* grad_residual,
                             Activation activation, void* stream) {
   const char* op = "bn_relu_backward_apply";
-  if (norm.has_var || grad_x == nullptr) x = nullptr;  // not part of the formula then
+  if (norm.has_var || grad_x == nullptr) x = nullptr;  // the formula does not contain x then
   const int64_t most = static_cast<int64_t>(multiprocessors(op)) * 16;
   with_type(layout.dtype, [&](auto element) {
     using T = decltype(element);

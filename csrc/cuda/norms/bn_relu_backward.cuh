@@ -1,19 +1,19 @@
 // The gradient of [relu](bn(x) [+ residual]): per-channel sums, then the gradients of x and of the residual.
 //
-// g = relu && out <= 0 ? 0 : grad [+ grad2], with the mask taken from the stored output.
+// g = relu && out <= 0 ? 0 : grad [+ grad2]. The mask comes from the stored output.
 #pragma once
 
 #include "cuda/base/partial.cuh"
 
 namespace resnet_fused::cuda {
 
-// Where g comes from; absent inputs are nullptr and never read.
+// The inputs of g. Absent inputs are nullptr and never read.
 template <class T>
 struct Gradient {
   const T *grad, *grad2, *out;
 };
 
-// Vectors of the gradient and of x that one thread has in flight.
+// The vectors of the gradient and of x that a thread has in flight.
 template <class T, int N, int kUnroll>
 struct Inputs {
   Elements<T, N> grad[kUnroll], grad2[kUnroll], x[kUnroll], out[kUnroll];
@@ -38,14 +38,14 @@ struct Inputs {
 
   __device__ __forceinline__ float masked(int u, int e, const Gradient<T>& from) const {
     float g = ptx::to_float(grad[u].v[e]);
-    // Rounded, as it is stored and as the next pass reads it.
+    // The sum is rounded as it is stored and as the next pass reads it.
     if (from.grad2 != nullptr) g = ptx::to_float(ptx::from_float<T>(ptx::add(g, ptx::to_float(grad2[u].v[e]))));
     return from.out != nullptr ? relu_gradient(g, ptx::to_float(out[u].v[e])) : g;
   }
 };
 
-// First stage of sum_g = sum g, sum_gx = sum g * (x - mean) * invstd (x == nullptr: sum_g alone); stored = g, if
-// wanted.
+// First stage of sum_g = sum g and sum_gx = sum g * (x - mean) * invstd (x == nullptr: sum_g alone). stored = g, where
+// it is wanted.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads)
     bn_relu_backward_reduce_kernel(Share share, Gradient<T> from, const T* x, Norm norm, T* stored, float* scratch) {
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kWalkThreads)
       if (stored != nullptr) ptx::st_global(stored + in.at[u], to_stored);
     }
   }
-  ptx::sync_threads();  // the merge reuses the shared memory of the constants
+  ptx::sync_threads();  // the merge uses the shared memory of the constants
   merge_block(total, walk.across, walk.along, share.wide, share.high, walk.active);
   if (walk.active && walk.along == 0) {
     float* to = scratch + static_cast<int64_t>(ptx::bid_y()) * 2 * share.channels + walk.channel;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kWalkThreads)
   }
 }
 
-// Second stage. invstd is constant over a channel, so it multiplies the sum once.
+// Second stage. invstd is constant over a channel, so it is multiplied with the sum and not with every term.
 __global__ void __launch_bounds__(kMergeThreads)
     bn_relu_backward_merge_kernel(const float* scratch, int64_t chunks, int64_t channels, Norm norm, float* sum_g,
                                   float* sum_gx) {
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
 }
 
-// grad_residual = g, grad_x = scale * (g - shift - (x - mean) * slope); with frozen statistics shift and slope are 0
+// grad_residual = g, grad_x = scale * (g - shift - (x - mean) * slope). With frozen statistics shift and slope are 0
 // and x is not read.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads)

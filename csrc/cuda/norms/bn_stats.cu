@@ -1,4 +1,4 @@
-// Launches of bn_stats: per-chunk moments, then their merge in a fixed order; and the merge over processes.
+// Launches of bn_stats: moments per chunk, then their merge in a fixed order. bn_stats_merge: the merge over processes.
 #include "cuda/base/launch.h"
 #include "cuda/norms/bn_stats.cuh"
 #include "cuda/norms/bn_stats_merge.cuh"

@@ -1,12 +1,12 @@
-// Batch mean and 1 / sqrt(var + eps) per channel in one pass over x, and the running statistics.
+// Batch mean and 1 / sqrt(var + eps) per channel in one pass over x. It also updates the running statistics.
 #pragma once
 
 #include "cuda/base/partial.cuh"
 
 namespace resnet_fused::cuda {
 
-// Average of the first few values of a channel, the same for every thread: one value alone is a deviation off, and what
-// the running means lose to rounding is in proportion.
+// The pivot: the average of the first few values of a channel, the same for every thread. A single value is typically
+// one deviation from the mean, and the rounding error of the means is proportional to that distance.
 template <class T>
 __device__ __forceinline__ float pivot_of(const T* x, int64_t outer, int64_t channels, int64_t inner, int64_t channel) {
   const int64_t available = inner == 1 ? outer : inner, step = inner == 1 ? channels : 1;
@@ -18,14 +18,14 @@ __device__ __forceinline__ float pivot_of(const T* x, int64_t outer, int64_t cha
 
 // First stage: each block reduces its chunk to (count, mean, M2) per channel in scratch.
 //
-// Values are taken relative to a pivot near the mean: with |mean| 1000 deviations large, a mean in float32 is wrong by
-// 3e-5 deviations, and differences of such means by as much. Groups of rows are then reduced in registers around their
-// own mean and merged by Chan's update (one division per group), because the pivot may be an outlier, far from the
-// mean, where shifted sums of squares would cancel.
+// Values are taken relative to a pivot near the mean. Where |mean| is 1000 deviations, a float32 mean is wrong by 3e-5
+// deviations, and so is the difference of two such means. Groups of rows are reduced in registers around their own mean
+// and merged by Chan's update, which costs one division per group. The pivot may be an outlier, far from the mean,
+// where shifted sums of squares would cancel.
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads) bn_stats_kernel(Share share, const T* x, float* scratch) {
   using W = Walk<N, kPlanes>;
-  constexpr int kUnroll = 4, kEach = N / W::kChannels;  // values of a channel in one vector
+  constexpr int kUnroll = 4, kEach = N / W::kChannels;  // kEach: values of a channel in one vector
   W walk(share);
   float constants[1][W::kChannels];
   channel_constants(share, walk, constants, [&](int64_t c) {
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kWalkThreads) bn_stats_kernel(Share share, con
     }
     total.merge(group);
   }
-  ptx::sync_threads();  // the merge reuses the shared memory of the constants
+  ptx::sync_threads();  // the merge uses the shared memory of the constants
   merge_block(total, walk.across, walk.along, share.wide, share.high, walk.active);
   if (walk.active && walk.along == 0) {
     float* to = scratch + static_cast<int64_t>(ptx::bid_y()) * 3 * share.channels + walk.channel;
@@ -90,7 +90,7 @@ struct BatchStatistics {
   float* mean;
   float* invstd;
   MutableChannels running_mean, running_var;
-  const int64_t* num_batches_tracked;  // read here, on the device: a captured graph must see today's value
+  const int64_t* num_batches_tracked;  // read on the device: a captured graph must use the value of its replay
   float momentum, eps;
 };
 
@@ -112,12 +112,13 @@ __device__ __forceinline__ void finish_statistics(const BatchStatistics& to, con
   }
   if (to.running_var.data != nullptr) {
     const float old = parameter({to.running_var.data, to.running_var.dtype}, c, 0.0f);
-    const float unbiased = ptx::div(total.m2[0], static_cast<float>(count - 1));  // one value: NaN, as torch
+    // of one value the variance is NaN, as in torch
+    const float unbiased = ptx::div(total.m2[0], static_cast<float>(count - 1));
     set_parameter(to.running_var, c, ptx::fma(factor, unbiased, ptx::mul(kept, old)));
   }
 }
 
-// Second stage: merges the chunks in order and finishes.
+// Second stage: merges the chunks in order and computes the statistics.
 template <class T>
 __global__ void __launch_bounds__(kMergeThreads)
     bn_stats_merge_kernel(Share share, const T* x, const float* scratch, int64_t count, BatchStatistics to) {

@@ -5,8 +5,8 @@
 
 namespace resnet_fused::cuda {
 
-// Over processes; parts: see ops.h. Means are taken relative to the first one, so that their differences are exact
-// before anything is rounded.
+// Merges over processes (parts: see ops.h). Means are taken relative to the first mean, so that their differences are
+// exact before anything is rounded.
 __global__ void __launch_bounds__(kMergeThreads)
     bn_stats_over_processes_kernel(int64_t world, int64_t channels, const float* parts, float count, float eps,
                                    float* mean, float* invstd, float* var, float* share) {
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kMergeThreads)
       part.count = ptx::ld_global_nc<float>(from + 2 * channels);
       if (part.count == 0.0f) continue;
       part.mean[0] = ptx::add(ptx::ld_global_nc<float>(from + c), -pivot);
-      // The variance of one value is NaN: 0 / 0.
+      // The variance of one value is NaN (0 / 0), so it is not read.
       const float unbiased = part.count > 1.0f ? ptx::ld_global_nc<float>(from + channels + c) : 0.0f;
       part.m2[0] = ptx::mul(unbiased, ptx::add(part.count, -1.0f));
       total.merge(part);

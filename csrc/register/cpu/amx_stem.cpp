@@ -1,4 +1,4 @@
-// The private ops around csrc/cpu/stem/amx_stem.h: schemas and checks.
+// Schemas and checks of the private ops of csrc/cpu/stem/amx_stem.h.
 #include "cpu/stem/amx_stem.h"
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // residual_block: a whole residual block in evaluation on a CPU, in one call.
 //
-// What resnet_fused/ops does one convolution at a time, by the same kernels in the same order, so bit for bit the same;
-// without the Python between them, which took 1.5 of ResNet-34's 13.7 ms at batch 1 in bfloat16
+// resnet_fused/ops runs the same kernels in the same order, one convolution at a time, so both results are equal bit
+// for bit. The call saves the Python between them, which took 1.5 of ResNet-34's 13.7 ms at batch 1 in bfloat16
 // (resnet_fused/modules/one_call.py).
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
@@ -15,9 +15,9 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 
-constexpr int64_t kTensors = 5, kNumbers = 8;  // per convolution
+constexpr int64_t kTensors = 5, kNumbers = 8;  // tensors and numbers per convolution
 
-// One convolution with its batch norm: views of the lists that the op gets.
+// One convolution with its batch norm: views into the op's lists of arguments.
 struct Unit {
   const Tensor *weight, *mean, *var, *bn_weight, *bn_bias;
   const int64_t* numbers;  // stride (2), padding (2), dilation (2), groups, whether Winograd's kernel runs it
@@ -27,7 +27,8 @@ struct Unit {
   bool by_winograd() const { return numbers[7] != 0; }
 };
 
-// What the passes can read; what they cannot, torch accepts or refuses in its own words.
+// Whether the passes can read the tensors. Where they cannot, torch runs instead, and accepts or refuses them with its
+// own message.
 bool fits(const Unit& unit, ScalarType dtype) {
   for (const Tensor* vector : {unit.mean, unit.var, unit.bn_weight, unit.bn_bias}) {
     const ScalarType type = vector->scalar_type();
@@ -97,9 +98,10 @@ OptionalTensor residual_block(Tensor x, std::vector<Tensor> tensors, std::vector
 }  // namespace resnet_fused
 
 STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
-  // tensors: weight, mean, var, bn_weight, bn_bias of each convolution, the projection's last; numbers: stride,
-  // padding, dilation (two each), groups, whether Winograd's kernel runs it; shortcut: of x, if neither x itself nor a
-  // projection. None: tensors that the passes do not take.
+  // tensors: weight, mean, var, bn_weight, bn_bias of each convolution; the projection comes last. numbers: stride,
+  // padding, dilation (two each), groups, and whether Winograd's kernel runs the convolution. shortcut: a tensor
+  // computed from x, where the shortcut is neither x nor a projection. The op returns None for tensors that the passes
+  // do not take.
   library.def(
       "residual_block(Tensor x, Tensor[] tensors, int[] numbers, float[] eps, bool projection, Tensor? shortcut) -> "
       "Tensor?");

@@ -1,4 +1,4 @@
-// The private ops around csrc/cpu/direct/direct.h: schemas and checks. Activations are dense channels_last.
+// Schemas and checks of the private ops of csrc/cpu/direct/direct.h. Activations are dense channels_last.
 #include "cpu/direct/direct.h"
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The private ops around csrc/cpu/network/network.h.
+// Schemas and checks of the private ops of csrc/cpu/network/network.h.
 #include "cpu/network/network.h"
 
 #include <torch/csrc/stable/library.h>

@@ -1,4 +1,4 @@
-// The private ops around csrc/cpu/stem/stem.h: schemas and checks.
+// Schemas and checks of the private ops of csrc/cpu/stem/stem.h.
 #include "cpu/stem/stem.h"
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The private ops around csrc/cpu/winograd/winograd.h: schemas and checks. Activations are dense channels_last;
-// float32, of a frozen convolution also bfloat16.
+// Schemas and checks of the private ops of csrc/cpu/winograd/winograd.h. Activations are dense channels_last and
+// float32. A frozen convolution also takes bfloat16.
 #include "cpu/winograd/winograd.h"
 
 #include <cstdint>
@@ -26,7 +26,7 @@ void check_vector(const Tensor& tensor, int64_t size, const char* name) {
                   size, " values");
 }
 
-// Everything but bfloat16 counts as float32 here; check_activation refuses the rest.
+// Every dtype except bfloat16 counts as float32 here. check_activation refuses the dtypes that the kernels do not take.
 DType dtype_of(const Tensor& x) { return x.scalar_type() == ScalarType::BFloat16 ? DType::bf16 : DType::f32; }
 
 void check_activation(const Tensor& tensor, DType dtype, const char* name) {
@@ -65,7 +65,7 @@ Tensor winograd_pack(Tensor weight, std::optional<Tensor> scale, int64_t m, bool
   return packed;
 }
 
-// Which kind a packed weight of this many values is.
+// The kind of a packed weight, by its number of values.
 cpu::WinogradWeights kind_of(const Tensor& packed, const cpu::WinogradShape& shape) {
   const bool taps =
       shape.dtype == DType::f32 && packed.numel() == cpu::winograd_packed_size(shape, cpu::WinogradWeights::taps);
@@ -86,7 +86,7 @@ float* aligned(const Tensor& workspace) {
   return reinterpret_cast<float*>((address + kBytes - 1) / kBytes * kBytes);
 }
 
-// The output transform knows activations that are a least value, and no others.
+// The output transform has the activations that are a least value, and no other activation.
 Activation limit_of(const char* op, int64_t activation) {
   return activation_of(op, activation, {Activation::none, Activation::relu});
 }
@@ -164,7 +164,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resnet_fused_native, library) {
   library.def(
       "winograd_conv(Tensor x, Tensor packed, Tensor shift, Tensor? residual, Tensor(a!) out, int m, int padding, "
       "int activation, Tensor(b!)? workspace) -> ()");
-  // F(2x2,3x3) of a live network. False: a value was not finite, and the direct sum may differ; out is not to be used.
+  // F(2x2, 3x3) of a live network. It returns false where a value was not finite: the direct sum may then differ, and
+  // out must not be used.
   library.def(
       "winograd_conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor? residual, Tensor(a!) out, int padding, float eps, int activation) -> bool");

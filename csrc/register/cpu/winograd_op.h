@@ -1,4 +1,4 @@
-// The live Winograd convolution as other ops call it (winograd.cpp, which says what it does).
+// The live Winograd convolution for other ops. winograd.cpp says what it computes.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,5 +1,5 @@
-// Schemas and checks of the fused convolutions. They exist for `cuda::` alone: on a CPU torch's own convolution does
-// the work, followed by one bn_relu pass.
+// Schemas and checks of the fused convolutions. They exist for `cuda::` alone. On a CPU torch's own convolution does
+// the work, and one bn_relu pass follows.
 #include "register/cuda/conv.h"
 
 namespace resnet_fused {
@@ -68,8 +68,8 @@ void conv_stats(const Tensor& x, const Tensor& weight, const Tensor& out, const 
           var_buffer, batches, momentum, eps, allow_tf32, choice, scratch.data(), place.stream());
 }
 
-// The choices worth measuring for a convolution, one a line: "<tile> <splits>", with clusters those as "<tile> <splits>
-// cluster" at the end.
+// The choices worth measuring for a convolution, one per line: "<tile> <splits>". With clusters, lines "<tile> <splits>
+// cluster" follow at the end.
 template <auto kChoices>
 std::string conv_choices(const Tensor& x, const Tensor& weight, const Pair& stride, const Pair& padding,
                          const Pair& dilation, int64_t groups, int64_t most_splits, bool allow_tf32, bool clusters) {
@@ -102,15 +102,15 @@ void conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& mean
 }  // namespace
 }  // namespace resnet_fused
 
-// allow_tf32: what torch's cudnn flags say at the time of the call; the stable ABI cannot ask for them.
-// tile, splits, cluster, early_weights: how the work is cut (ConvChoice of ops.h).
+// allow_tf32: the value of torch's cudnn flags at the time of the call, which the stable ABI cannot ask for. tile,
+// splits, cluster, early_weights: how the work is divided (ConvChoice of ops.h).
 STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
   m.def(
       "conv_bn_relu(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor? residual, Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, int groups, float eps, "
       "int activation, bool allow_tf32=False, str tile='auto', int splits=0, bool cluster=False, "
       "bool early_weights=False) -> ()");
-  // relu(bn(conv(x, weight))), and bn(conv(x, weight2)): a block's first convolution and its projection.
+  // relu(bn(conv(x, weight))) and bn(conv(x, weight2)): the first convolution of a block and its projection.
   m.def(
       "conv_bn_relu_pair(Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, "
       "Tensor(a!) out, int[2] stride, int[2] padding, int[2] dilation, float eps, Tensor weight2, Tensor mean2, "

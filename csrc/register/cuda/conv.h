@@ -1,4 +1,4 @@
-// The checks that every op with a convolution shares: tensors -> the plain numbers and pointers of ops.h.
+// Checks that every op with a convolution shares. They turn tensors into the plain numbers and pointers of ops.h.
 #pragma once
 
 #include "register/register.h"
@@ -7,12 +7,13 @@ namespace resnet_fused {
 
 using Pair = std::vector<int64_t>;
 
-// Checks the numbers of a convolution of x with a weight [k, c, r, s], where the channels fit; `args` speaks about x.
+// Checks the numbers of a convolution of x with a weight [k, c, r, s] whose channels fit. `args` words the messages
+// about x.
 inline Convolution numbers_of(const Arguments& args, const Tensor& x, int64_t k, int64_t c, int64_t r, int64_t s,
                               const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups) {
   args.require(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                "stride, padding and dilation must be pairs");
-  constexpr int64_t kMost = 1 << 30;  // fits an int with room for sums
+  constexpr int64_t kMost = 1 << 30;  // fits an int, with room for sums
   for (int i = 0; i < 2; ++i) {
     args.require(stride[i] > 0 && stride[i] < kMost, "stride must be positive, but is ", stride[i]);
     args.require(dilation[i] > 0 && dilation[i] < kMost, "dilation must be positive, but is ", dilation[i]);
@@ -25,7 +26,7 @@ inline Convolution numbers_of(const Arguments& args, const Tensor& x, int64_t k,
   return conv;
 }
 
-// Checks x, weight and the numbers of a convolution; `args` speaks about x.
+// Checks x, weight and the numbers of a convolution. `args` words the messages about x.
 inline Convolution conv_of(const Arguments& args, const Tensor& x, const Tensor& weight, const Pair& stride,
                            const Pair& padding, const Pair& dilation, int64_t groups) {
   args.require(x.dim() == 4 && weight.dim() == 4, "x has shape ", Shape{x}, " and weight ", Shape{weight},
@@ -52,7 +53,7 @@ inline void check_output(const Arguments& x_args, const Arguments& args, const T
                ", but must be channels_last");
 }
 
-// For what the copy engine reads, and what is written 16 bytes at a time.
+// Checks the alignment of memory that the copy engine reads, or that is written 16 bytes at a time.
 inline void require_aligned(const Arguments& args, const char* name, const void* data) {
   args.require(reinterpret_cast<uintptr_t>(data) % 16 == 0, name, " does not begin at a multiple of 16 bytes");
 }

@@ -1,4 +1,4 @@
-// Schema and checks of the fused head. It exists for `cuda::` alone: a CPU spends no time there.
+// Schema and checks of the fused head. It exists for `cuda::` alone: on a CPU the head takes almost no time.
 #include "register/register.h"
 
 namespace resnet_fused {
@@ -16,7 +16,7 @@ void pool_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bi
   args.require(out.dim() == 2 && out.size(0) == n && out.size(1) == k, "out has shape ", Shape{out},
                ", but the result is [", n, ", ", k, "]");
   args.require(!bias || (bias->dim() == 1 && bias->size(0) == k), "bias must have shape [", k, "]");
-  constexpr int64_t kMost = 1 << 24;  // fits an int with room for sums
+  constexpr int64_t kMost = 1 << 24;  // fits an int, with room for sums
   args.require(c < kMost && k < kMost, "weight has shape ", Shape{weight}, ", but at most 2^24 of each are taken");
   for (const auto& [name, tensor] :
        {std::pair<const char*, const Tensor*>{"weight", &weight}, {"out", &out}, {"bias", bias ? &*bias : &out}}) {

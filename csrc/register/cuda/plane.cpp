@@ -1,5 +1,5 @@
-// Schemas and checks of the plane convolution (hopper/plane/op.h). Its list of products is made once per shape by
-// conv_plane_table and kept in device memory by the caller: a graph goes on reading it.
+// Schemas and checks of the plane convolution (hopper/plane/op.h). conv_plane_table makes its list of products once per
+// shape. The caller keeps the list in device memory, because a captured graph goes on reading it.
 #include "cuda/hopper/plane/op.h"
 #include "register/cuda/conv.h"
 
@@ -49,8 +49,8 @@ void conv_plane(const Tensor& x, const Tensor& weight, const Tensor& mean, const
                    static_cast<int>(cluster), place.stream());
 }
 
-// out = the gradient of the input of a convolution, of its output's gradient. turned: its weight [k, c, r, s] as a
-// channels_last tensor [c, k, r, s].
+// out = the gradient of a convolution's input, computed from the gradient of its output. turned: the convolution's
+// weight [k, c, r, s] as a channels_last tensor [c, k, r, s].
 void conv_plane_gradient(const Tensor& grad, const Tensor& turned, const Tensor& out, const Tensor& table,
                          const Pair& stride, const Pair& padding, const Pair& dilation, int64_t places,
                          int64_t cluster) {
@@ -80,8 +80,8 @@ void conv_plane_gradient(const Tensor& grad, const Tensor& turned, const Tensor&
                    static_cast<int>(cluster), place.stream());
 }
 
-// Fills `out` [>= size] on the CPU with the list of a convolution of images of `size`; returns the integers it takes.
-// Does nothing else where `out` is shorter.
+// Fills `out` [>= size] on the CPU with the list of a convolution of images of `size`, and returns the number of
+// integers of the list. Where `out` is shorter, only the number is returned.
 int64_t conv_plane_table(const Tensor& out, const Pair& size, const Pair& kernel, const Pair& stride,
                          const Pair& padding, const Pair& dilation, bool gradient, int64_t places) {
   const auto require = [](bool good, const char* what) {
@@ -99,7 +99,7 @@ int64_t conv_plane_table(const Tensor& out, const Pair& size, const Pair& kernel
   return count;
 }
 
-// Why conv_plane does not take these tensors on their device, or "".
+// Why conv_plane cannot run these tensors on their device, or "".
 std::string conv_plane_refusal(const Tensor& x, const Tensor& weight, const Pair& stride, const Pair& padding,
                                const Pair& dilation, int64_t groups) {
   const Arguments args("conv_plane_refusal", "x", x);

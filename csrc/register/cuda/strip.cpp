@@ -31,11 +31,11 @@ void conv_strip(const Tensor& x, const Tensor& weight, const Tensor& mean, const
                    place.stream());
 }
 
-// out = the gradient of the input of a convolution, of its output's gradient. turned: its weight [k, c, r, s] as a
-// channels_last tensor [c, k, r, s].
+// out = the gradient of a convolution's input, computed from the gradient of its output. turned: the convolution's
+// weight [k, c, r, s] as a channels_last tensor [c, k, r, s].
 void conv_strip_gradient(const Tensor& grad, const Tensor& turned, const Tensor& out) {
   const Arguments grad_args("conv_strip_gradient", "grad", grad), args("conv_strip_gradient", "out", out);
-  // The gradient is a convolution of the same numbers.
+  // The gradient is a convolution with the same numbers.
   const Convolution conv = conv_of(grad_args, grad, turned, {1, 1}, {1, 1}, {1, 1}, 1);
   check_output(grad_args, args, out, conv.n, conv.k, conv.p, conv.q);
   const Place place("conv_strip_gradient", grad);
@@ -49,7 +49,7 @@ void conv_strip_gradient(const Tensor& grad, const Tensor& turned, const Tensor&
   cuda::conv_strip(args.dtype(), grad.data_ptr(), turned.data_ptr(), {}, out.data_ptr(), conv, true, place.stream());
 }
 
-// Why conv_strip does not take these tensors on their device, or "".
+// Why conv_strip cannot run these tensors on their device, or "".
 std::string conv_strip_refusal(const Tensor& x, const Tensor& weight, const Pair& stride, const Pair& padding,
                                const Pair& dilation, int64_t groups) {
   const Arguments args("conv_strip_refusal", "x", x);

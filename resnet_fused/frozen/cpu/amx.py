@@ -1,4 +1,4 @@
-"""Folded convolutions on the matrix unit of a CPU (AMX): float32 as the sum of three bfloat16, or bfloat16. docs/amx.md.
+"""Folded convolutions on the matrix unit of a CPU (AMX): float32 as the sum of three bfloat16, or bfloat16. docs/design/amx.md.
 
 Classes as in frozen/cpu/convolutions.py.
 """

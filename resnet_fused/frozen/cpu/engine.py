@@ -104,7 +104,7 @@ class CpuEngine(Engine):
         """Is this the network that the model computes, and within its error budget?
 
         F(4x4,3x3) has 1.8 times the RMS error of a direct convolution in a layer in float32, 2.9 times in bfloat16
-        (docs/winograd.md). That fits the budget of a whole network, but nobody promises it for every network. In bfloat16,
+        (docs/design/winograd.md). That fits the budget of a whole network, but nobody promises it for every network. In bfloat16,
         where folding alone leaves less than eager's error, the logits must not be further off than eager's.
         """
         bf16 = self.dtype == torch.bfloat16

@@ -7,7 +7,7 @@ from ..fold import fold
 
 
 class _Winograd:
-    """F(m x m, 3x3): 4 (m = 4) or 2.25 (m = 2) times fewer multiplications; float32, bfloat16. `taps`: docs/winograd.md."""
+    """F(m x m, 3x3): 4 (m = 4) or 2.25 (m = 2) times fewer multiplications; float32, bfloat16. `taps`: docs/design/winograd.md."""
 
     m, taps = 4, False
 

@@ -1,1 +1,1 @@
-"""Convolutions for compute capability 9.0, a folder a way to tile them."""
+"""Convolutions for compute capability 9.0. Each folder has one way to divide a convolution into tiles."""

@@ -1,4 +1,4 @@
-"""Triton kernels, one file an op, and the backend that they are. The package triton is imported by the first launch."""
+"""Triton kernels, one file per op, and their backend. The first launch imports the package triton."""
 
 import functools
 import importlib
@@ -10,7 +10,8 @@ from .. import cuda, env
 from ..backend import Backend, Kernels
 from . import schedule
 
-# The module of each op's launcher. The two ops of a convolution with something more are composed of conv_bn_relu.
+# The module of each op's launcher. The ops that add a second convolution or a pool to a convolution are composed of
+# conv_bn_relu.
 MODULES = {
     "add_relu": "add_relu",
     "add_relu_backward": "add_relu",

@@ -1,4 +1,4 @@
-"""out = relu(x + residual) and its gradient, flat over dense tensors of one layout."""
+"""out = relu(x + residual) and its gradient, over dense tensors of one layout as flat arrays."""
 
 import torch
 import triton
@@ -10,7 +10,7 @@ from .common import activate
 
 @triton.jit
 def _add_relu_kernel(x_ptr, residual_ptr, out_ptr, size, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # int64: size can pass 2**31
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # int64: size may exceed 2**31
     mask = i < size
     y = tl.load(x_ptr + i, mask=mask).to(tl.float32) + tl.load(residual_ptr + i, mask=mask).to(tl.float32)
     tl.store(out_ptr + i, activate(y, 1), mask=mask)

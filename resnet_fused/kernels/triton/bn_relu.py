@@ -1,7 +1,7 @@
 """out = activation((x - mean) * invstd * weight + bias [+ residual]) per channel. Statistics: bn_stats.py; gradient:
 bn_relu_backward.py.
 
-Both layouts go through the same kernels as [outer, channels, inner]; schedule.Tiles says how.
+The same kernels take both layouts as [outer, channels, inner]; schedule.Tiles says how.
 """
 
 import torch
@@ -41,7 +41,7 @@ def _bn_relu_kernel(
     offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
     offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
     mean, scale, bias = _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask)
-    # (x - mean) * scale + bias, not x * scale + shift: the latter cancels when |mean| >> std
+    # The mean is subtracted first: x * scale + shift would cancel where |mean| is much larger than the deviation.
     x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
     y = (x - over_positions(mean, CHANNELS_LAST)) * over_positions(scale, CHANNELS_LAST)
     y += over_positions(bias, CHANNELS_LAST)
@@ -67,7 +67,7 @@ def _bn_add_bn_relu_kernel(
     z_ptr, mean_z_ptr, spread_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, out_ptr, outer, channels, inner,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """out = relu(bn(x) + bn_z(z)): the end of a block whose shortcut is a projection."""
+    """out = relu(bn(x) + bn_z(z)): the end of a residual block whose shortcut is a projection."""
     tile, channel, channel_mask = program_channels(channels, BLOCK_C)
     offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
     offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)

@@ -24,11 +24,12 @@ from .common import (
 
 @triton.jit
 def _masked_grad(grad_ptr, grad2_ptr, out_ptr, offsets, mask):
-    """g; out_ptr None: there was no ReLU. The mask is `out <= 0`, so a NaN lets the gradient pass as in torch."""
+    """g. Where out_ptr is None there was no ReLU. The mask is `out <= 0`, so a NaN lets the gradient pass, as in
+    torch."""
     g = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     if grad2_ptr is not None:
         g += tl.load(grad2_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        g = g.to(grad_ptr.dtype.element_ty).to(tl.float32)  # rounded, as it is stored and as the next pass reads it
+        g = g.to(grad_ptr.dtype.element_ty).to(tl.float32)  # rounded as it is stored and as the next pass reads it
     if out_ptr is not None:
         g = tl.where(tl.load(out_ptr + offsets, mask=mask, other=0.0).to(tl.float32) <= 0.0, 0.0, g)
     return g
@@ -40,7 +41,8 @@ def _bn_relu_backward_reduce_kernel(
     outer, channels, inner, position_tiles, steps, slices,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Sums over one slice of the positions -> partial [2, slices, channels]; x None: only sum_g. masked = g, if wanted."""
+    """Sums over one slice of the positions -> partial [2, slices, channels]. x None: only sum_g. masked = g, where
+    wanted."""
     part, channel, channel_mask = program_channels(channels, BLOCK_C)
     if x_ptr is not None:
         mean = load_channels(mean_ptr, channel, channel_mask, 0.0)
@@ -104,7 +106,7 @@ def _bn_relu_backward_apply_kernel(
 
 
 def _mask(out, activation):
-    """What the mask is taken from: the output of a ReLU; nothing without an activation."""
+    """The tensor of the mask: the output of a ReLU, None without an activation."""
     activations.check(activation)
     return out if activation == activations.RELU else None
 

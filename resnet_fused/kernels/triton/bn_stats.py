@@ -1,6 +1,6 @@
 """Batch statistics: mean, 1/sqrt(biased variance + eps), and the update of the running statistics.
 
-Two stages of fixed order without atomics: the same bits on every run. Never E[x^2] - E[x]^2.
+Two stages add in a fixed order without atomics, so every run gives the same bits. No stage computes E[x^2] - E[x]^2.
 """
 
 import torch
@@ -26,11 +26,13 @@ def _bn_stats_kernel(
     x_ptr, partial_ptr, outer, channels, inner, position_tiles, steps, slices,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """One slice of the positions -> partial: pivot, mean - pivot, M2, each [slices, channels], and count [slices]."""
+    """Reduces one slice of the positions to partial: pivot, mean - pivot and M2, each [slices, channels], and count
+    [slices]."""
     part, channel, channel_mask = program_channels(channels, BLOCK_C)
     first = part * steps
-    # The pivot is the mean of the first tile. Sums of x - pivot lose nothing to |mean| >> std, and lanes need no common
-    # step counter, which masked tails would make wrong. A first tile that is an outlier costs a factor <= steps + 1.
+    # The pivot is the mean of the first tile. Sums of x - pivot stay exact where |mean| is much larger than the
+    # deviation. Lanes with a masked tail have fewer values than others, and a common pivot allows that. A first tile
+    # that is an outlier costs a factor of at most steps + 1.
     offset, position_mask, valid = tile_positions(first, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
     offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -49,8 +51,8 @@ def _bn_stats_kernel(
     n = count.to(tl.float32)
     shift = sum_positions(sum_d, CHANNELS_LAST) / n
     m2 = sum_positions(sum_dd, CHANNELS_LAST) - n * shift * shift
-    # pivot and shift stay apart: rounding their sum, at |mean| = 1e4 std and slices of 100 positions, costs 5e-5 of the
-    # variance
+    # pivot and shift are stored apart. Rounding their sum would cost 5e-5 of the variance at |mean| = 1e4 deviations
+    # and slices of 100 positions.
     plane = tl.cast(slices, tl.int64) * channels
     to = partial_ptr + tl.cast(part, tl.int64) * channels + channel
     tl.store(to, pivot, mask=channel_mask)
@@ -64,13 +66,14 @@ def _bn_finalise_kernel(
     partial_ptr, mean_ptr, invstd_ptr, running_mean_ptr, running_var_ptr, num_batches_tracked_ptr,
     momentum, eps, count, channels, slices, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Chan's merge of the slices, then what torch's batch_norm does with the result; nothing returns to the host."""
+    """Merges the slices by Chan's formula, then computes what torch's batch_norm computes. No value returns to the
+    host."""
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     channel_mask = channel < channels
     lane = tl.arange(0, BLOCK_S)
     plane = tl.cast(slices, tl.int64) * channels
     count = tl.cast(count, tl.float32)
-    # Only differences of means enter, and they are taken before anything is rounded.
+    # Only differences of means are used. They are computed before anything is rounded.
     pivot = tl.load(partial_ptr + channel, mask=channel_mask, other=0.0)
     weighted = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     for start in range(0, slices, BLOCK_S):
@@ -109,11 +112,12 @@ def _over_processes_kernel(
     parts_ptr, mean_ptr, invstd_ptr, var_ptr, share_ptr, own_count, eps, channels, world,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """parts [world, 2 * channels + 1]: means, unbiased variances, number of values per channel, which may be 0."""
+    """parts [world, 2 * channels + 1]: means, unbiased variances and number of values per channel. The number may be
+    0."""
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     channel_mask = channel < channels
     row = tl.cast(channels, tl.int64) * 2 + 1
-    # Only differences of means enter, from the first there is, and they are taken before anything is rounded.
+    # Only differences from the first mean that exists are used. They are computed before anything is rounded.
     first = tl.full([BLOCK_S], 0, tl.int64) + world
     for start in range(0, world, BLOCK_S):
         rank = (start + tl.arange(0, BLOCK_S)).to(tl.int64)
@@ -141,7 +145,7 @@ def _over_processes_kernel(
         n = tl.load(at + 2 * channels, mask=rank < world, other=0.0)
         mask = (n > 0.0)[:, None] & channel_mask[None, :]
         d = tl.load(at[:, None] + channel[None, :], mask=mask, other=0.0) - pivot[None, :] - shift[None, :]
-        # The variance of one value is NaN: 0 / 0.
+        # The variance of one value is NaN (0 / 0), so it is not used.
         several = (n > 1.0)[:, None] & channel_mask[None, :]
         unbiased = tl.load(at[:, None] + channels + channel[None, :], mask=several, other=0.0)
         squares += tl.where(mask, unbiased * (n - 1.0)[:, None] + n[:, None] * d * d, 0.0)
@@ -163,7 +167,8 @@ def bn_stats_merge(parts, mean, invstd, var, share, count, eps):
 
 
 def finalise(partial, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, count):
-    """The second stage: `partial` of a kernel that wrote slices of moments, `count` values a channel together."""
+    """The second stage. `partial`: slices of moments that a kernel wrote. `count`: values per channel in all slices
+    together."""
     channels = mean.numel()
     slices = partial.numel() // (3 * channels + 1)
     merge = schedule.merge(slices, channels)

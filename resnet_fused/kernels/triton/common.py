@@ -1,18 +1,20 @@
-"""What the kernels share: the activation, e4m3, per-channel parameters, the position of a tile."""
+"""Functions that several kernels share: the activation, e4m3, per-channel parameters, the position of a tile."""
 
 import triton
 import triton.language as tl
 
-# The interpreter's tl.dot multiplies the bit patterns of bf16, and its float32 -> bf16 conversion truncates instead of
-# rounding to nearest: kernels widen dot operands when interpreted, and bf16 results are meaningful on a GPU only.
+# The interpreter's tl.dot multiplies the bit patterns of bf16, and its conversion from float32 to bf16 truncates
+# instead of rounding to nearest. Kernels therefore widen dot operands when interpreted. bf16 results are meaningful on
+# a GPU only.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def activate(y, ACTIVATION: tl.constexpr):
-    """ACTIVATION: 0 none, 1 ReLU, as in kernels/epilogue.py, whose `check` refuses others before a launch."""
+    """ACTIVATION is 0 (none) or 1 (ReLU), as in kernels/epilogue.py. `epilogue.check` refuses other numbers before a
+    launch."""
     if ACTIVATION == 1:
-        # not tl.maximum: it turns NaN into 0, and -0.0 into 0.0
+        # tl.maximum would turn NaN into 0, and -0.0 into 0.0.
         return tl.where(y < 0.0, 0.0, y)
     else:
         return y
@@ -20,7 +22,8 @@ def activate(y, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def widen(t):
-    """A tensor of any dtype in float32. The interpreter reads e4m3's NaN as 480: there by its bits, float16's of a 256th."""
+    """A tensor of any dtype in float32. The interpreter reads the NaN of e4m3 as 480, so interpreted kernels convert
+    the bits: e4m3 is a float16 divided by 256."""
     if INTERPRETED and t.dtype == tl.float8e4nv:
         bits = t.to(tl.uint8, bitcast=True)
         magnitude = ((bits & 127).to(tl.uint16) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
@@ -32,10 +35,10 @@ def widen(t):
 
 @triton.jit
 def narrow(y, TO: tl.constexpr):
-    """float32 as it is stored: in e4m3, which has no infinity, what is above 448 becomes 448, and NaN stays NaN.
+    """float32 as it is stored in TO. e4m3 has no infinity: values above 448 become 448, and NaN stays NaN.
 
-    The interpreter rounds to e4m3 half away from zero and loses carries, and cuts bfloat16 off: there the nearest, even at
-    ties, by the bits.
+    The interpreter rounds to e4m3 half away from zero and loses carries, and it truncates bfloat16. Interpreted kernels
+    round the bits to nearest, ties to even.
     """
     if TO == tl.float8e4nv:  # noqa: SIM300
         y = tl.where(y > 448.0, 448.0, tl.where(y < -448.0, -448.0, y))
@@ -43,7 +46,7 @@ def narrow(y, TO: tl.constexpr):
             magnitude = tl.abs(y)
             bits = magnitude.to(tl.uint32, bitcast=True)
             normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
-            # 2^14 has e4m3's smallest step, 2^-9, as its unit in the last place: the addition rounds.
+            # e4m3's smallest step, 2^-9, is the unit in the last place of 2^14: the addition rounds.
             small = (magnitude + 16384.0).to(tl.uint32, bitcast=True) - 0x46800000
             code = tl.where(magnitude < 0.015625, small, tl.where(y == y, normal, 127)).to(tl.uint8)
             sign = ((y.to(tl.uint32, bitcast=True) >> 31) << 7).to(tl.uint8)
@@ -59,7 +62,7 @@ def narrow(y, TO: tl.constexpr):
 
 @triton.jit
 def load_channels(ptr, channel, mask, default: tl.constexpr):
-    """A parameter of any dtype as float32; an absent one (None) is the constant `default`."""
+    """A parameter of any dtype as float32. A parameter that is None is the constant `default`."""
     if ptr is None:
         return tl.full(channel.shape, default, tl.float32)
     else:
@@ -68,7 +71,8 @@ def load_channels(ptr, channel, mask, default: tl.constexpr):
 
 @triton.jit
 def inverse_std(spread, eps):
-    """eps None: spread is 1/std already, else the variance. Correctly rounded, as it is per channel."""
+    """1/std. Where eps is None, spread is 1/std, else the variance. The result is correctly rounded, as it is per
+    channel."""
     if eps is None:
         return spread
     else:
@@ -86,7 +90,8 @@ def scale_shift(channel, mask, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, ep
 
 @triton.jit
 def tile_positions(tile, outer, channels, inner, BLOCK_R: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Offsets (channel excluded), mask and number of the valid ones of a tile's BLOCK_R positions; see schedule.Tiles."""
+    """Offsets (without the channel), mask and number of valid positions of a tile's BLOCK_R positions; see
+    schedule.Tiles."""
     lane = tl.arange(0, BLOCK_R)
     if CHANNELS_LAST:
         first = tl.cast(tile, tl.int64) * BLOCK_R
@@ -103,7 +108,7 @@ def tile_positions(tile, outer, channels, inner, BLOCK_R: tl.constexpr, CHANNELS
 
 @triton.jit
 def tile_2d(positions, position_mask, channel, channel_mask, inner, CHANNELS_LAST: tl.constexpr):
-    """Offsets and mask of a tile, its last axis the contiguous one: [R, C] if channels_last, else [C, R]."""
+    """Offsets and mask of a tile. Its last axis is the contiguous axis: [R, C] if channels_last, else [C, R]."""
     if CHANNELS_LAST:
         return positions[:, None] + channel[None, :], position_mask[:, None] & channel_mask[None, :]
     else:
@@ -113,7 +118,7 @@ def tile_2d(positions, position_mask, channel, channel_mask, inner, CHANNELS_LAS
 
 @triton.jit
 def over_positions(channel_values, CHANNELS_LAST: tl.constexpr):
-    """[C] -> broadcastable against a tile."""
+    """Reshapes [C] so that it broadcasts against a tile."""
     if CHANNELS_LAST:
         return channel_values[None, :]
     else:
@@ -122,7 +127,7 @@ def over_positions(channel_values, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
-    """Tile -> [C]."""
+    """Sums a tile over its positions to [C]."""
     if CHANNELS_LAST:
         return tl.sum(tile, axis=0)
     else:
@@ -131,7 +136,7 @@ def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def program_channels(channels, BLOCK_C: tl.constexpr):
-    """(part, channel, mask) of this program; the channel block runs fastest, as schedule.Tiles says."""
+    """(part, channel, mask) of this program. The channel block varies fastest, as schedule.Tiles says."""
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, BLOCK_C)
     part = program // blocks

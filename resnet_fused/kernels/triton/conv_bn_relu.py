@@ -1,10 +1,11 @@
-"""Evaluation: out = activation(conv(x, weight) * scale + shift [+ residual]), one implicit GEMM and its epilogue.
+"""Evaluation: out = activation(conv(x, weight) * scale + shift [+ residual]), an implicit matrix product with an
+epilogue.
 
-scale = bn_weight / sqrt(var + eps), shift = bn_bias - mean * scale, in float32, from the live tensors: nothing is
-folded into the weights, so nothing can go stale, and a large scale cannot overflow fp16 weights.
+scale = bn_weight / sqrt(var + eps) and shift = bn_bias - mean * scale are computed in float32 from the live tensors.
+Nothing is folded into the weights: no value becomes outdated, and a large scale cannot overflow fp16 weights.
 
-Rows of the GEMM are output positions (n, p, q), columns output channels, the depth is taps x input channels. Tensors
-come with their strides; channels_last (and weights likewise) makes every copy a 16-byte one.
+Rows of the matrix product are output positions (n, p, q), columns are output channels, and the depth is taps x input
+channels. Tensors come with their strides. With channels_last tensors and weights every copy has 16 bytes.
 """
 
 from dataclasses import replace
@@ -24,9 +25,10 @@ from .conv_moments import store_moments
 @triton.jit
 def _multiply(a, b, acc, PRECISION: tl.constexpr):
     if a.dtype == tl.float8e4nv:
-        # The matrix unit keeps about 14 bits of a sum of e4m3 products (Hopper, Ada): at most 128 of them, four instructions,
-        # before an addition in float32. The addition is written out because only Hopper's lowering heeds the limit, and the
-        # limit keeps the compiler from folding it back (QGMMA or QMMA, then FADD: Triton 3.6 and 3.9, ahead of time).
+        # The matrix unit keeps about 14 bits of a sum of e4m3 products (Hopper, Ada). At most 128 products, four
+        # instructions, are therefore summed before an addition in float32. The addition is written out because only
+        # Hopper's lowering follows the limit, and the limit keeps the compiler from folding the addition back (QGMMA or
+        # QMMA, then FADD: Triton 3.6 and 3.9, ahead of time).
         tl.static_assert(a.shape[1] <= 128)
         if INTERPRETED:
             return acc + tl.dot(widen(a), widen(b), input_precision="ieee")
@@ -41,10 +43,10 @@ def _multiply(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _positions(start, lane, p, q):
-    """(first image, images ahead of it, row, column) of the output positions start + lane.
+    """(first image, images after it, row, column) of the output positions start + lane.
 
-    Only the scalar division is 64-bit; per row it would cost about 100 instructions. Offsets from the first image fit
-    into 32 bits unless schedule.wide_offsets says otherwise.
+    Only the scalar division has 64 bits. A 64-bit division per row would cost about 100 instructions. Offsets from the
+    first image fit into 32 bits unless schedule.wide_offsets says otherwise.
     """
     pixels = tl.cast(p, tl.int32) * q
     image = start // pixels
@@ -57,7 +59,7 @@ def _positions(start, lane, p, q):
 
 @triton.jit
 def _inside(coordinate, size):
-    return coordinate.to(tl.uint32) < tl.cast(size, tl.uint32)  # negative ones are huge
+    return coordinate.to(tl.uint32) < tl.cast(size, tl.uint32)  # a negative number becomes huge
 
 
 @triton.jit
@@ -66,12 +68,14 @@ def _finish(
     mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
     out_n, out_k, out_p, out_q, OFFSET: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue of the tile acc: positions start + ..., channels first + ... of `group`, which has k of them."""
+    """The epilogue of the tile acc: positions from start on, channels from first on of `group`, which has k
+    channels."""
     ROWS: tl.constexpr = acc.shape[0]
     COLUMNS: tl.constexpr = acc.shape[1]
-    # 32 channels at a time: in the layout of the matrix product a thread holds every fourth channel, so scale and shift
-    # of 128 channels take 64 registers. Whole tile 250 registers a thread (one block per SM), halves 180, quarters 128
-    # (two blocks); fp16, 128 x 128, 8 warps, computed ahead of time for sm_90 with Triton 3.9, no GPU.
+    # The epilogue takes 32 channels at a time. In the layout of the matrix product a thread holds every fourth channel,
+    # so scale and shift of 128 channels take 64 registers. A whole tile takes 250 registers a thread (one block per
+    # SM), halves take 180, quarters 128 (two blocks): fp16, 128 x 128, 8 warps, computed ahead of time for sm_90 with
+    # Triton 3.9, no GPU.
     if COLUMNS > 32:
         halves = tl.split(tl.permute(tl.reshape(acc, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
         for i in tl.static_range(2):
@@ -111,10 +115,10 @@ def _conv_kernel(
 ):  # fmt: skip
     """One tile of one group: BLOCK_M positions x BLOCK_K channels, `iterations` steps of depth BLOCK_D.
 
-    c, k: channels per group. EVEN: c is a multiple of BLOCK_D.
-    partial given: float32 sums [splits, m, groups * k] instead of the epilogue. moments given: statistics of what is stored.
+    c, k: channels per group. EVEN: c is a multiple of BLOCK_D. With partial the kernel writes float32 sums [splits, m,
+    groups * k] instead of running the epilogue. With moments it also writes statistics of the stored values.
     """
-    # Output channels fastest: the programs that run together share input tiles in L2, and the weights fit there anyway.
+    # Output channels vary fastest: programs that run together then share input tiles in L2. The weights fit into L2.
     blocks = tl.cdiv(k, BLOCK_K)
     tile = tl.program_id(0)
     group = tl.program_id(1)
@@ -127,7 +131,7 @@ def _conv_kernel(
     column_mask = column < k
 
     image, ahead, row, col = _positions(start, lane, p, q)
-    # A position past the end is above every image: the loop then has no mask of its own for it.
+    # A position past the end gets a row above every image, so the loop needs no mask for it.
     top = tl.where(lane_mask, row * stride_h - pad_h, -(2**30))
     left = col * stride_w - pad_w
     x_base = x_ptr + image * x_n + group.to(tl.int64) * c * x_c
@@ -155,7 +159,8 @@ def _conv_kernel(
             x_step = x_base
             weight_step = weight_base
         else:
-            # Taps fastest: the nine shifted reads of one channel block follow each other, so L2 serves eight of them.
+            # Taps vary fastest: the nine shifted reads of one channel block follow each other, so L2 serves eight of
+            # them.
             channel_block = step // (R * S)
             tap = step - channel_block * (R * S)
             channel = channel_block * BLOCK_D
@@ -165,7 +170,7 @@ def _conv_kernel(
             dw = s * dilation_w
             inside = (_inside(top + dh, h) & _inside(left + dw, w))[:, None]
             depth_mask = depth < (BLOCK_D if EVEN else c - channel)
-            # What changes from step to step is scalar; the offsets of the tile stay in registers.
+            # Only scalars change from step to step. The offsets of the tile stay in registers.
             x_depth = depth.to(OFFSET) * x_c
             weight_depth = depth.to(OFFSET) * weight_c
             channel = tl.cast(channel, tl.int64)
@@ -203,7 +208,7 @@ def _conv_merge_kernel(
     m, k, p, q, splits, out_n, out_k, out_p, out_q, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     OFFSET: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Sums the splits in their order (no atomics: the same bits on every run), then the epilogue."""
+    """Adds the splits in their order (no atomics, so every run gives the same bits), then runs the epilogue."""
     blocks = tl.cdiv(k, BLOCK_K)
     tile = tl.program_id(0)
     block = tile // blocks
@@ -224,7 +229,7 @@ def _conv_merge_kernel(
 
 
 def _launch(x, weight, norm, out, convolution, activation, statistics=False, config=None):
-    """One launch of the kernel; (its configuration, [splits, m, k] sums or None, moments of the tiles or None).
+    """Launches the kernel once; returns (its configuration, [splits, m, k] sums or None, moments of the tiles or None).
 
     `config`: fields of schedule.Conv that replace the default ones (schedule.conv_as).
     """
@@ -265,7 +270,8 @@ def conv_bn_relu(x, weight, epilogue, out, convolution, config=None):
 
 
 def evaluate(x, weight, norm, out, convolution, activation, config):
-    """The kernel and, where the reduction is cut, the second one. `norm`: its arguments from mean to residual_scale."""
+    """Launches the kernel and, where the reduction is split, the second kernel. `norm`: the kernel's arguments from
+    mean to residual_scale."""
     with torch.cuda.device_of(x):
         offset, splits, partial, _ = _launch(x, weight, norm, out, convolution, activation, config=config)
         if partial is not None:
@@ -283,8 +289,8 @@ def conv_stats(
     x, weight, out, mean, invstd, running_mean, running_var, num_batches_tracked, convolution, momentum, eps,
     config=None,
 ):  # fmt: skip
-    """out = conv(x, weight), and what bn_stats would give for it without another pass over it."""
-    nothing = (None,) * 7  # of a norm and a residual: the epilogue stores the sums themselves
+    """out = conv(x, weight), and the results of bn_stats for out without another pass over out."""
+    nothing = (None,) * 7  # neither norm nor residual: the epilogue stores the sums
     k = weight.shape[0]
     with torch.cuda.device_of(x):
         *_, moments = _launch(

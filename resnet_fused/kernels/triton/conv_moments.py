@@ -1,4 +1,4 @@
-"""Batch statistics in the epilogue of a convolution: the moments of one tile, of the values as they are stored."""
+"""Batch statistics in the epilogue of a convolution: the moments of one tile, computed from the stored values."""
 
 import triton
 import triton.language as tl
@@ -6,14 +6,15 @@ import triton.language as tl
 
 @triton.jit
 def store_moments(acc, valid, n, part, first, k, base, channels, STORED: tl.constexpr, partial_ptr, slices):
-    """The n rows of `acc` that are `valid` -> pivot, mean - pivot and M2 of its columns, as slice `part` of the layout of
-    bn_stats.py: three planes [slices, channels], then the counts [slices].
+    """Reduces the n `valid` rows of `acc` to pivot, mean - pivot and M2 of its columns, as slice `part` in the layout
+    of bn_stats.py: three planes [slices, channels], then the counts [slices].
 
-    first, k: of the columns within a group that begins at channel `base`. STORED: the type in which `acc` is stored.
+    first, k: first column and number of columns of a group that begins at channel `base`. STORED: the dtype of the
+    stored values.
     """
     ROWS: tl.constexpr = acc.shape[0]
     COLUMNS: tl.constexpr = acc.shape[1]
-    if COLUMNS > 32:  # for the registers, as in the epilogue of evaluation
+    if COLUMNS > 32:  # limits the registers, as in the epilogue of evaluation
         halves = tl.split(tl.permute(tl.reshape(acc, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
         for i in tl.static_range(2):
             store_moments(
@@ -22,7 +23,8 @@ def store_moments(acc, valid, n, part, first, k, base, channels, STORED: tl.cons
     else:
         column = first + tl.arange(0, COLUMNS)
         column_mask = column < k
-        # Statistics belong to the rounded value: with a mean of 10 and a deviation of 0.01 they differ twofold in bfloat16.
+        # Statistics belong to the rounded values: with a mean of 10 and a deviation of 0.01 those of bfloat16 differ
+        # twofold.
         stored = tl.where(valid[:, None], acc.to(STORED).to(tl.float32), 0.0)
         pivot = tl.sum(stored, axis=0) / n
         d = tl.where(valid[:, None], stored - pivot[None, :], 0.0)

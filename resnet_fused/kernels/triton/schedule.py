@@ -1,8 +1,8 @@
-"""Shape -> launch configuration. Pure functions; every tuned number of the Triton kernels lives here.
+"""From shape to launch configuration, in pure functions. Every tuned number of the Triton kernels stands here.
 
-No function asks a device anything, so a configuration can be printed, tested and compiled for a GPU that is not
-there. The numbers are computed (registers and shared memory checked by ahead-of-time compilation, no GPU); a timing
-that changes one belongs beside it, with device and date.
+No function asks a device, so a configuration can be printed, tested and compiled for a GPU that this machine does not
+have. The numbers are computed (registers and shared memory checked by ahead-of-time compilation, no GPU). A timing that
+changes a number is written beside it, with device and date.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-# The largest part we aim at (H100/H200: 132 SMs). A constant rather than a device query: the split of a reduction, and
-# so its rounding, is then the same on every GPU.
+# The largest GPU that the kernels aim at (H100/H200: 132 SMs). It is a constant instead of a device query: the split of
+# a reduction, and so its rounding, is then the same on every GPU.
 SMS = 132
 
 
@@ -26,11 +26,11 @@ def pow2(n: int) -> int:
 
 
 def fp32_precision() -> str:
-    """How torch would multiply in a float32 convolution right now: "tf32" or "ieee".
+    """How torch would multiply in a float32 convolution at this moment: "tf32" or "ieee".
 
-    `cudnn.conv.fp32_precision` is the resolved value: "none" has been looked up in `cudnn.fp32_precision` and
-    `backends.fp32_precision` already, and the older `cudnn.allow_tf32 = ...` writes into it. Reading `allow_tf32`
-    instead raises once a program has set convolutions and RNNs differently.
+    `cudnn.conv.fp32_precision` is the resolved value: torch has already replaced "none" by `cudnn.fp32_precision` or
+    `backends.fp32_precision`, and the older `cudnn.allow_tf32 = ...` writes into it. Reading `allow_tf32` instead
+    raises once a program has set convolutions and RNNs differently.
     """
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
@@ -41,14 +41,14 @@ class Launch:
 
     @property
     def options(self) -> dict:
-        """Launch options of the kernel. FMA contraction is asked for by name: Triton announced that its default goes
-        off, and float32 IEEE convolutions would take twice the instructions."""
+        """Launch options of the kernel. FMA contraction is asked for by name: Triton has announced that its default
+        will be off, and float32 IEEE convolutions would then take twice the instructions."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
 class Flat(Launch):
-    """A tensor seen as one row: each program takes `block` elements."""
+    """A tensor as one row. Each program takes `block` elements."""
 
     grid: tuple[int]
     block: int
@@ -63,11 +63,11 @@ def flat(size: int, itemsize: int) -> Flat:
 
 @dataclass(frozen=True)
 class Tiles(Launch):
-    """A cover of [outer, channels, inner] by tiles of block_r positions x block_c channels.
+    """Covers [outer, channels, inner] by tiles of block_r positions x block_c channels.
 
-    Positions run over `outer` if channels_last (inner == 1), else over `inner` within one `outer`; the fast axis of the
-    tile is always the one that is contiguous in memory. A program works on one channel block and `steps` consecutive
-    position tiles; programs are numbered with the channel block fastest, so neighbours read neighbouring memory.
+    Positions run over `outer` if channels_last (inner == 1), else over `inner` within one `outer`. The fast axis of a
+    tile is the axis that is contiguous in memory. A program works on one channel block and `steps` consecutive position
+    tiles. Programs are numbered with the channel block fastest, so neighbouring programs read neighbouring memory.
     """
 
     channels_last: bool
@@ -100,11 +100,11 @@ class Tiles(Launch):
         return (self.slices * self.channel_blocks,)
 
 
-# Elements of a tile at 4 warps: 32 a thread. Reductions carry two float32 sums for each of them: with 32 they took 172
-# registers and spilled in NCHW float32 (Triton 3.9, sm_90, computed ahead of time, no GPU).
+# Elements of a tile at 4 warps: 32 a thread, in reductions 16. A reduction carries two float32 sums per element: with 32
+# elements it took 172 registers and spilled in NCHW float32 (Triton 3.9, sm_90, computed ahead of time, no GPU).
 _TILE = 4096
 _REDUCTION_TILE = 2048
-# Programs of a reduction: 8 waves of one CTA per SM; more only makes the merge of the partials longer.
+# Programs of a reduction: 8 waves of one CTA per SM. More programs only make the merge of the partials longer.
 _REDUCTION_PROGRAMS = 8 * SMS
 
 
@@ -114,7 +114,7 @@ def _least_padding(n: int, blocks: tuple[int, ...]) -> int:
 
 def _tiles(outer: int, channels: int, inner: int, size: int) -> Tiles:
     if inner == 1:
-        # 128 channels of fp16 are two full 128-byte lines; C = 65 or 96 waste less in narrower blocks.
+        # 128 channels of fp16 are two full 128-byte lines. With C = 65 or 96 a narrower block has less padding.
         block_c = _least_padding(channels, (128, 64, 32)) if channels > 32 else pow2(channels)
         block_r = min(pow2(outer), size // block_c)
     else:
@@ -125,12 +125,12 @@ def _tiles(outer: int, channels: int, inner: int, size: int) -> Tiles:
 
 
 def elementwise(outer: int, channels: int, inner: int) -> Tiles:
-    """One tile a program: for kernels that apply per-channel parameters."""
+    """One tile per program, for kernels that apply per-channel parameters."""
     return _tiles(outer, channels, inner, _TILE)
 
 
 def reduction(outer: int, channels: int, inner: int) -> Tiles:
-    """As many tiles a program as keeps the GPU full: for per-channel sums."""
+    """As many tiles per program as keep the GPU full, for per-channel sums."""
     tiles = _tiles(outer, channels, inner, _REDUCTION_TILE)
     slices = max(1, _REDUCTION_PROGRAMS // tiles.channel_blocks)
     return Tiles(**{**vars(tiles), "steps": cdiv(tiles.position_tiles, slices)})
@@ -147,17 +147,17 @@ class Merge(Launch):
 
 
 def merge(slices: int, channels: int) -> Merge:
-    # 8 channels are one 32-byte sector; C = 64 then has 8 programs instead of 1.
+    # 8 channels are one 32-byte sector. C = 64 then has 8 programs instead of 1.
     block_c = min(8, pow2(channels))
     return Merge((cdiv(channels, block_c),), min(256, pow2(slices)), block_c, num_warps=4)
 
 
 @dataclass(frozen=True)
 class Conv(Launch):
-    """An implicit GEMM [m x depth] @ [depth x k] per group.
+    """An implicit matrix product [m x depth] @ [depth x k] per group.
 
-    flat: the reduction runs over taps and channels as one axis (few channels), else over blocks of channels and, within
-    one, over taps. `iterations` of block_d are shared out over `splits` programs that write partial sums.
+    flat: the reduction runs over taps and channels as one axis (few channels). Otherwise it runs over blocks of
+    channels and, within a block, over taps. `splits` programs share the `iterations` of block_d and write partial sums.
     """
 
     flat: bool
@@ -182,44 +182,46 @@ class Conv(Launch):
 
 
 def conv(m: int, k: int, c: int, taps: int, groups: int, itemsize: int, precision: str) -> Conv:
-    """m output positions, k and c output and input channels per group. precision matters for float32 only."""
+    """The launch configuration for m output positions, k output and c input channels per group. precision matters for
+    float32 only."""
     flat = c < 16
     block_m, block_k = 128, min(128, max(16, pow2(k)))
     ieee = itemsize == 4 and precision == "ieee"
     if ieee:
-        # Plain FMA: operands go through registers, so the tile is bounded by them, not by shared memory.
-        # With 8 warps 80 to 128 a thread, with 4 up to 168 and spills on sm_100 (computed ahead of time, no GPU).
+        # Plain FMA: operands go through registers, so registers limit the tile, not shared memory. With 8 warps a
+        # thread takes 80 to 128 registers; with 4 warps up to 168, and it spills on sm_100 (computed ahead of time, no
+        # GPU).
         block_m, block_k, block_d = 64, min(64, block_k), 16
     elif flat:
-        # Each element has an address of its own here: 64 bytes of depth and 8 warps are what the registers hold
-        # (with 4 warps float32 spills on sm_100; computed ahead of time, no GPU).
+        # Each element has its own address here, and registers allow 64 bytes of depth with 8 warps. With 4 warps
+        # float32 spills on sm_100 (computed ahead of time, no GPU).
         block_d = min(64 // itemsize, max(16, pow2(taps * c)))
     else:
-        # 128 bytes of depth per row, whatever the type: the widest swizzle, 8 copies of 16 bytes a row. At least 32 bytes: in
-        # e4m3 one product of the matrix unit.
+        # A row has 128 bytes of depth for every dtype: that is the widest swizzle, 8 copies of 16 bytes. The depth is
+        # at least 32 bytes, which is one product of the matrix unit in e4m3.
         block_d = max(32 // itemsize, min(128 // itemsize, pow2(c)))
-    # Too few tiles for the GPU: smaller ones first,
+    # Where there are too few tiles for the GPU, the tiles become smaller,
     if cdiv(m, block_m) * cdiv(k, block_k) * groups < SMS:
         block_k = min(64, block_k)
     tiles = cdiv(m, block_m) * cdiv(k, block_k) * groups
     if tiles < SMS:
         block_m = 64
         tiles = cdiv(m, block_m) * cdiv(k, block_k) * groups
-    # then the reduction is cut as well. At least 4 iterations a program: below that the prologue of the pipeline and
-    # the second kernel cost more than the parallelism brings.
+    # and then the reduction is split too. Each program has at least 4 iterations: below that the pipeline's prologue
+    # and the second kernel cost more than parallelism saves.
     iterations = cdiv(taps * c, block_d) if flat else taps * cdiv(c, block_d)
     splits = max(1, min(SMS // tiles, iterations // 4))
-    splits = cdiv(iterations, cdiv(iterations, splits))  # no program without work
-    # 98304 bytes of shared memory for a full tile either way: two blocks per SM on sm_90, one on sm_86 and sm_89.
-    # Eight warps in e4m3, whose promoted sums stand in registers twice: 128 x 64 takes 122 a thread, with four warps 164, and
-    # 64 x 64 with four spills on sm_100 (Triton 3.9, computed ahead of time, no GPU).
+    splits = cdiv(iterations, cdiv(iterations, splits))  # no program is without work
+    # A full tile takes 98304 bytes of shared memory either way: two blocks per SM on sm_90, one on sm_86 and sm_89.
+    # e4m3 has eight warps, because registers hold its promoted sums twice: 128 x 64 takes 122 a thread, with four warps
+    # 164, and 64 x 64 spills with four warps on sm_100 (Triton 3.9, computed ahead of time, no GPU).
     num_warps, num_stages = (8, 3) if block_k == 128 or ieee else (8 if flat or itemsize == 1 else 4, 4)
     return Conv(flat, m, k, groups, block_m, block_k, block_d, iterations, splits, num_warps, num_stages)
 
 
 def conv_as(default: Conv, c: int, taps: int, config: dict) -> Conv:
-    """`default` with the fields in `config` (block_m, block_k, block_d, splits, num_warps, num_stages): what was measured
-    faster. c, taps: as for `conv`."""
+    """`default` with the fields of `config` (block_m, block_k, block_d, splits, num_warps, num_stages), which a
+    measurement found faster. c, taps: as for `conv`."""
     made = replace(default, **config)
     iterations = cdiv(taps * c, made.block_d) if made.flat else taps * cdiv(c, made.block_d)
     splits = max(1, min(made.splits, iterations))
@@ -227,8 +229,8 @@ def conv_as(default: Conv, c: int, taps: int, config: dict) -> Conv:
 
 
 def conv_alternatives(default: Conv, itemsize: int) -> list[dict]:
-    """Configurations worth measuring beside `default`, as the `config` of `conv_as`; the flat kernel and IEEE float32 keep
-    theirs, which registers bound (see `conv`)."""
+    """Configurations worth measuring beside `default`, as the `config` of `conv_as`. The flat kernel and IEEE float32
+    have none, because registers limit them (see `conv`)."""
     if default.flat or default.block_d * itemsize < 64:
         return []
     found = []
@@ -249,14 +251,14 @@ def conv_alternatives(default: Conv, itemsize: int) -> list[dict]:
 
 
 def wide_offsets(block_m: int, pixels: int, x_image: int, out_image: int, weight: int) -> bool:
-    """True if an offset within one tile needs 64 bits. A tile of block_m positions touches at most block_m // pixels
-    + 2 images of x_image and out_image elements each; the padding reaches less than one image beyond them."""
+    """Whether an offset within one tile needs 64 bits. A tile of block_m positions touches at most block_m // pixels +
+    2 images of x_image and out_image elements each. The padding reaches less than one image beyond them."""
     return max((block_m // pixels + 3) * max(x_image, out_image), weight) >= 2**31
 
 
 @dataclass(frozen=True)
 class ConvMerge(Launch):
-    """Second stage of a split convolution: sums [splits, m, k] partials, one tile a program."""
+    """Second stage of a split convolution: sums [splits, m, k] partials, one tile per program."""
 
     grid: tuple[int]
     block_m: int
@@ -265,7 +267,7 @@ class ConvMerge(Launch):
 
 
 def conv_merge(m: int, k: int) -> ConvMerge:
-    # Small tiles: a split convolution is small itself, and this kernel should still reach every SM.
+    # Tiles are small: a split convolution is small itself, and this kernel should still use every SM.
     block_k = min(64, pow2(k))
     block_m = min(512 // block_k, pow2(m))
     return ConvMerge((cdiv(m, block_m) * cdiv(k, block_k),), block_m, block_k, num_warps=4)

@@ -1,4 +1,4 @@
-// Compiled with the matrix unit (amx) and without it (portable), as its name says (csrc/README.md).
+// This file is compiled with the matrix unit (amx) and without it (portable), as its name says (csrc/README.md).
 #include "cpu/base/amx_split.h"
 #include "cpu/base/amx_tiles.h"
 #include "cpu/direct/direct.h"
@@ -27,7 +27,7 @@ void pack3(const void* from, int64_t from_stride, int64_t pixels, int64_t channe
 
 constexpr int64_t kTile = 16 * 32;  // values
 
-// Registers: 0 to 3 sums of 2 x 2 tiles, 4 and 5 pixels, 6 and 7 weights.
+// Registers 0 to 3 hold the sums of 2 x 2 tiles, 4 and 5 hold pixels, 6 and 7 hold weights.
 inline void load_a(Tiles& tiles, const uint16_t* a) {
   tiles.load<4>(a);
   tiles.load<5>(a + kTile);
@@ -60,7 +60,8 @@ void gemm(const DirectGemm& g) {
   }
   const uint16_t* b = g.b;
   const char* ahead = g.ahead;
-  // A few at a time: 96 lines in one go cost a fifth of the speed of the products, and so spread nothing.
+  // Each step prefetches a few lines. 96 lines at once cost a fifth of the products' speed; a few lines per step cost
+  // nothing.
   const auto multiply = [&] {
     for (const char* end = ahead + g.ahead_lines * 64; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
     multiply_tiles(tiles);
@@ -74,7 +75,8 @@ void gemm(const DirectGemm& g) {
         load_b(tiles, b);
         multiply_tiles(tiles);
       } else {
-        // (0, 2) (0, 1) (1, 1) (1, 0) (2, 0) (0, 0): one of the two stays from each to the next.
+        // Parts (0, 2) (0, 1) (1, 1) (1, 0) (2, 0) (0, 0): from each product to the next, one of the two operands stays
+        // loaded.
         const uint16_t *a1 = a + g.part_stride, *a2 = a1 + g.part_stride, *b1 = b + 2 * kTile, *b0 = b1 + 2 * kTile;
         load_a(tiles, a);
         load_b(tiles, b);
@@ -100,8 +102,8 @@ void gemm(const DirectGemm& g) {
 
 }  // namespace
 
-// Of float32 and of bfloat16.
 extern const DirectKernels amx_kernels[2] = {
+    // for float32 and for bfloat16
     {32, begin_tiles, end_tiles, pack3, gemm<3>, direct_output<float>},
     {32, begin_tiles, end_tiles, pack_lines<uint16_t>, gemm<1>, direct_output<bf16>}};
 

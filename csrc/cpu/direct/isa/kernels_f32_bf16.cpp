@@ -1,4 +1,4 @@
-// Products of packed pixels and weights on vectors: kRows pixels x 2 vectors of filters stay in registers.
+// Products of packed pixels and weights on vectors. kRows pixels x 2 vectors of filters stay in registers.
 #include <algorithm>
 #include <utility>
 
@@ -9,14 +9,14 @@
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
-// Sums + 2 weights + 1 broadcast: 31 of AVX-512's 32 registers, 15 of the 16 of AVX2 and SSE.
+// Sums, 2 weights and 1 broadcast take 31 of AVX-512's 32 registers, 15 of the 16 of AVX2 and SSE.
 constexpr int kMaxRows = kWidth == 16 ? 14 : 6;
 constexpr int kVectors = 2;
-constexpr int64_t kCallRows = 4;  // of kMaxRows pixels, so that what they share of the weights is still in L1
-// A sum in registers is over so many lines at most, then added to memory: longer ones have larger errors.
+constexpr int64_t kCallRows = 4;  // groups of kMaxRows pixels in a call, so that the weights they share are still in L1
+// A sum in registers has at most so many lines and is then added to memory. A longer sum has a larger error.
 constexpr int64_t kSumLines = 9;
 
-// A line of each of kRows pixels times its weights: of 16 channels, or 16 pairs of them.
+// A line of each of kRows pixels times its weights. A line has 16 channels, or 16 pairs of channels.
 template <bool kBf16, int kRows>
 inline void add_line(const uint16_t* pixels, const uint16_t* weights, int part, Vec (&sum)[kRows][kVectors]) {
   constexpr int kNear = 16;
@@ -46,7 +46,7 @@ inline void add_line(const uint16_t* pixels, const uint16_t* weights, int part, 
   }
 }
 
-// Blocks [begin, end) of kRows pixels, added to c, or written to it.
+// Multiplies blocks [begin, end) of kRows pixels, and adds the products to c or writes them to it.
 template <bool kBf16, int kRows>
 [[gnu::noinline]] void rows(const DirectGemm& g, int64_t begin, int64_t end, const uint16_t* a, float* c, bool add) {
   for (int part = 0; part < kDirectPanel; part += kVectors * kWidth) {
@@ -95,8 +95,8 @@ void nothing_kept(const void*) {}
 
 }  // namespace
 
-// Of float32 and of bfloat16.
 extern const DirectKernels direct_kernels[2] = {
+    // for float32 and for bfloat16
     {kCallRows * kMaxRows, nothing, nothing_kept, pack_lines<float>, gemm<false>, direct_output<float>},
     {kCallRows * kMaxRows, nothing, nothing_kept, pack_lines<uint16_t>, gemm<true>, direct_output<bf16>}};
 

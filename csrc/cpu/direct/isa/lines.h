@@ -1,4 +1,4 @@
-// What the kernels on vectors and on the matrix unit share: copies of pixels into lines, and outputs from sums.
+// Code that the kernels on vectors and on the matrix unit share: copies of pixels into lines, and outputs from sums.
 #pragma once
 
 #include <cstdint>

@@ -4,8 +4,8 @@
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
-// Values per task: small enough to use two cores on the smallest maps of ResNet-34 at batch 1 (25088 values), large
-// enough that waking a thread costs less than its work.
+// Values per task. A task is small enough that the smallest maps of ResNet-34 at batch 1 (25088 values) use two cores.
+// It is large enough that waking a thread costs less than the task's work.
 constexpr int64_t kGrain = 8192;
 
 // out[i] = f(a[i], b[i])

@@ -25,7 +25,8 @@ void apply(Layout layout, const T* x, const Norm& norm, const T* z, const Norm& 
   };
   for_each_run<kCount>(layout, fill, [&](const auto& constants, int64_t offset, int64_t n) {
     const auto f = [&](int64_t i, Vec x, Vec z) {
-      // The means first: folded into the bias they would cancel where they are much larger than the deviation.
+      // The mean is subtracted first. A mean that is folded into the bias would cancel where it is much larger than the
+      // deviation.
       const Vec y = (x - constants(kMean, i)) * constants(kScale, i) + constants(kBias, i);
       return activate(y + (z - constants(kMeanZ, i)) * constants(kScaleZ, i), Activation::relu);
     };

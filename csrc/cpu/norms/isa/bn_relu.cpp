@@ -17,7 +17,8 @@ void apply(Layout layout, const T* x, const Norm& norm, const T* residual, T* ou
   };
   for_each_run<kCount>(layout, fill, [&](const auto& constants, int64_t offset, int64_t n) {
     const auto f = [&](int64_t i, Vec x, Vec residual) {
-      // x - mean first: x * scale + (bias - mean * scale) cancels where mean is much larger than the deviation.
+      // The mean is subtracted first: x * scale + (bias - mean * scale) cancels where mean is much larger than the
+      // deviation.
       Vec y = (x - constants(kMean, i)) * constants(kScale, i) + constants(kBias, i);
       if (kResidual) y += residual;
       return activate(y, kActivation);

@@ -6,9 +6,10 @@ namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
 constexpr int kRows = 32;  // channels_last: rows summed in float before they are added in double
-constexpr int kGroup = 4;  // vectors summed side by side: whole cache lines of neighbouring channels, in memory order
+// vectors summed at the same time: whole cache lines of neighbouring channels, in memory order
+constexpr int kGroup = 4;
 
-// Where g comes from. grad2 may be absent; `out` is not read without relu.
+// The inputs of g. grad2 may be absent. `out` is not read without relu.
 template <class T>
 struct Gradient {
   const T *grad, *grad2, *out;
@@ -21,7 +22,7 @@ Vec masked_grad(const Gradient<T>& from, int64_t at, int n) {
   Vec g = read(from.grad);
   if (from.grad2) {
     g += read(from.grad2);
-    if constexpr (!std::is_same_v<T, float>) {  // rounded, as it is stored and as the next pass reads it
+    if constexpr (!std::is_same_v<T, float>) {  // rounded as it is stored and as the next pass reads it
       T sum[kWidth];
       store(sum, g);
       g = load(sum);
@@ -35,7 +36,7 @@ void put(T* to, Vec value, int n) {
   n == kWidth ? store(to, value) : store(to, value, n);
 }
 
-// Adds the sums over `rows` rows of kVecs vectors of channels, `lanes` of them valid in the last one.
+// Adds the sums over `rows` rows of kVecs vectors of channels. The last vector has `lanes` valid lanes.
 template <int kVecs, bool kRelu, bool kX, class T>
 void strip_block(const Gradient<T>& from, const T* x, T* to, int64_t at, int64_t stride, int rows, int lanes,
                  const float* mean, double* sum_g, double* sum_gx) {
@@ -104,7 +105,7 @@ void sums(Layout layout, const Gradient<T>& from, const T* x, T* to, const Norm&
 
 enum { kMean, kScale, kOffset, kSlope, kCount };
 
-// grad_x = scale * g - offset - slope * (x - mean); kX: batch statistics, else the last two terms are absent.
+// grad_x = scale * g - offset - slope * (x - mean). kX: batch statistics; without kX the last two terms are absent.
 template <bool kRelu, bool kX, class T>
 void apply(Layout layout, const Gradient<T>& from, const T* x, const Norm& norm, const float* sum_g,
            const float* sum_gx, T* grad_x, T* grad_residual) {

@@ -1,23 +1,23 @@
-// Mean and variance in one pass over memory: blocks that fit into the L1 cache are read twice, first for a pivot near
-// their mean, then for sums of deviations from it, corrected for the pivot's own error. Blocks, then chunks, are merged
-// as (count, mean, sum of squared deviations) in double, in a fixed order.
+// Mean and variance in one pass over memory. Blocks fit into the L1 cache and are read twice: first for a pivot near
+// their mean, then for sums of deviations from the pivot, which are corrected for the pivot's own error. Blocks, then
+// chunks, are merged as (count, mean, sum of squared deviations) in double, in a fixed order.
 #include "cpu/base/runs.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 namespace {
 
 constexpr int kRows = 32;    // channels_last: rows per block
-constexpr int kBlock = 512;  // contiguous: values per block, at least (short planes are taken together)
+constexpr int kBlock = 512;  // contiguous: values per block, at least (several short planes make a block)
 constexpr int kGroup = 4;    // channels_last: vectors whose sums are kept in registers together
-// Contiguous: sums kept side by side, so that none adds more than kSegment / 64 = 32 values in float.
+// Contiguous: so many sums are kept, and each adds at most kSegment / 64 = 32 values in float.
 constexpr int kSums = 64 / kWidth;
 
-// Rounding may leave a constant channel below zero, and the root of that with eps = 0 would be NaN. Keeps NaN.
+// Rounding may leave the m2 of a constant channel below zero, whose root with eps = 0 would be NaN. A NaN stays NaN.
 inline double not_negative(double m2) { return m2 < 0 ? 0 : m2; }
 
 struct Moments {
   double *mean, *m2;
-  // Adds `count` values with their own mean and squared deviations to the `before` values seen so far.
+  // Adds `count` values, given by their mean and squared deviations, to the `before` values merged so far.
   void merge(int64_t before, int64_t count, double mean_b, double m2_b) const {
     const double share = static_cast<double>(count) / static_cast<double>(before + count);
     const double delta = mean_b - *mean;
@@ -26,7 +26,7 @@ struct Moments {
   }
 };
 
-// [rows, kWidth * kVecs] values of a block, `lanes` of them valid in the last vector.
+// [rows, kWidth * kVecs] values of a block. The last vector has `lanes` valid lanes.
 template <int kVecs, class T>
 void strip_block(const T* x, int64_t stride, int rows, int lanes, int64_t before, double* mean, double* m2) {
   const auto at = [&](int row, int v) {
@@ -75,7 +75,7 @@ void strip_chunk(const T* x, int64_t stride, int64_t rows, int n, double* mean, 
   }
 }
 
-// sum over the values of units [begin, end) of one channel: f(accumulators, vector); lanes beyond the end hold `fill`.
+// Sums over the values of units [begin, end) of one channel: f(accumulators, vector). Lanes beyond the end hold `fill`.
 template <class T, class F>
 void for_units(const T* x, const Partition& cut, int64_t begin, int64_t end, int64_t c, float fill, const F& f) {
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -150,7 +150,8 @@ void finish(const Partition& cut, int64_t count, const double* mean_parts, const
           set(running_mean, c, static_cast<float>((1 - factor) * get(running_mean, c) + factor * mean[i]));
         }
         if (running_var.data) {
-          const double unbiased = m2[i] / static_cast<double>(count - 1);  // one value: NaN, as torch.native_batch_norm
+          // of one value the variance is NaN, as in torch.native_batch_norm
+          const double unbiased = m2[i] / static_cast<double>(count - 1);
           set(running_var, c, static_cast<float>((1 - factor) * get(running_var, c) + factor * unbiased));
         }
       }

@@ -1,4 +1,4 @@
-// Compiled with the matrix unit (amx) and without it (portable), as its name says (csrc/README.md).
+// This file is compiled with the matrix unit (amx) and without it (portable), as its name says (csrc/README.md).
 #include "cpu/stem/isa/amx_stem_kernels.h"
 
 #include "cpu/base/amx_split.h"
@@ -12,7 +12,7 @@ constexpr int64_t kTile = 16 * kSplitFloats;
 template <int kParts>
 bool split_all(const float* from, int64_t values, uint16_t* to, int64_t part_stride) {
   typedef uint16_t Words __attribute__((vector_size(2 * kSplitFloats)));
-  Words largest = {};  // exponent of each lane: where the first part is finite, so are the others
+  Words largest = {};  // largest exponent of each lane; where the first part is finite, the others are too
   for (int64_t i = 0; i < values; i += kSplitFloats) {
     split<kParts>(from + i, to + i, part_stride);
     Words exponent;
@@ -25,7 +25,8 @@ bool split_all(const float* from, int64_t values, uint16_t* to, int64_t part_str
   return finite;
 }
 
-// Registers and the order of the products as in direct/isa/kernels_amx.cpp; the two tiles of pixels belong to two rows.
+// Registers and order of the products are those of direct/isa/kernels_amx.cpp. The two tiles of pixels belong to two
+// rows.
 template <int kParts>
 void gemm(const AmxStemGemm& g) {
   Tiles tiles;
@@ -55,7 +56,7 @@ void gemm(const AmxStemGemm& g) {
       load_b(0);
       multiply();
     } else {
-      // Each part of the pixels once: three of four of their rows lie in two cache lines, and take two loads.
+      // Each part of the pixels is loaded once: three of four rows of a tile lie in two cache lines and take two loads.
       load_a(2);
       load_b(0);
       multiply();
@@ -86,7 +87,7 @@ void finish(float* sums, const float* shift, int64_t pixels, int64_t channels) {
   }
 }
 
-// Values of ReLU without their signs are ordered like their bits: see stem_kernels.cpp.
+// The results of ReLU, without their signs, have the order of their bits: see stem_kernels.cpp.
 template <class T>
 void pool(const float* const* rows, int count, int64_t width, int64_t stride, int64_t channels, void* to) {
   T* out = static_cast<T*>(to);

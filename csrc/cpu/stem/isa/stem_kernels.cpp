@@ -40,7 +40,7 @@ template <int kCount>
       const Vec shift = load_lanes(r.shift + lane, left < kWidth ? left : kWidth);
 #pragma GCC unroll 16
       for (int p = 0; p < kCount; ++p) {
-        // After ReLU the sign bit says nothing: see pool().
+        // After ReLU the sign bit carries no information: see pool().
         const IntVec bits = bit_cast<IntVec>(at_least(Vec{}, sum[p][q] + shift));
         store(r.out + p * r.out_stride + lane, bit_cast<Vec>(bits & 0x7fffffff));
       }
@@ -48,8 +48,9 @@ template <int kCount>
   }
 }
 
-// ReLU alone allows this: its values without their signs are ordered like their bits, and every NaN is above infinity,
-// so that it wins, as in torch. After another activation the pool would have to compare floats.
+// ReLU alone allows this comparison of bits: its results, without their signs, have the order of their bits, and every
+// NaN is above infinity, so that a NaN wins, as in torch. After another activation the pool would have to compare
+// floats.
 template <class T>
 void pool(const float* const* rows, int count, int64_t width, int64_t stride, int64_t channels, void* out) {
   for (int64_t p = 0; 2 * p < width; ++p) {

@@ -1,4 +1,5 @@
-// The filter transform G g G^T in float32, for weights that are kept as taps. Compiled once per instruction set.
+// The filter transform G g G^T in float32, for weights that are kept as taps. This file is compiled once per
+// instruction set.
 #pragma once
 
 #include "cpu/base/vec_more.h"
@@ -7,7 +8,8 @@
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// Along one axis: (1, p, p^2) / norm for each point p; 0 and infinity are the outer taps themselves.
+// The transform along one axis: (1, p, p^2) / norm for each point p. Points 0 and infinity are the outer taps
+// themselves.
 inline void filter_axis(Vec g0, Vec g1, Vec g2, Vec (&u)[4]) {
   const Vec even = fma(splat(0.5f), g2, splat(0.5f) * g0);
   u[0] = g0;
@@ -28,7 +30,8 @@ inline void filter_axis(Vec g0, Vec g1, Vec g2, Vec (&u)[6]) {
   u[5] = g2;
 }
 
-// rows[i] and rows[i + kWidth / 2] interleaved into 2 i and 2 i + 1; kWidth of them transpose after log2(kWidth) times.
+// Interleaves rows[i] and rows[i + kWidth / 2] into rows 2 i and 2 i + 1. log2(kWidth) such steps transpose kWidth
+// rows.
 inline void interleave_rows(Vec (&rows)[kWidth]) {
   BitVec low, high;
   for (int i = 0; i < kWidth; ++i) {
@@ -45,7 +48,7 @@ inline void interleave_rows(Vec (&rows)[kWidth]) {
   for (int i = 0; i < kWidth; ++i) rows[i] = result[i];
 }
 
-// to[j * to_stride + lane] = from[lane * from_stride + j] for the 32 lanes of a panel and j below `count`.
+// to[j * to_stride + lane] = from[lane * from_stride + j] for the 32 lanes of a panel and all j below `count`.
 inline void transpose_panel(const float* from, int64_t from_stride, int64_t count, float* to, int64_t to_stride) {
   for (int64_t lane = 0; lane < kWinogradPanel; lane += kWidth) {
     int64_t j = 0;
@@ -64,8 +67,8 @@ inline void transpose_panel(const float* from, int64_t from_stride, int64_t coun
   }
 }
 
-// Both layouts of a weight are a transposition. Scalar copies took 0.55 ns a value, at 256 channels 0.5 times as long
-// as the products of 49 tiles (measured: one thread of an Intel Xeon with AVX-512, 2026-11-24).
+// A transposition serves both layouts of a weight. Scalar copies took 0.55 ns a value, at 256 channels 0.5 times as
+// long as the products of 49 tiles (measured: one thread of an Intel Xeon with AVX-512, 2026-11-24).
 inline void winograd_gather(const WinogradFilters& from, int64_t filters, int64_t channels, float* taps) {
   if (filters == kWinogradPanel && from.tap_stride == 1 && from.c_stride == 9) {
     transpose_panel(from.data, from.k_stride, channels * 9, taps, kWinogradPanel);

@@ -1,5 +1,5 @@
-// The micro-kernel: kTiles x kVectors sums stay in registers over all input channels. Compiled once per instruction
-// set.
+// The micro-kernel: kTiles x kVectors sums stay in registers over all input channels. This file is compiled once per
+// instruction set.
 #pragma once
 
 #include "cpu/base/dot_bf16.h"
@@ -8,19 +8,19 @@
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// Sums of more input channels are made of sums of so many: the error of a running sum grows with the root of its
-// length. 512 channels: F(2x2) 4.6e-7 -> 2.7e-7, F(4x4) 1.3e-6 -> 7.9e-7 of RMS error, for 2 % of F(4x4)'s time
-// (measured: docs/winograd.md).
+// A sum over more input channels is made of sums of kSumLength terms, because the error of a running sum grows with the
+// root of its length. 512 channels: RMS error F(2x2) 4.6e-7 -> 2.7e-7, F(4x4) 1.3e-6 -> 7.9e-7, for 2 % of F(4x4)'s
+// time (measured: docs/design/winograd.md).
 constexpr int64_t kSumLength = 64;
 
-// Sums + 2 weights + 1 broadcast: 31 of AVX-512's 32 registers, 15 of the 16 of AVX2 and SSE.
+// Sums, 2 weights and 1 broadcast take 31 of AVX-512's 32 registers, 15 of the 16 of AVX2 and SSE.
 constexpr int kRows = kWidth == 16 ? 14 : 6;
 static_assert(kRows <= kWinogradMaxRows);
 
 template <bool kBf16, int kTiles, int kVectors>
 [[gnu::noinline]] void winograd_gemm(const WinogradGemm& g) {
   constexpr int kPart = kVectors * kWidth;
-  constexpr int kNear = 16;  // channels; the points lie 4 KiB apart or more, where no hardware prefetcher follows
+  constexpr int kNear = 16;  // channels; points lie 4 KiB apart or more, and hardware prefetchers do not cross 4 KiB
   const int64_t to_middle = g.ahead_step / 2;
   for (int part = 0; part < kWinogradPanel; part += kPart) {
     const float* a = g.v;
@@ -35,7 +35,7 @@ template <bool kBf16, int kTiles, int kVectors>
         for (int64_t i = 0; i < line; ++i, b += kWinogradPanel, ahead += g.ahead_step) {
 #pragma GCC unroll 4
           for (int q = 0; q < kPart; q += 16) __builtin_prefetch(b + kNear * kWinogradPanel + q);
-          if (i < kTiles) __builtin_prefetch(a + (kTiles + i) * kWinogradLine);  // this line of the next point
+          if (i < kTiles) __builtin_prefetch(a + (kTiles + i) * kWinogradLine);  // the same line of the next point
           __builtin_prefetch(ahead, 0, 2);
           __builtin_prefetch(ahead + to_middle, 0, 2);
           Vec weights[kVectors];

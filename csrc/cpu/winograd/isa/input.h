@@ -1,4 +1,4 @@
-// The input transform; a lane is a channel. Compiled once per instruction set (vec.h).
+// The input transform. A lane is a channel. This file is compiled once per instruction set (vec.h).
 #pragma once
 
 #include "cpu/base/dot_bf16.h"
@@ -8,12 +8,12 @@
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// Along one axis: the points of B^T d. M outputs take M + 2 pixels and as many points; with a * b = 1
+// The transform along one axis: the points of B^T d. M outputs need M + 2 pixels and as many points. With a * b = 1:
 //   M = 4: d0 - (a^2 + b^2) d2 + d4 | (d4 - b^2 d2) +- a (d3 - b^2 d1) | (d4 - a^2 d2) +- b (d3 - a^2 d1) | d1 .. d5
 //   M = 3, without a: d0 + b d1 - a^2 d2 - a d3 | 2 (b d1 - a d3) | (b - a) (d1 + d3) + (b^2 - a^2) d2,
 //          (a + b) (d1 - d3) + (b^2 - a^2) d2 | d4 + a d3 - b^2 d2 - b d1
 //   M = 2: d0 - d2 | d2 +- d1 | d3 - d1
-// The rows of M = 3 are (p - a) times what its points alone would ask for, which is what the weights of M = 4 lack.
+// The rows of M = 3 include the factor (p - a): tiles of M = 3 use the weights of M = 4, which lack this factor.
 template <int M>
 struct InputAxis;
 
@@ -81,8 +81,9 @@ inline void store_points(const Vec (&d)[W + 2], T* v, int64_t point_stride) {
   for (int j = 0; j < W + 2; ++j) store_operand(v + kPlaces<W>[j] * point_stride, r[j]);
 }
 
-// One vector of channels of one tile of H x W outputs. The rows of points are made one after another, or in the pairs
-// that share their terms, and the pixels loaded again for each: 84 loads, but no 36 intermediate values to spill.
+// Transforms one vector of channels of one tile of H x W outputs. The rows of points are made one after another, or in
+// pairs with common terms. The pixels are loaded again for each row or pair: 84 loads, but 36 intermediate values need
+// no spill.
 template <int H, int W, class From, class T>
 [[gnu::noinline]] void input_vector(const From* d, int64_t row, int64_t col, T* v, int64_t point_stride) {
   using Axis = InputAxis<H>;

@@ -1,4 +1,4 @@
-// The output transform; a lane is a channel. Compiled once per instruction set (vec.h).
+// The output transform. A lane is a channel. This file is compiled once per instruction set (vec.h).
 #pragma once
 
 #include "cpu/base/vec_more.h"
@@ -7,8 +7,9 @@
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
 
-// A^T m along one axis: y_i = sum over the points p of p^i m_p, infinity only in the last. In two parts that share
-// their common terms: y0, y2 need the sums over +-p and y1, y3 the differences. m: the points that M outputs have.
+// A^T m along one axis: y_i = sum over the points p of p^i m_p; infinity contributes to the last y alone. It is
+// computed in two parts that share their common terms: y0 and y2 need the sums over +-p, y1 and y3 the differences. m:
+// the values of the points that M outputs have.
 template <int M>
 struct OutputAxis {
   static constexpr double a = kPointA, b = kPointB;
@@ -44,14 +45,14 @@ struct OutputAxis {
   }
 };
 
-// What all pixels of a vector of channels share. low: the least value that is written, 0 for ReLU and -infinity for no
-// activation, which costs one instruction for both; an activation that is no such limit needs another kernel, and
-// register/cpu/winograd.cpp refuses it. bad: 0, or NaN in every lane that met a value that was not finite.
+// Values that all pixels of a vector of channels share. low: the least value that is written, which is 0 for ReLU and
+// -infinity for no activation; one instruction serves both. An activation that is not such a limit needs another
+// kernel, and register/cpu/winograd.cpp refuses it. bad: 0, or NaN in every lane that met a value that was not finite.
 struct OutputLanes {
   Vec scale, shift, low, bad;
 };
 
-// One vector of channels of one tile, from row i of A^T m on. kWhole: all H x W pixels and all lanes exist.
+// Writes one vector of channels of one tile, from row i of A^T m on. kWhole: all H x W pixels and all lanes exist.
 template <int W, class T, bool kWhole, bool kResidual>
 inline void output_row(const Vec (&m)[W + 2], const WinogradOutput& to, int i, int64_t lane, int64_t lanes,
                        OutputLanes& with) {
@@ -95,7 +96,7 @@ template <int H, int W, class T, bool kWhole, bool kResidual>
     output_row<W, T, kWhole, kResidual>(m, to, i, lane, lanes, with);
   };
   Vec first[kWide], second[kWide];
-  // In two passes 60 loads instead of 36, but 12 intermediate values instead of 24, which would be spilled.
+  // Two passes need 60 loads instead of 36. They have 12 intermediate values instead of 24, and 24 would be spilled.
 #pragma GCC unroll 6
   for (int j = 0; j < kWide; ++j) {
     Vec m[H + 2];

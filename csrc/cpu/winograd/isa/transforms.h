@@ -1,4 +1,4 @@
-// All transforms of tiles, for activations of one dtype. Compiled once per instruction set (vec.h).
+// All transforms of tiles, for activations of one dtype. This file is compiled once per instruction set (vec.h).
 #pragma once
 
 #include "cpu/winograd/isa/input.h"

@@ -1,14 +1,14 @@
-// What the plane convolution (plane.cuh) works off: pure functions of a convolution's shape, so that a CPU can
-// test and print them.
+// Tiles and lists of products of the plane convolution (plane.cuh): pure functions of a convolution's shape, so that a
+// CPU can test and print them.
 //
-// A tile is up to four output pixels x 64 images x 128 output channels. Its products are named one by one on the host:
-// output pixel i, tap t of the filter, input pixel. A tap in the padding is in no list, and a list does not care where
-// it comes from: stride 1, stride 2 and the gradient of the input (whose pixels have different taps by their parity)
-// are three ways to write one.
+// A tile is up to four output pixels x 64 images x 128 output channels. The host lists the tile's products one by one:
+// output pixel i, tap t of the filter, input pixel. A tap in the padding is in no list. Stride 1, stride 2 and the
+// gradient of the input differ only in their lists. In the gradient with stride 2, pixels have different taps by their
+// parity.
 //
-// The input pixel of 64 images x 64 channels is a *plane* of shared memory. Planes and taps pass through a ring each.
-// A plane stays until its last product in the list, so that neighbouring output pixels read it once: a 3x3 kernel needs
-// six planes for the twelve products of a row of its filter.
+// A *plane* of shared memory holds one input pixel of 64 images x 64 channels. Planes pass through one ring, taps
+// through another. A plane stays in shared memory until the last product in the list that reads it. Neighbouring output
+// pixels therefore load a plane once: a row of a 3x3 filter has twelve products and loads six planes.
 #pragma once
 
 #include <algorithm>
@@ -18,14 +18,16 @@
 
 #include "cuda/base/hopper.h"
 #include "cuda/hopper/plane/op.h"
-#include "ptx/ptx.cuh"  // __host__, __device__ of either world
+#include "ptx/ptx.cuh"  // defines __host__ and __device__ for g++ too
 
 namespace resnet_fused::cuda {
 
-constexpr int kPlaneImages = 64, kPlaneChannels = 64, kPlaneColumns = 128;  // of a tile; input channels of a step
-constexpr int kPlaneSlots = 12, kTapSlots = 6;                              // of the rings
+// of a tile; kPlaneChannels: input channels of a step
+constexpr int kPlaneImages = 64, kPlaneChannels = 64, kPlaneColumns = 128;
+constexpr int kPlaneSlots = 12, kTapSlots = 6;  // slots of the two rings
 constexpr int kPlaneBytes = kPlaneImages * 2 * kPlaneChannels, kTapBytes = kPlaneColumns * 2 * kPlaneChannels;
-constexpr int kPlaneNormBytes = 3 * 4 * kPlaneColumns;  // mean, scale, bias of a tile's channels, for each warpgroup
+// mean, scale, bias of a tile's channels; each warpgroup has a copy
+constexpr int kPlaneNormBytes = 3 * 4 * kPlaneColumns;
 constexpr int kPlaneBarriers = 2 * (kPlaneSlots + kTapSlots);
 constexpr int
     kPlaneShared =  // 1023: operands of wgmma begin at a multiple of 1024, the shared memory of a block may not
@@ -33,22 +35,24 @@ constexpr int
 static_assert(kPlaneShared <= kMostShared, "more shared memory than a block may have");
 
 // The table of a convolution: `groups` headers, then records.
-//   header [8]   first record, records, the output pixel of place 0 to 3 (-1: none), 0, 0
-//   record [16]  tap, planes that are loaded, planes that are read for the last time, 0,
-//                the input pixels of the loaded, the plane that each place reads (-1: none), the planes given back
-// Planes are counted from the tile's first; with every 64 channels the records run once more.
+//   header [8]   first record, number of records, the output pixel of places 0 to 3 (-1: none), 0, 0
+//   record [16]  tap, number of planes to load, number of planes to give back, 0,
+//                the input pixels of the planes to load, the plane that each place reads (-1: none),
+//                the planes to give back
+// Planes are counted from the tile's first plane. The records run once for every 64 channels.
 constexpr int kPlanePlaces = 4, kHeaderInts = 8, kRecordInts = 16;
-// A plane is read again only while at most so many have been loaded since. Then at most 4 + 3 follow it up to its last
-// product and 4 more in the next tap: plane n + 12 comes two taps later at the earliest, when its slot has been given
-// back. More planes in sight would gain nothing for filters of up to seven columns.
+// A plane is read again only while at most so many planes have been loaded after it. At most 4 + 3 planes then follow
+// it up to its last product, and 4 more in the next tap. Plane n + 12, which takes its slot, comes two taps later at
+// the earliest, when the slot has been given back. For filters of up to seven columns a longer reach would save no
+// load.
 constexpr int kPlaneReach = 4;
 
 struct PlaneProduct {
-  int tap, pixel;  // r * S + s; h * W + w of what is read
+  int tap, pixel;  // tap is r * S + s; pixel is h * W + w of the pixel that is read
 };
 
-// Which taps the pixel of what is written reads, and where. gradient: what is written is the gradient of a
-// convolution's input [h, w], what is read that of its output [p, q].
+// Which taps an output pixel reads, and from which input pixels. gradient: the output is the gradient of a
+// convolution's input [h, w], and the input is the gradient of its output [p, q].
 struct PlaneShape {
   Convolution conv;
   bool gradient;
@@ -57,10 +61,10 @@ struct PlaneShape {
   int64_t columns() const { return gradient ? conv.w : conv.q; }
   int64_t read_rows() const { return gradient ? conv.p : conv.h; }
   int64_t read_columns() const { return gradient ? conv.q : conv.w; }
-  // Columns of this distance have neighbours for neighbours.
+  // Output columns at this distance read neighbouring input columns.
   int step() const { return gradient ? static_cast<int>(conv.stride_w) : 1; }
 
-  // Row or column of the input that tap t of output `position` reads, or -1.
+  // Row or column of the input that tap t of the output at `position` reads, or -1.
   static int64_t source(bool gradient, int64_t position, int64_t t, int64_t stride, int64_t pad, int64_t dilation,
                         int64_t size) {
     int64_t at = gradient ? position + pad - t * dilation : position * stride - pad + t * dilation;
@@ -71,8 +75,8 @@ struct PlaneShape {
     return at >= 0 && at < size ? at : -1;
   }
 
-  // Columns of the filter in the order of the list: from the left of what is read to the right, those first that share
-  // columns of it, which with stride 2 is every other one.
+  // Columns of the filter in the order of the list, from the left of the input to the right. Columns that share input
+  // columns stand together: with stride 2 these are every other column.
   std::vector<int> columns_of_filter() const {
     std::vector<int> order;
     for (int s = 0; s < conv.s; ++s) order.push_back(gradient ? static_cast<int>(conv.s) - 1 - s : s);
@@ -96,18 +100,19 @@ struct PlaneRecord {
 struct PlaneGroup {
   int pixels[kPlanePlaces] = {-1, -1, -1, -1};
   std::vector<PlaneRecord> records;
-  int planes = 0;    // loaded by the records
-  int64_t cost = 0;  // products: the warpgroups share the tensor cores
+  int planes = 0;    // planes that the records load
+  int64_t cost = 0;  // number of products: the warpgroups share the tensor cores
 };
 
-// The places of a group's pixels: the two warpgroups (places 0, 1 and 2, 3; or 0 and 1) take them in turn, so that a
-// group which is not full keeps both busy.
+// The place of a group's pixel `number`. The two warpgroups own places 0, 1 and 2, 3 (or 0 and 1) and take pixels in
+// turn. A group that is not full then gives work to both.
 constexpr int plane_place(int places, int number) { return places == 4 ? (number % 2) * 2 + number / 2 : number; }
 
-// `count` pixels of a row, from `column` on in steps of shape.step(), for tiles of `places` pixels (2 or 4).
+// The group of `count` pixels of a row, from `column` on in steps of shape.step(), for tiles of `places` pixels (2 or
+// 4).
 inline PlaneGroup plane_group(const PlaneShape& shape, int places, int64_t row, int64_t column, int count) {
   PlaneGroup group;
-  std::vector<int> planes, last;  // the input pixel of each plane, the record that reads it last
+  std::vector<int> planes, last;  // the input pixel of each plane, and the last record that reads it
   for (int i = 0; i < count; ++i) {
     group.pixels[plane_place(places, i)] = static_cast<int>(row * shape.columns() + column + i * shape.step());
   }
@@ -147,7 +152,8 @@ inline PlaneGroup plane_group(const PlaneShape& shape, int places, int64_t row, 
   return group;
 }
 
-// Every output pixel in one group; those with the most products first: what a wave ends with is then the smallest work.
+// Every output pixel is in one group. The groups with the most products come first, so that the last wave ends with the
+// smallest tiles.
 inline std::vector<PlaneGroup> plane_groups(const PlaneShape& shape, int places) {
   std::vector<PlaneGroup> groups;
   const int64_t step = shape.step(), columns = shape.columns();
@@ -163,7 +169,7 @@ inline std::vector<PlaneGroup> plane_groups(const PlaneShape& shape, int places)
   return groups;
 }
 
-// Groups of plane_groups().
+// The number of groups of plane_groups().
 inline int64_t plane_group_count(const PlaneShape& shape, int places) {
   int64_t count = 0;
   for (int64_t phase = 0; phase < std::min<int64_t>(shape.step(), shape.columns()); ++phase) {
@@ -192,9 +198,10 @@ inline std::vector<int> plane_table(const std::vector<PlaneGroup>& groups) {
   return table;
 }
 
-// Who works on what. The blocks of a cluster (1 or 2) take tiles that differ in their images alone: they go through one
-// list and one sequence of weights, of which each loads its part for all. An odd number of blocks of 64 images is
-// rounded up: the copy engine's zeros are multiplied beside the last one, by a block that had nothing else to do.
+// Which tiles a block computes. The blocks of a cluster (1 or 2) take tiles that differ only in their images: they use
+// the same list and the same sequence of weights, and each block loads its part of the weights for both. An odd number
+// of blocks of 64 images is rounded up. The second block of the last pair then multiplies the copy engine's zeros; it
+// would have no other work.
 struct PlaneSchedule {
   int groups, image_blocks, channel_blocks, cluster;  // image_blocks: a multiple of `cluster`
 
@@ -211,15 +218,15 @@ inline PlaneSchedule plane_schedule(const PlaneShape& shape, int places, int clu
           static_cast<int>((written + kPlaneColumns - 1) / kPlaneColumns), cluster};
 }
 
-// What the block of rank `rank` does in step `step` of all clusters together. Channels fastest, then images: blocks
-// that run together read the same planes.
+// The tile of the block of rank `rank` in step `step`, counted over all clusters. Channels vary fastest, then images:
+// blocks that run together read the same planes.
 __host__ __device__ __forceinline__ PlaneSpot plane_spot(const PlaneSchedule& s, int step, int rank) {
   const int part = step / s.channel_blocks, images = s.image_blocks / s.cluster, group = part / images;
   return {group, ((part - group * images) * s.cluster + rank) * kPlaneImages,
           (step - part * s.channel_blocks) * kPlaneColumns};
 }
 
-// Why the kernel cannot run a convolution, or the gradient of its input, on a device, or "".
+// Why `device` cannot run the kernel for a convolution, or for the gradient of its input; else "".
 inline std::string plane_refusal(Capability device, DType dtype, const Convolution& conv, bool gradient) {
   if (const std::string why = hopper_refusal(device); !why.empty()) return why;
   if (dtype == DType::f32) return "the kernel multiplies float16 and bfloat16, not float32";

@@ -1,10 +1,12 @@
-// The plane convolution for Hopper: implicit GEMM whose rows are images. See hopper/plane/plan.h for tiles and lists.
+// The plane convolution for Hopper: an implicit matrix product whose rows are images. hopper/plane/plan.h: tiles,
+// lists.
 //
-// x is a matrix [n, h * w * c]: the box of 64 images x 64 channels at column pixel * c + channel is one instruction of
-// the copy engine, whatever stride and padding are. One warp copies. Two warpgroups multiply, each for one half of the
-// tile's pixels, and each writes its results.
+// x is a matrix [n, h * w * c]. One instruction of the copy engine copies the box of 64 images x 64 channels at column
+// pixel * c + channel, for every stride and padding. One warp issues the copies. Each of two warpgroups multiplies and
+// writes one half of the tile's pixels.
 //
-// Each of the two blocks of a cluster loads one half of every tap and sends it to both blocks. So a tap's slot is free
+// Each of the two blocks of a cluster loads one half of every tap and sends it to both blocks. A tap's slot is
+// therefore free only after the warps of both blocks have given it back. Planes are not shared.
 // only when the warps of both blocks have given it back. Planes are not shared.
 #pragma once
 
@@ -15,7 +17,7 @@
 namespace resnet_fused::cuda {
 
 constexpr int kPlaneThreads = 3 * 128;  // the first warpgroup copies
-constexpr int kPlaneConsumers = 8;      // warps, each of which gives a slot back
+constexpr int kPlaneConsumers = 8;      // warps, each of which gives every slot back
 constexpr int kBothBlocks = 3;          // a bit for each block of a cluster
 
 // Slots of shared memory and their barriers.
@@ -37,7 +39,7 @@ struct PlaneShared {
   }
 };
 
-// The n-th use of a ring of kSlots: where, and in which phase of its barriers.
+// The n-th use of a ring of kSlots: its slot, and the phase of the slot's barriers.
 template <int kSlots>
 struct Turn {
   uint32_t slot;
@@ -47,18 +49,18 @@ struct Turn {
 using PlaneTurn = Turn<kPlaneSlots>;
 using TapTurn = Turn<kTapSlots>;
 
-// Of this block in its cluster of kCluster.
+// The rank of this block in its cluster of kCluster blocks.
 template <int kCluster>
 __device__ __forceinline__ int plane_rank() {
   if constexpr (kCluster == 1) return 0;
   return ptx::cluster_rank();
 }
 
-// The loop of the copying thread. It asks for the planes of a tap before it asks for the tap: when a warpgroup has
-// waited for the tap's barrier, the slots of the tap's planes have already entered the phase that the warpgroup waits
-// for next. In another order a warpgroup that has skipped a plane (its pixels do not read it) could take an old phase
-// of the slot for the new one. For the same reason a tap without weights follows the planes of a tile's residual, which
-// pass through the ring after the planes of the input.
+// The loop of the copying thread. It asks for a tap's planes before it asks for the tap. When a warpgroup has waited
+// for the tap's barrier, the slots of the tap's planes have then entered the phase that the warpgroup waits for next.
+// In another order, a warpgroup that skips a plane (its pixels do not read it) could take an old phase of the slot for
+// the new one. For the same reason a tap without weights follows a tile's residual, whose planes follow the input's
+// planes through the ring.
 template <int kCluster>
 __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::TensorMap& weight,
                                            const ptx::TensorMap& residual, const PlaneArgs& a,
@@ -98,7 +100,7 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
         const int column = static_cast<int>(head.w[0]) * a.c + channel;
         if constexpr (kCluster == 1) {
           ptx::copy_2d(shared.tap(slot), weight, column, at.first, shared.tap_full(slot));
-        } else {  // the other half may have come before the barrier expects it: its bytes count below zero
+        } else {  // the other block's half may arrive before this barrier expects it: its count then is negative
           ptx::copy_2d_multicast(shared.tap(slot) + rank * (kTapBytes / kCluster), weight, column,
                                  at.first + rank * (kPlaneColumns / kCluster), shared.tap_full(slot), kBothBlocks);
         }
@@ -119,7 +121,7 @@ __device__ __forceinline__ void plane_copy(const ptx::TensorMap& x, const ptx::T
   }
 }
 
-// Planes of a result, from number `first` on: `count` that this warp fills, or that it only gives back.
+// Planes of a result, from number `first` on. This warp fills `count` of them, or only gives them back.
 struct PlaneResult {
   uint32_t first;
   int count;
@@ -137,7 +139,7 @@ struct PlaneResult {
   }
 };
 
-// Slots whose products are in flight, to be given back once they are done.
+// Slots whose products are in flight. They are given back after the products are done.
 struct PlaneUsed {
   bool any = false;
   uint32_t tap = 0, planes = 0, count = 0;
@@ -157,17 +159,17 @@ struct PlaneUsed {
   }
 };
 
-// A warpgroup's kPixels of every tile.
+// Multiplies and stores the warpgroup's kPixels of every tile.
 template <class T, int kPixels, int kCluster>
 __device__ __forceinline__ void plane_multiply(const ptx::TensorMap& out, const PlaneArgs& a,
                                                const PlaneShared& shared) {
-  const int group = ptx::shfl_idx(ptx::warp() / 4, 0) - 1, place = group * kPixels;  // shfl: see below
+  const int group = ptx::shfl_idx(ptx::warp() / 4, 0) - 1, place = group * kPixels;  // shfl_idx: as below
   const uint32_t norm = shared.norms + group * kPlaneNormBytes;
   float sums[kPixels][kPlaneColumns / 2];
   uint32_t planes = 0, taps = 0;
   for (int step = ptx::bid_x() / kCluster; step < a.schedule.steps(); step += ptx::grid_x() / kCluster) {
     const PlaneTile at(a, step, plane_rank<kCluster>());
-    ptx::bar_sync(1 + group, 128);  // the tile before has been written: its norms are not read any more
+    ptx::bar_sync(1 + group, 128);  // the previous tile has been written, so its norms are free
     plane_norm(a, norm, at.first);
     const ptx::Words4 header = ptx::ld_global_nc<ptx::Words4>(at.header);
     const int* records = at.records + static_cast<int>(header.w[0]) * kRecordInts;
@@ -185,9 +187,9 @@ __device__ __forceinline__ void plane_multiply(const ptx::TensorMap& out, const 
         ptx::mbar_wait(shared.tap_full(tap.slot), tap.parity);
 #pragma unroll
         for (int i = 0; i < kPixels; ++i) {
-          // shfl: ptxas has to see that all lanes of a warp take the same branch, else it serialises the products
-          // (C7520). Both branches have a fence and a group for the same reason, and because wgmma_wait counts groups:
-          // every tap makes kPixels of them, also where a pixel does not read it.
+          // shfl_idx tells ptxas that all lanes of a warp take the same branch; otherwise it serialises the products
+          // (C7520). Both branches have a fence and a group for that reason too. wgmma_wait counts groups, so every tap
+          // makes kPixels of them, also where a pixel does not read the tap.
           const int read = ptx::shfl_idx(ptx::ld_global_nc<int>(record + 8 + place + i), 0);
           if (read >= 0) {
             const PlaneTurn plane(planes + static_cast<uint32_t>(read));
@@ -206,7 +208,7 @@ __device__ __forceinline__ void plane_multiply(const ptx::TensorMap& out, const 
             ptx::wgmma_commit();
           }
         }
-        ptx::wgmma_wait<kPixels>();  // all but the products of this tap
+        ptx::wgmma_wait<kPixels>();  // all products except those of this tap
         before.give_back<kCluster>(shared);
         before = now;
       }
@@ -214,15 +216,15 @@ __device__ __forceinline__ void plane_multiply(const ptx::TensorMap& out, const 
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) ptx::wgmma_finish(sums[i]);
     before.give_back<kCluster>(shared);
-    const TapTurn without_weights(taps++);  // the planes of the results are on their way
+    const TapTurn without_weights(taps++);  // the planes of the residual are in flight
     ptx::mbar_wait(shared.tap_full(without_weights.slot), without_weights.parity);
     ptx::sync_warp();
     PlaneUsed last;
     last.any = true, last.tap = without_weights.slot;
     last.give_back<kCluster>(shared);
-    ptx::bar_sync(1 + group, 128);  // the norms of this tile are there
+    ptx::bar_sync(1 + group, 128);  // the norms of this tile have been written
     const int halves = plane_halves(a, at.first);
-    const auto others = [&](int from) {  // the other warpgroup's
+    const auto others = [&](int from) {  // gives back the other warpgroup's planes
       for (int i = from; i < from + kPixels; ++i) {
         if (ptx::ld_global_nc<int>(at.header + 2 + i) < 0) continue;
         const PlaneResult result{planes, halves};
@@ -242,7 +244,7 @@ __device__ __forceinline__ void plane_multiply(const ptx::TensorMap& out, const 
       plane_finish<T>(a, norm, halves, multiplied[i], sums[i], slots);
       ptx::fence_async();
       ptx::bar_sync(1 + group, 128);
-      if (ptx::tid() % 128 == 0) {  // it leaves out the images past the batch
+      if (ptx::tid() % 128 == 0) {  // the copy engine leaves out images past the batch
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
           if (part >= halves) break;
@@ -277,7 +279,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
   }
   if constexpr (kCluster == 1) {
     ptx::sync_threads();
-  } else {  // the other block's barriers are there too
+  } else {  // the other block has initialised its barriers too
     ptx::cluster_arrive();
     ptx::cluster_wait();
   }
@@ -288,7 +290,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
     ptx::registers_up<232>();  // 128 * 40 + 256 * 232 of 65536
     plane_multiply<T, kPixels, kCluster>(out, a, shared);
   }
-  if constexpr (kCluster > 1) {  // no block leaves while the other may still give back slots of it
+  if constexpr (kCluster > 1) {  // no block leaves while the other may still give back its slots
     ptx::sync_warp();
     ptx::cluster_arrive();
     ptx::cluster_wait();

@@ -1,4 +1,4 @@
-// Host side of conv_plane. The table (hopper/plane/plan.h) lies in device memory, made and kept by the caller.
+// Host side of conv_plane. The caller makes the table (hopper/plane/plan.h) and keeps it in device memory.
 #include "cuda/base/launch_together.h"
 #include "cuda/base/tensor_map.h"
 #include "cuda/hopper/plane/plane.cuh"
@@ -8,7 +8,8 @@ namespace resnet_fused::cuda {
 template <class T, int kPixels>
 static void launch_plane(const PlaneArgs& args, const ptx::TensorMap& x, const ptx::TensorMap& weight,
                          const ptx::TensorMap& residual, const ptx::TensorMap& out, void* stream) {
-  // One block a multiprocessor. Those of a GPC are even in number, so that pairs leave none without a block.
+  // There is one block per multiprocessor. A GPC has an even number of multiprocessors, so pairs leave none without a
+  // block.
   const int cluster = args.schedule.cluster;
   const int64_t clusters = std::max(1, std::min(multiprocessors("conv_plane") / cluster, args.schedule.steps()));
   if (cluster == 1) {
@@ -35,7 +36,8 @@ std::string conv_plane_refusal(DType dtype, Convolution conv, bool gradient) {
 void conv_plane(DType dtype, const void* x, const void* weight, Epilogue epilogue, void* out, Convolution conv,
                 bool gradient, PlaneTable table, int cluster, void* stream) {
   require_hopper("conv_plane");
-  // What is read, of which channels; what is written. The gradient reads what the convolution writes.
+  // Sizes of the input and the output. The gradient reads a map of the convolution's output and writes a map of its
+  // input.
   const PlaneShape shape{conv, gradient};
   const int64_t c = gradient ? conv.k : conv.c, k = gradient ? conv.c : conv.k;
   const int64_t width = shape.read_rows() * shape.read_columns() * c, filter = conv.r * conv.s * c;

@@ -1,4 +1,4 @@
-// What a tile of the plane convolution is, and how its sums leave registers.
+// A tile of the plane convolution, and the way of its sums from registers to shared memory.
 #pragma once
 
 #include "cuda/base/elements.cuh"
@@ -7,21 +7,21 @@
 namespace resnet_fused::cuda {
 
 struct PlaneArgs {
-  const int* table;  // of hopper/plane/plan.h
+  const int* table;  // as in hopper/plane/plan.h
   PlaneSchedule schedule;
   int c, k;
   Norm norm;
-  bool added;  // a residual, which the copy engine brings
+  bool added;  // whether there is a residual, which the copy engine loads
   Activation activation;
 };
 
-// Planes of the result for one pixel of a tile: 64 channels each. The last 64 of 192 are a tile of their own.
+// Planes of 64 channels in the result of one pixel of a tile. With 192 channels the last 64 are a tile of their own.
 __device__ __forceinline__ int plane_halves(const PlaneArgs& a, int first) {
   return first + kPlaneChannels < a.k ? kPlaneColumns / kPlaneChannels : 1;
 }
 
 struct PlaneTile {
-  int first, image;  // channel, image
+  int first, image;  // first channel, first image
   const int *header, *records;
 
   __device__ __forceinline__ PlaneTile(const PlaneArgs& a, int step, int rank) {
@@ -32,7 +32,7 @@ struct PlaneTile {
   }
 };
 
-// Mean, scale and bias of the tile's channels, for the threads of one warpgroup.
+// Writes mean, scale and bias of the tile's channels for the threads of one warpgroup.
 __device__ __forceinline__ void plane_norm(const PlaneArgs& a, uint32_t smem, int first) {
   static_assert(kPlaneColumns == 128, "a thread for each channel");
   const int i = ptx::tid() % 128, channel = first + i;
@@ -47,8 +47,9 @@ __device__ __forceinline__ void plane_norm(const PlaneArgs& a, uint32_t smem, in
   ptx::st_shared(smem + 4 * (2 * kPlaneColumns + i), bias);
 }
 
-// Four threads that hold two columns each of four blocks of eight: thread t leaves with the eight of block t, so that
-// it moves 16 bytes at once. v[j]: its columns of block j before, columns 2 j and 2 j + 1 of its block after.
+// Exchanges values among four threads. Before, each holds two columns of each of four blocks of eight columns. After,
+// thread t holds the eight columns of block t and can move 16 bytes at once. v[j] holds the thread's columns of block j
+// before, and columns 2 j and 2 j + 1 of its block after.
 __device__ __forceinline__ void plane_transpose(float (&v)[4][2]) {
   const int t = ptx::lane() % 4;
 #pragma unroll
@@ -66,8 +67,9 @@ __device__ __forceinline__ void plane_transpose(float (&v)[4][2]) {
   }
 }
 
-// Sums of one output pixel -> activation((sum - mean) * scale + bias [+ residual]) in float32, rounded once, into its
-// planes, as the copy engine swizzles them: there a thread finds its 16 bytes of the residual, and writes over them.
+// Writes activation((sum - mean) * scale + bias [+ residual]) of one output pixel, in float32 and rounded once, to the
+// pixel's planes, swizzled for the copy engine. A thread reads its 16 bytes of the residual from the same address and
+// overwrites them.
 template <class T>
 __device__ __forceinline__ void plane_finish(const PlaneArgs& a, uint32_t norm, int halves, bool multiplied,
                                              const float (&sums)[kPlaneColumns / 2], const uint32_t (&planes)[2]) {

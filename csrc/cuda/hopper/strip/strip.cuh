@@ -1,11 +1,11 @@
 // 3x3, stride 1, padding 1, 64 -> 64 channels: out = activation(bn(conv(x, weight)) [+ residual]) on Hopper.
 //
-// D [64 channels, 112] = sum over 9 taps of W_tap [64, 64] * X_tap [112, 64]^T. The weights stay in shared memory;
-// X_tap is the line of the tap in the ring, from its pixel `s` on: pixels lie 1024 bytes apart (eight images,
-// innermost), so a tap is an address and every line serves nine products. Pixels outside of the image and images
-// outside of the batch are the copy engine's zeros.
+// D [64 channels, 112] = sum over 9 taps of W_tap [64, 64] * X_tap [112, 64]^T. The weights stay in shared memory.
+// X_tap is the tap's line of the ring from pixel `s` on. Pixels lie 1024 bytes apart (eight images, innermost), so a
+// tap is an address, and every line is an operand of nine products. The copy engine writes zeros for pixels outside of
+// the image and for images outside of the batch.
 //
-// The gradient of the input is the same convolution with the taps in the opposite order.
+// The gradient of the input is the same convolution with the taps in reverse order.
 #pragma once
 
 #include "cuda/base/elements.cuh"
@@ -18,7 +18,7 @@ struct StripArgs {
   StripPlan plan;
   Epilogue epilogue;
   void* out;
-  bool gradient;  // of the input: a tap reads on its other side
+  bool gradient;  // the op computes the gradient of the input, so the order of the taps is reversed
 };
 
 struct StripMemory {
@@ -34,7 +34,7 @@ struct StripMemory {
   __device__ __forceinline__ uint32_t empty(int i) const { return full(i) + 8 * kStripSlots; }
 };
 
-// One thread: the weights, then the lines from the one above the first output to the one below the last.
+// One thread loads the weights, then the lines from the one above the first output to the one below the last.
 __device__ __forceinline__ void strip_load(const StripMemory& memory, const StripPlace& place, bool gradient,
                                            const ptx::TensorMap& x, const ptx::TensorMap& weight) {
   ptx::mbar_arrive_expect(memory.weights_full(), kStripTaps * kStripTapBytes);
@@ -80,22 +80,23 @@ struct StripChunks {
   __device__ __forceinline__ bool inside(int i) const {
     return place.column + pixel(i) < plan.w && place.image + image() < plan.n;
   }
-  // In 16-bit values.
+  // Offset in 16-bit values.
   __device__ __forceinline__ int64_t global(int i) const {
     const int64_t line = static_cast<int64_t>(place.image + image()) * plan.h + row;
     return (line * plan.w + place.column + pixel(i)) * kStripChannels + 8 * (tid % 8);
   }
-  // Swizzled as the copy engine would: eight lanes that meet in a column of chunks use different banks.
+  // Swizzled like the copy engine's boxes: eight lanes that access one column of chunks use different banks.
   __device__ __forceinline__ uint32_t staged(int i) const {
     return pixel(i) * kStripPixelBytes + image() * 128 + (tid % 8 ^ image()) * 16;
   }
 };
 
-// The sums of one line; releases the input lines that this warpgroup is done with, from `released` on.
+// Computes the sums of one line. Gives back the input lines, from `released` on, that this warpgroup reads no more.
 template <class Element>
 __device__ __forceinline__ void strip_products(const StripMemory& memory, int row, int& released,
                                                float (&sums)[4 * kStripColumns]) {
-  // All before the first product: with a loop between two of them ptxas (13.0) waits for each one (C7520).
+  // All waits come before the first product: with a loop between two products ptxas (13.0) waits for each product
+  // (C7520).
 #pragma unroll
   for (int r = 0; r < 3; ++r) ptx::mbar_wait(memory.full(row + r), strip_parity(row + r));
   const uint64_t weights = ptx::wgmma_descriptor(memory.tap(0));
@@ -112,20 +113,20 @@ __device__ __forceinline__ void strip_products(const StripMemory& memory, int ro
   }
   ptx::wgmma_commit();
   ptx::wgmma_finish(sums);
-  // This warpgroup's next line begins kStripConsumers further down.
+  // The next line of this warpgroup lies kStripConsumers further down.
   for (; released < row + kStripConsumers; ++released) {
     if (ptx::lane() == 0) ptx::mbar_arrive(memory.empty(released));
   }
 }
 
-// A warpgroup: every kStripConsumers-th line of the block.
+// Computes every kStripConsumers-th line of the block.
 template <class Element>
 __device__ __forceinline__ void strip_consume(const StripArgs& args, const StripMemory& memory, const StripPlace& place,
                                               int consumer) {
   const int tid = ptx::tid() % 128, lane = ptx::lane(), warp = ptx::warp() % 4;
   const uint32_t staging = memory.staging(consumer);
-  // Of stmatrix and ldmatrix: matrices 0 and 1 are the warp's lower and upper eight channels of a pixel, 2 and 3 those
-  // of the next; rows are images.
+  // For stmatrix and ldmatrix: matrices 0 and 1 are the warp's lower and upper eight channels of a pixel, matrices 2
+  // and 3 those of the next pixel. Rows are images.
   const uint32_t fragment =
       staging + lane / 16 * kStripPixelBytes + lane % 8 * 128 + ((2 * warp + lane / 8 % 2) ^ lane % 8) * 16;
   const StripNorm norm(args.epilogue.norm, 16 * warp + lane / 4);
@@ -136,7 +137,7 @@ __device__ __forceinline__ void strip_consume(const StripArgs& args, const Strip
   for (int row = consumer; row < place.rows; row += kStripConsumers) {
     const StripChunks chunks{args.plan, place, place.row + row, tid};
     ptx::Words4 added[kStripChunks] = {};
-    if (residual != nullptr) {  // on its way while the products run
+    if (residual != nullptr) {  // the residual is loaded while the products run
 #pragma unroll
       for (int i = 0; i < kStripChunks; ++i) {
         if (chunks.inside(i)) added[i] = ptx::ld_global_nc<ptx::Words4>(residual + chunks.global(i));
@@ -148,10 +149,11 @@ __device__ __forceinline__ void strip_consume(const StripArgs& args, const Strip
 #pragma unroll
       for (int i = 0; i < kStripChunks; ++i) ptx::st_shared(staging + chunks.staged(i), added[i]);
     }
-    ptx::bar_sync(1 + consumer, 128);  // the residual is there, and the line before has been stored
+    ptx::bar_sync(1 + consumer, 128);  // the residual has arrived, and the previous line has been stored
 #pragma unroll
     for (int j = 0; j < kStripColumns; j += 2) {
-      uint32_t words[4] = {};  // the result goes where the residual was: each value depends on the one it replaces
+      // A result overwrites the residual that it depends on.
+      uint32_t words[4] = {};
       if (residual != nullptr) ptx::ldmatrix_x4_trans(words, fragment + j * kStripPixelBytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -176,7 +178,7 @@ __device__ __forceinline__ void strip_consume(const StripArgs& args, const Strip
   }
 }
 
-// Grid: x = block of the plan. Warps 0..3 and 4..7 consume, warp 8 loads.
+// Grid: x = block of the plan. Warps 0..3 and 4..7 multiply, warp 8 loads.
 template <class Element>
 __global__ void __launch_bounds__(kStripThreads, 1)
     conv_strip_kernel(const StripArgs args, const __grid_constant__ ptx::TensorMap x,
@@ -187,12 +189,13 @@ __global__ void __launch_bounds__(kStripThreads, 1)
     ptx::mbar_init(memory.weights_full(), 1);
     for (int i = 0; i < kStripSlots; ++i) {
       ptx::mbar_init(memory.full(i), 1);
-      ptx::mbar_init(memory.empty(i), 4 * kStripConsumers);  // every warp: none waits for the others' products
+      // every warp arrives for itself: none waits for the other warps' products
+      ptx::mbar_init(memory.empty(i), 4 * kStripConsumers);
     }
     ptx::mbar_init_fence();
   }
   ptx::sync_threads();
-  const int group = ptx::shfl_idx(ptx::warp() / 4, 0);  // the same in all lanes, as descriptors have to be
+  const int group = ptx::shfl_idx(ptx::warp() / 4, 0);  // descriptors must be the same in all lanes
   if (group == kStripConsumers) {
     if (ptx::lane() == 0) strip_load(memory, place, args.gradient, x, weight);
   } else {

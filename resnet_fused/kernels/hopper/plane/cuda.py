@@ -1,6 +1,7 @@
-"""The plane convolution in CUDA (csrc/cuda/hopper/plane/plane.cuh): its lists of products, kept per shape, and its launcher.
+"""The launchers of the plane convolution in CUDA (csrc/cuda/hopper/plane/plane.cuh), and its lists of products, kept
+per shape.
 
-Each list is made by the library (csrc/cuda/hopper/plane/plan.h) and lies in device memory, where the kernel reads it.
+The library makes each list (csrc/cuda/hopper/plane/plan.h). The list lies in device memory, where the kernel reads it.
 """
 
 import functools
@@ -15,7 +16,8 @@ DEFAULT = {"places": 4, "cluster": 1}
 
 
 def table(library, geometry, gradient=False, places=4):
-    """The list of a schedule.Geometry as int32 on the CPU. `gradient`: of the gradient of the convolution's input."""
+    """The list of a schedule.Geometry as int32 on the CPU. `gradient`: the list for the gradient of the convolution's
+    input."""
     sides = (geometry.size, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
     found = torch.empty(0, dtype=torch.int32)
     found = torch.empty(library.conv_plane_table(found, *sides, gradient, places), dtype=torch.int32)
@@ -23,17 +25,17 @@ def table(library, geometry, gradient=False, places=4):
     return found
 
 
-@functools.cache  # never given up: a CUDA graph may still read it
+@functools.cache  # entries are never freed: a CUDA graph may still read them
 def table_on(library, geometry, gradient, places, device):
-    """`table` on a device. Raises RuntimeError inside of a CUDA graph's capture, which cannot hold the copy."""
+    """`table` on a device. Raises RuntimeError while a CUDA graph is captured, because a graph cannot hold the copy."""
     schedule.refuse_capture(device)
     return table(library, geometry, gradient, places).to(device)
 
 
 def conv_bn_relu(library, x, weight, epilogue, out, convolution, config=None):
-    """As in kernels/cuda.py. `config`: `places`, the output pixels of a tile, 4 or 2; `cluster`, the blocks that load their
-    weights together, 1 or, of more than 64 images, 2. Raises ValueError for what `schedule.refusal` refuses, RuntimeError as
-    table_on does."""
+    """Signature as in kernels/cuda.py. `config`: `places`, the output pixels of a tile, 4 or 2; `cluster`, the blocks
+    that load their weights together: 1, or 2 with more than 64 images. Raises ValueError where `schedule.refusal`
+    refuses, and RuntimeError where table_on does."""
     check("conv_bn_relu", convolution)
     config = DEFAULT | (config or {})
     products = _products(library, convolution.x, convolution.out_shape, convolution, False, config, x.device)
@@ -46,10 +48,11 @@ def conv_bn_relu(library, x, weight, epilogue, out, convolution, config=None):
 
 
 def conv_input_grad(library, grad, weight, out, convolution, config=None):
-    """out [N, C, H, W] = the gradient of a convolution's input; grad [N, K, P, Q], weight [K, C, R, S], all channels_last.
+    """out [N, C, H, W] = the gradient of a convolution's input; grad [N, K, P, Q], weight [K, C, R, S], all
+    channels_last.
 
-    The weight is brought to [C, R, S, K] on every call: a copy of its size. Raises ValueError for what the kernel cannot
-    take, RuntimeError as table_on does.
+    Every call copies the weight to [C, R, S, K]. Raises ValueError where the kernel cannot run, and RuntimeError where
+    table_on does.
     """
     check("conv_input_grad", convolution)
     config = DEFAULT | (config or {})
@@ -61,7 +64,7 @@ def conv_input_grad(library, grad, weight, out, convolution, config=None):
 
 
 def check(op, convolution):
-    """Raises ValueError for what the kernel cannot take."""
+    """Raises ValueError where the kernel cannot run."""
     if (why := schedule.refusal(op, convolution)) is not None:
         raise ValueError(why)
 
@@ -71,7 +74,7 @@ def nhwc(weight):
 
 
 def _products(library, size, out, convolution, gradient, config, device):
-    """The list for a convolution from the map of shape `size` to that of shape `out`."""
+    """The list for a convolution from a map of shape `size` to a map of shape `out`."""
     sides = (size[2:], out[2:], convolution.weight[2:], *convolution.geometry[:3])
     return table_on(library, schedule.Geometry(*map(tuple, sides)), gradient, config["places"], device)
 

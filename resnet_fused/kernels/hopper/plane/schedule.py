@@ -1,10 +1,11 @@
-"""What the convolutions for Hopper share, and which ones the "plane" convolution (cuda.py) takes.
+"""What the convolutions for Hopper share, and the convolutions that the plane convolution (cuda.py) runs.
 
-The plane convolution sees x as a matrix [N, H * W * C], and a tile holds output pixel (p, q) of many images, so a tap reads one
-dense block [images, channels] at column (h * W + w) * C + c: a copy the hardware makes by itself (TMA). A tap in the padding is
-left out instead of multiplied by zeros: 18 % of the products at 7x7, 9 % at 14x14 (computed).
+The plane convolution views x as a matrix [N, H * W * C], and a tile holds output pixel (p, q) of many images. A tap
+then reads one dense block [images, channels] at column (h * W + w) * C + c, which the hardware copies by itself (TMA).
+A tap in the padding is left out instead of being multiplied by zeros: 18 % of the products at 7x7, 9 % at 14x14
+(computed).
 
-Pure functions: what they say is tested without a GPU.
+All functions are pure, so tests need no GPU.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import NamedTuple
 import torch
 
 DEPTH = 64  # channels of one step: 128 bytes, the widest swizzle of shared memory
-LEAST = 128  # output channels; a tile with half of them would load as much to multiply half
-SUITS = 64  # images below which most rows of a tile are empty
+LEAST = 128  # output channels; a tile with half of them would load as much and multiply half as much
+SUITS = 64  # with fewer images most rows of a tile are empty
 
 
 class Geometry(NamedTuple):
-    """A convolution without its batch; pairs are (vertical, horizontal)."""
+    """A convolution without its batch. Pairs are (vertical, horizontal)."""
 
     size: tuple[int, int]
     out: tuple[int, int]
@@ -32,14 +33,15 @@ class Geometry(NamedTuple):
 
 @functools.cache
 def why_not_hopper():
-    """Why the GPU that is there is none for these kernels, or None."""
+    """Why the GPU of this machine cannot run these kernels, or None."""
     if torch.cuda.is_available() and (found := torch.cuda.get_device_capability())[0] != 9:
         return f"the Hopper kernels need compute capability 9.0, this is {found[0]}.{found[1]}"
     return None
 
 
 def refusal(op, convolution):
-    """Why the plane kernel cannot run a `shapes.Convolution`, or None. It takes any stride, padding and dilation."""
+    """Why the plane kernel cannot run a `shapes.Convolution`, or None. The kernel takes any stride, padding and
+    dilation."""
     x, weight, dtype, *_, groups = convolution
     if dtype not in (torch.float16, torch.bfloat16):
         return f"the plane kernel multiplies float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
@@ -56,19 +58,19 @@ def refusal(op, convolution):
 
 
 def suits(op, convolution):
-    """Whether the plane kernel is worth measuring: images fill a tile, and pixels have neighbours to share (a 1x1
-    kernel reads each element once in any kernel)."""
+    """Whether the plane kernel is worth measuring: images must fill a tile, and neighbouring pixels must share input.
+    The pixels of a 1x1 filter share none."""
     x, weight, *_ = convolution
     return x[0] >= SUITS and weight[2] * weight[3] > 1
 
 
 def configurations(op, convolution):
-    """Launches worth measuring beside the default. A cluster needs two groups of 64 images."""
+    """Launch configurations worth measuring beside the default. A cluster needs two groups of 64 images."""
     return [{"places": 2}] + [{"cluster": 2}, {"places": 2, "cluster": 2}] * (convolution.x[0] > 64)
 
 
 def refuse_capture(device):
-    """Raises RuntimeError inside of a CUDA graph's capture: a graph cannot hold the copy of a table."""
+    """Raises RuntimeError while a CUDA graph is captured: a graph cannot hold the copy of a table."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "the plane kernel meets this shape for the first time: run it once before the graph's capture"
@@ -76,5 +78,6 @@ def refuse_capture(device):
 
 
 def dense(t):
-    """`t` where the hardware can copy from it (a multiple of 16 bytes, or nothing), else a copy that is."""
+    """`t` where the hardware can copy from it (its address is a multiple of 16 bytes) or where it is None, else a copy
+    of `t`."""
     return t if t is None or t.device.type == "meta" or t.data_ptr() % 16 == 0 else t.clone()

@@ -1,6 +1,5 @@
-"""The strip convolution in CUDA (csrc/cuda/hopper/strip/strip.cuh): 3x3, stride 1, 64 channels in and out, as in ResNet's first
-layer. Which convolutions it takes, and its launcher.
-"""
+"""The launchers of the strip convolution in CUDA (csrc/cuda/hopper/strip/strip.cuh), and the convolutions that it
+takes: 3x3, stride 1, 64 channels in and out, as in ResNet's first layer."""
 
 import functools
 
@@ -12,7 +11,7 @@ from ..plane.cuda import nhwc
 from ..plane.schedule import dense, why_not_hopper
 
 CHANNELS = 64
-SUITS = 8  # images below which part of every product is empty
+SUITS = 8  # with fewer images a part of every product is empty
 
 
 def refusal(op, convolution):
@@ -42,13 +41,13 @@ def suits(op, convolution):
 
 
 def check(op, convolution):
-    """Raises ValueError for what the kernel cannot take."""
+    """Raises ValueError where the kernel cannot run."""
     if (why := refusal(op, convolution)) is not None:
         raise ValueError(why)
 
 
 def conv_bn_relu(library, x, weight, epilogue, out, convolution, config=None):
-    """As in kernels/cuda.py, for what `refusal` does not refuse (else a ValueError). No launch has another configuration."""
+    """Signature as in kernels/cuda.py. Raises ValueError where `refusal` refuses. The kernel has one configuration."""
     check("conv_bn_relu", convolution)
     x, weight, residual = map(dense, (x, nhwc(weight), epilogue.residual))
     mean, var, _, bn_weight, bn_bias, eps = epilogue.norm
@@ -61,7 +60,7 @@ def conv_input_grad(library, grad, weight, out, convolution, config=None):
     """out [N, 64, H, W] = the gradient of a convolution's input; grad [N, 64, H, W], weight [64, 64, 3, 3], all
     channels_last.
 
-    The weight is brought to [C, R, S, K] on every call: a copy of 74 kB. Raises ValueError for what the kernel cannot take.
+    Every call copies the weight to [C, R, S, K], 74 kB. Raises ValueError where the kernel cannot run.
     """
     check("conv_input_grad", convolution)
     library.conv_strip_gradient(dense(grad), nhwc(weight.transpose(0, 1)), out)
