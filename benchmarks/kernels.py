@@ -12,7 +12,6 @@ import torch
 from resnet_fused.commands.arguments import UsageError
 from resnet_fused.commands.progress import Progress
 from resnet_fused.measure import timing
-from resnet_fused.models import resnet
 from resnet_fused.reports import table
 
 from .protocol import candidates, cases, ceilings, gate, harness, options, record
@@ -140,7 +139,7 @@ def main(argv=None):
 def run(args, peers):
     """Measures and records every case, until the budget is spent."""
     deadline = options.deadline(args)
-    model = getattr(resnet, args.model)().to(args.device, memory_format=torch.channels_last)
+    model = options.model_of(args).to(args.device, memory_format=torch.channels_last)
     log = record.Log("kernels", args.device, args.output)
     log.head["model"] = args.model
     seconds = 1.0 if args.seconds is None else args.seconds

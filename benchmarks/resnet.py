@@ -10,7 +10,6 @@ import sys
 
 import torch
 
-import resnet_fused
 from resnet_fused.commands.arguments import UsageError
 from resnet_fused.commands.progress import Progress
 from resnet_fused.measure import timing
@@ -195,9 +194,7 @@ def run(args, chosen):
     """Measures and records all batches; once the budget is spent, models that have had no turn are left out."""
     deadline = options.deadline(args)
     torch.manual_seed(0)
-    model = (
-        with_lively_norms(getattr(resnet_fused, args.model)()).eval().to(args.device, memory_format=torch.channels_last)
-    )
+    model = with_lively_norms(options.model_of(args)).eval().to(args.device, memory_format=torch.channels_last)
     if args.mode == "infer":
         model = model.to(args.dtype)
     log = record.Log("resnet", args.device, args.output)

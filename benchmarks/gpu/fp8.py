@@ -8,7 +8,6 @@ import sys
 
 import torch
 
-import resnet_fused
 from resnet_fused import dispatch, freeze
 from resnet_fused.commands.arguments import UsageError
 from resnet_fused.commands.progress import Progress
@@ -45,7 +44,7 @@ def main(argv=None):
         raise UsageError(f"argument --device: {why}")
     log, deadline, rows = record.Log("fp8", args.device, args.output), options.deadline(args), []
     torch.manual_seed(0)
-    model = with_lively_norms(getattr(resnet_fused, args.model)()).eval().to(args.device)
+    model = with_lively_norms(options.model_of(args)).eval().to(args.device)
     by_formula = dispatch.backend("eager") if args.device == "cpu" else contextlib.nullcontext()
     with Progress() as progress, by_formula:
         for batch in args.batch:

@@ -14,7 +14,6 @@ from resnet_fused.commands.arguments import UsageError
 from resnet_fused.commands.progress import Progress
 from resnet_fused.kernels import cuda, library
 from resnet_fused.measure import timing
-from resnet_fused.models import resnet
 from resnet_fused.reports import table
 
 from ..protocol import cases, harness, options, record
@@ -71,7 +70,7 @@ def main(argv=None):
         raise UsageError(why)
     seconds = 0.3 if args.seconds is None else args.seconds
     log, deadline = record.Log("latency", args.device, args.output), options.deadline(args)
-    model = getattr(resnet, args.model)().to(memory_format=torch.channels_last)
+    model = options.model_of(args).to(memory_format=torch.channels_last)
     rows = []
     with Progress() as progress:
         for batch in args.batch:

@@ -11,7 +11,6 @@ import torch
 
 from resnet_fused.commands.progress import Progress
 from resnet_fused.measure import timing
-from resnet_fused.models import resnet
 from resnet_fused.reports import table
 
 from ..protocol import cases, ceilings, harness, options, record
@@ -97,7 +96,7 @@ def main(argv=None):
     log.add({"case": "ceilings", "dtype": dtype, **ceiling})
     log.add({"case": "matrix products", "dtype": dtype, "flops": products(args.device, args.dtype, seconds, small)})
     log.add({"case": "seconds per tiny kernel", **launch_gap(args.device, seconds)})
-    model = getattr(resnet, args.model)().to(memory_format=torch.channels_last)
+    model = options.model_of(args).to(memory_format=torch.channels_last)
     rows = []
     with Progress() as progress:
         for batch in args.batch:

@@ -5,15 +5,15 @@ import time
 
 import torch
 
-from resnet_fused.commands.arguments import DTYPES, MODELS, Parser, UsageError, at_least, device_of
-from resnet_fused.models.cifar import CIFAR_MODELS
+from resnet_fused.commands.arguments import DTYPES, Parser, UsageError, at_least, device_of
+from resnet_fused.models import CIFAR_MODELS, MODELS
 
 
 def parser(program, description):
     made = Parser(prog=f"python -m benchmarks.{program}", description=description)
     made.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     made.add_argument("--threads", type=at_least(1), help="CPU threads")
-    made.add_argument("--model", choices=(*MODELS, *CIFAR_MODELS), default="resnet34")
+    made.add_argument("--model", choices=MODELS | CIFAR_MODELS, default="resnet34")
     made.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     made.add_argument("--batch", type=at_least(1), nargs="+", help="batch sizes")
     made.add_argument("--size", type=at_least(32), help="pixels of a side of the image; default: 224, 32 for CIFAR's")
@@ -21,6 +21,10 @@ def parser(program, description):
     made.add_argument("--budget", type=at_least(0, float), help="seconds after which nothing new is started")
     made.add_argument("--output", help="folder of the results; default: benchmarks/results")
     return made
+
+
+def model_of(args):
+    return (MODELS | CIFAR_MODELS)[args.model]()
 
 
 def deadline(args):

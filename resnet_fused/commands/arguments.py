@@ -7,9 +7,8 @@ import torch
 
 from .. import dispatch
 from ..measure.oracle import with_lively_norms
-from ..models import resnet, weights
+from ..models import MODELS, weights
 
-MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MIN_SIZE = 32  # the network halves its input five times
 
@@ -66,7 +65,7 @@ def backend_of(args):
 
 def model_of(args, device, dtype=torch.float32):
     """The model, in evaluation. Without weights its batch norms are made lively, so that a comparison means something."""
-    build, kwargs = getattr(resnet, args.model), {}
+    build, kwargs = MODELS[args.model], {}
     try:
         state = weights.resolve(args.model, args.weights, True, kwargs)
         model = build(**kwargs)

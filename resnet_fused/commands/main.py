@@ -15,7 +15,7 @@ from .. import dispatch
 from ..frozen.freeze import freeze
 from ..measure import remembered
 from ..measure.oracle import with_lively_norms
-from ..models import cifar, resnet
+from ..models import CIFAR_MODELS, MODELS
 from ..reports import info
 from ..reports.explain import explain
 from ..reports.verify.verify import verify
@@ -23,7 +23,6 @@ from . import train
 from .arguments import (
     DTYPES,
     MIN_SIZE,
-    MODELS,
     Parser,
     UsageError,
     at_least,
@@ -93,7 +92,7 @@ def parser():
     )  # fmt: skip
 
     summary = command("summary", run_summary, "the paper's table: layers, sizes, parameters, FLOPs, fused kernels")
-    summary.add_argument("model", choices=(*MODELS, *cifar.CIFAR_MODELS), nargs="?", default="resnet34")
+    summary.add_argument("model", choices=MODELS | CIFAR_MODELS, nargs="?", default="resnet34")
     summary.add_argument("--size", type=at_least(MIN_SIZE), help="default: 224, and 32 for the CIFAR networks")
 
     for sub in (demo, bench, explain):
@@ -174,7 +173,7 @@ def run_tune(args):
     if args.train and args.shape[0] == 1 and max(args.shape[2:]) <= MIN_SIZE:
         raise UsageError("--train needs more than one value per channel: a larger batch or image")
     device, dtype = device_of(args), DTYPES[args.dtype]
-    model = with_lively_norms(getattr(resnet, args.model)()).eval()
+    model = with_lively_norms(MODELS[args.model]()).eval()
     model = model.to(device, memory_format=torch.channels_last)
     with Progress() as progress:
         if args.frozen:
@@ -211,8 +210,8 @@ def run_train(args):
 def run_summary(args):
     from ..reports.summary import summarize
 
-    device, small = device_of(args), args.model in cifar.CIFAR_MODELS
-    model = getattr(cifar if small else resnet, args.model)().eval().to(device)
+    device, small = device_of(args), args.model in CIFAR_MODELS
+    model = (MODELS | CIFAR_MODELS)[args.model]().eval().to(device)
     size = args.size or (32 if small else 224)
     print(f"{args.model} at {size}x{size}, evaluation on {device}")
     print(summarize(model, torch.randn(1, 3, size, size, device=device)))

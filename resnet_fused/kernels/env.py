@@ -3,13 +3,15 @@
 import os
 from pathlib import Path
 
+# Of the CPU kernels (csrc/cpu/base/isa.h); each has what the ones before it have.
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 # {name: (meaning, default)}
 VARIABLES = {
     "RESNET_FUSED_BACKEND": ("`auto`, or the name of a backend that every op must use", "auto"),
     "RESNET_FUSED_STRICT": ("`1`: an op that would fall back to eager raises instead", "0"),
     "RESNET_FUSED_BUILD": ("`auto`, `0`, `cpu` or `1`: what installing builds of the compiled library", "auto"),
     "RESNET_FUSED_CPU_ISA": (
-        "`portable`, `avx2`, `avx512`, `avx512_bf16` or `amx`: the most that the CPU kernels may use (read by the library)",
+        "one of INSTRUCTION_SETS: the most that the CPU kernels may use (read by the library)",
         "what the CPU has",
     ),
     "RESNET_FUSED_CACHE": ("folder for tuning results", "the user's cache folder"),

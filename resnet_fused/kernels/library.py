@@ -56,7 +56,7 @@ def has_cuda():
 
 
 def cpu_isa():
-    """The instruction set that the CPU kernels use on this machine: amx, avx512, avx2 or portable."""
+    """The instruction set that the CPU kernels use on this machine, one of env.INSTRUCTION_SETS."""
     return namespace().cpu_isa()
 
 

@@ -7,7 +7,7 @@ from .resnet import BasicBlock, ResNet, conv3x3
 from .weights import resolve
 
 _NO_POOL = nn.Identity()
-CIFAR_MODELS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
+_BLOCKS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
 
 
 class CifarResNet(ResNet):
@@ -49,7 +49,7 @@ class CifarResNet(ResNet):
 
 def _cifar(name, weights, progress, kwargs):
     state_dict = resolve(name, weights, progress, kwargs)
-    model = CifarResNet(CIFAR_MODELS[name], **kwargs)
+    model = CifarResNet(_BLOCKS[name], **kwargs)
     if state_dict is not None:
         model.load_state_dict(state_dict)
     return model

@@ -69,6 +69,6 @@ def _isa(used):
     asked = env.CPU_ISA
     if asked in (None, "", used):
         return used
-    known = asked in ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+    known = asked in env.INSTRUCTION_SETS
     why = "this CPU, its system or the compiler of the library does not have it" if known else "no such instruction set"
     return f"{used}, not {asked}: {why}"

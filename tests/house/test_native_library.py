@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_fused.kernels import library
+from resnet_fused.kernels import cuda, library, passes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import aot_cuda
@@ -98,24 +98,7 @@ def test_library_tells_what_it_is():
 
 @pytest.mark.skipif(not library.has_cuda(), reason="built without the CUDA part")
 def test_every_op_has_a_cuda_kernel_and_needs_no_driver_to_load():
-    passes = [
-        "add_relu",
-        "add_relu_backward",
-        "bn_stats",
-        "bn_stats_merge",
-        "bn_relu",
-        "bn_relu_backward_reduce",
-        "bn_relu_backward_apply",
-    ]
-    for op in (
-        *passes,
-        "conv_bn_relu",
-        "conv_stats",
-        "conv_bn_relu_pool",
-        "conv_bn_relu_pair",
-        "conv_choices",
-        "pool_linear",
-    ):
+    for op in (*passes.OPS, *cuda.CONVOLUTIONS, "conv_choices", "pool_linear"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"resnet_fused_native::{op}", "CUDA"), op
 
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from resnet_fused.kernels import library
+from resnet_fused.kernels.env import INSTRUCTION_SETS as SETS
 
-SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each has what the ones before it have
+LOWER = ("portable", "avx2")  # those that every kernel is compiled for, without the best of them
 VARIABLE = "RESNET_FUSED_CPU_ISA"
 # A run with a lower set does not start others.
 outermost = pytest.mark.skipif(VARIABLE in os.environ, reason="this is the run with a lower instruction set")

@@ -2,7 +2,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 
 #ifdef RESNET_FUSED_WITH_AMX
 #include <cpuid.h>
@@ -43,8 +42,8 @@ Isa best() {
 Isa choose() {
   const Isa here = best();
   const char* wanted = std::getenv("RESNET_FUSED_CPU_ISA");
-  for (Isa lower : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
-    if (wanted && lower < here && !std::strcmp(wanted, isa_name(lower))) return lower;
+  for (int lower = 0; wanted && lower < static_cast<int>(here); ++lower) {
+    if (!std::strcmp(wanted, isa_name(static_cast<Isa>(lower)))) return static_cast<Isa>(lower);
   }
   return here;
 }

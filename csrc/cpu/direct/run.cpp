@@ -8,20 +8,10 @@
 #include "cpu/direct/isa/kernels.h"
 
 namespace resnet_fused::cpu {
+RESNET_FUSED_PER_ISA_BF16(extern const DirectKernels direct_kernels[2];)
 namespace portable {
-extern const DirectKernels direct_kernels[2], amx_kernels[2];
+extern const DirectKernels amx_kernels[2];
 }
-#if defined(__x86_64__)
-namespace avx2 {
-extern const DirectKernels direct_kernels[2];
-}
-namespace avx512 {
-extern const DirectKernels direct_kernels[2];
-}
-namespace avx512_bf16 {
-extern const DirectKernels direct_kernels[2];
-}
-#endif
 #ifdef RESNET_FUSED_WITH_AMX
 namespace amx {
 extern const DirectKernels amx_kernels[2];
@@ -36,12 +26,7 @@ const DirectKernels& direct_kernels(DirectFormat format) {
 #endif
     return portable::amx_kernels[bf16];
   }
-#if defined(__x86_64__)
-  if (isa() >= Isa::avx512_bf16) return avx512_bf16::direct_kernels[bf16];
-  if (isa() >= Isa::avx512) return avx512::direct_kernels[bf16];
-  if (isa() >= Isa::avx2) return avx2::direct_kernels[bf16];
-#endif
-  return portable::direct_kernels[bf16];
+  return RESNET_FUSED_BEST_BF16(direct_kernels)[bf16];
 }
 
 namespace {

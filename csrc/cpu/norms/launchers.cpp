@@ -4,20 +4,7 @@
 
 namespace resnet_fused::cpu {
 
-#if defined(__x86_64__)
-namespace avx512 {
-RESNET_FUSED_LAUNCHERS
-}
-namespace avx2 {
-RESNET_FUSED_LAUNCHERS
-}
-#define RESNET_FUSED_BEST(op) (isa() >= Isa::avx512 ? avx512::op : isa() >= Isa::avx2 ? avx2::op : portable::op)
-#else
-#define RESNET_FUSED_BEST(op) portable::op
-#endif
-namespace portable {
-RESNET_FUSED_LAUNCHERS
-}
+RESNET_FUSED_PER_ISA(RESNET_FUSED_LAUNCHERS)
 
 void add_relu(DType dtype, const void* x, const void* residual, void* out, int64_t size, void* stream) {
   RESNET_FUSED_BEST(add_relu)(dtype, x, residual, out, size, stream);

@@ -8,27 +8,11 @@
 #include "cpu/stem/isa/stem_kernels.h"
 
 namespace resnet_fused::cpu {
-namespace portable {
-extern const StemKernels stem_kernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const StemKernels stem_kernels;
-}
-namespace avx512 {
-extern const StemKernels stem_kernels;
-}
-#endif
+RESNET_FUSED_PER_ISA(extern const StemKernels stem_kernels;)
 
 namespace {
 
-const StemKernels& kernels() {
-#if defined(__x86_64__)
-  if (isa() >= Isa::avx512) return avx512::stem_kernels;
-  if (isa() >= Isa::avx2) return avx2::stem_kernels;
-#endif
-  return portable::stem_kernels;
-}
+const StemKernels& kernels() { return RESNET_FUSED_BEST(stem_kernels); }
 
 constexpr int64_t kPooledRows = 3;
 

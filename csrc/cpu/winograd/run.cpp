@@ -8,35 +8,12 @@
 #include "cpu/winograd/winograd.h"
 
 namespace resnet_fused::cpu {
-namespace portable {
-extern const WinogradKernels winograd_kernels_f32, winograd_kernels_bf16;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const WinogradKernels winograd_kernels_f32, winograd_kernels_bf16;
-}
-namespace avx512 {
-extern const WinogradKernels winograd_kernels_f32, winograd_kernels_bf16;
-}
-namespace avx512_bf16 {
-extern const WinogradKernels winograd_kernels_bf16;
-}
-#endif
+RESNET_FUSED_PER_ISA(extern const WinogradKernels winograd_kernels_f32;)
+RESNET_FUSED_PER_ISA_BF16(extern const WinogradKernels winograd_kernels_bf16;)
 
 const WinogradKernels& winograd_kernels(DType dtype) {
-  if (dtype == DType::bf16) {
-#if defined(__x86_64__)
-    if (isa() >= Isa::avx512_bf16) return avx512_bf16::winograd_kernels_bf16;
-    if (isa() >= Isa::avx512) return avx512::winograd_kernels_bf16;
-    if (isa() >= Isa::avx2) return avx2::winograd_kernels_bf16;
-#endif
-    return portable::winograd_kernels_bf16;
-  }
-#if defined(__x86_64__)
-  if (isa() >= Isa::avx512) return avx512::winograd_kernels_f32;
-  if (isa() >= Isa::avx2) return avx2::winograd_kernels_f32;
-#endif
-  return portable::winograd_kernels_f32;
+  if (dtype == DType::bf16) return RESNET_FUSED_BEST_BF16(winograd_kernels_bf16);
+  return RESNET_FUSED_BEST(winograd_kernels_f32);
 }
 
 namespace {

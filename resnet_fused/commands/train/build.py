@@ -7,14 +7,14 @@ from torch import nn
 
 from ... import dispatch
 from ...measure.oracle import by_modules
-from ...models import resnet, weights
+from ...models import MODELS, weights
 from . import CannotTrain
 
 
 def build(args, classes, size):
     """args.arch for `classes` classes of images of `size` pixels, from args.seed or args.weights. Raises CannotTrain."""
     torch.manual_seed(args.seed)
-    model = getattr(resnet, args.arch)(
+    model = MODELS[args.arch](
         num_classes=classes, zero_init_residual=True, memory_efficient=args.memory_efficient
     )  # fmt: skip
     if args.stem == "cifar" or (args.stem == "auto" and size <= 64):

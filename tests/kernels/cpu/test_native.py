@@ -280,6 +280,6 @@ def test_more_than_this_machine_has_is_not_used_and_info_says_so(wanted):
 
 
 @isa.outermost
-@pytest.mark.parametrize("lower", ["portable", "avx2"])
+@pytest.mark.parametrize("lower", isa.LOWER)
 def test_lower_instruction_sets(lower):
     isa.run_again(lower, __file__, SPECIAL_VALUES)

@@ -240,6 +240,6 @@ def test_messages(message):
 
 
 @isa.outermost
-@pytest.mark.parametrize("lower", ["portable", "avx2"])
+@pytest.mark.parametrize("lower", isa.LOWER)
 def test_lower_instruction_sets(lower):
     isa.run_again(lower, __file__, OMP_NUM_THREADS="1")
