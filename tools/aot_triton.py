@@ -3,7 +3,7 @@
     python tools/aot_triton.py [--arch 80 90 100] [--only NAME]
 
 The real launch functions run on meta tensors with the shapes of ResNets, under a driver that names a target but owns
-no device: what is compiled is what a launch on such a GPU would compile, same specialisation, same launch.py.
+no device: what is compiled is what a launch on such a GPU would compile, same specialisation, same schedule.py.
 Registers and instructions are read from the cubin. Exit status 1 on spills, on shared memory over the limit of the
 architecture, or when a convolution that should use tensor cores does not.
 """

@@ -55,7 +55,7 @@ class Case:
         """{name: tensor or value} of one call."""
         names = [name for name, _ in self.call.arguments]
         a = dict(zip(names, calls.tensors(self.call, device, seed), strict=True))
-        if self.op == "bn_relu":  # half types train under autocast, which leaves batch norm's parameters in float32
+        if self.op == "bn_relu":  # 16-bit types train under autocast, which leaves batch norm's parameters in float32
             a |= {name: a[name].float() for name in ("weight", "bias")}
         return a
 

@@ -1,1 +1,1 @@
-"""freeze(): a snapshot of a network, each layer by its fastest kernel."""
+"""freeze(): a snapshot of a network that runs each layer by its fastest kernel."""

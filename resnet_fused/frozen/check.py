@@ -1,4 +1,5 @@
-"""What an engine must show before anybody gets it: that it computes what the model computes, whole and layer by layer."""
+"""The check of an engine before the caller gets it: it must compute what the model computes, as a whole and layer by
+layer."""
 
 from typing import NamedTuple
 
@@ -12,14 +13,14 @@ from ..ops.bn_relu import reference
 from .network import ConvBn, dead_values
 
 CHECKED = 4  # images whose logits are compared with float64
-FEW = 1 << 22  # values of x that are compared in float64: images do not depend on each other
-ANOTHER_NETWORK = 10.0  # times the error budget: more than any rounding
-ABSURD = 0.5  # of the norm of the result: no rounding makes eager err so much
+FEW = 1 << 22  # values of x that are compared in float64; images are independent, so a few of them suffice
+ANOTHER_NETWORK = 10.0  # times the error budget, which no rounding reaches
+ABSURD = 0.5  # relative to the norm of the result; rounding never makes eager err so much
 
 
 class Errors(NamedTuple):
-    """Of an engine's logits: the share of their error budget that they use, whether their error has a larger norm than eager's,
-    and where eager is `absurd`, a sentence that says so."""
+    """Errors of an engine's logits: the share of their error budget that they use, whether their error has a larger
+    norm than eager's, and, where eager is `absurd`, a sentence that says so."""
 
     share: float
     worse: bool
@@ -27,14 +28,15 @@ class Errors(NamedTuple):
 
 
 def absurd(eager, oracle):
-    """Whether eager's result is wrong, which is more than rounded: torch 2.13 computes some bfloat16 convolutions wrongly on
-    CPUs with a matrix unit. Values that float64 does not have either are no fault of eager's."""
+    """Whether eager's result is wrong by more than rounding: torch 2.13 computes some bfloat16 convolutions wrongly on
+    CPUs with a matrix unit. Values that float64 does not have either do not count."""
     wrong = exact(eager) - oracle
     return not bool(wrong[oracle.isfinite()].norm() <= ABSURD * oracle[oracle.isfinite()].norm().clamp_min(1e-30))
 
 
 def rounded(model, x, dtype):
-    """What eager computes in `dtype` where its operators are right: in float32, with every weight and result rounded."""
+    """The result of eager in `dtype` where its operators are right: float32 arithmetic, with every weight and result
+    rounded."""
 
     def round_result(module, args, out):
         return out.to(dtype).float() if torch.is_tensor(out) else out
@@ -47,7 +49,8 @@ def rounded(model, x, dtype):
 
 @torch.no_grad()
 def eager_and_oracle(model, x, dtype):
-    """(logits of eager in `dtype`, those in float64, None or a sentence that says why the first are not eager's own)."""
+    """(logits of eager in `dtype`, logits in float64, None or a sentence that says why the first are not eager's
+    own)."""
     x = x.to(dtype)
     oracle = in_float64(by_modules(model).eval())(exact(x))
     eager = by_modules(model).eval().to(dtype)(x)
@@ -72,7 +75,7 @@ def errors(model, logits, x):
 
 
 def check_network(model, share):
-    """Raises ValueError where `share` of the error budget is more than rounding."""
+    """Raises ValueError where `share` of the error budget is larger than rounding can explain."""
     if not share <= ANOTHER_NETWORK:
         raise ValueError(
             f"freeze: the logits are {share:.3g} times the error budget away from the model's: the forward of "
@@ -81,7 +84,7 @@ def check_network(model, share):
 
 
 def refuse(dtype, share, worst):
-    """Raises ValueError with the name of the layer that uses most of its error budget."""
+    """Raises ValueError with the name of the layer that uses the largest share of its error budget."""
     raise ValueError(
         f"freeze: the engine uses {share:.2f} of its error budget in {dtype}; the worst layer is {worst}: "
         "use the live model, or a wider dtype"
@@ -119,7 +122,7 @@ def layer_share(step, layer, x, residual, out):
 
 
 class Worst(NamedTuple):
-    """The layer that uses most of its error budget."""
+    """The layer that uses the largest share of its error budget."""
 
     share: float
     name: str
@@ -131,7 +134,7 @@ class Worst(NamedTuple):
 
 @torch.no_grad()
 def worst_layer(steps, layer_of, x):
-    """The Worst of the convolutions in `steps`, each on what eager computes of the images `x` up to there.
+    """The Worst of the convolutions in `steps`. Each runs on the values that eager computes for it from the images `x`.
     `layer_of(step)`: its layer, a function of (x, residual, out)."""
     values, found = {0: x}, []
     for step, dead in zip(steps[:-1], dead_values(steps), strict=False):  # without the head

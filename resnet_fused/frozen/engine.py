@@ -1,4 +1,4 @@
-"""What every frozen network can do, and the four steps in which one is made."""
+"""The interface of every engine, and the four steps in which an engine is made."""
 
 import abc
 
@@ -13,18 +13,18 @@ from .network import ConvBn
 class Engine(abc.ABC):
     """A frozen ResNet: `engine(x)` -> logits [N, num_classes] in the engine's dtype, without autograd.
 
-    x: [N, 3, H, W] in float32 or the engine's dtype; it is converted and not modified. On a CPU any batch and size runs,
-    on a GPU those of the example (see `freeze`). Thread-safe.
+    x: [N, 3, H, W] in float32 or the engine's dtype. x is converted and not modified. On a CPU every batch and size
+    runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe.
 
     Attributes:
-        rows: for every convolution what runs it and why; on a GPU also for the head.
-        notes: sentences about the whole, for `explain`.
+        rows: for every convolution the kernel that runs it and the reason; on a GPU also for the head.
+        notes: sentences about the whole engine, for `explain`.
     """
 
     def __init__(self, model, example, dtype, options):
         self._model, self.dtype, self.options = model, dtype, options
         self.device, self.example_shape = next(model.parameters()).device, tuple(example.shape)
-        self.entries = {}  # what the choices come from: {key: remembered.Entry}
+        self.entries = {}  # the measurements behind the choices: {key: remembered.Entry}
         self.notes = []
         self._steps = network.read(model)
         self._convolutions = [step for step in self._steps if isinstance(step, ConvBn)]
@@ -32,7 +32,7 @@ class Engine(abc.ABC):
 
     @torch.no_grad()
     def _made(self, example):
-        """The engine itself, after the four steps that each kind of engine has."""
+        """Runs the four steps that each kind of engine has, and returns the engine."""
         self._read(example)
         self._choose(example)
         self._load()
@@ -40,7 +40,7 @@ class Engine(abc.ABC):
         return self
 
     def _read(self, example):
-        """Step 1: the shape of what arrives at every convolution."""
+        """Step 1: reads the shape of the input of every convolution."""
         shapes = {}
         seen = [
             (step.conv, lambda x, step=step: shapes.__setitem__(step, tuple(x.shape))) for step in self._convolutions
@@ -51,18 +51,19 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def _choose(self, example):
-        """Step 2: the fastest candidate for every part, by measurement."""
+        """Step 2: measures, and chooses the fastest candidate for every part."""
 
     @abc.abstractmethod
     def _load(self):
-        """Step 3: the weights, in the form that what was chosen reads."""
+        """Step 3: loads the weights, in the form that each chosen kernel reads."""
 
     @abc.abstractmethod
     def _prove(self, example):
         """Step 4: raises ValueError unless the engine computes what the model computes."""
 
     def _measured(self, key, candidates, measure):
-        """{candidate: seconds per call} under `key`: from a file or this machine's table, else what `measure()` finds."""
+        """{candidate: seconds per call} under `key`, from a file or this machine's table, otherwise from
+        `measure()`."""
         by_name = {candidate.name: candidate for candidate in candidates}
         entry = remembered.remembered(self.device, key, by_name)
         if entry is None:
@@ -73,10 +74,10 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def refresh(self):
-        """Reads the model's weights and statistics again; what was measured stays."""
+        """Reads the model's weights and statistics again. Measurements and choices stay."""
 
     def save(self, path):
-        """Writes the engine to a file that `resnet_fused.load_engine` reads; see frozen/file.py."""
+        """Writes the engine to a file that `resnet_fused.load_engine` reads (see frozen/file.py)."""
         file.save(self, path)
 
     def module(self):

@@ -11,8 +11,8 @@ from .network import Network
 class FoldedResNet(Network):
     """A frozen network as a plain module: folded convolutions, ReLUs and sums in torch's own operators.
 
-    Of an `Engine` (see `Engine.module`), whose packed weights and kernels no other runtime knows. x: [N, 3, H, W] in the
-    engine's dtype -> logits [N, num_classes]. A snapshot: it shares no tensor with the model.
+    `Engine.module` makes it, because no other runtime knows an engine's packed weights and kernels. x: [N, 3, H, W] in
+    the engine's dtype -> logits [N, num_classes]. The module is a snapshot and shares no tensor with the model.
     """
 
     def __init__(self, steps, dtype):

@@ -1,7 +1,8 @@
-"""Engines as files: safetensors with the weights and, in its header, JSON with the steps of the network and what was measured.
+"""Engines as files: safetensors with the weights. The header has JSON with the steps of the network and the
+measurements.
 
-Nothing is unpickled: the file holds tensors and text. What was measured is taken over where the same kernels can run;
-elsewhere the layer is measured again.
+Nothing is unpickled: the file holds tensors and text. The measurements are used where the same kernels can run. Where
+they cannot, the layer is measured again.
 """
 
 import json
@@ -31,7 +32,7 @@ KINDS = {
 }
 BY_NAME = {kind.__name__: kind for kind in KINDS}
 STEPS = {kind.__name__: kind for kind in (ConvBn, Apply, Head)}
-# Of a step in a file, all but the shape and what an engine notes.
+# The fields of a step in a file: all except the shape and the notes of an engine.
 FIELDS = {
     ConvBn: ("name", "conv", "bn", "input", "residual", "output", "relu", "pool"),
     Apply: ("name", "module", "input", "output"),
@@ -40,7 +41,8 @@ FIELDS = {
 
 
 class Contents(NamedTuple):
-    """Of a file: the arguments that the engine was made with, what was measured, and the network with its weights."""
+    """The contents of a file: the arguments that the engine was made with, the measurements, and the network with its
+    weights."""
 
     dtype: str
     shape: list
@@ -63,7 +65,7 @@ def _build(described):
         return None
     if isinstance(described, list):
         return nn.Sequential(*map(_build, described))
-    if "kind" not in described:  # in format 1: a network or a block, its parts under their names
+    if "kind" not in described:  # format 1: a network or a block, its parts under their names
         module = nn.Module()
         for name, part in described.items():
             module.add_module(name, _build(part))
@@ -86,9 +88,10 @@ def _built_step(described):
 
 
 def save(engine, path):
-    """Writes `engine` to `path`, at once or not at all. What is saved is the model as it is now: the engine is refreshed.
+    """Writes `engine` to `path`. A failure leaves no partial file. The engine is refreshed first, so the file has the
+    model's present weights.
 
-    Raises TypeError for a network with parts that a file cannot describe (named), ValueError without safetensors.
+    Raises TypeError for a network with parts that a file cannot describe (named), and ValueError without safetensors.
     """
     engine.refresh()
     header = {
@@ -109,7 +112,8 @@ def save(engine, path):
 
 
 def load(path):
-    """The Contents of a file of `save`, on the CPU. Raises FileNotFoundError, and ValueError for what is no such file."""
+    """The Contents of a file of `save`, on the CPU. Raises FileNotFoundError, and ValueError where the file was not
+    made by `save`."""
     header, tensors = _read(Path(path))
     described = header["network"]
     if header["format"] == 1:
@@ -133,7 +137,7 @@ def _read(path):
         with safetensors.safe_open(path, "pt") as f:
             header = json.loads((f.metadata() or {})[KEY])
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as e:  # safetensors' own error class is not exported by every version
+    except Exception as e:  # safetensors does not export its own error class in every version
         raise ValueError(f"load_engine: {path} is not a file of engine.save ({type(e).__name__}: {e})") from e
     if header["format"] not in (1, FORMAT):
         raise ValueError(

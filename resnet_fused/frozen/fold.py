@@ -4,7 +4,8 @@ import torch
 
 
 def fold(conv, bn):
-    """(weight, bias) in float32: weight [K, C / groups, R, S], bias [K]; folded in float64 and rounded once."""
+    """(weight, bias) in float32: weight [K, C / groups, R, S], bias [K]. They are folded in float64 and rounded
+    once."""
     var = bn.running_var.detach().double()
     scale = torch.rsqrt(var + bn.eps)
     if bn.weight is not None:

@@ -1,7 +1,8 @@
-"""freeze(model, example): the fastest evaluation of a ResNet, as a snapshot of its weights; load_engine(path): one from a file.
+"""freeze(model, example): the fastest evaluation of a ResNet, as a snapshot of its weights. load_engine(path): an
+engine from a file.
 
-For every shape of convolution in the network the fastest kernel is measured with the example input. Unlike the live model a
-snapshot goes stale: see `Engine.refresh`.
+freeze() measures the fastest kernel for every shape of convolution in the network, with the example input. A snapshot
+does not follow later changes of the weights: see `Engine.refresh`.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""Which values of a frozen network share memory: each takes a slot that nobody needs any more.
+"""Which values of a frozen network share memory: each value takes a slot whose value no later step reads.
 
-In a chain two slots take turns; a residual block needs a third while its shortcut waits.
+A chain of steps needs two slots. A residual block needs a third slot for its shortcut.
 """
 
 import math
@@ -11,14 +11,15 @@ import torch
 
 @dataclass
 class MemoryPlan:
-    """Values are taken and given back in the order of execution; slots grow to the largest value they hold."""
+    """Values are taken and given back in the order of execution. A slot grows to the largest value that it holds."""
 
     sizes: list = field(default_factory=list)  # of each slot, in elements, or in bytes where `take` is told an itemsize
     free: list = field(default_factory=list)  # slots
     values: list = field(default_factory=list)  # (slot, shape) of each
 
     def take(self, shape, itemsize=1):
-        """The number of a new value of `shape`: in the free slot that fits best, else in the one that grows least."""
+        """The number of a new value of `shape`. The value takes the free slot that fits best, else the slot that grows
+        least."""
         size = math.prod(shape) * itemsize
         fits = [slot for slot in self.free if self.sizes[slot] >= size]
         if fits:
@@ -38,7 +39,7 @@ class MemoryPlan:
         self.free.append(self.values[value][0])
 
     def allocate(self, dtypes, device):
-        """[channels_last tensor of every value], of a dtype each, views into one allocation a slot."""
+        """[channels_last tensor of every value], each with a dtype of its own: views into one allocation per slot."""
         slots = [torch.empty(size, dtype=torch.uint8, device=device) for size in self.sizes]
         return [
             _channels_last(slots[slot], shape, dtype) for (slot, shape), dtype in zip(self.values, dtypes, strict=True)

@@ -1,7 +1,8 @@
-"""A network as a list of steps: convolutions with what follows them, other modules, and the head.
+"""A network as a list of steps: convolutions with their batch norm, residual, ReLU and pool, other modules, and the
+head.
 
-The steps stand in the order in which they run. Each names the values that it reads and the one that it writes by number;
-value 0 is the image. Everything in this package that walks through a network walks through this list.
+The steps stand in the order in which they run. Each step names the values that it reads and the value that it writes by
+number. Value 0 is the image. All code of this package that walks through a network uses this list.
 """
 
 import itertools
@@ -21,8 +22,8 @@ from ..modules.norms import why_not_norm
 class ConvBn:
     """[max_pool2d] [relu] (bn(conv(value `input`)) [+ value `residual`]) -> value `output`. `shape`: of its input.
 
-    An engine notes here what runs the step: `choice` out of the candidates in `ranking` (the fastest first), for `reason`.
-    `run` is the choice with the weights loaded.
+    An engine notes here what runs the step: `choice` out of the candidates in `ranking` (the fastest first), and the
+    `reason`. `run` is the choice with its weights loaded.
     """
 
     name: str
@@ -63,7 +64,7 @@ class ConvBn:
         return Convolution(tuple(shape or self.shape), tuple(conv.weight.shape), dtype, *geometry, conv.groups)
 
     def conv_shape(self, shape=None):
-        """[N, K, P, Q] of the convolution, without its pool, for an input of `shape`."""
+        """[N, K, P, Q] of the convolution before its pool, for an input of `shape`."""
         return self.convolution(shape=shape).out_shape
 
     def out_shape(self, shape=None):
@@ -99,8 +100,8 @@ def dead_values(steps):
 
 
 def read(model):
-    """The steps of `model`, a ResNet with torchvision's names or a `Network`. Raises TypeError, which names the part that
-    cannot be frozen."""
+    """The steps of `model`, a ResNet with torchvision's names or a `Network`. Raises TypeError with the name of a part
+    that cannot be frozen."""
     if isinstance(model, Network):
         return model.steps()
     _check_model(model)
@@ -165,8 +166,8 @@ def _check_convolution(step):
 
 @torch.no_grad()
 def observe(model, x, before, after=()):
-    """Runs `model` once in evaluation mode on `x` in its own dtype. `before`, `after`: pairs (module, function) of functions
-    that get what goes into a module and what comes out of it."""
+    """Runs `model` once in evaluation mode on `x` in the model's own dtype. `before`, `after`: pairs (module,
+    function). The functions get the input or the output of their module."""
     handles = [m.register_forward_pre_hook(lambda m, args, see=see: see(args[0])) for m, see in before]
     handles += [m.register_forward_hook(lambda m, args, out, see=see: see(out)) for m, see in after]
     training = [m for m in model.modules() if m.training]
@@ -183,13 +184,13 @@ def observe(model, x, before, after=()):
 class Network(nn.Module):
     """A list of steps as a module of torch's own operators. x: [N, C, H, W] -> logits.
 
-    Every step is a child under its name, with _ for the dots. `convolution(step)`: the child that stands for a convolution and
-    its batch norm.
+    Every step is a child under its name, with _ for the dots. `convolution(step)`: the child that stands for a
+    convolution and its batch norm.
     """
 
     def __init__(self, steps, convolution=lambda step: nn.Sequential(step.conv, step.bn)):
         super().__init__()
-        self.calls = []  # (the step without its modules, the values that are dead after it)
+        self.calls = []  # (the step without its modules, the values that no later step reads)
         for step, dead in zip(steps, dead_values(steps), strict=True):
             if isinstance(step, ConvBn):
                 child = convolution(step)
@@ -216,7 +217,7 @@ class Network(nn.Module):
         return y
 
     def steps(self):
-        """The steps again, with the children of this module."""
+        """The list of steps, with the children of this module."""
         return [_with_modules(step, getattr(self, _child_name(step))) for step, _ in self.calls]
 
 

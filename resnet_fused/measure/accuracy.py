@@ -21,10 +21,10 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
 
     There are two norms, because each misses something: the largest error of all values, and the RMS error of every channel
     (in bfloat16 one channel that is 2 % off passes the first and not the second). The budget has a floor, in units in the
-    last place of a typical value: half a unit in half types, where eager's own rounding is always there to compare with, and
+    last place of a typical value: half a unit in 16-bit types, where eager's own rounding is always there to compare with, and
     four in float32, where the few values of a small channel may all happen to round well in eager.
 
-    In half types a third norm is the mean error of every channel: rounding errors are as often up as down, so over n values
+    In 16-bit types a third norm is the mean error of every channel: rounding errors are as often up as down, so over n values
     their mean is about the RMS over sqrt(n), and values that are truncated are seen.
     """
     if not ours.shape == oracle.shape == eager.shape or ours.dtype != eager.dtype:

@@ -86,7 +86,7 @@ def shortcut(x, downsample):
 def prefers_channels_last(x, weight, evaluation):
     """Whether a network whose weights are like `weight`, and stay as they are, runs faster on `x` in channels_last.
 
-    On CUDA every fast kernel reads channels_last. On a CPU in evaluation Winograd's kernel does, and in half types oneDNN's
+    On CUDA every fast kernel reads channels_last. On a CPU in evaluation Winograd's kernel does, and in 16-bit types oneDNN's
     fast kernels. Otherwise the layout of the weights is faster, since torch's convolution of a channels_last input reorders
     contiguous weights on every call by a slow path: 3.4 ms instead of 1.2 for 512 channels at 7x7, batch 1 (measured: 2-core
     Intel Xeon, 2 threads, 2026-11-24).

@@ -1,4 +1,5 @@
-"""The fused ops. Each module: the reference formula, the registered op, its fake, its gradient, the public function."""
+"""The fused ops. Each module has the reference formula, the registered op, its fake, its gradient and the public
+function."""
 
 from .add_relu import add_relu
 from .bn_relu import bn_relu

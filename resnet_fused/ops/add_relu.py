@@ -1,6 +1,6 @@
-"""relu(x + residual): the tail of every BasicBlock.
+"""relu(x + residual): the end of every BasicBlock.
 
-The output is its own ReLU mask: backward saves nothing else.
+The backward saves the output alone, which is the mask of the ReLU.
 """
 
 import torch
@@ -29,7 +29,7 @@ def _run(x, residual):
 
 def _run_backward(grad, out):
     memory_format = layout.nearest_format(out)
-    # autograd may hand over any layout
+    # Autograd may hand over a gradient in any layout.
     grad, dense = layout.in_format(grad, memory_format), layout.in_format(out, memory_format)
     choice = dispatch.choose("add_relu_backward", grad, dense)
     grad_in = torch.empty_like(dense)
@@ -42,7 +42,7 @@ def _fake(x, residual):
         x.shape == residual.shape, lambda: f"add_relu: x {tuple(x.shape)} but residual {tuple(residual.shape)}"
     )
     torch._check(x.dtype == residual.dtype, lambda: f"add_relu: x {x.dtype} but residual {residual.dtype}")
-    return torch.empty_like(x)  # keeps channels_last; new_empty would not
+    return torch.empty_like(x)  # empty_like keeps channels_last; new_empty would not
 
 
 define("add_relu(Tensor x, Tensor residual) -> Tensor", _run, _fake)

@@ -23,21 +23,21 @@ def reference(
 ):
     out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is not None:
-        out = out.add_(residual)  # as the network does: the sum keeps the dtype of out
+        out = out.add_(residual)  # as in the network, the sum keeps the dtype of out
     return activate(out, RELU if relu else NONE)
 
 
 def _run_stats(x, running_mean, running_var, num_batches_tracked, momentum, eps):
     mean = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
     invstd = torch.empty_like(mean)
-    if x.numel() == 0:  # as eager: an empty batch leaves the running statistics alone
+    if x.numel() == 0:  # as in eager, an empty batch does not change the running statistics
         return mean.zero_(), invstd.zero_()
     x = layout.in_format(x, layout.nearest_format(x))
     buffers = [b for b in (running_mean, running_var) if b is not None]
     choice = dispatch.choose("bn_stats", x)
     run = dispatch.kernel(choice, "bn_stats")
     run(x, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps)
-    # The kernels write behind torch's back; whoever saved the buffers for a backward must notice.
+    # The kernels write to the buffers without torch's knowledge. A backward that has saved them must notice.
     torch.autograd.graph.increment_version([b for b in buffers if not b.is_inference()])
     return mean, invstd
 
@@ -56,7 +56,7 @@ define(
 
 
 def apply(x, epilogue, out):
-    """Writes epilogue(x) into `out` (which may be x): the pass without allocation that conv_bn_relu uses too."""
+    """Writes epilogue(x) into `out`, which may be x. This pass allocates nothing, and conv_bn_relu uses it too."""
     choice = dispatch.choose("bn_relu", x, epilogue.residual)
     dispatch.kernel(choice, "bn_relu")(x, epilogue, out)
     return out
@@ -94,7 +94,8 @@ def _empty(like, wanted):
 
 
 def sums(grad, x, out, norm, activation, grad2=None, masked=None):
-    """(sum g, sum g * xhat, None without x) per channel in float32; grad2: a second summand of grad; masked: receives g."""
+    """(sum g, sum g * xhat) per channel in float32; without x the second sum is None. grad2: a second summand of grad.
+    masked: receives g."""
     sum_g = torch.empty(grad.shape[1], dtype=torch.float32, device=grad.device)
     sum_gx = None if x is None else torch.empty_like(sum_g)
     choice = dispatch.choose("bn_relu_backward_reduce", grad, x, out)
@@ -235,7 +236,7 @@ def bn_relu(
     if x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
     if momentum is None and num_batches_tracked is None:
-        running_mean = running_var = None  # torch's factor is then 0: nothing changes
+        running_mean = running_var = None  # torch's factor is then 0, and nothing changes
     tracked = num_batches_tracked if momentum is None else None
     mean, invstd = call(
         torch.ops.resnet_fused.bn_stats,
@@ -251,7 +252,7 @@ def bn_relu(
 
 
 def _takes(parameter, x):
-    """Whether a kernel can take this per-channel vector; what it cannot take, torch accepts or refuses."""
+    """Whether a kernel can take this per-channel vector. Where no kernel can, torch accepts or refuses it."""
     return (
         parameter.shape == x.shape[1:2]
         and parameter.device == x.device

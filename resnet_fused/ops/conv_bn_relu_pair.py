@@ -1,7 +1,7 @@
 """relu(bn(conv(x, weight))) and bn2(conv(x, weight2)): the first convolution of a block and its projection.
 
-Both read x, so a GPU may compute them in one launch. Evaluation without gradients only; everything else is `conv_bn_relu`
-twice. The projection has no ReLU and pads nothing, as in every ResNet.
+Both convolutions read x, so a GPU may compute them in one launch. The op is for evaluation without gradients; in all
+other cases `conv_bn_relu` runs twice. The projection has no ReLU and no padding, as in every ResNet.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """max_pool2d(relu(batch_norm(conv2d(x, weight))), 3, stride 2, padding 1): a stem, whose largest map is never written.
 
-Evaluation without gradients only; everything else is `conv_bn_relu` and torch's pooling.
+The op is for evaluation without gradients; in all other cases `conv_bn_relu` and torch's pooling run.
 """
 
 import torch
@@ -22,7 +22,7 @@ def reference(x, weight, bn_weight, bn_bias, running_mean, running_var, *, strid
 
 
 def _choice(x, weight, convolution):
-    """The choice of the backend that has a kernel for all of it, or None."""
+    """The choice of the backend that has a kernel for the whole stem, or None."""
     choice, _ = dispatch.pick("conv_bn_relu_pool", x, weight, None, convolution=convolution)
     return choice if dispatch.kernel(choice, "conv_bn_relu_pool") is not None else None
 
@@ -60,7 +60,7 @@ def conv_bn_relu_pool(x, weight, bn_weight, bn_bias, running_mean, running_var, 
     """max_pool2d(conv_bn_relu(x, weight, ..., stride=stride, padding=padding), 3, 2, 1), in evaluation.
 
     The arguments are those of `conv_bn_relu`. Where gradients are wanted, under autocast, in a compiler, and where no
-    backend has a kernel for all of it, this is the composition itself.
+    backend has a kernel for the whole stem, conv_bn_relu and torch's pooling run.
     """
     parameters = running_mean, running_var, bn_weight, bn_bias
     if _takes(x, weight, parameters, stride, padding, eps):
@@ -75,7 +75,8 @@ def conv_bn_relu_pool(x, weight, bn_weight, bn_bias, running_mean, running_var, 
 def _takes(x, weight, parameters, stride, padding, eps):
     if not only_values(x, weight, parameters, stride, padding, (1, 1), eps):
         return False
-    # Wider filters or more channels than an image has: never measured, and the CUDA kernel's shared memory has limits.
+    # Wider filters, and more channels than an image has, were never measured, and the CUDA kernel's shared memory has
+    # limits.
     if weight.shape[1] > 4 or max(weight.shape[2:]) > 7:
         return False
     return _choice(x, weight, convolution_of(x, weight, stride, padding, (1, 1), 1)) is not None

@@ -1,4 +1,4 @@
-"""The ops in torch's own operators, for programs that leave this package."""
+"""The ops in torch's own operators, for programs that run without this package."""
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +30,9 @@ def _conv_bn_relu(
 
 
 def _bn_relu(x, mean, spread, weight, bias, residual, eps, batch_stats, activation):
-    if batch_stats:  # spread is 1 / sqrt(var + eps), of this batch
+    if batch_stats:  # spread is 1 / sqrt(var + eps) of this batch
         spread, eps = spread.square().reciprocal(), 0.0
     out = F.batch_norm(x, mean, spread, weight, bias, False, 0.0, eps)
     if residual is not None:
-        out = out + residual  # not `+=` as in the reference: a decomposition has to be functional
+        out = out + residual  # not `+=` as in the reference, because a decomposition has to be functional
     return activate(out, activation)

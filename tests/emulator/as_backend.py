@@ -40,6 +40,7 @@ def register():
 
 
 def measured(monkeypatch):
-    """Adds it for one test as one that is measured, as if it ran on a device of its own; why it cannot run, or None."""
+    """Adds the backend for one test, as if it ran on a device of its own, so that it is measured. Returns why it cannot
+    run, or None."""
     monkeypatch.setitem(dispatch.BACKENDS, NAME, BACKEND._replace(simulated=None))
     return BACKEND.why_not()

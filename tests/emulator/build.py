@@ -1,7 +1,7 @@
 """Compiles the CUDA sources with g++ for the emulator: one library of torch ops, and the self-test executables.
 
-Objects are kept under build/emulator by the content of everything they include, so that a changed kernel costs seconds.
-EMU_SANITIZE=1 builds with AddressSanitizer and UBSan; then Python must run with libasan preloaded (`sanitizer_env`).
+Objects are kept under build/emulator by the content of everything they include, so a changed kernel costs seconds.
+EMU_SANITIZE=1 builds with AddressSanitizer and UBSan; Python must then run with libasan preloaded (`sanitizer_env`).
 EMU_SEED and EMU_POLICY (0, 1; unset: drawn per block) fix the schedule.
 """
 
@@ -22,9 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE, CSRC = ROOT / "tests" / "emulator", ROOT / "csrc"
 SEED = int(os.environ.get("EMU_SEED", "1"))
 POLICY = int(os.environ.get("EMU_POLICY", "-1"))
-MULTIPROCESSORS = 3  # few, so that small tests still have grids that stride and chunks to merge
+MULTIPROCESSORS = 3  # few, so that grids of small tests stride and have chunks to merge
 SANITIZE = os.environ.get("EMU_SANITIZE") == "1"
-# Contraction off: one rounding per operation unless a kernel asks for fma. Automatic variables start as NaN patterns.
+# Contraction is off: each operation rounds once unless a kernel asks for fma. Automatic variables start as NaN
+# patterns.
 FLAGS = [
     "-std=c++20",
     "-DHOST_EMULATION",
@@ -38,17 +39,17 @@ FLAGS = [
     "-Wextra",
     "-Wno-unknown-pragmas",
     "-Wno-maybe-uninitialized",
-    "-Wno-psabi",  # a note about the ABI of GCC before 4.6
+    "-Wno-psabi",  # GCC's note about its ABI before 4.6
 ]
 PLAIN = ["-O2"]
 SANITIZED = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-# Every program and every library of checks/ is linked with these.
+# Every program and every library of checks/ is linked with these sources.
 MACHINE = (
     "core/machine.cpp", "core/shadow.cpp", "hopper/cluster.cpp", "hopper/early.cpp", "hopper/hopper.cpp",
     "hopper/hopper_stores.cpp",
 )  # fmt: skip
-# Set by mutate.py: objects that take the place of a source's own, {path of the source: path of the object}, and the folder
-# for what is linked with them.
+# mutate.py sets both: objects that replace the object of a source, {path of the source: path of the object}, and the
+# folder for everything that is linked with them.
 REPLACED = json.loads(os.environ.get("EMU_OBJECTS", "{}"))
 LINKED = os.environ.get("EMU_LINKED")
 
@@ -79,12 +80,13 @@ def dependencies(depfile):
 
 
 def name_of(source):
-    """Of its object and its record of dependencies: two rooms of csrc/ may have a file of the same name."""
+    """The name of a source's object and record of dependencies. It has the folder's name, because two folders may have
+    a file of one name."""
     return f"{source.parent.name}-{source.stem}"
 
 
 def compile_object(source, flags, folder):
-    """The object of `source`, compiled unless one of the same content is there."""
+    """The object of `source`. It is compiled unless an object of the same content exists."""
     if str(source) in REPLACED:
         return Path(REPLACED[str(source)])
     command = ["nice", "-n", "5", "g++", *flags, "-x", "c++", "-c", str(source)]
@@ -101,13 +103,13 @@ def compile_object(source, flags, folder):
     built = folder / f"{name}-{_key(command, dependencies(new_depfile))}.o"
     for stale in folder.glob(f"{name}-????????????????.o"):
         stale.unlink(missing_ok=True)
-    unfinished.replace(built)  # renames, so that two test processes may build at once
+    unfinished.replace(built)  # renaming is atomic, so two test processes may build at once
     new_depfile.replace(depfile)
     return built
 
 
 def link(name, objects, options, folder):
-    """<folder>/<name>-<hash> of `objects`: a library if the name ends in .so, else an executable."""
+    """<folder>/<name>-<hash> of `objects`: a library if the name ends in .so, otherwise an executable."""
     folder = Path(LINKED or folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem, suffix = os.path.splitext(name)
@@ -137,7 +139,7 @@ def _compile(sources, flags, folder):
 
 @contextlib.contextmanager
 def _alone():
-    """One process at a time builds: another one that waits finds what the first one made."""
+    """Lets one process at a time build. A process that waited finds the results of the first."""
     folder = ROOT / "build" / "emulator"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
@@ -189,7 +191,7 @@ def cpu_library():
 
 @functools.cache
 def control():
-    """The loaded library as ctypes sees it; loading it registers the ops."""
+    """The loaded library for ctypes. Loading the library registers the ops."""
     import torch
 
     path = library()
@@ -200,7 +202,7 @@ def control():
 
 
 def configure(seed=SEED, policy=POLICY, multiprocessors=MULTIPROCESSORS):
-    """What follows runs under this schedule; faults and this line name the seed."""
+    """Sets the schedule of the following launches. A failing test shows this line, and a fault names the seed."""
     print(f"emulator: EMU_SEED={seed} EMU_POLICY={policy}")
     control().emu_configure(seed, policy, multiprocessors)
 
@@ -213,7 +215,8 @@ def last_launch():
 
 
 def load():
-    """torch.ops.resnet_fused_emu, built if need be, under the schedule of EMU_SEED and EMU_POLICY."""
+    """torch.ops.resnet_fused_emu under the schedule of EMU_SEED and EMU_POLICY. The library is built if it is
+    missing."""
     import torch
 
     configure()
@@ -230,6 +233,6 @@ def sanitizer_env():
         **os.environ,
         "EMU_SANITIZE": "1",
         "LD_PRELOAD": " ".join(found),
-        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter itself leaks
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }

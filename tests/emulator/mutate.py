@@ -1,9 +1,10 @@
-"""Removes each synchronisation statement of the CUDA kernels in turn, makes a few that are wrong instead of absent, and
-demands that a test notices.
+"""Removes each synchronisation statement of the CUDA kernels in turn, also replaces a few by wrong ones, and demands
+that a test fails for each.
 
     python tests/emulator/mutate.py [--only TEXT] [--list]
 
-A statement whose removal goes unnoticed is redundant, or the tests are blind: exit status 1 unless it is in REDUNDANT.
+Where no test fails, the statement is redundant or the tests miss it. The exit status is then 1, unless REDUNDANT lists
+the statement.
 """
 
 import argparse
@@ -29,7 +30,7 @@ STATEMENT = re.compile(
     r")\([^;]*\);"
 )
 PLANE, STRIP, CLUSTER = "hopper/plane/plane.cuh", "hopper/strip/strip.cuh", "conv/cluster.cuh"
-# (file, what stands there once, what takes its place)
+# (file, a text that occurs in it once, the replacement)
 WRONG = (
     (PLANE, "shared.plane_empty(turn.slot), turn.parity ^ 1", "shared.plane_empty(turn.slot), turn.parity"),
     (PLANE, "shared.tap_empty(turn.slot), turn.parity ^ 1", "shared.tap_empty(turn.slot), 1"),
@@ -79,13 +80,13 @@ WRONG = (
     (STRIP, "base + kStripStaging + consumer", "base + kStripStaging - kStripLineBytes + consumer"),
     (STRIP, "lane / 8 % 2) ^ lane % 8", "lane / 8 % 2) ^ lane / 8"),
 )
-# (file, number of the statement in it): why it stays although no test can notice its removal.
+# (file, number of the statement in it): why the statement stays although no test can notice its removal.
 REDUNDANT = {
     (PLANE, 17): "ptxas wants a fence on the way without products too (C7519); there is nothing to order",
     (PLANE, 32): "the last barrier takes whole warps; the emulator brings their lanes together itself",
 }
-# {source in csrc/cuda: its tests}. A header is mutated in one source only: the one named after it, else the first of these
-# that includes it.
+# {source in csrc/cuda: its tests}. A header is mutated in one source only: in the source of the same name, otherwise in
+# the first of these that includes it.
 TESTS = {
     "norms/bn_relu": "test_cuda_emulated.py",
     "norms/bn_stats": "test_cuda_emulated.py",
@@ -102,10 +103,10 @@ TESTS = {
 
 class Mutant(NamedTuple):
     file: str  # in csrc/cuda
-    number: int  # of the statement in the file
+    number: int  # number of the statement in the file
     line: int
     statement: str
-    source: str  # that is compiled with it
+    source: str  # the source that is compiled with the mutated file
     instead: str = ";"
 
     def __str__(self):
@@ -118,7 +119,8 @@ def source_of(stem, root=build.ROOT):
 
 
 def mutants():
-    """Every synchronisation statement, and WRONG. Builds the library first, for its record of which source has which header."""
+    """Every synchronisation statement, and WRONG. The library is built first, because it records which source includes
+    which header."""
     build.library()
     included = {}
     for stem in TESTS:
@@ -165,7 +167,8 @@ def run_tests(source, environment=None):
     )
     if done.returncode == 0:
         return None
-    # 1: a test failed. Anything else is an error of the run itself; a negative status, a crash of the mutant.
+    # Status 1 means that a test failed. A negative status is a crash of the mutant. Any other status is an error of the
+    # run itself.
     if done.returncode > 1:
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     reasons = re.findall(r"(?:RuntimeError|AssertionError|Fault|E  ).*", done.stdout)
@@ -173,7 +176,7 @@ def run_tests(source, environment=None):
 
 
 def how_noticed(mutant):
-    """What the tests say about the mutant, or None."""
+    """The tests' message about the mutant, or None."""
     with tempfile.TemporaryDirectory(prefix="mutant") as name:
         folder = Path(name)
         replaced = {str(source_of(mutant.source)): str(mutated_object(mutant, folder))}

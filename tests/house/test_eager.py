@@ -22,7 +22,7 @@ SPOILT = {
 
 
 class Garbage(TorchDispatchMode):
-    """A machine on which convolutions of half types give what `spoil` makes of the right answer."""
+    """A machine on which convolutions of 16-bit types give what `spoil` makes of the right answer."""
 
     def __init__(self, spoil):
         super().__init__()

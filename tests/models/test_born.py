@@ -1,6 +1,6 @@
 """Networks as they are born: every batch norm still has mean 0, variance 1, weight 1 and bias 0.
 
-Such a norm multiplies by 1 / sqrt(1 + eps), a hair less than 1, so that the sums of half types lie a hair beside the middle
+Such a norm multiplies by 1 / sqrt(1 + eps), a hair less than 1, so that the sums of 16-bit types lie a hair beside the middle
 between two values: eager, which rounds before it adds, meets ties there, and fused kernels do not.
 """
 

@@ -157,7 +157,7 @@ def table(batches=(1, 32, 256)):
 
 
 def pair_table(batches=(1, 32, 256)):
-    """Clocks of a block's first convolution and its projection, in one launch / in two, as docs/design/implicit-gemm.md shows them."""
+    """Clocks of a block's first convolution and its projection in one launch / in two (docs/design/implicit-gemm.md)."""
     print("| c, k, size | " + " | ".join(f"batch {n}" for n in batches) + " |")
     print("|---|" + "---|" * len(batches))
     for c, size in ((64, 56), (128, 28), (256, 14)):

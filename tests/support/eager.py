@@ -28,7 +28,7 @@ def absurd(eager, oracle):
 
 
 class _InFloat32(TorchDispatchMode):
-    """Convolutions of half types on the same values, in float32, rounded once. Not those inside of a fused op."""
+    """Convolutions of 16-bit types on the same values, in float32, rounded once. Not those inside of a fused op."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is not torch.ops.aten.convolution.default or args[0].dtype not in HALVES:

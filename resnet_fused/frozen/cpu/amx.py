@@ -1,6 +1,6 @@
-"""Folded convolutions on the matrix unit of a CPU (AMX): float32 as the sum of three bfloat16, or bfloat16. docs/design/amx.md.
+"""Folded convolutions on the matrix unit of a CPU (AMX): float32 as the sum of three bfloat16, or bfloat16.
 
-Classes as in frozen/cpu/convolutions.py.
+docs/design/amx.md has the method. The classes work as in frozen/cpu/convolutions.py.
 """
 
 import torch
@@ -12,14 +12,15 @@ from .stem import Stem, why_not_geometry
 
 
 def why_not_unit():
-    """None, or why there is no matrix unit to use."""
+    """None, or why the matrix unit cannot be used."""
     if library.why_absent() is not None:
         return library.why_absent()
     return None if library.cpu_isa() == "amx" else "this CPU has no matrix unit, or it is not used"
 
 
 class Amx(Direct):
-    """A convolution with its shift, residual and ReLU; any kernel, stride, padding and dilation, one group."""
+    """A convolution with its shift, residual and ReLU. It takes any kernel, stride, padding and dilation, and one
+    group."""
 
     name, unit = "amx", "amx"
 
@@ -29,7 +30,8 @@ class Amx(Direct):
 
 
 class AmxStem(Stem):
-    """Convolution and 3x3/2 max-pool in one pass over the image, which may have any layout, and float32 for bfloat16."""
+    """Convolution and 3x3/2 max-pool in one pass over the image. The image may have any layout, and float32 where the
+    engine has bfloat16."""
 
     name = "amx stem"
 

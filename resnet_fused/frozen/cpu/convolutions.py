@@ -1,7 +1,7 @@
 """How a folded convolution can run on a CPU: [relu](conv2d(x, weight) + bias [+ residual]), channels_last.
 
-Every class packs once and has `__call__(x, residual=None)`. The residual is dead afterwards, so the result may be written
-over it. Which of them is fastest depends on the layer, the batch and the machine: freeze() measures.
+Every class packs its weights once and has `__call__(x, residual=None)`. No later step reads the residual, so the result
+may overwrite it. Which class is fastest depends on the layer, the batch and the machine, so freeze() measures.
 """
 
 import torch
@@ -43,7 +43,7 @@ class OneDNN:
 
 
 class OneDNNThenReLU(OneDNN):
-    """oneDNN's convolution with its sum, then torch's ReLU: oneDNN's own makes a NaN 0."""
+    """oneDNN's convolution with its sum, then torch's ReLU: oneDNN's own ReLU makes a NaN 0."""
 
     name = "onednn, then relu"
 
@@ -60,7 +60,7 @@ class OneDNNThenReLU(OneDNN):
 
 
 class Torch:
-    """torch's own convolution and what follows it: where there is no oneDNN."""
+    """torch's own convolution, sum and ReLU, for machines without oneDNN."""
 
     name = "torch"
 
@@ -82,12 +82,12 @@ class Torch:
 
 DIRECT = (Direct, OneDNN, Torch)
 STEM = (Stem, AmxStem, ThenPool(OneDNN), ThenPool(Torch))
-# A NaN or an infinity comes out of the pixels that read it, and of no others.
+# These classes put a NaN or an infinity into the outputs that read it, and into no other output.
 EXACT, EXACT_STEM = (Direct, OneDNNThenReLU, Torch), (Stem, ThenPool(OneDNNThenReLU), ThenPool(Torch))
 
 
 def candidates(step, dtype, exact):
-    """The classes that can run `step`; `exact`: only those that keep a NaN where it belongs."""
+    """The classes that can run `step`. `exact`: only those that keep a NaN where eager has it."""
     if step.pool:
         kinds = EXACT_STEM if exact else STEM
     elif exact:

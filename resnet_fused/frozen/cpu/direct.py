@@ -1,7 +1,7 @@
 """Folded convolutions by their direct sum, on vectors of this CPU: any kernel, stride, padding and dilation, one group.
 
-oneDNN's are as fast or faster; these can run inside of a whole network's one call (frozen/cpu/one_call.py). Classes as in
-frozen/cpu/convolutions.py.
+oneDNN's convolutions are as fast or faster, but these can run inside the one call of a whole network
+(frozen/cpu/one_call.py). The classes work as in frozen/cpu/convolutions.py.
 """
 
 import torch

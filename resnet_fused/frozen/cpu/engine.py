@@ -1,7 +1,8 @@
-"""The engine of freeze() for CPUs: batch norm folded into the convolutions, weights packed once, activations channels_last.
+"""The engine of freeze() for CPUs: batch norm folded into the convolutions, weights packed once, activations
+channels_last.
 
-Every convolution is one call with its residual and ReLU, by the fastest kernel for its shape. Where the library has a kernel
-for each of them, the whole network may be one call.
+Every convolution is one call with its residual and ReLU, by the fastest kernel for its shape. Where the library has a
+kernel for every step, the whole network may be one call.
 """
 
 import torch
@@ -17,12 +18,13 @@ from .convolutions import candidates
 from .winograd import F4
 
 DTYPES = (torch.float32, torch.bfloat16)
-DEEP = 256  # channels: by layer times F(2x2) costs ResNet-34, bfloat16, batch 8, 2.9 ms from here on, 7.4 in the layers before
-TUNING_SECONDS = 3.0  # at most, for a whole network: a bound on freeze(), not on what it finds
+# channels; run by layer, F(2x2) costs ResNet-34 (bfloat16, batch 8) 2.9 ms in layers of so many, 7.4 ms in earlier ones
+DEEP = 256
+TUNING_SECONDS = 3.0  # at most, for a whole network; it bounds the time of freeze()
 
 
 class ByLayers:
-    """The other way to run a network: layer by layer, each the fastest."""
+    """The other way to run a network: each layer is a call of its own, by the layer's fastest kernel."""
 
     name = "layers"
 
@@ -40,7 +42,8 @@ class CpuEngine(Engine):
         self._choose_one_call(example)
 
     def _choose_layers(self, without=(), channels=0):
-        """The fastest candidate for each layer; none of `without` where there are so many channels or more."""
+        """Chooses the fastest candidate for each layer. Layers with so many channels or more do not use the candidates
+        in `without`."""
         groups = {}
         for step in self._convolutions:
             groups.setdefault(step.key, []).append(step)
@@ -62,8 +65,8 @@ class CpuEngine(Engine):
                 step.choice, step.reason = step.ranking[0], reason
 
     def _choose_one_call(self, example):
-        """Where only some of the fastest are the library's own, and it has a kernel for every layer: is the network in one call
-        of the library faster?"""
+        """Whether the network in one call of the library is faster than layer by layer. Asked where the library has a
+        kernel for every layer, but not all of the fastest kernels are the library's."""
         fastest = {step: step.choice for step in self._convolutions}
         own = {step: one_call.own_candidate(step) for step in self._convolutions}
         if None in own.values() or own == fastest:
@@ -101,11 +104,12 @@ class CpuEngine(Engine):
         ]
 
     def _prove(self, example):
-        """Is this the network that the model computes, and within its error budget?
+        """Checks that this is the network of the model, within its error budget.
 
-        F(4x4,3x3) has 1.8 times the RMS error of a direct convolution in a layer in float32, 2.9 times in bfloat16
-        (docs/design/winograd.md). That fits the budget of a whole network, but nobody promises it for every network. In bfloat16,
-        where folding alone leaves less than eager's error, the logits must not be further off than eager's.
+        F(4x4,3x3) has 1.8 times the RMS error of a direct convolution in a layer in float32, and 2.9 times in bfloat16
+        (docs/design/winograd.md). That fits the error budget of the networks that were measured, but other networks may
+        exceed it. In bfloat16 folding alone leaves less than eager's error, so the logits must not be further off than
+        eager's.
         """
         bf16 = self.dtype == torch.bfloat16
         few = example[: check.CHECKED if bf16 and self._f4_layers() else 1]
@@ -133,7 +137,7 @@ class CpuEngine(Engine):
             self.notes.append(f"the logits use {errors.share:.2f} of their error budget; the worst layer is {worst}")
 
     def _f4_layers(self, channels=0):
-        """The layers of so many channels or more that are run by F(4x4,3x3)."""
+        """The layers with so many channels or more that F(4x4,3x3) runs."""
         return [step for step in self._convolutions if step.choice in F4 and step.conv.in_channels >= channels]
 
     def _errors(self, few):
@@ -160,12 +164,12 @@ class CpuEngine(Engine):
         for run, x, residual, out, dead in self._calls:
             values[out] = run(values[x]) if residual is None else run(values[x], values[residual])
             for value in dead:
-                values[value] = None  # its memory is free for the next
+                values[value] = None  # the next step may use its memory
         return values[out]
 
 
 def _function(step, dtype):
-    """What runs `step` on its values, with the weights of now."""
+    """The function that runs `step` on its values, with the present weights."""
     if isinstance(step, ConvBn):
         return step.run
     if isinstance(step, Apply):  # F.pad returns NCHW
@@ -176,7 +180,7 @@ def _function(step, dtype):
 
 
 def _layer(step):
-    """The kernel of `step` as check.worst_layer calls it: the residual, which a kernel may write over, is needed again."""
+    """The kernel of `step` as check.worst_layer calls it. The residual is cloned, because a kernel may overwrite it."""
     return lambda x, residual, out: step.run(x) if residual is None else step.run(x, residual.clone())
 
 

@@ -1,6 +1,6 @@
-"""How long the kernels of a frozen network take on this CPU: the fastest of some calls each.
+"""How long the kernels of a frozen network take on this CPU: the fastest of several calls of each.
 
-The fastest and not the median: whatever else runs on the machine can only make a call longer.
+The number is the fastest call and not the median, because other programs on the machine can only make a call longer.
 """
 
 import time
@@ -11,9 +11,10 @@ from ...kernels import layout
 
 
 def layer(steps, candidates, dtype, seconds):
-    """{candidate: seconds per call}: in turn over some `steps` of the same key, so that their weights are not hot."""
+    """{candidate: seconds per call}. Calls alternate between some `steps` of the same key, so that their weights are
+    not in the cache."""
     x = torch.randn(steps[0].shape).relu_().to(dtype).contiguous(memory_format=layout.CHANNELS_LAST)
-    steps = steps[:3]  # enough that their weights are not hot; packing more would only cost time
+    steps = steps[:3]  # so many keep the weights out of the cache; packing more would only take time
     runs = {candidate: [candidate(step, dtype) for step in steps] for candidate in candidates}
     residual = torch.zeros_like(runs[candidates[0]][0](x)) if steps[0].adds else None
     samples = {candidate: [] for candidate in candidates}
@@ -28,7 +29,7 @@ def layer(steps, candidates, dtype, seconds):
 
 
 def network(run, x, calls=7):
-    """Seconds per call, after one that allocates."""
+    """Seconds per call. A first call, which allocates, is not measured."""
     run(x)
     samples = []
     for _ in range(calls):

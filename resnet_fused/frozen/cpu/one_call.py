@@ -1,6 +1,7 @@
-"""A frozen network in one call of the compiled library, where every layer is one of its kernels (csrc/cpu/network/network.h).
+"""A frozen network in one call of the compiled library, where the library has a kernel for every step
+(csrc/cpu/network/network.h).
 
-Between two convolutions Python, its allocations and their page faults took 3 of 26 ms (ResNet-34, bfloat16, batch 8).
+Between the convolutions Python, its allocations and their page faults took 3 of 26 ms (ResNet-34, bfloat16, batch 8).
 """
 
 import math
@@ -22,13 +23,13 @@ from .winograd import WINOGRAD
 COPY, STEM, AMX_STEM, DIRECT, AMX, WINOGRAD_CONV, PAD, MEAN = range(8)  # StepKind
 NONE, INPUT, OUTPUT = -1, -2, -3
 LINE = 64
-SHAPES = 16  # of inputs whose encodings are remembered
+SHAPES = 16  # shapes of the input whose encodings are remembered
 PIECE = 7 << 19  # bytes of a map that stays in the caches: 4 images of 64 channels at 56x56 in float32
 KINDS = {Stem: STEM, AmxStem: AMX_STEM, Direct: DIRECT, Amx: AMX, **dict.fromkeys(WINOGRAD, WINOGRAD_CONV)}
 
 
 def why_not(steps):
-    """None, or which part of the network the library has no kernel for."""
+    """None, or the part of the network for which the library has no kernel."""
     for step in steps:
         if isinstance(step, ConvBn) and step.choice not in KINDS:
             return f"{step.name} is run by {step.choice.name}"
@@ -43,15 +44,15 @@ def why_not(steps):
 
 
 def own_candidate(step):
-    """The fastest of the library's own kernels that was measured for a convolution, or None."""
+    """The fastest of the library's kernels that was measured for a convolution, or None."""
     return next((candidate for candidate in step.ranking if candidate in KINDS), None)
 
 
 class OneCall:
-    """`one_call(x)` -> logits [N, classes] of loaded steps for which `why_not` is None. Thread-safe: a call takes
-    an arena of its own, or makes one."""
+    """`one_call(x)` -> logits [N, classes] of loaded steps for which `why_not` is None. It is thread-safe: each call
+    takes an arena that no other call uses, or makes one."""
 
-    name = "whole"  # in tuning tables and files
+    name = "whole"  # its name in tuning tables and files
 
     def __init__(self, steps, dtype):
         self.ops, self.network, self.dtype = library.namespace(), steps, dtype
@@ -75,10 +76,10 @@ class OneCall:
             views.append(self.constants[start : start + t.nbytes].view(t.dtype))
             views[-1].copy_(t.reshape(-1))
         for i, step in enumerate(convolutions):
-            step.run.weight, step.run.bias = views[2 * i : 2 * i + 2]  # one copy of each in memory
+            step.run.weight, step.run.bias = views[2 * i : 2 * i + 2]  # memory holds one copy of each
         steps_with_constants = (*convolutions, steps[-1])
         self.starts = {step.output: starts[2 * i : 2 * i + 2] for i, step in enumerate(steps_with_constants)}
-        self.encodings, self.arenas = {}, []  # {(shape, threads): Encoding}; memory that no call is using
+        self.encodings, self.arenas = {}, []  # {(shape, threads): Encoding}; arenas that no call uses
 
     def __call__(self, x):
         out = torch.empty((x.shape[0], self.classes), dtype=self.dtype)
@@ -96,7 +97,8 @@ class OneCall:
         return out
 
     def _arena(self, size):
-        """Memory that no other call is using. Shapes share it, so that no more is kept than calls at once of the largest."""
+        """Memory that no other call uses. Shapes share arenas: at most as many exist as calls ran at once, each for the
+        largest shape."""
         try:
             arena = self.arenas.pop()
         except IndexError:
@@ -105,8 +107,8 @@ class OneCall:
 
 
 class _Map(NamedTuple):
-    """Where a value of the network is (a value of the memory plan, INPUT or OUTPUT), the shape of an image, and which image of
-    it comes first."""
+    """Where a value of the network lies (a value of the memory plan, INPUT or OUTPUT), the shape of one image, and the
+    first image of the batch."""
 
     place: int
     channels: int
@@ -116,8 +118,8 @@ class _Map(NamedTuple):
 
 
 class Encoding:
-    """The steps for one shape of the input: `numbers` as csrc/cpu/network/network.h has them, `bytes` of an arena, the first
-    `activations` of which are for maps."""
+    """The steps for one shape of the input: `numbers` as csrc/cpu/network/network.h defines them, and `bytes` of an
+    arena. The first `activations` bytes of the arena are for maps."""
 
     def __init__(self, one_call, shape):
         self.one_call, self.shape, self.images = one_call, tuple(shape), shape[0]
@@ -136,7 +138,7 @@ class Encoding:
         self._finish()
 
     def _encode(self, steps, x, result):
-        """Appends `steps`, the first of which reads `x`; the last writes to `result`."""
+        """Appends `steps`. The first reads `x`, the last writes to `result`."""
         maps = {steps[0].input: x}
         if x.place == INPUT and KINDS[steps[0].choice] not in (STEM, AMX_STEM):
             maps[0] = self._append(COPY, x, self._take(*x[1:4]))
@@ -157,7 +159,7 @@ class Encoding:
                     self.plan.give_back(place)
 
     def _convolution(self, step, x, residual, out):
-        """The result is written to `out`; without one over `residual`, which nobody needs afterwards."""
+        """Writes the result to `out`. Without `out` the result overwrites `residual`, which no later step reads."""
         conv, choice = step.conv, step.choice
         shape = step.out_shape((1, *x[1:4]))[1:]
         if min(shape) < 1:
@@ -185,7 +187,7 @@ class Encoding:
         return _Map(self.plan.take((self.images, channels, height, width)), channels, height, width)
 
     def _finish(self):
-        """Values of the plan become bytes from the start of the arena."""
+        """Replaces values of the plan by bytes from the start of the arena."""
         itemsize = self.one_call.dtype.itemsize
         starts, size = [], 0
         for elements in self.plan.sizes:
@@ -204,7 +206,7 @@ class Encoding:
 
 
 def map_after(steps, image):
-    """(channels, height, width) of what the last of `steps` writes for an image of that shape."""
+    """(channels, height, width) of the result of the last of `steps` for an image of that shape."""
     maps = {steps[0].input: image}
     for step in steps:
         if isinstance(step, ConvBn):
@@ -216,9 +218,10 @@ def map_after(steps, image):
 
 
 def pieces(steps, shape, itemsize):
-    """(count, images): the first `count` steps run so many images at a time, so that their maps stay in the caches: all up to
-    the last block that makes a map at least half as large as the largest. Deeper ones would read their weights too often."""
-    alive, ends = set(), []  # ends: of blocks, where one value alone is alive
+    """(count, images): the first `count` steps run `images` images at a time, so that their maps stay in the caches.
+    They end with the last block that makes a map at least half as large as the largest. Deeper steps would read their
+    weights too often."""
+    alive, ends = set(), []  # ends: of blocks, where only one value is still needed
     for i, (step, dead) in enumerate(zip(steps[:-1], dead_values(steps), strict=False)):
         alive = (alive | {step.output}) - set(dead)
         ends += [i + 1] if alive == {step.output} else []

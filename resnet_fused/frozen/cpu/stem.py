@@ -1,4 +1,4 @@
-"""The stem on a CPU: a folded convolution and the 3x3/2 max-pool after it. Classes as in frozen/cpu/convolutions.py."""
+"""The stem on a CPU: a folded convolution and its 3x3/2 max-pool. The classes work as in frozen/cpu/convolutions.py."""
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ class Stem:
 
     def __call__(self, x):
         kernel, stride, padding = self.geometry
-        pixels = ((size + 2 * padding - kernel) // stride for size in x.shape[2:])  # the convolution's size, less 1
+        pixels = ((size + 2 * padding - kernel) // stride for size in x.shape[2:])  # size of the convolution, minus 1
         shape = (x.shape[0], self.channels, *(p // 2 + 1 for p in pixels))
         out = torch.empty(shape, dtype=self.dtype, memory_format=layout.CHANNELS_LAST)
         self.operator(x, self.weight, self.bias, out, *self.geometry)

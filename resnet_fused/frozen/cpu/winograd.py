@@ -1,4 +1,4 @@
-"""Folded 3x3 convolutions of stride 1 by Winograd's algorithm. Classes as in frozen/cpu/convolutions.py."""
+"""Folded 3x3 convolutions of stride 1 by Winograd's algorithm. The classes work as in frozen/cpu/convolutions.py."""
 
 import torch
 
@@ -7,7 +7,8 @@ from ..fold import fold
 
 
 class _Winograd:
-    """F(m x m, 3x3): 4 (m = 4) or 2.25 (m = 2) times fewer multiplications; float32, bfloat16. `taps`: docs/design/winograd.md."""
+    """F(m x m, 3x3): 4 (m = 4) or 2.25 (m = 2) times fewer multiplications; float32, bfloat16. docs/design/winograd.md
+    says what `taps` are."""
 
     m, taps = 4, False
 

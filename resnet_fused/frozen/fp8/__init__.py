@@ -1,1 +1,1 @@
-"""The engine in 8-bit floats (e4m3), with calibration."""
+"""The engine in 8-bit floats (e4m3), and its calibration."""

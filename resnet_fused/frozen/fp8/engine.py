@@ -1,7 +1,7 @@
-"""The engine of freeze(..., dtype="fp8"): convolutions in e4m3, the stem, the pool and the head in bfloat16.
+"""The engine of freeze(..., dtype="fp8"): convolutions in e4m3; the stem, the pool and the head in bfloat16.
 
-The scales of the activations come from one evaluation of the model on the example input. What comes out is outside of the
-promise of the other engines (twice eager's error): `errors` says how far off it is, beside eager bfloat16.
+The scales of the activations come from one evaluation of the model on the example input. The result is outside of the
+promise of the other engines (twice eager's error): `errors` has its error beside the error of eager bfloat16.
 """
 
 import functools
@@ -25,13 +25,13 @@ COMPARED = 32  # images of the example, at most, whose logits are compared with 
 
 
 class Fp8Engine(Engine):
-    """An `Engine` of fixed shapes like `GpuEngine`, for x in float32 or bfloat16 -> logits in bfloat16. Its convolutions
-    multiply e4m3 values.
+    """An `Engine` of fixed shapes like `GpuEngine`, for x in float32 or bfloat16 -> logits in bfloat16. Its
+    convolutions multiply e4m3 values.
 
     Attributes, besides those of GpuEngine:
-        errors: when it was frozen, on up to 32 images of the example: relative error (2-norm) of the logits against float64 of
-            "fp8" and of "bfloat16" (eager), the number of "images", and for how many the largest logit is where float64
-            has it ("fp8 agrees", "bfloat16 agrees").
+        errors: measured when the engine was frozen, on up to 32 images of the example: relative error (2-norm) of the logits
+            against float64 of "fp8" and of "bfloat16" (eager), the number of "images", and for how many images the largest
+            logit is where float64 has it ("fp8 agrees", "bfloat16 agrees").
     """
 
     dtype_name = "fp8"
@@ -44,7 +44,7 @@ class Fp8Engine(Engine):
         self._forms, self._program, self._replay, self._last = {}, None, None, None
 
     def _read(self, example):
-        """And the largest values that arrive, in the model's own dtype, unless a file has brought them."""
+        """Also finds the largest value of each input, in the model's own dtype, unless a file has brought them."""
         super()._read(example)
         if self.largest:
             return
@@ -74,7 +74,7 @@ class Fp8Engine(Engine):
         choose.convolutions(self, [step for step in self._convolutions if step not in self._forms])
         for step, form in self._forms.items():
             able = choose.candidates(fp8_layers.options(step, form))
-            if self.device.type != "cuda":  # the interpreter: numbers, no speed
+            if self.device.type != "cuda":  # the interpreter gives numbers, but no speed
                 able = able[:1]
             stored = tuple(scale is not None for scale in form)
             key = remembered.key("static_fp8", *step.key, stored, "graph" if self.graphed else "calls")
@@ -92,7 +92,8 @@ class Fp8Engine(Engine):
         self.memory = self._program.memory
 
     def _prove(self, example):
-        """Is it the network of the model, does every layer compute what it should, and how far off are the logits?"""
+        """Checks that this is the network of the model and that every layer computes what it should; measures the error
+        of the logits."""
         few = example[: check.CHECKED].to(torch.bfloat16)
         folded = FoldedResNet(self._steps, self.dtype).to(self.device)(few)
         check.check_network(self._model, check.errors(self._model, folded, few).share)
@@ -127,7 +128,8 @@ class Fp8Engine(Engine):
         return found
 
     def _compare_with_live(self, example):
-        """fp8 was asked for by name: where it is slower than the live model a warning says so, and it runs all the same."""
+        """The caller asked for fp8 by name. Where the engine is slower than the live model it runs all the same, and a
+        warning says so."""
         if self.device.type != "cuda":
             return
         found = measure.beside_live(self, example)
@@ -137,7 +139,7 @@ class Fp8Engine(Engine):
 
     @torch.no_grad()
     def refresh(self):
-        """Reads the model's weights and statistics again, into the memory that the graph reads; the scales stay."""
+        """Reads the model's weights and statistics again, into the memory that the graph reads. The scales stay."""
         with self._replay.lock:
             self._program.load()
 
@@ -161,7 +163,7 @@ class Fp8Engine(Engine):
 
 
 class _Watched:
-    """A layer of a program that, in e4m3, notes how far its result is from what it should be."""
+    """A layer of a program that, in e4m3, notes the error of its result."""
 
     def __init__(self, layer, shares):
         self.layer, self.shares = layer, shares

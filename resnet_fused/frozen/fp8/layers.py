@@ -1,7 +1,7 @@
-"""The layers of an engine in e4m3: which convolutions, in which scales, and what they must compute.
+"""The layers of an engine in e4m3: which convolutions use e4m3, in which scales, and what they must compute.
 
-An activation that every one of its readers takes in e4m3 is stored so, with one scale; any other stays in bfloat16, and the
-first convolution in e4m3 that reads it brings it there.
+An activation is stored in e4m3, with one scale, where every one of its readers takes e4m3. Any other activation stays
+in bfloat16, and the first convolution in e4m3 that reads it converts it.
 """
 
 import functools
@@ -18,11 +18,12 @@ from ..gpu import layers, measure
 from ..network import Apply, ConvBn
 
 _ops = torch.ops.resnet_fused
-SLACK = 2.0**-11  # of the sizes of all terms: four instructions that keep 14 bits of the largest term each
+SLACK = 2.0**-11  # relative to the sizes of all terms: four instructions that keep 14 bits of the largest term each
 
 
 class Form(NamedTuple):
-    """The scales of a convolution's input, of its result and of what it adds; None: in bfloat16, nothing to divide by."""
+    """The scales of a convolution's input, of its result and of its residual. None: the value is bfloat16 and has no
+    scale."""
 
     reads: float
     writes: float | None
@@ -30,19 +31,19 @@ class Form(NamedTuple):
 
 
 def forms(steps, largest):
-    """{step: Form} of the convolutions of `steps` that run in e4m3. `largest`: {name: the largest size of a value}, of
-    the input of a convolution under its name, of a projection's result under `result(step)`."""
+    """{step: Form} of the convolutions of `steps` that run in e4m3. `largest`: {name: the largest size of a value}. The
+    input of a convolution stands under its name, the result of a projection under `result(step)`."""
     readers, able = {}, [step for step in steps if _able(step)]
     for step in steps:
         for value in {step.input, step.residual} - {None}:
             readers.setdefault(value, []).append(step)
 
     def takes(step):
-        """Whether `step` takes its input in e4m3: moving pixels and adding zeros changes no value."""
+        """Whether `step` takes its input in e4m3. Moving pixels and adding zeros changes no value."""
         moves = isinstance(step, Apply) and type(step.module) is ZeroPadShortcut
         return step in able or (moves and all(map(takes, readers[step.output])))
 
-    scales = {}  # of the values that are stored in e4m3
+    scales = {}  # scales of the values that are stored in e4m3
     for step in steps:
         if step in able and all(map(takes, readers[step.output])):
             names = [reader.name for reader in readers[step.output] if reader in able and reader.input == step.output]
@@ -68,7 +69,7 @@ def _able(step):
 
 
 class Entry:
-    """bfloat16 -> e4m3 in a scale."""
+    """Converts bfloat16 to e4m3 in a scale."""
 
     writes_out, takes, stored = True, torch.bfloat16, fp8.E4M3
 
@@ -81,9 +82,12 @@ class Entry:
 
 
 class Conv(layers.Layer):
-    """A convolution of e4m3 values with the batch norm folded into its weight, which has a scale for every output channel.
+    """A convolution of e4m3 values. The batch norm is folded into its weight, which has a scale for every output
+    channel.
 
-    The activations' scales are those of the calibration for good; `load()` quantises the weights as they are by then."""
+    The scales of the activations stay those of the calibration. `load()` quantises the weights as they are at that
+    time.
+    """
 
     writes_out = True
 
@@ -103,7 +107,7 @@ class Conv(layers.Layer):
         }  # fmt: skip
 
     def arguments(self, x, residual):
-        """Of the formula: everything but where the convolution lies."""
+        """Arguments of the formula: everything except where the convolution lies."""
         added, written = (1.0 if scale is None else scale for scale in (self.form.adds, self.form.writes))
         return x, *(self.tensors[name] for name in ("weight", "scale", "shift")), residual, added / written
 
@@ -122,8 +126,8 @@ class Conv(layers.Layer):
 
 
 def share(layer, x, residual, out):
-    """How far what `layer` computes is from float64 arithmetic on the same e4m3 values, as a share of one rounding and of what
-    the matrix unit's sums may lose. Computed for the first images."""
+    """The error of `layer` against float64 arithmetic on the same e4m3 values, relative to one rounding plus the error
+    of the matrix unit's sums. It is computed for the first images."""
     images = max(1, min(x.shape[0], (1 << 22) * x.shape[0] // x.numel()))
     ours = layer(x, residual, out)[:images]
     arguments = layer.arguments(x[:images], None if residual is None else residual[:images])
@@ -133,7 +137,7 @@ def share(layer, x, residual, out):
 
 
 def options(step, form):
-    """{name: maker(step, dtype)} of the launch configurations that are measured for `step`."""
+    """{name: maker(step, dtype)} of the launch configurations to measure for `step`."""
     n, _, p, q = step.conv_shape()
     found = {"triton, e4m3": functools.partial(Conv, form=form)}
     for tile in fp8.alternatives(n, p, q, step.conv.weight.shape):
@@ -143,7 +147,8 @@ def options(step, form):
 
 
 def seconds_of(step, form, able, device, graphed, budget):
-    """Seconds of each of the candidates `able`, on random values; one that is not within `share` takes infinitely long."""
+    """Seconds of each of the candidates `able`, on random values. A candidate that is not within `share` takes
+    infinitely long."""
     x, residual, out = (
         fp8.narrow(torch.randn(shape, device=device).relu_() * 100, fp8.E4M3).to(memory_format=layout.CHANNELS_LAST)
         for shape in (step.shape, step.conv_shape(), step.conv_shape())

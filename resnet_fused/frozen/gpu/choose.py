@@ -1,4 +1,5 @@
-"""What runs every part of a GPU engine: the fastest candidate by measurement on its device, remembered for the next engine."""
+"""Chooses what runs every part of a GPU engine: the fastest candidate by measurement on its device, remembered for
+later engines."""
 
 import functools
 from typing import NamedTuple
@@ -13,8 +14,8 @@ SECONDS = 0.2  # of timing for the candidates of one part
 
 
 class Candidate(NamedTuple):
-    """A kind of layer that may run a part; `make(part, dtype)`: a step, a pair of steps or the head. None: the step is
-    run by the launch of a pair."""
+    """A kind of layer that may run a part. `make(part, dtype)` gives a step, a pair of steps or the head. None: the
+    launch of a pair runs the step."""
 
     name: str
     make: object
@@ -28,7 +29,7 @@ class Chosen(NamedTuple):
 
 
 def convolutions(engine, steps):
-    """Gives each of these steps its choice and reason."""
+    """Gives each of these steps its choice and the reason for it."""
     groups = {}
     for step in steps:
         groups.setdefault(step.key, []).append(step)
@@ -41,7 +42,7 @@ def convolutions(engine, steps):
 
 
 def pairs(engine):
-    """{(first, projection): Candidate} of those that are faster in one launch; both get it as their choice."""
+    """{(first, projection): Candidate} of those that are faster in one launch. Both steps get it as their choice."""
     found = {}
     for steps in pair.pairs(engine._steps):
         options = pair.options(*steps, engine.dtype, engine.device)
@@ -58,7 +59,7 @@ def pairs(engine):
 
 
 def last(engine):
-    """What runs the head."""
+    """Chooses what runs the head."""
     part, shape = engine._head, engine._convolutions[-1].out_shape()
     able = candidates(head.options(part, engine.device))
     key = _key(engine, "static_head", shape, tuple(part.fc.weight.shape))
@@ -70,7 +71,7 @@ def candidates(options):
 
 
 def fastest(engine, key, able, measure):
-    """The Chosen of least time: remembered under `key`, or as `measure()` finds."""
+    """The fastest Chosen: as remembered under `key`, otherwise as `measure()` finds."""
     if len(able) == 1:
         return Chosen(able[0], "the only way for this layer")
     seconds = engine._measured(key, able, measure)

@@ -1,8 +1,8 @@
 """The engine of freeze() for GPUs: fixed shapes, fixed memory, one CUDA graph.
 
-Every convolution is one layer of frozen/gpu/layers.py, the fastest of those within the error budget by measurement on this
-device. Activations share memory by a plan; a call copies its input in, replays the graph and copies the logits out. With
-`graph=False` the same engine runs call by call, on CPUs too: that is how it is tested without a GPU.
+Every convolution is a layer of frozen/gpu/layers.py: the fastest within the error budget, by measurement on this
+device. Activations share memory by a plan. A call copies its input in, replays the graph and copies the logits out.
+With `graph=False` the engine launches kernel by kernel, on CPUs too: that is how it is tested without a GPU.
 """
 
 import copy
@@ -18,17 +18,18 @@ from .program import Program
 from .replay import Replay, check_arguments
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-FALLS_BACK = ("cuda",)  # device types whose engines give way to the live model; on CPUs there is a faster engine
+FALLS_BACK = ("cuda",)  # device types where the live model may replace the layers; CPUs have a faster engine
 
 
 class GpuEngine(Engine):
-    """An `Engine` for inputs of one shape, that of the example, on its device.
+    """An `Engine` for inputs of one shape, the shape of the example, on its device.
 
-    `batch="exact"`: any other batch is refused; "pad": smaller batches are filled up and larger ones cut into pieces, at the
-    cost of the whole batch each. Calls take turns. On a GPU a call runs on the current stream, after the previous call.
+    `batch="exact"`: another batch is refused. "pad": smaller batches are filled up and larger ones are cut into pieces,
+    and each piece costs as much as the whole batch. One call runs at a time. On a GPU a call runs on the current
+    stream, after the previous call.
 
     Attributes, besides those of Engine:
-        memory: {"activations", "parameters"} in bytes; activations None where the live model runs, in torch's memory.
+        memory: {"activations", "parameters"} in bytes; activations is None where the live model runs, in torch's memory.
         seconds: {"engine", "live"}: medians per call, measured when freezing.
     """
 
@@ -47,13 +48,13 @@ class GpuEngine(Engine):
             layer = in_pairs[pair] = candidate.make(pair, self.dtype)
             pair[0].run, pair[1].run = layer.first, layer.second
         for step in self._convolutions:
-            if step.choice.make is not None:  # not one of a pair
+            if step.choice.make is not None:  # not a member of a pair
                 step.run = step.choice.make(step, self.dtype)
         head = self._last.candidate.make(self._head, self.dtype)
         self._use(Program(self._steps, head, in_pairs, self.dtype, self.device))
 
     def _use(self, function):
-        """Runs `function`, a program or a live model, from now on."""
+        """Makes `function`, a program or a live model, what the engine runs."""
         self._program = function
         self._replay = Replay(function, self.example_shape, self.dtype, self.device, self.graphed, self.batch)
         self.memory = function.memory
@@ -63,7 +64,8 @@ class GpuEngine(Engine):
         return check.errors(self._model, self(example)[: len(few)], few)
 
     def _prove(self, example):
-        """Whole, layer by layer where the whole is not within its error budget, and beside the live model for its speed."""
+        """Checks the whole network; checks layer by layer where the whole is not within its error budget; compares with
+        the live model's speed."""
         errors = self._errors(example)
         if errors.absurd:
             self.notes.append(errors.absurd)
@@ -73,8 +75,9 @@ class GpuEngine(Engine):
         self._compare_with_live(example)
 
     def _compare_with_live(self, example):
-        """Where the layers are slower together than the live model, for all that each was the fastest alone, a snapshot of
-        that model runs instead, if it keeps up in the engine's dtype and graph; else a warning says so."""
+        """Where all layers together are slower than the live model, a snapshot of that model runs instead, if it is as
+        fast in the engine's dtype and graph. Otherwise a warning says so. Each layer was the fastest alone, but that
+        does not make the sum fastest."""
         frozen = measure.beside_live(self, example)
         self.seconds = {name: t.median for name, t in frozen.items()}
         if self.device.type not in FALLS_BACK or frozen["engine"].p20 <= frozen["live"].p80:
@@ -85,7 +88,7 @@ class GpuEngine(Engine):
             live = measure.beside_live(self, example)
             gained = frozen["engine"].median / frozen["live"].median > live["engine"].median / live["live"].median
             taken = gained and self._errors(example).share <= 1
-        except RuntimeError:  # a model with an operator that no graph captures, or no memory for a second one
+        except RuntimeError:  # no graph captures an operator of the model, or there is no memory for a second one
             taken = False
         if not taken:
             self._program, self._replay, self.memory = before
@@ -116,7 +119,7 @@ class GpuEngine(Engine):
 
 
 class LiveCopy:
-    """A snapshot of the live model: `__call__(x)` -> logits of the model as it was when it was last loaded, in `dtype` and
+    """A snapshot of the live model: `__call__(x)` -> logits of the model as it was at the last load, in `dtype` and
     evaluation mode."""
 
     reason = ""
@@ -138,7 +141,7 @@ class LiveCopy:
 
 
 def head_row(engine):
-    """The head of an engine among its `rows`."""
+    """The row of the head among an engine's `rows`."""
     return {
         "name": "avgpool+fc", "op": "pool_linear", "dtype": engine.dtype, "reason": engine._last.reason,
         "shape": engine._convolutions[-1].out_shape(), "backend": engine._last.candidate.name,

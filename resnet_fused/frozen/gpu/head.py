@@ -9,7 +9,7 @@ from ...kernels import layout
 
 
 class PoolLinear:
-    """`__call__(x)` -> logits [N, num_classes]; keeps its tensors for life, as the layers of frozen/gpu/layers.py.
+    """`__call__(x)` -> logits [N, num_classes]. Like the layers of frozen/gpu/layers.py it keeps its tensors for life.
     `head`: a Head of frozen/network.py."""
 
     def __init__(self, head, dtype):
@@ -44,7 +44,7 @@ class FusedPoolLinear(PoolLinear):
 
 
 def options(head, device):
-    """{name: maker(head, dtype)} of what may run `head` there; "torch" is always among them."""
+    """{name: maker(head, dtype)} of what may run `head` on this device. "torch" is always among them."""
     found, pool = {}, head.avgpool
     standard = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) and type(head.fc) is nn.Linear
     for name, backend in dispatch.BACKENDS.items() if standard else ():

@@ -1,8 +1,8 @@
 """How a convolution of a GPU engine can run: [relu](bn(conv(x)) [+ residual]) [and max-pool], channels_last.
 
 Unlike the classes of frozen/cpu/convolutions.py a layer keeps its tensors for life: `load()` reads the module's weights
-again into the same memory, so that a captured CUDA graph sees them. `__call__(x, residual, out)` returns `out` where the
-kernel can write there (`writes_out`), else a tensor of its own.
+again into the same memory, so that a captured CUDA graph sees them. `__call__(x, residual, out)` returns `out` where
+the kernel can write there (`writes_out`), else a tensor of its own.
 """
 
 import functools
@@ -16,12 +16,12 @@ from ...kernels.epilogue import NONE, RELU, Norm
 from ...kernels.epilogue import Epilogue as AfterSum
 from ..fold import fold
 
-CHOICES = 3  # measured besides the tile that is predicted to be fastest; `tune` measures all
-CLUSTERS = 2  # and so many whose slices are the blocks of a cluster
+CHOICES = 3  # measured besides the tile with the best prediction; `tune` measures all
+CLUSTERS = 2  # clusters measured, besides CHOICES
 
 
 class Layer:
-    """`takes`, `stored`: the dtypes of what it reads and of its result."""
+    """`takes`, `stored`: the dtypes of a layer's input and of its result."""
 
     writes_out = False
 
@@ -38,7 +38,8 @@ class Layer:
 
 
 class Epilogue(Layer):
-    """The implicit GEMM of a backend with the batch norm in its epilogue: nothing is folded, so nothing is rounded twice."""
+    """A backend's implicit matrix product with the batch norm in its epilogue. Nothing is folded, so nothing is rounded
+    twice."""
 
     writes_out = True
 
@@ -46,7 +47,7 @@ class Epilogue(Layer):
         super().__init__(step, dtype)
         self.early = bool(config and config.get("early_weights"))
         self._settle()
-        # Looked up once: the TF32 flag of this moment is part of the engine.
+        # The launcher is looked up once: the TF32 flag at this time belongs to the engine.
         choice = dispatch.Choice(backend, "frozen", config)
         self.kernel = dispatch.kernel(choice, self.op)
         self.convolution = step.convolution(dtype)
@@ -58,7 +59,7 @@ class Epilogue(Layer):
         self._settle()
 
     def _settle(self):
-        """A kernel that fetches weights early must not come right behind the one that writes them."""
+        """A kernel that fetches weights early must not run right behind the kernel that writes them."""
         if self.early and (device := self.tensors["weight"].device).type == "cuda":
             torch.cuda.current_stream(device).synchronize()
 
@@ -82,7 +83,8 @@ class Epilogue(Layer):
 
 
 class EpiloguePool(Epilogue):
-    """The stem: convolution, batch norm, ReLU and the 3x3/2 max-pool in one kernel; the map between is never written."""
+    """The stem: convolution, batch norm, ReLU and the 3x3/2 max-pool in one kernel. The map before the pool is never
+    written."""
 
     op = "conv_bn_relu_pool"
 
@@ -92,7 +94,7 @@ class EpiloguePool(Epilogue):
 
 
 class Folded(Layer):
-    """torch's own convolution with the batch norm folded in, then what follows it."""
+    """torch's own convolution with the batch norm folded in, then sum and ReLU."""
 
     def _values(self, dtype):
         weight, bias = fold(self.step.conv, self.step.bn)
@@ -116,7 +118,7 @@ class Cudnn(Folded):
 
 
 class ThenPool:
-    """A layer, then torch's max-pool: the stem in two steps. `shape`: of the map between."""
+    """A layer, then torch's max-pool: the stem in two steps. `shape`: of the map before the pool."""
 
     writes_out = False
 
@@ -142,20 +144,21 @@ def named(backend, config):
 
 
 def _configurations(backend, convolution):
-    """Those of `backend` that are worth measuring here, where no compiler has to run for one."""
+    """The configurations of `backend` that are worth measuring here, where none needs a compiler."""
     found = [] if backend.compiles else backend.configurations("conv_bn_relu", convolution)
-    # Slices that are the blocks of a cluster may fetch the layer's weights early: `load()` alone writes these, outside of
-    # the graph (csrc/cuda/conv/cluster.cuh).
+    # Slices that are the blocks of a cluster may fetch the layer's weights early: only `load()` writes these weights,
+    # outside of the graph (csrc/cuda/conv/cluster.cuh).
     early = [config | {"early_weights": True} for config in found if config.keys() >= {"splits", "cluster"}]
     others = [config for config in found if not config.keys() >= {"splits", "cluster"}]
     return others[:CHOICES] + early[:CLUSTERS]
 
 
 def options(step, dtype, device):
-    """{name: maker(step, dtype)} of the layers that may run `step` there, a maker of "torch" always among them."""
+    """{name: maker(step, dtype)} of the layers that may run `step` on this device. A maker of "torch" is always among
+    them."""
     found, convolution = {}, step.convolution(dtype)
     for name, backend in dispatch.BACKENDS.items():
-        # An engine has no other way where a launcher would give up.
+        # An engine has no second backend for a launcher that returns False.
         if not backend.for_any_values or not backend.worth_measuring("conv_bn_relu", device.type, convolution):
             continue
         if backend.kernels["conv_bn_relu"] is None:

@@ -1,6 +1,7 @@
-"""How long the candidates for a part of a GPU engine take: as it will run them, in a CUDA graph or call by call.
+"""How long the candidates for a part of a GPU engine take, measured as the engine runs them: in a CUDA graph or call by
+call.
 
-A candidate that cannot run there, or is outside of its error budget, takes infinitely long.
+A candidate that cannot run on the device, or is outside of its error budget, takes infinitely long.
 """
 
 import functools
@@ -18,7 +19,7 @@ from .. import check
 
 
 def _run_of(functions, graphed):
-    """(function, calls in it) of functions that make a call each."""
+    """(function, calls in it) of functions that make one call each."""
     if graphed:
         return timing.capture(functions).replay, len(functions)
     turns = itertools.cycle(functions)
@@ -33,7 +34,8 @@ def compare(able, made, device, graphed, budget):
             functions, share = made(candidate)
             if share <= 1:
                 runs[candidate] = _run_of(functions, graphed)
-        # Whatever a compiler or a launch raises (Triton's errors are no RuntimeError): the other candidates remain.
+        # A compiler or a launch may raise any exception (Triton's errors are no RuntimeError). The other candidates
+        # remain.
         except Exception:  # noqa: S112
             continue
     if not runs:
@@ -55,7 +57,8 @@ def _empty(step, dtype, device):
 
 
 def layer(steps, able, dtype, device, graphed, budget):
-    """`compare` for a convolution, in turn over some `steps` of the same key, so that no weight is hot."""
+    """`compare` for a convolution. Calls alternate between some `steps` of the same key, so that no weight is in the
+    cache."""
     x, out = _input(steps[0].shape, dtype, device), _empty(steps[0], dtype, device)
     residual = torch.randn_like(out) if steps[0].adds else None
 
@@ -71,7 +74,8 @@ def layer(steps, able, dtype, device, graphed, budget):
 
 
 def pair(steps, able, dtype, device, graphed, budget):
-    """`compare` for the first convolution of a block and its projection; candidates make layers that write both."""
+    """`compare` for the first convolution of a block and its projection. Candidates make layers that write both
+    results."""
     x, outs = _input(steps[0].shape, dtype, device), tuple(_empty(step, dtype, device) for step in steps)
 
     def made(candidate):
@@ -104,7 +108,7 @@ def head(step, shape, able, dtype, device, graphed, budget):
 
 @torch.no_grad()
 def beside_live(engine, example):
-    """{"engine", "live"}: the Timing of a call of each, in turns."""
+    """{"engine", "live"}: the Timing of a call of each, in alternation."""
     model, device = engine._model, engine.device.type
     training = [m for m in model.modules() if m.training]
     x = layout.in_format(example.to(next(model.parameters()).dtype), layout.CHANNELS_LAST)

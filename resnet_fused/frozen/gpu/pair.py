@@ -1,6 +1,8 @@
-"""The first convolution of a block and its projection in one launch, where a GPU engine measures that to be faster.
+"""The first convolution of a block and its projection in one launch, where a GPU engine measures one launch to be
+faster.
 
-Both read the same value. Each keeps its own tensors, in a layer of its own, so refreshing and saving know of no pairs.
+Both convolutions read the same value. Each keeps its own tensors, in a layer of its own, so that refreshing and saving
+need no code for pairs.
 """
 
 import functools
@@ -32,7 +34,7 @@ class OneLaunch:
 
 
 class TwoLaunches:
-    """The same by the two layers that were chosen for each alone."""
+    """Both convolutions by the two layers that were chosen for each alone."""
 
     def __init__(self, pair, dtype):
         self.layers = [step.choice.make(step, dtype) for step in pair]
@@ -48,7 +50,7 @@ def pairs(steps):
 
 
 def why_not(first, second):
-    """None, or why the kernel's signature has no room for `first` and the projection `second`."""
+    """None, or why the kernel cannot run `first` and the projection `second` together."""
     if not first.relu or first.adds or second.relu or second.adds:
         return "not a convolution with a ReLU beside one without"
     if not first.conv.groups == second.conv.groups == 1:
@@ -57,7 +59,7 @@ def why_not(first, second):
 
 
 def options(first, second, dtype, device):
-    """{name: maker((first, second), dtype)} of what may run both in one launch there."""
+    """{name: maker((first, second), dtype)} of what may run both in one launch on this device."""
     found = {}
     convolution = first.convolution(dtype)
     for name, backend in dispatch.BACKENDS.items() if why_not(first, second) is None else ():

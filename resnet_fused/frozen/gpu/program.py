@@ -1,4 +1,4 @@
-"""A frozen network as the launches of its layers, and the memory that they write to."""
+"""A frozen network as the launches of its layers, and the memory that these write to."""
 
 from typing import NamedTuple
 
@@ -10,8 +10,8 @@ from ..network import Apply, ConvBn
 
 
 class Launch(NamedTuple):
-    """One layer: the numbers of the values it reads and writes, and of those in the memory plan where the layer writes there.
-    A pair of convolutions writes two values; every other layer one."""
+    """One launch of a layer: the numbers of the values that it reads and writes, and the numbers of these in the memory
+    plan where the layer writes there. A pair of convolutions writes two values, every other layer one."""
 
     layer: object
     x: int
@@ -21,7 +21,7 @@ class Launch(NamedTuple):
 
 
 class _Module:
-    """A module of the network as a layer. What it returns may be what it was given, or a view of it."""
+    """A module of the network as a layer. Its result may be its input, or a view of its input."""
 
     writes_out = False
 
@@ -29,14 +29,15 @@ class _Module:
         self.module = module
 
     def __call__(self, x, residual, out):
-        if x.dtype.itemsize == 1:  # e4m3, for which torch has few operators: what moves values, and zeros, moves bytes
+        # torch has few operators for e4m3. A module that only moves values, or adds zeros, can work on the bytes.
+        if x.dtype.itemsize == 1:
             return layout.in_format(self.module(x.view(torch.uint8)), layout.CHANNELS_LAST).view(x.dtype)
         return layout.in_format(self.module(x), layout.CHANNELS_LAST)
 
 
 class Program:
-    """`program(x)` -> logits of `steps`, all of which but the head have their layers (`step.run`), and of the layer `head`.
-    `in_pairs`: {(first, projection): their layer}. x: of `dtype`."""
+    """`program(x)` -> logits of `steps`. All steps except the head have their layers (`step.run`), and `head` is the
+    layer of the head. `in_pairs`: {(first, projection): their layer}. x: of `dtype`."""
 
     def __init__(self, steps, head, in_pairs, dtype, device):
         self.launches, plan, stored = _planned(*_arranged(steps[:-1], in_pairs, dtype))
@@ -55,14 +56,14 @@ class Program:
 
 
 def _arranged(steps, in_pairs, dtype):
-    """(launches, shapes, dtypes of the values). A layer reads what it `takes` and writes what it has `stored`. Where its input
-    was not stored so, its `entry` converts it, once for all that read it."""
+    """(launches, shapes, dtypes of the values). A layer reads the dtype that it `takes` and writes the dtype that it
+    has `stored`. Where its input was not stored in that dtype, its `entry` converts it once for all readers."""
     launches, dtypes, shapes, entries = [], {0: dtype}, {}, {}
-    new = -1  # numbers below 0: values that no step has, which an entry writes
+    new = -1  # numbers below 0 are values that no step has; an entry writes them
     first_of = {projection: first for first, projection in in_pairs}
 
     def launch(layer, x, residual, *written):
-        """`written`: (value, shape, dtype) of each."""
+        """`written`: (value, shape, dtype) of each value."""
         for value, shape, stored in written:
             shapes[value], dtypes[value] = shape, stored
         launches.append(Launch(layer, x, residual, tuple(value for value, *_ in written)))
@@ -89,8 +90,8 @@ def _last_uses(launches):
 
 
 def _planned(launches, shapes, dtypes):
-    """(the launches with values of a plan, the MemoryPlan, its dtypes): a slot is free again after the last launch that reads
-    its value, or what a module made of it."""
+    """(the launches with values of a plan, the MemoryPlan, its dtypes). A slot is free again after the last launch that
+    reads its value, or a result that a module made of its value."""
     last = _last_uses(launches)
     for launch in reversed(launches):
         if isinstance(launch.layer, _Module):
@@ -107,7 +108,7 @@ def _planned(launches, shapes, dtypes):
 
 
 def run(launches, tensors, x):
-    """The last value. `tensors`: those of the plan."""
+    """The last value. `tensors`: the tensors of the plan."""
     values, last = {0: x}, _last_uses(launches)
     for i, launch in enumerate(launches):
         residual = None if launch.residual is None else values[launch.residual]
@@ -118,6 +119,6 @@ def run(launches, tensors, x):
             values |= zip(launch.outs, launch.layer(values[launch.x], residual, outs), strict=True)
         for value in {launch.x, launch.residual} & values.keys():
             if last[value] == i:
-                del values[value]  # what no plan holds is free again
+                del values[value]  # values outside of the plan are freed
     (result,) = values.values()
     return result

@@ -1,4 +1,4 @@
-"""Running a function of images of one shape: in a CUDA graph, or call by call; batches of other sizes in pieces."""
+"""Runs a function of images of one shape, in a CUDA graph or call by call. Batches of other sizes run in pieces."""
 
 import threading
 
@@ -12,9 +12,10 @@ BATCH = ("exact", "pad")
 
 
 class Replay:
-    """`replay(x)` -> `function(x)`, for x of `shape` in float32 or `dtype`. `batch="exact"`: any other batch is refused; "pad":
-    smaller ones are filled up and larger ones cut into pieces. `graphed`: copies the input in, replays the graph and copies
-    the result out, on the current stream, after the previous call has finished. Calls take turns."""
+    """`replay(x)` -> `function(x)`, for x of `shape` in float32 or `dtype`. `batch="exact"`: another batch is refused.
+    "pad": smaller batches are filled up and larger ones are cut into pieces. `graphed`: a call copies the input in,
+    replays the graph and copies the result out, on the current stream, after the previous call has finished. One call
+    runs at a time."""
 
     def __init__(self, function, shape, dtype, device, graphed, batch):
         self.function, self.shape, self.dtype, self.device, self.batch = function, shape, dtype, device, batch
@@ -26,7 +27,7 @@ class Replay:
         self.x = torch.zeros(self.shape, dtype=self.dtype, device=self.device).to(memory_format=layout.CHANNELS_LAST)
         results = []
         self.graph = timing.capture([lambda: results.append(self.function(self.x))])
-        self.result = results[-1]  # of the capture; the others are of the warm-up
+        self.result = results[-1]  # the result of the capture; the others are results of the warm-up
         self.done = torch.cuda.Event()
 
     def __call__(self, x):
@@ -50,13 +51,13 @@ class Replay:
             raise TypeError(f"engine: x is {x.dtype}, the engine takes torch.float32 or {self.dtype}")
 
     def _run(self, x):
-        """The result for up to the full batch; rows past it are of no image."""
+        """The result for up to the full batch. Rows past the images of x mean nothing."""
         with self.lock:
             if self.graph is None:
                 return self.function(self.filled(x))
             with torch.cuda.device(self.device):
                 stream = torch.cuda.current_stream()
-                stream.wait_event(self.done)  # the last call may still run, on another stream
+                stream.wait_event(self.done)  # the last call may still run on another stream
                 self.x[: x.shape[0]].copy_(x)
                 self.graph.replay()
                 result = self.result.clone()
@@ -64,14 +65,14 @@ class Replay:
             return result
 
     def filled(self, x):
-        """`x` in the dtype and layout of the function, with zeros for the images that it lacks."""
+        """`x` in the dtype and layout of the function, with zeros for missing images."""
         x = layout.in_format(x.to(self.dtype), layout.CHANNELS_LAST)
         missing = self.shape[0] - x.shape[0]
         return F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).to(memory_format=layout.CHANNELS_LAST) if missing else x
 
 
 def check_arguments(model, example, graph, batch):
-    """Raises ValueError for what no engine of fixed shapes is made of."""
+    """Raises ValueError for arguments that an engine of fixed shapes cannot have."""
     if batch not in BATCH:
         raise ValueError(f"freeze: batch should be 'exact' or 'pad', not {batch!r}")
     if example.dim() != 4 or example.numel() == 0:

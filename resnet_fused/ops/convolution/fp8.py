@@ -1,8 +1,8 @@
-"""[relu](conv2d(x, weight) * scale + shift [+ residual * residual_scale]) of e4m3 values, and the way into e4m3.
+"""[relu](conv2d(x, weight) * scale + shift [+ residual * residual_scale]) of e4m3 values, and the conversion to e4m3.
 
-What the engine of `freeze(..., dtype="fp8")` runs: both ops write into a tensor of their caller. `scale` and `shift` hold the
-scales of x, of every channel of the weight and of the output as well as the batch norm, so the result is in units of
-the output's scale. Evaluation only; channels_last; one group; no gradient.
+The engine of `freeze(..., dtype="fp8")` runs these two ops. Both write into a tensor of their caller. `scale` and
+`shift` hold the batch norm and the scales of x, of every channel of the weight and of the output, so the result is in
+units of the output's scale. The ops are for evaluation: channels_last, one group, no gradient.
 """
 
 import torch
@@ -29,7 +29,7 @@ def reference(
 
 
 def magnitude(x, weight, scale, shift, residual, residual_scale, stride, padding, dilation):
-    """The sum of the sizes of all terms of each result, which errors of its sum are shares of."""
+    """The sum of the sizes of all terms of each result. Errors of the result's sum are relative to it."""
     sizes = [None if t is None else t.double().abs() for t in (x, weight, scale, shift, residual)]
     return reference(*sizes, residual_scale, stride, padding, dilation, NONE)
 
@@ -56,7 +56,7 @@ def _check(x, weight, scale, shift, residual, out, convolution):
 
 
 def run(x, weight, scale, shift, residual, residual_scale, out, stride, padding, dilation, activation, tile):
-    """`tile`: block_m, block_k, num_warps, num_stages and splits that were measured, or nothing."""
+    """`tile`: block_m, block_k, num_warps, num_stages and splits, as measured; empty for the default."""
     convolution = convolution_of(x, weight, stride, padding, dilation, 1)
     _check(x, weight, scale, shift, residual, out, convolution)
     if out.numel() == 0:
@@ -86,7 +86,7 @@ def run_quantise(x, inverse, out):
 
 
 def _fake(*arguments):
-    """Nothing to say: the results are in tensors of the caller."""
+    """The fake returns nothing, because the caller owns the results."""
 
 
 define(

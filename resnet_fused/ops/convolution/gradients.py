@@ -1,4 +1,5 @@
-"""The gradients of a convolution: of its weight torch's, of its input a kernel of ours where one was asked for or measured."""
+"""The gradients of a convolution. torch computes that of the weight; a fused kernel computes that of the input where
+one was chosen."""
 
 import torch
 
@@ -8,7 +9,7 @@ from ...kernels.shapes import Convolution
 
 
 def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, want_weight):
-    """(grad_x, grad_weight), None where not wanted; the gradient of the weight has the weight's strides.
+    """(grad_x, grad_weight), None where not wanted. The gradient of the weight has the weight's strides.
 
     grad, x: in the format of the convolution's output.
     """
@@ -20,8 +21,8 @@ def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, w
         convolution = stride, padding, dilation, False, [0, 0], groups
         torch_x, torch_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *convolution, left)
         grad_x = torch_x if left[0] else grad_x
-        # Distributed training lays gradients over buckets in the strides of the weights, and torch's own gradient of a 1x1
-        # weight has others.
+        # Distributed training lays gradients over buckets in the strides of the weights. torch's own gradient of a 1x1
+        # weight has other strides.
         if left[1]:
             same = torch_weight.stride() == weight.stride()
             grad_weight = torch_weight if same else torch.empty_like(weight).copy_(torch_weight)
@@ -29,11 +30,12 @@ def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, w
 
 
 def _input_grad(grad, x, weight, geometry):
-    """The gradient of x by a kernel of ours, or None where it is torch's to compute."""
+    """The gradient of x by a fused kernel, or None where torch computes it."""
     convolution = Convolution(grad.shape, weight.transpose(0, 1).shape, grad.dtype, *geometry)
     choice = dispatch.choose_conv_input_grad(grad, weight, convolution)
     kernel = dispatch.kernel(choice, "conv_input_grad")
-    # Not from one pixel to a larger map: the pixel is channels_last whatever the network is, the map is not.
+    # A kernel does not compute a larger map from one pixel: the pixel is channels_last in every network, the map is
+    # not.
     if kernel is None or not layout.is_channels_last(x):
         return None
     grad_x = torch.empty_like(x, memory_format=layout.CHANNELS_LAST)

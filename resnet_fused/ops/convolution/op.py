@@ -13,15 +13,15 @@ from .gradients import conv_gradients
 
 
 def out_format(x, weight):
-    """As torch's convolution: channels_last as soon as the input or the weight is."""
+    """The format of torch's convolution: channels_last if the input or the weight is."""
     if layout.nearest_format(x) is layout.CHANNELS_LAST or layout.nearest_format(weight) is layout.CHANNELS_LAST:
         return layout.CHANNELS_LAST
     return layout.CONTIGUOUS
 
 
 def only_values(x, weight, parameters, stride, padding, dilation, eps):
-    """Whether nothing but the values of a convolution with batch norm (one group, running statistics) is wanted, eagerly
-    and in one dtype, of tensors that an op without gradient takes."""
+    """Whether a caller wants only the values of a convolution with batch norm (one group, running statistics), eagerly,
+    in one dtype, and of tensors that an op without gradient takes."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or why_not(x):
         return False
     tensors = [t for t in (weight, *parameters) if t is not None]
@@ -47,7 +47,7 @@ def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dil
         out = torch.empty(convolution.out_shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
         if kernel(x, weight, epilogue, out, convolution) is not False:
             return out
-        # The direct sum knows where a NaN or an infinity belongs.
+        # The direct sum puts a NaN or an infinity where torch has it.
         again = dispatch.Choice(dispatch.TORCH.name, "a value was not finite: again, by the direct sum")
         dispatch.note("conv_bn_relu", x, again)
     z = layout.in_format(_convolution(x, weight, stride, padding, dilation, groups), memory_format)
@@ -55,8 +55,9 @@ def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dil
 
 
 def _convolution(x, weight, stride, padding, dilation, groups):
-    """torch's, which on a CPU reorders contiguous weights for a channels_last input by a slow path (2.9 instead of 2.1 ms
-    for 512 channels at 7x7, one thread of an Intel Xeon, 2026-11-24): where they outweigh the input, that is reordered."""
+    """torch's convolution. On a CPU torch reorders contiguous weights for a channels_last input on a slow path (2.9
+    instead of 2.1 ms for 512 channels at 7x7, one thread of an Intel Xeon, 2026-11-24). Where the weights are larger
+    than the input, the input is reordered instead."""
     if x.device.type == "cpu" and weight.numel() > 8 * x.numel() and weight.is_contiguous():
         x = x.contiguous()
     return F.conv2d(x, weight, None, stride, padding, dilation, groups)

@@ -1,8 +1,8 @@
-"""The gradient of the training ops: one set of functions, two ways into autograd.
+"""The gradient of the training ops: one set of functions, used in two ways.
 
-A compiler sees the registered op, which is functional, and updates running statistics after it. Eager mode runs a Function
-that updates them before anything is saved: a checkpoint that recomputes stops at the last tensor saved, and torch's batch
-norm has updated its statistics by then.
+A compiler sees the registered op, which is functional, and updates running statistics after it. Eager mode runs a
+Function that updates the statistics before it saves anything. A checkpoint that recomputes stops at the last saved
+tensor, and torch's batch norm has updated its statistics by then.
 """
 
 import torch
@@ -11,7 +11,8 @@ from ..define import LIB
 
 
 def register(name, call_of):
-    """Gives the op `name` its gradient. call_of(inputs of the op after x and tensors) -> its call (see `run`)."""
+    """Gives the op `name` its gradient. call_of: from the inputs of the op after x and tensors to its call (see
+    `run`)."""
 
     def setup(ctx, inputs, output):
         x, tensors, *constants = inputs
@@ -67,11 +68,11 @@ def _differentiable(call, grad, x, tensors, wants):
 
 
 def run(call, finish, x, tensors):
-    """The first output of `call` on x and tensors, differentiable; finish(statistics) updates running statistics.
+    """The first output of `call` on x and tensors, differentiable. finish(statistics) updates running statistics.
 
-    call.forward(x, tensors): the outputs of the op. call.statistics(outputs). call.kept(outputs, tensors, needs): what the
-    backward needs besides x and tensors. call.backward(grad, x, tensors, kept, want_x, wanted). call.reference(x, tensors):
-    the same in torch's operators. call.groups: as in `encoding.encode`.
+    call.forward(x, tensors): the outputs of the op. call.statistics(outputs). call.kept(outputs, tensors, needs): what
+    the backward needs besides x and tensors. call.backward(grad, x, tensors, kept, want_x, wanted). call.reference(x,
+    tensors): the forward in torch's operators. call.groups: as in `encoding.encode`.
     """
     if torch.compiler.is_compiling():
         output = call.forward(x, tensors)

@@ -35,8 +35,8 @@ A worked example: the first block of ResNet-18's second layer, with a stride of 
 >>> block.units[0].weight is conv1.weight, block.projection.stride, block.units[1].mean
 (True, [2, 2], None)
 
-`decode` reads the lists in the same order. It also gives flags their places: called with one flag for every tensor instead of
-the tensors, it returns Blocks whose units hold the flags, as the gradients that are wanted.
+`decode` reads the lists in the same order. It can also decode flags: called with one flag for every tensor instead of the
+tensors, it returns Blocks whose units hold the flags. The flags say which gradients are wanted.
 """
 
 import functools
@@ -50,7 +50,7 @@ _PER_UNIT = 10
 
 
 def encode(blocks):
-    """(tensors, numbers, eps, groups): what an op takes in place of the list of Blocks."""
+    """(tensors, numbers, eps, groups): the four arguments of an op that stand for the list of Blocks."""
     frozen = any(unit.mean is not None for block in blocks for unit in block.all_units())
     tensors, numbers, eps, groups = [], [int(frozen), len(blocks)], [], []
     for block in blocks:
@@ -71,7 +71,7 @@ def any_frozen(numbers):
 
 
 class _Form(NamedTuple):
-    """Of one unit: what `Unit` has besides its tensors, and which of the optional tensors there are."""
+    """The fields of one `Unit` besides its tensors, and which of the optional tensors exist."""
 
     constants: tuple
     bn_weight: int
@@ -81,7 +81,7 @@ class _Form(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _forms(numbers, eps, groups):
-    """[(the _Form of every unit of a block, whether the last of them is a projection)]."""
+    """[(the _Form of every unit of a block, whether the last unit is a projection)]."""
     numbers, eps, groups = iter(numbers[1:]), iter(eps), iter(groups.split(","))
     blocks = []
     for _ in range(next(numbers)):
@@ -96,7 +96,8 @@ def _forms(numbers, eps, groups):
 
 
 def decode(tensors, numbers, eps, groups):
-    """The list of Blocks that `encode` was given; `tensors` may be anything else of the same length, such as flags."""
+    """The list of Blocks that `encode` was given. `tensors` may be any other values of the same number, such as
+    flags."""
     take, blocks = iter(tensors).__next__, []
     for forms, projection in _forms(tuple(numbers), tuple(eps), groups):
         units = []
@@ -113,7 +114,8 @@ def decode(tensors, numbers, eps, groups):
 def gradients(blocks, grads, wanted):
     """The gradients {(block, unit, name): tensor} in the order of `encode`'s tensors, in the dtypes of the parameters.
 
-    An op cannot return None: a tensor without values stands for what is not wanted. wanted: the blocks of flags.
+    An op cannot return None, so a tensor without values stands for a gradient that is not wanted. wanted: the blocks of
+    flags.
     """
     out = []
     for b, (block, flags) in enumerate(zip(blocks, wanted, strict=True)):
@@ -130,7 +132,7 @@ def gradients(blocks, grads, wanted):
 
 
 def reference(x, blocks):
-    """The blocks in torch's own operators: what the double backward differentiates."""
+    """The blocks in torch's own operators. The double backward differentiates them."""
     for block in blocks:
         identity = x
         for i, unit in enumerate(block.units):

@@ -2,12 +2,12 @@
 
     y = relu(bn_n(conv_n(... relu(bn_1(conv_1(x))) ...)) + shortcut(x))             block after block
 
-Kept for the backward: x, the outputs of the convolutions z, and of every block y, which is its own ReLU mask and the next
-block's x. `recompute` (memory_efficient) keeps neither the y of a run nor the outputs of projections: the backward computes
-them again, in the order of the forward.
+The op keeps for the backward: x, the outputs z of the convolutions, and the output y of every block, which is the mask
+of the block's last ReLU and the next block's x. With `recompute` (memory_efficient) the op keeps neither the y inside a
+run nor the outputs of projections: the backward computes them again, in the order of the forward.
 
-The gradient of a block's input has two summands, one from its first convolution and one from its shortcut. Inside a run they
-stay apart: the block below adds them in float32 in the first pass that reads them.
+The gradient of a block's input has two summands, one from its first convolution and one from its shortcut. Inside a run
+the summands stay apart: the first pass of the previous block that reads them adds them in float32.
 """
 
 from typing import NamedTuple
@@ -39,12 +39,13 @@ def _forward(x, block):
 
 
 def _beside(z, x):
-    """x in a layout from which a projection comes out as z does: of 1x1 weights none can be told, unlike of 3x3 ones."""
+    """x in a layout from which a projection gives z's layout. A 1x1 weight does not tell its layout, unlike a 3x3
+    weight."""
     return layout.in_format(x, layout.CHANNELS_LAST) if layout.nearest_format(z) is layout.CHANNELS_LAST else x
 
 
 def _again(x, block, saved):
-    """y once more, from the saved outputs of the convolutions."""
+    """Computes y again, from the saved outputs of the convolutions."""
     z, stats = saved[len(block.units) - 1]
     if block.projection is None:
         return end_of_block(z, block.units[-1], stats, x)
@@ -105,16 +106,16 @@ def _run_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, w
         inputs.pop()
     grad2 = None
     for b in reversed(range(len(blocks))):
-        # Popped, so that a map is freed as soon as nothing needs it any more.
+        # Saved maps are popped, so that a map is freed after its last use.
         want = want_x or any(_wants(unit) for flag in flags[:b] for unit in flag.all_units())
         out = outs.pop()
-        # Autograd may hand over any layout, and a convolution's gradient may come in the other one.
+        # Autograd may hand over any layout, and a convolution's gradient may have the other layout.
         grad, grad2 = (layout.in_format(g, layout.nearest_format(out)) for g in (grad, grad2))
         found, grad, grad2 = _backward(grad, grad2, inputs.pop(), out, blocks[b], pairs.pop(), flags[b], want)
         grads |= {(b, *key): g for key, g in found.items()}
         if not want:
             break
-    # Nothing reads the two summands of grad_x after this: torch adds them in float32 and rounds once.
+    # No pass reads the two summands of grad_x after this line, so torch adds them in float32 and rounds once.
     grad_x = layout.as_result_of(grad.add_(grad2), x) if want_x else x.new_empty(0)
     return [grad_x, *encoding.gradients(blocks, grads, flags)]
 
@@ -130,7 +131,8 @@ def _wants(flag):
 
 
 def _backward(grad, grad2, x, y, block, saved, flags, want_x):
-    """({(unit, name): gradient}, the two summands of the gradient of x); grad2: None, or a summand of y's, which is lost."""
+    """({(unit, name): gradient}, the two summands of the gradient of x). grad2: None, or a second summand of the
+    gradient of y, whose memory is reused."""
     grads, units = {}, block.units
     last = len(units) - 1
 
@@ -142,7 +144,7 @@ def _backward(grad, grad2, x, y, block, saved, flags, want_x):
         )
         return grad_z, masked
 
-    # What each unit must hand on: a gradient for its own parameters, or for those before it.
+    # Whether each unit must hand on a gradient: its own parameters or earlier ones want one.
     before = [want_x]
     for flag in flags.units:
         before.append(before[-1] or _wants(flag))
@@ -163,7 +165,8 @@ def _backward(grad, grad2, x, y, block, saved, flags, want_x):
             break
         grad_h, grads[u, "weight"] = conv_backward(grad_z, h, units[u], before[u], flag.weight)
         if u and before[u]:
-            grad_h = layout.in_format(grad_h, layout.nearest_format(h))  # 1x1 weights after 3x3 ones, in another layout
+            # 1x1 weights after 3x3 weights may have another layout
+            grad_h = layout.in_format(grad_h, layout.nearest_format(h))
             grad_z, _ = norm(u - 1, units[u - 1], flags.units[u - 1], grad_h, h, want_z[u - 1])
         elif u:
             break
@@ -208,7 +211,8 @@ class _Call(NamedTuple):
             return [None, *saved]
         if not encoding.any_frozen(self.numbers):
             return output
-        # A frozen batch norm at the end of a block, with a weight that wants no gradient, never reads its z again.
+        # A batch norm with frozen statistics at the end of a block, whose weight wants no gradient, does not read its z
+        # again.
         blocks, flags, kept = self.blocks(tensors), self.blocks(needs), [y]
         for block, flag, pairs in zip(blocks, flags, _pairs(blocks, saved), strict=True):
             ends = len(block.units) - 1

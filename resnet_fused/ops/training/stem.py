@@ -1,8 +1,9 @@
-"""max_pool2d(relu(bn(conv(x)))) as one op: the stem. Without a pool: relu(bn(conv(x))).
+"""The stem as one op: max_pool2d(relu(bn(conv(x)))), or without a pool relu(bn(conv(x))).
 
-Kept for the backward: x, the output z of the convolution, and of the pool its output and indices; not the map between them,
-the largest of the network. The gradient reaches only the positions that the pool chose, and there the ReLU's output is the
-pool's, whose sign is the mask. `recompute` (memory_efficient) does not keep the indices either.
+The op keeps for the backward: x, the output z of the convolution, and the output and indices of the pool. It does not
+keep the map between them, the largest of the network. The gradient reaches only the positions that the pool chose. At
+these positions the ReLU's output is the pool's output, whose sign is the mask. With `recompute` (memory_efficient) the
+op does not keep the indices either.
 """
 
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def _unpooled(grad, pooled, z, unit, stats, indices, pool):
     if indices.dim() == 1:
         indices = _pool(normalise(z, unit, stats), pool)[1]
     masked = torch.ops.aten.threshold_backward(grad, pooled, 0)
-    # z stands for the input of the pool, of which torch's backward reads the shape alone.
+    # z stands for the input of the pool. torch's backward reads only its shape.
     grad = torch.ops.aten.max_pool2d_with_indices_backward(
         masked, z, pool[:2], pool[2:4], pool[4:6], pool[6:8], bool(pool[8]), indices
     )

@@ -1,8 +1,8 @@
 """Batch statistics over several processes, as nn.SyncBatchNorm: (mean, M2, count) per channel in one small collective.
 
-The statistics kernels write into the message, with the unbiased variance M2 / (count - 1) for M2, and one launch merges what
-all processes sent. Batches may be of different sizes, empty ones included. Nothing returns to the host, and every process
-merges the same numbers in the same order.
+The statistics kernels write directly into the message, with the unbiased variance M2 / (count - 1) in the place of M2.
+One launch merges the messages of all processes. Batches may differ in size and may be empty. No value returns to the
+host, and every process merges the same numbers in the same order.
 """
 
 import torch
@@ -14,7 +14,7 @@ def _group(name):
 
 
 def name_of(bn):
-    """The group whose statistics `bn` shares, by name; "" where nothing is to be shared."""
+    """The name of the group whose statistics `bn` shares, or "" where nothing is shared."""
     if not (dist.is_available() and dist.is_initialized()):
         return ""
     group = getattr(bn, "process_group", None) or dist.group.WORLD
@@ -22,27 +22,28 @@ def name_of(bn):
 
 
 def empty_part(like):
-    """What this process tells the others: means [C], unbiased variances [C], number of values per channel; zeros."""
+    """The message of this process: means [C], unbiased variances [C], number of values per channel; zeros for now."""
     return like.new_zeros(2 * like.shape[1] + 1)
 
 
 def moments(part):
-    """(means, variances) of a part, where the statistics kernels write them."""
+    """(means, variances) of a part: the statistics kernels write there."""
     channels = part.shape[0] // 2
     return part[:channels], part[channels:-1]
 
 
 def gather(part, count, group):
-    """The parts [world, 2 C + 1] of all processes; count: of this one."""
+    """The parts [world, 2 C + 1] of all processes. count: of this process."""
     part[-1:].fill_(count)
     process_group = _group(group)
     parts = part.new_empty((dist.get_world_size(process_group), part.shape[0]))
-    dist.all_gather_into_tensor(parts, part[None], group=process_group)  # gloo compares it with a row of parts
+    # gloo compares the part with a row of parts, hence part[None]
+    dist.all_gather_into_tensor(parts, part[None], group=process_group)
     return parts
 
 
 def sums(sum_g, sum_gx, share, group):
-    """The sums over all processes, scaled so that a kernel which divides by this process's number of values is right."""
+    """The sums over all processes. They are scaled for a kernel that divides by this process's number of values."""
     both = torch.stack([sum_g, sum_gx])
     dist.all_reduce(both, group=_group(group))
     both *= share

@@ -1,6 +1,6 @@
-"""A convolution and its batch norm in training: the passes over memory that blocks and the stem are made of.
+"""A convolution and its batch norm in training: the passes over memory of which blocks and the stem consist.
 
-Plain functions of tensors: no autograd here, the ops that call them have gradients of their own.
+These are plain functions of tensors without autograd. The ops that call them have gradients.
 """
 
 from typing import NamedTuple
@@ -16,14 +16,15 @@ from ..convolution.gradients import conv_gradients
 from ..convolution.op import out_format
 from . import sync
 
-# Rows of the statistics [4, C] of a unit, float32. VAR is unbiased, for the running statistics; SCRATCH is what the
-# kernels see as running mean. SHARE, over processes only: this process's number of values / that of all.
+# Rows of the statistics [4, C] of a unit, float32. VAR is unbiased, for the running statistics. SCRATCH is the kernels'
+# running mean. SHARE exists over processes only: this process's number of values / the number of all.
 MEAN, INVSTD, VAR, SCRATCH, SHARE = range(5)
 
 
 class Unit(NamedTuple):
-    """A convolution [K, C / groups, R, S] and its batch norm; `mean`, `var`: running statistics of a frozen one, else
-    None, which asks for the statistics of the batch, over the processes of `group` (a name; empty: this one alone)."""
+    """A convolution [K, C / groups, R, S] and its batch norm. `mean`, `var`: running statistics of a frozen batch norm.
+    Where they are None, the statistics are those of the batch, over the processes of `group` (a name; empty: this
+    process alone)."""
 
     weight: torch.Tensor
     bn_weight: torch.Tensor | None
@@ -42,14 +43,15 @@ class Unit(NamedTuple):
         return self.stride, self.padding, self.dilation
 
     def norm(self, stats):
-        """The Norm as the kernels take it."""
+        """The Norm for the kernels."""
         if self.mean is None:
             return Norm(stats[MEAN], None, stats[INVSTD], self.bn_weight, self.bn_bias, None)
         return Norm(self.mean, self.var, None, self.bn_weight, self.bn_bias, self.eps)
 
 
 class Block(NamedTuple):
-    """Units one after the other, each but the last followed by a ReLU; `projection`: the shortcut, None: the identity."""
+    """Units one after the other; a ReLU follows each but the last. `projection`: the shortcut's unit; None: the
+    shortcut is x."""
 
     units: list
     projection: Unit | None
@@ -64,7 +66,8 @@ def empty_output(x, unit):
 
 
 def empty_stats(x, unit):
-    """Float32 [4, C] of zeros (the kernels blend them in with weight 0), [5, C] over processes, or [0]."""
+    """Float32 zeros [4, C], [5, C] over processes, or [0]. They are zeros because the kernels blend them in with weight
+    0."""
     rows = 0 if unit.mean is not None else 5 if unit.group else 4
     return torch.zeros((rows, unit.weight.shape[0]) if rows else (0,), dtype=torch.float32, device=x.device)
 
@@ -81,7 +84,8 @@ def convolve(x, unit):
         convolution = convolution_of(x, unit.weight, *unit.convolution, unit.groups)
         choice = dispatch.choose_conv_stats(x, unit.weight, z, convolution)
         kernel = dispatch.kernel(choice, "conv_stats")
-        # Not a larger map from one pixel: the pixel is channels_last whatever the network is, the map is not.
+        # A kernel does not compute a larger map from one pixel: the pixel is channels_last in every network, the map is
+        # not.
         if kernel is not None and layout.is_channels_last(z):
             kernel(
                 x, unit.weight, z, mean, stats[INVSTD], stats[SCRATCH], var, None, convolution, 1.0, unit.eps
@@ -124,7 +128,7 @@ def end_of_block(z, unit, stats, shortcut, projection=None, projection_stats=Non
 
 
 def add_two(z, norm, shortcut, norm_shortcut, out):
-    """out = relu(bn(z) + bn(shortcut)), returned; norms as `Unit.norm` gives them."""
+    """Writes relu(bn(z) + bn(shortcut)) into out and returns out. Norms are those of `Unit.norm`."""
     choice = dispatch.choose("bn_add_bn_relu", z, shortcut)
     dispatch.kernel(choice, "bn_add_bn_relu")(z, norm, shortcut, norm_shortcut, out)
     return out
@@ -134,8 +138,8 @@ def norm_backward(grad, z, out, unit, stats, want_z, want_affine, want_masked=Fa
     """(grad_z, grad_bn_weight, grad_bn_bias, masked gradient g) of relu(bn(z) + ...), None where not wanted.
 
     out: the output of the ReLU, whose sign is the mask; None: no ReLU. z: None where a frozen weight wants no gradient.
-    grad2: a second summand of grad, which is lost. One pass for the sums, one for the rest; where g is wanted, or is the sum
-    of two, the first pass writes it, so that whoever reads it again reads one map and not two or three.
+    grad2: a second summand of grad, whose memory is reused. One pass computes the sums, a second pass the rest. Where g
+    is wanted, or is the sum of two, the first pass writes g: later passes then read one map instead of two or three.
     """
     norm = unit.norm(stats)
     grad_weight = grad_bias = sum_g = sum_gx = None
@@ -156,7 +160,7 @@ def norm_backward(grad, z, out, unit, stats, want_z, want_affine, want_masked=Fa
 
 
 def conv_backward(grad_z, x, unit, want_x, want_weight):
-    """(grad_x, grad_weight), None where not wanted; the gradient of the weight has the weight's strides."""
+    """(grad_x, grad_weight), None where not wanted. The gradient of the weight has the weight's strides."""
     if not (want_x or want_weight):
         return None, None
     x = layout.in_format(x, out_format(x, unit.weight))

@@ -1,5 +1,5 @@
 // The instructions of csrc/ptx/cluster.cuh: one right use of all of them, and mistakes that the emulator must report.
-// On a GPU of compute capability 9.0 or later the right use runs as well, with the same expectations:
+// On a GPU of compute capability 9.0 or later the right use runs with the same expectations:
 //   nvcc -x cu -std=c++17 -arch=sm_90 -Icsrc -Itests tests/emulator/checks/cluster_checks.cpp -o checks && ./checks
 #include "cuda/base/clusters.h"
 #include "emulator/checks/harness.h"
@@ -32,7 +32,8 @@ __global__ void fill_kernel(int* x) {
   ptx::st_global(x + i, 3 * i + 1);
 }
 
-// out[i] = constant[i % kThreads] + the words of the same thread of every block of the cluster, each with its rank.
+// out[i] = constant[i % kThreads] + the words of the same thread of every block of the cluster, each with its block's
+// rank.
 template <Mistake kMistake>
 __global__ void cluster_kernel(const int* x, const int* constant, int* out, int size) {
   const int i = ptx::bid_y() * ptx::threads() + ptx::tid();
@@ -68,7 +69,8 @@ __global__ void cluster_kernel(const int* x, const int* constant, int* out, int 
   ptx::st_global(out + i, sum);
 }
 
-// An ordinary kernel, then two of ours, each reading what the one before wrote while it may already have begun.
+// An ordinary kernel, then two kernels that launch early. Each reads what the previous kernel wrote, and may begin
+// before it has ended.
 template <Mistake kMistake = Mistake::none>
 void chain(int size, int clusters = 3) {
   const int n = size * kThreads * clusters;

@@ -1,5 +1,5 @@
-// What tests/conv_emulated.py calls through ctypes: convolutions on the emulator, with the plan under the test's
-// control.
+// The functions that tests/support/conv_emulated.py calls through ctypes: convolutions on the emulator, with a plan
+// that the test chooses.
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -37,10 +37,11 @@ static cuda::ConvPlan plan_of(const ConvCall& a) {
   return plan;
 }
 
-// Exactly as large as promised, so that AddressSanitizer sees one byte more; NaN, so that unwritten sums show.
+// Memory of exactly the promised size, so that AddressSanitizer reports one byte more. It is filled with NaN, so that
+// unwritten sums show.
 using Scratch = std::unique_ptr<void, void (*)(void*)>;
 static Scratch poisoned(size_t bytes) {
-  void* memory = nullptr;  // not aligned_alloc, which takes multiples of the alignment only
+  void* memory = nullptr;  // aligned_alloc takes only multiples of the alignment
   if (posix_memalign(&memory, 256, bytes) != 0) throw std::bad_alloc();
   Scratch scratch(memory, std::free);
   std::memset(scratch.get(), 0xff, bytes);
@@ -63,7 +64,7 @@ EXPORTED const char* conv_plan(const ConvCall* a, ConvPlanned* to) {
   });
 }
 
-// first and end of the rows that each block of a cluster finishes, of `live` ones.
+// The first row and the end of the rows that each block of a cluster finishes, of `live` rows.
 EXPORTED void cluster_shares(int64_t live, int64_t size, int64_t* to) {
   for (int rank = 0; rank < size; ++rank) {
     const cuda::RowShare share = cuda::cluster_share(int(live), int(size), rank);
@@ -71,7 +72,7 @@ EXPORTED void cluster_shares(int64_t live, int64_t size, int64_t* to) {
   }
 }
 
-// The clusters worth measuring and their predicted clocks, those predicted to be fastest first.
+// The clusters worth measuring and their predicted clocks, the best prediction first.
 EXPORTED const char* cluster_choices(const ConvCall* a, int64_t* tile, int64_t* splits, double* clocks,
                                      int64_t* count) {
   return guarded([&] {
@@ -112,7 +113,8 @@ EXPORTED const char* conv_bn_relu(const ConvCall* a) {
   });
 }
 
-// mean and var of the call: running statistics, updated; `mean` and `invstd` receive the batch's.
+// mean and var of the call are running statistics, which are updated. `mean` and `invstd` receive the batch's
+// statistics.
 EXPORTED const char* conv_stats(const ConvCall* a, float* mean, float* invstd, const int64_t* num_batches_tracked,
                                 const double* momentum) {
   return guarded([&] {
@@ -142,7 +144,7 @@ EXPORTED const char* conv_bn_relu_pool(const ConvCall* a) {
     const DType dtype = static_cast<DType>(a->dtype);
     cuda::PoolPlan plan = cuda::pool_plan(dtype, conv_of(*a));
     if (a->tile >= 0) plan = cuda::pool_plan_for(static_cast<cuda::PoolTile>(a->tile), dtype, conv_of(*a));
-    if (a->splits > 0 && plan.blocks > a->splits) plan.blocks = a->splits;  // blocks that walk over several tiles
+    if (a->splits > 0 && plan.blocks > a->splits) plan.blocks = a->splits;  // so that blocks walk over several tiles
     emu::machine.configure(a->seed, int(a->policy));
     cuda::conv_bn_relu_pool_planned(plan, dtype, a->x, a->weight, norm_of(*a), a->out, conv_of(*a), a->allow_tf32,
                                     nullptr);

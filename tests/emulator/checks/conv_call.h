@@ -1,4 +1,4 @@
-// A convolution as Python hands it over through ctypes (tests/conv_emulated.py).
+// A convolution as Python passes it through ctypes (tests/support/conv_emulated.py).
 #pragma once
 
 #include <exception>
@@ -16,7 +16,7 @@ struct ConvCall {
   int64_t dtype, param_dtype;
   int64_t n, h, w, c, k, r, s, p, q, groups, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t activation, allow_tf32, aligned;
-  int64_t tile, splits, images;  // -1, 0, 0: the plan's own choice; images: per launch
+  int64_t tile, splits, images;  // -1, 0, 0: the choice of the plan; images: per launch
   int64_t cluster, early_weights;
   int64_t seed, policy;
   double eps;
@@ -32,12 +32,12 @@ inline Norm norm_of(const ConvCall& a) {
   return {{a.mean, p}, {a.var, p}, true, a.eps, {a.bn_weight, p}, {a.bn_bias, p}};
 }
 
-// var absent: no norm.
+// Without var there is no norm.
 inline Epilogue epilogue_of(const ConvCall& a) {
   return {a.var ? norm_of(a) : Norm{}, a.residual, static_cast<Activation>(a.activation)};
 }
 
-// Runs `body`; nullptr, or what went wrong (valid until the next call).
+// Runs `body`. Returns nullptr, or the error message, which is valid until the next call.
 template <class Body>
 const char* guarded(Body body) {
   static std::string why;

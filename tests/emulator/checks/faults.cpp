@@ -1,5 +1,5 @@
-// Wrong uses of the instructions: each must be refused, with a message that names the mistake, under every seed and
-// policy. On a GPU these would hang or silently give wrong numbers, so only the emulator runs them.
+// Wrong uses of the instructions. The emulator must refuse each with a message that names the mistake, under every seed
+// and policy. On a GPU a wrong use would hang or silently give wrong numbers, so only the emulator runs them.
 #include "emulator/checks/harness.h"
 
 namespace micro {
@@ -14,7 +14,7 @@ struct Wrong {
   const char* message;
 };
 
-// A copy of 16 bytes per thread to its own slot, committed.
+// Each thread copies 16 bytes to its own slot and commits the copy.
 void start_copy(const char* global) {
   ptx::cp_async16(smem_base() + 16 * tid(), global + 16 * tid(), 16);
   ptx::cp_async_commit();
@@ -73,7 +73,7 @@ const Wrong kWrong[] = {
        ld_shared<int>(smem_base() + 4 * ((tid() + 64) % 128));
      },
      512, "reads "},
-    {"a release used twice",  // what is written after bar_arrive is not published by it
+    {"a release used twice",  // bar_arrive does not publish what is written after it
      [](char*) {
        if (warp() < 2) {
          ptx::bar_arrive(1, 128);

@@ -1,4 +1,5 @@
-// What micro.cpp and faults.cpp share: memory both worlds can reach, launch-and-wait, and the list of checks.
+// Code that micro.cpp and faults.cpp share: memory that host and kernel can access, launch-and-wait, and the list of
+// checks.
 #pragma once
 
 #include <cstdio>
@@ -53,7 +54,7 @@ void run(void (*kernel)(Params...), resnet_fused::cuda::Grid grid, int block, si
 #endif
 }
 
-// Whether the device has Hopper's own instructions; else says so.
+// Whether the device has Hopper's own instructions. Where it does not, the function prints that.
 inline bool on_hopper() {
 #ifndef HOST_EMULATION
   int major = 0;
@@ -70,7 +71,7 @@ inline void expect(bool good, const std::string& what) {
   if (!good) throw std::runtime_error(what);
 }
 #ifdef HOST_EMULATION
-// That the emulator stops `body` with a message that says `expected`.
+// Expects that the emulator stops `body` with a message that contains `expected`.
 template <class Body>
 void reported(const Body& body, const std::string& expected) {
   std::string message;
@@ -96,7 +97,7 @@ struct Check {
   std::function<void()> body;
 };
 
-// Runs every check under `seeds` seeds and both policies (once where there is a real scheduler); returns the failures.
+// Runs every check under `seeds` seeds and both policies (once on a GPU). Returns the number of failures.
 inline int run_all(const std::vector<Check>& checks, int seeds) {
   int failures = 0;
   for (const Check& check : checks) {

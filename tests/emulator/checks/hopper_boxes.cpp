@@ -1,6 +1,7 @@
-// What the strip convolution adds to hopper_checks.cpp: boxes of images with the images innermost, products of 112
-// columns that begin at any pixel of such a box, and stmatrix. Right uses, and mistakes that the emulator must report.
-// On a GPU of compute capability 9.0 the right uses run as well, with the same expectations:
+// The instructions that the strip convolution uses and hopper_checks.cpp does not: boxes of images with the images
+// innermost, products of 112 columns that begin at any pixel of such a box, and stmatrix. There are right uses, and
+// mistakes that the emulator must report. On a GPU of compute capability 9.0 the right uses run with the same
+// expectations:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
 //     tests/emulator/checks/hopper_boxes.cpp -o boxes && ./boxes
 #include "cuda/base/tensor_map.h"
@@ -9,7 +10,7 @@
 
 namespace micro {
 
-constexpr int kImages = 11, kHeight = 3, kWidth = 18, kChannels = 72;  // none a multiple of a box
+constexpr int kImages = 11, kHeight = 3, kWidth = 18, kChannels = 72;  // no size is a multiple of a box
 constexpr int kGroup = 8, kPixels = 16, kColumns = 112;
 constexpr int kBoxBytes = kGroup * kPixels * 128, kTileBytes = 64 * 128;
 
@@ -17,7 +18,7 @@ struct At {
   int channel, image, column, line, shift;
 };
 
-// D [64, 112] = A [64, 64] B^T, where row 8 p + i of B is pixel shift + p of image i in a box that begins at `at`.
+// D [64, 112] = A [64, 64] B^T. Row 8 p + i of B is pixel shift + p of image i in a box that begins at `at`.
 template <class T, int kRank>
 __global__ void __launch_bounds__(128) box_kernel(const __grid_constant__ ptx::TensorMap a,
                                                   const __grid_constant__ ptx::TensorMap images, At at, float* out) {
@@ -25,7 +26,8 @@ __global__ void __launch_bounds__(128) box_kernel(const __grid_constant__ ptx::T
   if (ptx::tid() == 0) {
     ptx::mbar_init(arrival, 1);
     ptx::mbar_init_fence();
-    ptx::mbar_arrive_expect(arrival, kTileBytes + kBoxBytes);  // of the whole box, wherever it hangs over an edge
+    // the bytes of the whole box, also where it extends past an edge
+    ptx::mbar_arrive_expect(arrival, kTileBytes + kBoxBytes);
     ptx::copy_2d(base, a, 0, 0, arrival);
     if constexpr (kRank == 4) {
       ptx::copy_4d(box, images, at.channel, at.image, at.column, at.line, arrival);
@@ -73,7 +75,7 @@ void box(Buffer<float>& out, At at) {
   run(box_kernel<T, kRank>, {1}, 128, 1024 + kTileBytes + kBoxBytes + 16, a_map, map, at, out.get());
 }
 
-// Small integers: exact. Zeros from outside, at every edge.
+// The matrices hold small integers, so the product is exact. The box extends past every edge, where it must read zeros.
 template <class T>
 void right() {
   for (const At at : {At{0, 0, 0, 0, 0},
@@ -101,8 +103,8 @@ void right() {
   }
 }
 
-// A warp: lane 4 g + t holds elements (g, 2 t) and the next of four 8 x 8 matrices, whose transposes go to rows of 16
-// bytes in the order 3, 2, 1, 0; what ldmatrix_x4_trans then reads is what the registers held.
+// One warp. Lane 4 g + t holds elements (g, 2 t) and the next of four 8 x 8 matrices. Their transposes go to rows of 16
+// bytes in the order 3, 2, 1, 0. ldmatrix_x4_trans must then read what the registers held.
 template <bool kSynchronised>
 __global__ void __launch_bounds__(32) transposed_kernel(uint16_t* out, uint32_t* again) {
   const uint32_t row = ptx::smem_base() + (3 - ptx::lane() / 8) * 128 + ptx::lane() % 8 * 16;

@@ -1,5 +1,5 @@
 // The instructions of csrc/ptx/hopper.cuh: one right use of all of them, and mistakes that the emulator must report. On
-// a GPU of compute capability 9.0 the right use runs as well, with the same expectations:
+// a GPU of compute capability 9.0 the right use runs with the same expectations:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
 //     tests/emulator/checks/hopper_checks.cpp -o checks && ./checks
 #include "cuda/base/tensor_map.h"
@@ -25,7 +25,7 @@ enum class Mistake {
 
 constexpr int kM = 64, kOperandBytes = 64 * 128;  // 64 rows of 64 values
 
-// One warpgroup: D [64, N] = A B^T of 64 columns, which begin at `column` of the matrices, rows at `row`.
+// One warpgroup computes D [64, N] = A B^T of 64 columns, which begin at `column` of the matrices; rows begin at `row`.
 template <class T, int N, Mistake kMistake>
 __global__ void __launch_bounds__(128)
     product_kernel(const __grid_constant__ ptx::TensorMap a, const __grid_constant__ ptx::TensorMap b, int column,
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(128)
   if (kMistake == Mistake::read_early) ptx::wgmma_finish(d);
 }
 
-constexpr int kRows = 70, kColumns = 136;  // neither a multiple of a box: zeros come in from outside
+constexpr int kRows = 70, kColumns = 136;  // no size is a multiple of a box, so boxes read zeros from outside
 
 template <class T>
 float value(int row, int column) {
@@ -98,7 +98,7 @@ void product(Buffer<float>& out, int column, int row) {
       out.get());
 }
 
-// Small integers: exact. Columns and rows that hang over each edge of the matrix are zeros.
+// The matrices hold small integers, so the product is exact. Columns and rows past each edge of the matrix are zeros.
 template <class T, int N>
 void right() {
   for (const auto& [column, row] : {std::pair{0, 0}, {64, 3}, {-8, -5}, {100, 40}}) {
@@ -133,7 +133,7 @@ void early() {
   for (int i = 0; i < kM * 64; ++i) expect(out[i] != out[i], "accumulators are NaN until they are waited for");
 }
 
-// Whether the copies have landed by then is a matter of the schedule.
+// The schedule decides whether the copies have landed by that time.
 void left() {
   int noticed = 0;
   for (int seed = 0; seed < 20; ++seed) {

@@ -1,8 +1,9 @@
-// The emulator's fragment layouts against NVIDIA's own: CuTe's traits say who holds what, the emulated instructions
-// must agree. Without this the emulator would be judged by its author alone. Host code; needs CUTLASS and CUDA headers.
+// Compares the emulator's fragment layouts with NVIDIA's own. CuTe's traits say which lane holds which element, and the
+// emulated instructions must agree. Without this check the emulator would be tested only against its author's reading.
+// It is host code and needs the headers of CUTLASS and CUDA.
 #include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>
-// CUDA's headers define these for host compilers; the emulator's definitions are the same, empty.
+// CUDA's headers define these macros for host compilers. The emulator defines them as empty too.
 #undef __global__
 #undef __device__
 #undef __host__
@@ -13,7 +14,8 @@
 
 namespace micro {
 
-// D = A B through the emulated mma, with registers filled and read back by CuTe's layouts. Small integers: exact.
+// D = A B by the emulated mma. CuTe's layouts fill the registers and read them back. The values are small integers, so
+// D is exact.
 template <class Traits, class T>
 struct Mma {
   static constexpr int M = cute::size<0>(typename Traits::Shape_MNK{}), N = cute::size<1>(typename Traits::Shape_MNK{}),
@@ -24,7 +26,7 @@ struct Mma {
   static float a(int m, int k) { return static_cast<float>((m * 7 + k * 3) % 13 - 6); }
   static float b(int n, int k) { return static_cast<float>((n * 5 + k * 11) % 17 - 8); }
 
-  // Registers of one lane from its values, two 16-bit values or one TF32 value in each.
+  // The registers of one lane from its values: two 16-bit values or one TF32 value in each register.
   template <int kRegisters, int kValues>
   static void registers(const float (&value)[kValues], uint32_t (&r)[kRegisters]) {
     for (int i = 0; i < kRegisters; ++i) {
@@ -75,8 +77,8 @@ struct Mma {
   }
 };
 
-// Every 16-bit element holds the number that CuTe's source layout gives it; each lane must receive what its destination
-// layout names.
+// Every 16-bit element holds the number that CuTe's source layout gives it. Each lane must receive the numbers that
+// CuTe's destination layout names.
 template <class Traits, int kMatrices, bool kTransposed>
 struct Load {
   static void kernel(uint32_t* out) {

@@ -1,7 +1,7 @@
-// One right use of each instruction in csrc/ptx/ptx.cuh, with its result known from the PTX ISA.
+// One right use of each instruction in csrc/ptx/ptx.cuh, whose result is known from the PTX ISA.
 //
-// g++ -DHOST_EMULATION checks the emulator; nvcc -x cu checks the inline PTX on a GPU with the same expectations.
-// faults.cpp holds the wrong uses.
+// g++ -DHOST_EMULATION checks the emulator. nvcc -x cu checks the inline PTX on a GPU with the same expectations.
+// faults.cpp has the wrong uses.
 #include "emulator/checks/harness.h"
 #include "emulator/core/numbers.h"
 
@@ -19,7 +19,7 @@ void check_indices() {
   for (size_t i = 0; i < out.size(); ++i) expect_equal(out[i], static_cast<int>(i), "index", i);
 }
 
-// Each thread writes its slot and reads the mirrored one.
+// Each thread writes its slot and reads the mirrored slot.
 template <class T>
 __global__ void mirror(const T* in, T* out) {
   const uint32_t base = ptx::smem_base();
@@ -27,7 +27,7 @@ __global__ void mirror(const T* in, T* out) {
   ptx::sync_threads();
   const int other = ptx::threads() - 1 - ptx::tid();
   const T value = ptx::ld_shared<T>(base + other * sizeof(T));
-  switch (ptx::tid() % 3) {  // the loads and stores differ in caching only
+  switch (ptx::tid() % 3) {  // these loads and stores differ in caching only
     case 0:
       ptx::st_global(out + ptx::tid(), value);
       break;
@@ -54,7 +54,8 @@ void check_base_alignment() {
   expect_equal(out[0], 0u, "smem_base() % 128", 0);
 }
 
-// Lane t copies t % 17 of 16 bytes, t % 9 of 8, t % 5 of 4; the rest must become zero. Three groups, waited one by one.
+// Lane t copies t % 17 of 16 bytes, t % 9 of 8, t % 5 of 4; the rest must become zero. Three groups are waited for one
+// by one.
 __global__ void copies(const unsigned char* in, unsigned char* out) {
   const int t = ptx::tid(), n = ptx::threads();
   const uint32_t base = ptx::smem_base(), a = base + 16 * t, b = base + 16 * n + 8 * t, c = base + 24 * n + 4 * t;
@@ -87,7 +88,7 @@ void check_copies() {
   }
 }
 
-// Matrices of 16-bit values m * 64 + row * 8 + column, one row after the other.
+// Matrices of 16-bit values m * 64 + row * 8 + column, stored row by row.
 template <int Matrices, bool Transposed>
 __global__ void load_matrices(uint32_t* out) {
   const uint32_t base = ptx::smem_base();
@@ -116,7 +117,8 @@ void check_load_matrices() {
   }
 }
 
-// D = A B + C on small integers, exact in every format and in any order of summation. A [16, K], B [K, 8] row by row.
+// D = A B + C on small integers, which is exact in every format and order of summation. A [16, K] and B [K, 8] are
+// stored row by row.
 template <class T>
 __global__ void multiply(const float* a, const float* b, float* d) {
   const int g = ptx::lane() / 4, t = ptx::lane() % 4;

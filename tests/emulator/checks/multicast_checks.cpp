@@ -1,4 +1,4 @@
-// Copies that go to several blocks of a cluster at once and barriers of other blocks (csrc/ptx/hopper.cuh): one right
+// Copies that go to several blocks of a cluster at once, and barriers of other blocks (csrc/ptx/hopper.cuh): one right
 // use, and mistakes that the emulator must report. On a GPU of compute capability 9.0 the right use runs as well:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
 //     tests/emulator/checks/multicast_checks.cpp -o checks && ./checks
@@ -26,7 +26,7 @@ enum class Mistake {
 
 constexpr int kRows = 64, kRounds = 5, kSlotBytes = kRows * 128;
 
-// Two blocks fill one slot of 64 x 64 values in each of them, half by half; the second warp of each takes it away.
+// Two blocks fill one slot of 64 x 64 values in each block, half by half. The second warp of each block reads the slot.
 template <Mistake kMistake>
 __global__ void __launch_bounds__(64) multicast_kernel(const __grid_constant__ ptx::TensorMap x, ptx::Words4* out) {
   const uint32_t slot = (ptx::smem_base() + 1023) / 1024 * 1024, full = slot + kSlotBytes, empty = full + 8;
@@ -116,7 +116,7 @@ int main() {
   if (!on_hopper()) return 0;
   std::vector<Check> checks = {{"two blocks fill each other's slots", [] { multicast(); }}};
 #ifdef HOST_EMULATION
-  // The other block's barrier is not there yet, or nothing orders what follows after its initialisation.
+  // The other block's barrier may not be initialised yet, or nothing orders its use after its initialisation.
   checks.push_back(
       wrong<Mistake::no_barrier_at_begin>("no barrier before the first copy", {"never written", "race: reads"}));
   checks.push_back(wrong<Mistake::no_barrier_at_end>("no barrier before the end", {"leave", "has left"}));

@@ -1,10 +1,10 @@
-// What tests/test_plane_emulated.py calls through ctypes: the plane convolution on the emulator, its lists and
-// refusals.
+// The functions that tests/support/plane_emulated.py calls through ctypes: the plane convolution on the emulator, its
+// lists and refusals.
 #include "cuda/hopper/plane/plan.h"
 #include "emulator/checks/conv_call.h"
 #include "emulator/core/machine.h"
 
-// Fills `to`, which has room for `room` integers, with the table; `size`: its integers.
+// Fills `to`, which has room for `room` integers, with the table. `size` receives the number of the table's integers.
 EXPORTED const char* plane_table(const ConvCall* a, int gradient, int places, int* to, int64_t room, int64_t* size) {
   return guarded([&] {
     const std::vector<int> table = cuda::conv_plane_table(conv_of(*a), gradient, places);
@@ -25,7 +25,8 @@ EXPORTED const char* plane_refusal(const ConvCall* a, int gradient, int major, i
 
 EXPORTED int plane_shared() { return cuda::kPlaneShared; }
 
-// Of every step of every rank the group, first image and first channel; room for `room` integers. Returns the steps.
+// Group, first image and first channel of every step of every rank. `to` has room for `room` integers. Returns the
+// number of steps.
 EXPORTED int plane_spots(const ConvCall* a, int gradient, int places, int cluster, int* to, int64_t room) {
   const cuda::PlaneSchedule schedule = cuda::plane_schedule({conv_of(*a), gradient != 0}, places, cluster);
   for (int step = 0; 3 * (step + 1) * cluster <= room; ++step) {

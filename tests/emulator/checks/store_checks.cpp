@@ -1,5 +1,5 @@
-// Stores by tensor maps: boxes of shared memory into a matrix. Right uses over every edge, and mistakes that the
-// emulator must report. On a GPU of compute capability 9.0 the right uses run as well, with the same expectations:
+// Stores by tensor maps: boxes of shared memory into a matrix. There are right uses over every edge, and mistakes that
+// the emulator must report. On a GPU of compute capability 9.0 the right uses run with the same expectations:
 //   nvcc -x cu -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Icsrc -Itests/emulator
 //     tests/emulator/checks/store_checks.cpp -o stores && ./stores
 #include "cuda/base/tensor_map.h"
@@ -15,7 +15,7 @@ enum class Mistake { none, no_fence, fence_before, no_barrier, no_wait, not_comm
 
 __host__ __device__ inline int element(int box, int row, int column) { return 1000 * box + 31 * row + column; }
 
-// Two boxes, one after the other out of the same memory; thread t writes 16 bytes of rows t / 8 and so on.
+// Stores two boxes, one after the other, from the same memory. Thread t writes 16 bytes of rows t / 8 and so on.
 template <Mistake kMistake>
 __global__ void __launch_bounds__(128)
     store_kernel(const __grid_constant__ ptx::TensorMap map, int column, int row, int second) {
@@ -56,10 +56,10 @@ void store(int column, int row, int second) {
 }
 
 void right() {
-  store(0, 0, 32);     // the second hangs over the last row
-  store(64, -40, 32);  // the first lies outside
-  store(128, 5, 64);   // over the last column; the second past the last row
-  store(-8, 3, 0);     // over the first; the second over the first one's place
+  store(0, 0, 32);     // the second box extends past the last row
+  store(64, -40, 32);  // the first box lies outside
+  store(128, 5, 64);   // the boxes extend past the last column, the second also past the last row
+  store(-8, 3, 0);     // the first box extends past the first column, the second overwrites a part of the first box
 }
 
 #ifdef HOST_EMULATION

@@ -1,4 +1,5 @@
-// What tests/test_strip_emulated.py calls through ctypes: the strip convolution on the emulator, its plan and refusals.
+// The functions that tests/support/strip_emulated.py calls through ctypes: the strip convolution on the emulator, its
+// plan and refusals.
 #include "cuda/hopper/strip/plan.h"
 #include "emulator/checks/conv_call.h"
 #include "emulator/core/machine.h"
@@ -7,7 +8,7 @@ namespace resnet_fused::cuda {
 void conv_strip_planned(const StripPlan&, DType, const void*, const void*, Epilogue, void*, Convolution, bool, void*);
 }  // namespace resnet_fused::cuda
 
-// lines: of a segment, at most; 0: as planned.
+// lines: at most, of a segment. 0: as planned.
 static cuda::StripPlan plan_of(const ConvCall& a, int lines) {
   cuda::StripPlan plan = cuda::strip_plan(conv_of(a));
   if (lines == 0) return plan;
@@ -17,8 +18,8 @@ static cuda::StripPlan plan_of(const ConvCall& a, int lines) {
   return plan;
 }
 
-// plan: strips side by side, segments, lines of a segment, blocks. places: of each block its first image, column and
-// line and its number of lines; room for `room` integers.
+// plan: strips side by side, segments, lines of a segment, blocks. places: for each block its first image, column and
+// line, and its number of lines. `room`: integers that places can hold.
 EXPORTED void strip_plan(const ConvCall* a, int lines, int64_t* plan, int* places, int64_t room) {
   const cuda::StripPlan p = plan_of(*a, lines);
   for (int64_t value : {int64_t{p.strips_w}, int64_t{p.segments}, int64_t{p.rows}, p.blocks}) *plan++ = value;

@@ -1,16 +1,16 @@
-// What Python calls through ctypes on the loaded library: schedule, device size, and the number formats.
+// The functions of the loaded library that Python calls through ctypes: schedule, device size, and number formats.
 #include "emulator/core/machine.h"
 #include "emulator/core/numbers.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// policy -1: drawn per block.
+// policy -1: the policy is drawn for each block.
 EXPORT void emu_configure(uint64_t seed, int policy, int multiprocessors) {
   emu::machine.configure(seed, policy);
   emu::machine.multiprocessors = multiprocessors;
 }
 
-// The last launch: blocks of its grid in x, y and z, threads of a block.
+// The last launch: numbers of blocks in x, y and z, threads of a block.
 EXPORT void emu_last_launch(int64_t* to) {
   const emu::Dim& grid = emu::machine.grid;
   to[0] = grid.x, to[1] = grid.y, to[2] = grid.z, to[3] = emu::machine.threads;

@@ -1,8 +1,8 @@
 // A fiber: a stack of its own and a switch to and from the scheduler's stack.
 //
-// x86-64 switches in 15 instructions; elsewhere, or with -DEMU_UCONTEXT, swapcontext does the same with a system call
-// per switch. AddressSanitizer is told about every switch, and a stack is unpoisoned before it is used again, because
-// a block that ends with a fault leaves its fibers where they stood.
+// x86-64 switches in 15 instructions. On other machines, or with -DEMU_UCONTEXT, swapcontext switches with a system
+// call each time. AddressSanitizer is told about every switch. A stack is unpoisoned before it is used again, because a
+// block that ends with a fault does not unwind its fibers.
 #pragma once
 
 #include <sys/mman.h>
@@ -40,7 +40,7 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // The next resume() calls entry() on a fresh stack; entry ends with leave() and never returns.
+  // The next resume() calls entry() on a fresh stack. entry ends with leave() and never returns.
   void start(void (*entry)()) {
     if (stack_ == nullptr) allocate();
 #if EMU_ASAN
@@ -55,7 +55,8 @@ class Fiber {
     context_.uc_link = nullptr;
     makecontext(&context_, &Fiber::first, 0);
 #else
-    // As if first() had just been called by address 0 (so 8 past a multiple of 16), with six saved registers.
+    // The stack looks as if address 0 had just called first(): it is 8 past a multiple of 16 and has six saved
+    // registers.
     void** top = reinterpret_cast<void**>(stack_ + kStackBytes) - 3;
     *top = nullptr;
     *--top = reinterpret_cast<void*>(&Fiber::first);
@@ -64,7 +65,7 @@ class Fiber {
 #endif
   }
 
-  // Scheduler -> fiber; returns when the fiber pauses or leaves.
+  // Switches from the scheduler to the fiber. Returns when the fiber pauses or leaves.
   void resume() {
     running_ = this;
 #if EMU_ASAN
@@ -89,7 +90,7 @@ class Fiber {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     void* p = mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED || mprotect(p, page, PROT_NONE) != 0) throw std::bad_alloc();
-    stack_ = static_cast<char*>(p) + page;  // the page below stays closed: an overflow faults at once
+    stack_ = static_cast<char*>(p) + page;  // the page below stays inaccessible, so that an overflow faults at once
   }
 
   static void first() {

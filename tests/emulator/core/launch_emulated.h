@@ -1,4 +1,4 @@
-// launch() of csrc/cuda/base/launch.h on the emulator: runs the whole grid on this thread before it returns.
+// launch() of csrc/cuda/base/launch.h on the emulator. It runs the whole grid on this thread and then returns.
 #pragma once
 
 #include <string>

@@ -7,7 +7,7 @@
 #include <numeric>
 
 #ifndef EMU_UCONTEXT
-// rdi: where to keep the stack pointer of the fiber that leaves; rsi: the stack pointer of the fiber that comes.
+// rdi: where to save the stack pointer of the present fiber. rsi: the stack pointer of the next fiber.
 asm(R"(
 .text
 .globl resnet_fused_emu_switch
@@ -73,7 +73,7 @@ void Machine::run(const std::string& op, Dim dims, int block, size_t shared_byte
   for (int64_t number : order) {
     place(cluster, number);
     policy_ = wanted_policy_ >= 0 ? wanted_policy_ : static_cast<int>(random_.below(2));
-    // A base that is aligned as promised and no better.
+    // The base has exactly the promised alignment and no larger one.
     shadow.reset(1024 + 128 * (2 * random_.below(8) + 1), shared_bytes, block_warps_, blocks);
     run_cluster();
     if (faulted_) {
@@ -121,7 +121,7 @@ void Machine::run_cluster() {
     lanes_[t].fiber.start(&Machine::entry);
   }
   while (running_ > 0 && !faulted_) {
-    // A bulk copy lands when it pleases, at the latest when nothing else can happen.
+    // A bulk copy lands at a random time, at the latest when nothing else can happen.
     if (hopper.copies_in_flight() && random_.below(16) == 0) hopper.land_one();
     while (hopper.copies_in_flight() && ready_warps_ == 0) hopper.land_one();
     if (ready_warps_ == 0) {
@@ -209,7 +209,7 @@ void Machine::arrive(int id, int expected, bool wait) {
   barrier.arrived += 32;
   barrier.clocks.join(shadow.publish(w));
   if (wait) {
-    barrier.waiting |= 1u << w;  // the warp keeps its meeting, for the report of a standstill
+    barrier.waiting |= 1u << w;  // the warp stays in its meeting, so that a report of a standstill names it
   } else {
     wake(w);
   }
@@ -231,7 +231,7 @@ void Machine::thread_ends() {
   Lane& lane = *current_;
   Warp& warp = this->warp();
   bool in_flight = !lane.open.empty();
-  for (const auto& group : lane.groups) in_flight |= !group.empty();  // a pipeline's last groups are empty
+  for (const auto& group : lane.groups) in_flight |= !group.empty();  // the last groups of a pipeline are empty
   if (in_flight) fail("the thread ends with a cp.async it has not waited for");
   hopper.thread_ends();
   if (!lane.waited) fail("the thread ends without grid_wait, although its kernel was launched early");

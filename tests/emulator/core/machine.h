@@ -1,11 +1,11 @@
-// One CUDA block, or one cluster of them, at a time: threads as fibers, a seeded scheduler, warp-wide meetings and
-// barriers.
+// The emulated machine runs one CUDA block, or one cluster of blocks, at a time: threads as fibers, a seeded scheduler,
+// warp-wide instructions and barriers.
 //
-// Threads run until they reach a point where threads meet. Which one runs next is drawn from the seed under one of two
-// policies: 0 picks any ready warp; 1 runs the warp of highest priority as far as it can and redraws priorities now and
-// then, so that warps drift apart as far as the barriers allow (uniform picks keep them in step and hide missing
-// barriers). Inside a warp the lanes run in random order. Blocks run one after another, in random order; those of a
-// cluster together, their warps in one count.
+// A thread runs until it reaches a point where threads meet. The seed then decides which thread runs next, under one of
+// two policies. Policy 0 picks any ready warp. Policy 1 runs the warp of highest priority as far as it can, and redraws
+// the priorities from time to time. Under policy 1 warps drift apart as far as the barriers allow. Policy 0 keeps warps
+// nearly in step, which hides missing barriers. Inside a warp the lanes run in random order. Blocks run one after
+// another in random order. The blocks of a cluster run together, and their warps are numbered through all blocks.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +37,7 @@ struct Dim {
   int64_t x = 1, y = 1, z = 1;
 };
 
-// A cp.async on its way; `data` was read when it was issued and lands when the thread waits for its group.
+// A cp.async in flight. `data` was read when the copy was issued; it lands when the thread waits for the copy's group.
 struct Copy {
   uint32_t dst;
   int bytes;
@@ -47,7 +47,7 @@ struct Copy {
 struct Lane {
   Fiber fiber;
   Who who;
-  bool waited;                            // for the kernels before
+  bool waited;                            // whether the thread has waited for the kernels before
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> open;                 // not committed
 };
@@ -55,7 +55,7 @@ struct Lane {
 struct Warp {
   uint32_t ready, alive;
   uint32_t met;         // lanes that have arrived at `meeting`
-  const char* meeting;  // the instruction they wait in
+  const char* meeting;  // the instruction in which they wait
   void* operands[32];
   uint32_t priority;
 };
@@ -66,14 +66,14 @@ struct Barrier {
   Clocks clocks;
 };
 
-// The warps that have arrived at a cluster's barrier (`arrived`), and those that have not waited yet since the barrier
-// was passed (`passed`).
+// arrived: the warps that have arrived at a cluster's barrier. passed: the warps that have not waited since the barrier
+// was passed.
 struct ClusterBarrier {
   uint32_t arrived, passed, waiting;  // warps
   Clocks gathering, clocks;
 };
 
-// How a kernel is launched besides its grid: see launch.h.
+// How a kernel is launched, besides its grid: see launch.h.
 struct How {
   Dim cluster;
   bool early = false;
@@ -81,36 +81,37 @@ struct How {
 
 class Machine {
  public:
-  // Seed and policy (-1: drawn per block) of what follows; launches are numbered from here, same seed = same schedule.
+  // Sets seed and policy (-1: drawn per block) of the following launches. Launches are numbered from here, so the same
+  // seed gives the same schedule.
   void configure(uint64_t seed, int policy);
-  int multiprocessors = 3;  // few, so that grids stride and partial results are many for each block
+  int multiprocessors = 3;  // few, so that grids stride and each block merges many partial results
 
   // Runs `body(context)` in every thread of every block. Throws Fault.
   void run(const std::string& op, Dim grid, int block, size_t shared_bytes, void (*body)(const void*),
            const void* context, How how = {});
 
-  // The rest is called by the instructions, inside a fiber.
+  // Instructions call the following functions, inside a fiber.
   Lane& lane() { return *current_; }
   Warp& warp() { return warps_[current_->who.warp]; }
   Shadow shadow;
-  Early early;  // global memory of a kernel that starts before the one ahead has ended
+  Early early;  // global memory of a kernel that starts before the previous one has ended
   Dim grid;
-  int threads = 0, blocks = 0;  // of a block; of a cluster
+  int threads = 0, blocks = 0;  // threads of a block; blocks of a cluster
   int rank() const { return current_->who.warp / block_warps_; }
   const Dim& block_index() const { return block_indices_[rank()]; }
   int block_warp() const { return current_->who.warp % block_warps_; }
 
-  // Every lane of the warp comes here with the same `name`; true for the last one, which works for all and then calls
-  // release(); the others have slept until then.
+  // Every lane of the warp comes here with the same `name`. The other lanes sleep until the last lane arrives. The
+  // function returns true to the last lane, which does the work of all lanes and then calls release().
   bool meet(const char* name, void* operand);
   void release(int warp) { wake(warp); }
-  // The whole warp arrives at a barrier of `expected` threads (after meet()).
+  // The whole warp (after meet()) arrives at a barrier of `expected` threads.
   void arrive(int id, int expected, bool wait);
   void pause();
-  // The whole warp arrives at the cluster's barrier, waits there (after meet()).
+  // The whole warp (after meet()) arrives at the cluster's barrier. cluster_wait waits there.
   void cluster_arrive();
   void cluster_wait();
-  // One lane alone waits for something that `wake_lane` reports; `what`: the instruction.
+  // One lane alone waits until `wake_lane` is called for it. `what`: the instruction.
   void sleep(const char* what);
   void wake_lane(Who who);
   Random& random() { return random_; }
@@ -132,12 +133,12 @@ class Machine {
   uint64_t seed_ = 0, launches_ = 0;
   int wanted_policy_ = -1, policy_ = 0;
   Random random_;
-  std::vector<Lane> lanes_ = std::vector<Lane>(1024);  // their stacks come with first use
+  std::vector<Lane> lanes_ = std::vector<Lane>(1024);  // their stacks are allocated at their first use
   Warp warps_[kMaxWarps];
-  Barrier barriers_[kMaxWarps][16];  // of each block
+  Barrier barriers_[kMaxWarps][16];  // per block
   ClusterBarrier cluster_barrier_;
   std::vector<Dim> block_indices_;
-  int block_warps_ = 1, warps_running_ = 0;  // of a block; of the cluster
+  int block_warps_ = 1, warps_running_ = 0;  // warps of a block; running warps of the cluster
   int left_[kMaxWarps];                      // threads of each block that have not ended
   uint32_t ready_warps_ = 0;
   Lane* current_ = nullptr;
@@ -152,7 +153,7 @@ class Machine {
 
 extern Machine machine;
 
-// A warp-wide instruction: `complete(T* const (&operands)[32])` runs once, in the last lane to arrive.
+// A warp-wide instruction. `complete(T* const (&operands)[32])` runs once, in the last lane that arrives.
 template <class T, class Complete>
 void collective(const char* name, T& operand, Complete complete) {
   if (machine.meet(name, &operand)) {

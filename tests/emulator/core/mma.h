@@ -1,4 +1,4 @@
-// ldmatrix and mma: who holds which element, written as in the figures of the PTX ISA.
+// ldmatrix and mma. Which lane holds which element is written as in the figures of the PTX ISA.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace emu {
 
-// Lane l gives the address of row l % 8 of matrix l / 8 (eight 16-bit values); register m of lane l receives elements
-// (l / 4, 2 * (l % 4)) and the next of matrix m, or of its transpose.
+// Lane l gives the address of row l % 8 of matrix l / 8 (eight 16-bit values). Register m of lane l receives elements
+// (l / 4, 2 * (l % 4)) and the next of matrix m, or of the transpose of matrix m.
 template <int Matrices, bool Transposed>
 void ldmatrix(const char* name, uint32_t (&r)[Matrices], uint32_t addr) {
   struct Operands {
@@ -54,7 +54,7 @@ struct MmaOperands {
   const uint32_t* b;
 };
 
-// Every register of a warp as matrices A [16, K], B [K, 8].
+// The registers of a warp as matrices A [16, K], B [K, 8].
 template <Mma Kind, int K>
 void gather(MmaOperands* const (&all)[32], float (&a)[16][K], float (&b)[K][8]) {
   const float* table = f16_table();
@@ -79,8 +79,8 @@ void gather(MmaOperands* const (&all)[32], float (&a)[16][K], float (&b)[K][8]) 
   }
 }
 
-// D += A B with float32 sums in ascending k. The hardware adds in another order and truncates where this rounds, so
-// tolerances must come from the formats, never from what this function happens to give.
+// D += A B with float32 sums in ascending k. The hardware adds in another order and truncates where this function
+// rounds. Tolerances must therefore follow from the formats, and not from the results of this function.
 template <Mma Kind>
 void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   constexpr int K = Kind == Mma::tf32 ? 8 : 16;

@@ -1,4 +1,4 @@
-// The number formats of ptx.cuh in portable C++, rounding as the PTX conversions do.
+// The number formats of ptx.cuh in portable C++. They round as the PTX conversions do.
 #pragma once
 
 #include <cmath>
@@ -28,12 +28,12 @@ inline float widen_f16(uint16_t h) {
   return float_of(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-// Nearest, ties to even; overflow becomes infinity, every NaN 0x7fff.
+// Rounds to nearest, ties to even. Overflow becomes infinity, every NaN becomes 0x7fff.
 inline uint16_t narrow_f16(float x) {
   const uint32_t u = bits_of(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return 0x7fff;
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00);  // 65520 and above
-  if (magnitude < 0x38800000u) {  // below 2^-14: multiples of 2^-24, which this sum rounds to
+  if (magnitude < 0x38800000u) {  // below 2^-14 the steps are 2^-24, and this sum rounds to them
     const float shifted = float_of(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (bits_of(shifted) - 0x3f000000u));
   }
@@ -49,7 +49,7 @@ inline uint16_t narrow_bf16(float x) {
   return static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
 
-// Nearest, ties away from zero, to 10 mantissa bits.
+// Rounds to nearest, ties away from zero, to 10 mantissa bits.
 inline uint32_t round_tf32(float x) {
   const uint32_t u = bits_of(x);
   if ((u & 0x7f800000u) == 0x7f800000u) return u;

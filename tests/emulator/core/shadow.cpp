@@ -5,7 +5,7 @@
 
 namespace emu {
 
-// What takes addresses of other blocks.
+// Whether the instruction takes addresses of other blocks.
 static bool reaches_others(const char* what) {
   for (const char* name : {"ld.shared::cluster", "mbarrier.arrive.shared::cluster", "multicast copy"}) {
     if (std::strcmp(what, name) == 0) return true;
@@ -22,7 +22,7 @@ void Shadow::reset(uint32_t base, size_t bytes, int warps, int blocks) {
   memory_.assign(stride_ * blocks, 0xFF);
   const size_t cells = stride_ / kGrain * blocks;
   cells_.assign(cells, Cell{});
-  reads_.resize(cells * warps * blocks);  // stale entries are masked by Cell::readers
+  reads_.resize(cells * warps * blocks);  // Cell::readers masks outdated entries
   for (int w = 0; w < kActors; ++w) {
     known_[w] = Clocks{};
     known_[w].at[w] = 1;
@@ -126,7 +126,7 @@ void Shadow::copy_issued(const char* what, uint32_t addr, int bytes, Who who) {
 void Shadow::copy_landed(const char* what, uint32_t addr, int bytes, Who who) {
   for (size_t i = offset(what, addr, bytes, who) / kGrain, last = i + bytes / kGrain; i < last; ++i)
     cells_[i].in_flight = 0;
-  write(what, addr, bytes, who);  // visible to the issuing thread from here, to others after a barrier
+  write(what, addr, bytes, who);  // the issuing thread sees the data from here on, other threads after a barrier
 }
 
 void Shadow::bulk_issued(const char* what, uint32_t addr, int bytes, Who who) { copy_issued(what, addr, bytes, who); }

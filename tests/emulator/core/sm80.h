@@ -1,4 +1,4 @@
-// The instructions of csrc/ptx/ptx.cuh on the emulated machine; included by ptx.cuh under -DHOST_EMULATION.
+// The instructions of csrc/ptx/ptx.cuh on the emulated machine. ptx.cuh includes this file under -DHOST_EMULATION.
 #pragma once
 
 #include <cmath>
@@ -109,7 +109,8 @@ inline void copy(const char* what, uint32_t dst, const void* src, int bytes, int
   check_global(what, src, bytes);
   if (src_bytes > 0) machine.early.read(what, src, src_bytes);
   emu::Copy c{dst, bytes, {}};
-  std::memcpy(c.data, src, src_bytes);  // now, so that AddressSanitizer blames the instruction and not the wait
+  // read at issue, so that AddressSanitizer reports the instruction and not the wait
+  std::memcpy(c.data, src, src_bytes);
   machine.shadow.copy_issued(what, dst, bytes, machine.lane().who);
   machine.lane().open.push_back(c);
 }
@@ -136,7 +137,7 @@ void cp_async_wait() {
   }
 }
 
-// Barriers: whole warps arrive, as a warp-wide instruction.
+// Barriers: whole warps arrive together, as in a warp-wide instruction.
 
 struct BarrierOperands {
   int id, threads;
@@ -162,7 +163,7 @@ inline void sync_warp() {
   emu::collective("sync_warp", nothing, [](int* const(&)[32]) { machine.shadow.publish(machine.lane().who.warp); });
 }
 
-// Shuffles: no ordering of memory, as in CUDA.
+// Shuffles do not order memory, as in CUDA.
 
 struct Shuffle {
   uint32_t value;

@@ -22,13 +22,14 @@ void Machine::cluster_wait() {
     shadow.acquire(w, barrier.clocks);
     wake(w);
   } else if (barrier.arrived & bit) {
-    barrier.waiting |= bit;  // the warp keeps its meeting, for the report of a standstill
+    barrier.waiting |= bit;  // the warp stays in its meeting, so that a report of a standstill names it
   } else {
     fail("cluster_wait without cluster_arrive");
   }
 }
 
-// Once all warps that still run have arrived. None of them can have arrived for the next time: each waits first.
+// The barrier is passed when all warps that still run have arrived. No warp can have arrived for the next time, because
+// each waits first.
 void Machine::pass_cluster_barrier() {
   ClusterBarrier& barrier = cluster_barrier_;
   if (barrier.arrived == 0) return;

@@ -34,7 +34,8 @@ T ld_cluster(uint32_t addr) {
 inline void grid_wait() { machine.early.wait(); }
 inline void grid_trigger() { machine.early.trigger(); }
 inline void prefetch_l2(const void* p) {
-  [[maybe_unused]] volatile char touched = *static_cast<const volatile char*>(p);  // for AddressSanitizer
+  // lets AddressSanitizer check the address
+  [[maybe_unused]] volatile char touched = *static_cast<const volatile char*>(p);
 }
 
 }  // namespace resnet_fused::ptx

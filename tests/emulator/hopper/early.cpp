@@ -36,7 +36,7 @@ void Early::read(const char* what, const void* p, size_t bytes) {
   }
 }
 
-// Waiting does not help: the kernel had begun.
+// A wait does not allow such a read, because the kernel had begun before it.
 void Early::read_only(const void* p, size_t bytes) {
   if (early_ && written_before(p, bytes)) machine.fail("ld.global.nc of what the kernel before writes");
 }

@@ -1,9 +1,9 @@
-// Global memory under an early launch, at its weakest: until a thread's grid_wait the kernel before may still be
-// writing what it writes, and reading anything at all.
+// Global memory under an early launch, with the weakest guarantees: until a thread's grid_wait the previous kernel may
+// still write its results and read any memory.
 //
-// Kernels run one after the other here, so that nothing would go wrong by itself: instead, what the last launch wrote
-// is kept. Memory must not have changed hands since: a tensor that the host filled in the place of that one looks as if
-// it were in flight.
+// Kernels run one after the other here, so an early access would read right values. The record of what the last launch
+// wrote reveals it instead. Memory must not have been reused since: a tensor that the host filled in the same place
+// looks as if it were in flight.
 #pragma once
 
 #include <cstddef>
@@ -16,10 +16,10 @@ namespace emu {
 class Early {
  public:
   void launch(bool early);             // a kernel begins
-  bool now() const { return early_; }  // it was launched early
-  // By the current thread: Fault if it has not waited and must have.
+  bool now() const { return early_; }  // whether the present kernel was launched early
+  // Raises Fault where the current thread must have waited and has not.
   void read(const char* what, const void* p, size_t bytes);
-  void read_only(const void* p, size_t bytes);  // of memory that no one writes while the kernel runs
+  void read_only(const void* p, size_t bytes);  // of memory that no thread writes while the kernel runs
   void write(const char* what, const void* p, size_t bytes);
   void wait();
   void trigger();
@@ -28,7 +28,7 @@ class Early {
   using Ranges = std::vector<std::pair<uintptr_t, uintptr_t>>;  // [first, second)
   bool written_before(const void* p, size_t bytes) const;
 
-  Ranges before_, written_;  // by the launch before, in order; by this one
+  Ranges before_, written_;  // writes of the previous launch, sorted; writes of this launch
   bool early_ = false;
 };
 

@@ -12,7 +12,7 @@
 namespace emu {
 
 static const float kNan = std::numeric_limits<float>::quiet_NaN();
-static constexpr uint32_t kRow = kBoxRow, kAtom = 1024;  // bytes of an operand's row, of the swizzle's period
+static constexpr uint32_t kRow = kBoxRow, kAtom = 1024;  // bytes of an operand's row; bytes of the swizzle's period
 
 void Hopper::reset() {
   mbarriers_.clear();
@@ -26,7 +26,7 @@ void Hopper::reset() {
 
 // Barriers.
 
-// An address that names its block.
+// An address that contains its block.
 static uint32_t named(uint32_t addr) {
   const int rank = machine.shadow.rank_of(addr, machine.lane().who);
   return addr % kThere + kThere * static_cast<uint32_t>(rank + 1);
@@ -45,7 +45,7 @@ void Hopper::init_fence() {
 }
 
 Hopper::Mbarrier& Hopper::at(const char* what, uint32_t addr) {
-  machine.shadow.read(what, addr, 8, machine.lane().who);  // ordered after the initialisation
+  machine.shadow.read(what, addr, 8, machine.lane().who);  // must be ordered after the initialisation
   const auto found = mbarriers_.find(named(addr));
   if (found == mbarriers_.end()) machine.fail(std::string(what) + ": no mbarrier there");
   return found->second;
@@ -97,7 +97,7 @@ void Hopper::copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], ui
   const int rows = map.box[1] * map.box[2] * map.box[3];
   const Who who = machine.lane().who;
   std::vector<unsigned char> data(rows * kRow, 0);
-  for (int row = 0; row < rows; ++row) {  // the second dimension is the fastest
+  for (int row = 0; row < rows; ++row) {  // the second dimension varies fastest
     const int64_t index[kBoxRank] = {0, at[1] + row % map.box[1], at[2] + row / map.box[1] % map.box[2],
                                      at[3] + row / map.box[1] / map.box[2]};
     bool inside = true;
@@ -108,8 +108,8 @@ void Hopper::copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], ui
     }
     for (int j = 0; inside && j < map.box[0]; ++j) {
       const int64_t column = int64_t{at[0]} + j;
-      if (column < 0 || column >= map.size[0]) continue;  // outside: zeros
-      // The swizzle is one of address bits: 16-byte chunk (bits 4 to 6) xor row of eight (bits 7 to 9).
+      if (column < 0 || column >= map.size[0]) continue;  // values outside are zeros
+      // The swizzle changes address bits: 16-byte chunk (bits 4 to 6) xor row of eight (bits 7 to 9).
       const uint32_t plain = dst + static_cast<uint32_t>(row * kRow + j * map.stride[0]);
       const uint32_t to = (plain ^ (plain >> 7 & 7) << 4) - dst;
       std::memcpy(&data[to], line + column * map.stride[0], map.stride[0]);
@@ -178,7 +178,7 @@ void Hopper::issue(const Product& product) {
   own.open.push_back(product);
 }
 
-// Row r of an operand, 16 columns from its descriptor, in two pieces of 16 bytes.
+// Row r of an operand: 16 columns from the descriptor on, in two pieces of 16 bytes.
 static uint32_t piece(uint64_t descriptor, int row, int half) {
   const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
   const uint32_t plain = start + row / 8 * kAtom + row % 8 * kRow + half * 16;

@@ -1,10 +1,10 @@
-// What Hopper adds to a block: mbarriers, bulk copies by tensor maps, asynchronous products of a warpgroup.
+// Hopper's instructions: mbarriers, bulk copies by tensor maps, asynchronous products of a warpgroup.
 //
-// Everything is modelled at its weakest. A copy lands at a random moment, in each block of a cluster at another one,
-// and only a thread that has waited at the copy's own barrier may read it. An arrival from another block says that the
-// arriving thread's reads are done; it says nothing about its writes. A product reads its operands at any moment
-// between issue and wait, and its accumulators are NaN until then. Each warp of a warpgroup computes its 16 rows
-// without waiting for the others.
+// The emulator gives the weakest guarantees that the PTX ISA allows. A copy lands at a random time, which differs
+// between the blocks of a cluster. Only a thread that has waited at the copy's own barrier may read the copy. An
+// arrival from another block says that the arriving thread's reads are done, and says nothing about its writes. A
+// product reads its operands at any time between issue and wait, and its accumulators are NaN until the wait. Each warp
+// of a warpgroup computes its 16 rows without waiting for the others.
 #pragma once
 
 #include <cstdint>
@@ -15,18 +15,18 @@
 
 namespace emu {
 
-// What tests/emulator/hopper/tensor_map_emulated.h puts into the 128 bytes of a ptx::TensorMap.
-// Dimensions innermost first, those beyond the rank of size 1.
+// The contents that tests/emulator/hopper/tensor_map_emulated.h writes into the 128 bytes of a ptx::TensorMap.
+// Dimensions stand innermost first. Dimensions beyond the rank have size 1.
 constexpr int kBoxRank = 4, kBoxRow = 128;  // bytes of a row in shared memory
 struct BoxMap {
   const void* data;
-  int64_t size[kBoxRank], stride[kBoxRank];  // bytes; the first is that of an element
+  int64_t size[kBoxRank], stride[kBoxRank];  // bytes; the first stride is the size of an element
   int box[kBoxRank], rank;
 };
 
 struct Product {
-  float* d[32];   // accumulators of the lanes
-  int count;      // of one lane
+  float* d[32];   // accumulators of each lane
+  int count;      // accumulators of one lane
   uint64_t a, b;  // descriptors
   bool add[32], bf16;
 };
@@ -40,18 +40,18 @@ class Hopper {
   void arrive(const char* what, uint32_t addr, int64_t expect);
   void wait(uint32_t addr, int parity);
 
-  // blocks: a bit for each block of the cluster that it goes to; 0: only this one.
+  // blocks: a bit for each block of the cluster that receives the copy. 0: this block alone.
   void copy(uint32_t dst, const BoxMap& map, const int (&at)[kBoxRank], uint32_t mbar, uint32_t blocks);
   bool copies_in_flight() const { return !copies_.empty(); }
   void block_leaves(int rank);
   void land_one();
 
-  // Stores of the current thread: read at any moment between issue and wait.
+  // A store of the current thread. It reads at any time between issue and wait.
   void store(uint32_t src, const BoxMap& map, int column, int row);
   void store_commit();
   void store_wait_read();
 
-  // Of the current warp, called once for all of its lanes.
+  // The following act for the current warp and are called once for all of its lanes.
   void fence();
   void issue(const Product& product);
   void commit();
@@ -62,17 +62,17 @@ class Hopper {
  private:
   struct Mbarrier {
     int arrivals, pending;
-    int64_t bytes;  // still expected
+    int64_t bytes;  // bytes that are still expected
     uint32_t phase;
     bool fenced;
-    int rank;                        // of its block
-    int source;                      // its clock in the shadow; -1: nothing has landed yet
-    Clocks gathering, passed;        // of its block and of copies
-    Clocks read_there, read_passed;  // of other blocks
+    int rank;                        // rank of the barrier's block
+    int source;                      // clock of the barrier in the shadow; -1: nothing has landed yet
+    Clocks gathering, passed;        // clocks of the barrier's block and of copies
+    Clocks read_there, read_passed;  // clocks of other blocks
     std::vector<Who> waiting;
   };
   struct Copy {
-    uint32_t dst, mbar;  // with their block
+    uint32_t dst, mbar;  // both name their block
     std::vector<unsigned char> data;
   };
   struct Store {
@@ -82,7 +82,7 @@ class Hopper {
     Who who;
     bool committed;
   };
-  // Of a warp: groups in flight, oldest first, and the true values of accumulators that show NaN.
+  // The products of a warp: groups in flight, oldest first, and the true values of accumulators that show NaN.
   struct Products {
     bool fenced = false;
     std::vector<Product> open;
@@ -102,7 +102,7 @@ class Hopper {
   std::vector<Copy> copies_;
   std::vector<Store> stores_;
   Products products_[kMaxWarps];
-  std::vector<std::pair<uint64_t, uint64_t>> issued_[kMaxWarps / 4];  // by the warpgroup's first warp to come
+  std::vector<std::pair<uint64_t, uint64_t>> issued_[kMaxWarps / 4];  // per warpgroup, by its first warp that issues
   size_t issues_[kMaxWarps] = {};
 };
 

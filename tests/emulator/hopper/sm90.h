@@ -1,4 +1,4 @@
-// The instructions of csrc/ptx/hopper.cuh on the emulated machine; see hopper.h for what is modelled.
+// The instructions of csrc/ptx/hopper.cuh on the emulated machine. hopper.h says what is modelled.
 #pragma once
 
 #include "emulator/core/machine.h"
@@ -51,7 +51,7 @@ inline void store_2d(const TensorMap& map, int column, int row, uint32_t src) {
 inline void store_commit() { machine.hopper.store_commit(); }
 inline void store_wait_read() { machine.hopper.store_wait_read(); }
 
-// The lane that gives the address of a row writes it.
+// The lane that gives the address of a row writes that row.
 inline void stmatrix_x4_trans(uint32_t addr, const uint32_t (&r)[4]) {
   struct Operands {
     uint32_t addr;

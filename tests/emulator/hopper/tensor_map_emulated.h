@@ -1,4 +1,4 @@
-// matrix_map() and images_map() of csrc/cuda/base/tensor_map.h on the emulator: refuse what the driver refuses.
+// matrix_map() and images_map() of csrc/cuda/base/tensor_map.h on the emulator. They refuse what the driver refuses.
 #pragma once
 
 #include <cstring>

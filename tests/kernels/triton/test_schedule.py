@@ -1,4 +1,4 @@
-"""launch.py: every element is covered exactly once, and nothing asks for more than a GPU has."""
+"""schedule.py: every element is covered exactly once, and nothing asks for more than a GPU has."""
 
 import itertools
 
