@@ -52,7 +52,7 @@ __device__ __forceinline__ float inverse_deviation(const Norm& norm, int64_t cha
 
 // ReLU is a comparison, not fmaxf: NaN stays NaN and -0.0 stays -0.0, as in torch.relu.
 __device__ __forceinline__ float activate(float y, Activation activation) {
-  return activation == Activation::relu && y < 0.0f ? 0.0f : y;
+  return activation == Activation::relu ? (y < 0.0f ? 0.0f : y) : y;
 }
 
 // The gradient through a ReLU whose stored result is `out`; a NaN in `out` lets it pass, as torch does. Of ReLU alone:
