@@ -52,7 +52,7 @@ __device__ __forceinline__ float inverse_deviation(const Norm& norm, int64_t cha
 
 // ReLU is a comparison instead of fmaxf: NaN stays NaN and -0.0 stays -0.0, as in torch.relu.
 __device__ __forceinline__ float activate(float y, Activation activation) {
-  return activation == Activation::relu && y < 0.0f ? 0.0f : y;
+  return activation == Activation::relu ? (y < 0.0f ? 0.0f : y) : y;
 }
 
 // The gradient through a ReLU whose stored result is `out`. A NaN in `out` lets the gradient pass, as in torch. The

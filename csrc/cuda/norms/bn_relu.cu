@@ -13,7 +13,8 @@ void bn_relu(Layout layout, const void* x, Epilogue epilogue, void* out, void* s
     with_walk<T>(layout, width, [&](auto n, auto planes) {
       const Share s = share(layout, n, 4, most);
       launch("bn_relu", bn_relu_kernel<T, n, planes>, {s.tiles, s.chunks}, kWalkThreads, constants_bytes(3), stream, s,
-             static_cast<const T*>(x), epilogue, static_cast<T*>(out));
+             static_cast<const T*>(x), epilogue.norm, static_cast<const T*>(epilogue.residual), static_cast<T*>(out),
+             epilogue.activation);
     });
   });
 }
