@@ -5,8 +5,8 @@
 
 namespace resnet_fused::cuda {
 
-// `out` may be x or residual, so no load is a read-only load. The parameters are not one Epilogue: with it ptxas takes up
-// to ten registers more (float32, contiguous, sm_100a; compiled by nvcc 13.0).
+// `out` may be x or residual, so no load is a read-only load. The parameters are not one Epilogue: with it ptxas takes
+// up to ten registers more (float32, contiguous, sm_100a; compiled by nvcc 13.0).
 template <class T, int N, bool kPlanes>
 __global__ void __launch_bounds__(kWalkThreads)
     bn_relu_kernel(Share share, const T* x, Norm norm, const T* residual, T* out, Activation activation) {
