@@ -21,7 +21,7 @@ def sections():
     from resnet_fused.reports.summary import summarize
 
     top = {name: getattr(resnet_fused, name) for name in resnet_fused.__all__ if name not in ("nn", "ops")}
-    networks = {n: o for n, o in top.items() if n.startswith("resnet") or inspect.isclass(o)}
+    networks = {n: o for n, o in top.items() if o.__module__.startswith("resnet_fused.models.")}
     functions = {n: o for n, o in top.items() if n not in networks}
     return [
         ("Networks", [(f"resnet_fused.{n}", o) for n, o in networks.items()]),
