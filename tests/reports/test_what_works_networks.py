@@ -1,7 +1,6 @@
 """The networks that people have, small: what of them is fused in evaluation and in training, and which of them freeze."""
 
 import copy
-import importlib
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 import resnet_fused
 from resnet_fused import dispatch
+from resnet_fused.frozen.cpu import engine as cpu_engine
 from resnet_fused.measure.accuracy import budget_used
 from resnet_fused.measure.oracle import by_modules
 from resnet_fused.modules.norms import is_frozen
@@ -65,7 +65,7 @@ def test_training_step(name, x):
 @each_network
 def test_freeze(name, x, monkeypatch):
     # The package has a function of that name. What is measured to be fastest is not the question here.
-    monkeypatch.setattr(importlib.import_module("resnet_fused.frozen.freeze"), "TUNING_SECONDS", 0.0)
+    monkeypatch.setattr(cpu_engine, "TUNING_SECONDS", 0.0)
     model = lively(NETS[name][0])
     if name in REFUSED:
         with pytest.raises(TypeError, match=f"freeze: {REFUSED[name]}"):
