@@ -67,6 +67,6 @@ def load_engine(path, device=None):
     model = model.to(device)
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     with remembered.given(measured):
-        if dtype == "fp8":  # with the scales and errors of its calibration: the example here is noise
+        if dtype == "fp8":  # the file has the scales and errors of its calibration; the example here is noise
             return freeze_fp8(model, example, **options)
         return (freeze_gpu if fixed_shape else freeze_cpu)(model, example, dtype=getattr(torch, dtype), **options)
