@@ -85,7 +85,7 @@ def test_an_engine_is_built_of_it(monkeypatch):
         return seconds
 
     monkeypatch.setattr(measure, "compare", compare)
-    monkeypatch.setattr("resnet_fused.frozen.gpu.check.compare", lambda engine, example: {})
+    monkeypatch.setattr("resnet_fused.frozen.gpu.measure.beside_live", lambda engine, example: {})
     network, x = model(), torch.randn(SHAPE)
     with remembered.ignored():
         engine = freeze_gpu(network, x, graph=False, dtype=torch.float32)

@@ -26,13 +26,13 @@ def net():
 
 
 class Wrong(convolutions.Torch):
-    """A convolution that adds half of its shift."""
+    """A convolution whose shift is 4 too large, in values of about 1."""
 
     name = "wrong"
 
     def __init__(self, step, dtype):
         super().__init__(step, dtype)
-        self.bias = self.bias / 2
+        self.bias = self.bias + 4
 
 
 def with_a_wrong_layer(monkeypatch, name):
@@ -122,7 +122,7 @@ def test_a_wrong_engine_is_refused_where_eager_is_wrong(garbage):
     with_a_wrong_layer(garbage, "layer2.0.conv1")
     garbage.setattr(Wrong, "__call__", convolutions.OneDNN.__call__)
     garbage.setattr(
-        Wrong, "__init__", lambda self, *args: (convolutions.OneDNN.__init__(self, *args), self.bias.div_(2))[0]
+        Wrong, "__init__", lambda self, *args: (convolutions.OneDNN.__init__(self, *args), self.bias.add_(4))[0]
     )
     with pytest.raises(ValueError, match=r"the worst layer is layer2.0.conv1 \(wrong\) with "):
         resnet_fused.freeze(net(), torch.randn(2, 3, 40, 40), dtype=torch.bfloat16, exact=True)
