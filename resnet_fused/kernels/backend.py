@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from .epilogue import NONE, RELU
+
 ANY = "any"  # device of a backend that takes tensors wherever they are
 
 
@@ -56,6 +58,7 @@ class Backend(NamedTuple):
     refusal: Callable = _nothing_refused  # (op, convolution) -> why it does not run this one, or None
     suits: Callable = _always  # (op, convolution) -> whether it is worth a measurement
     configurations: Callable = _no_configurations  # (op, convolution) -> [config] worth measuring beside the default
+    activations: tuple[int, ...] = (NONE, RELU)  # that its convolutions have; before another one a pass follows
     otherwise: str = "torch"  # the backend that runs what this one does not
     # (op, convolution) -> (whether it runs this by default, why it does or torch's convolution does); None: it never does
     default: Callable | None = None

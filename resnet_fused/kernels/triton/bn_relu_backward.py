@@ -105,7 +105,7 @@ def _bn_relu_backward_apply_kernel(
 
 def _mask(out, activation):
     """What the mask is taken from: the output of a ReLU; nothing without an activation."""
-    activations.check(activation)
+    activations.check(activation, (activations.NONE, activations.RELU))
     return out if activation == activations.RELU else None
 
 
