@@ -115,7 +115,7 @@ def pick(op, x, *others, convolution=None, activation=RELU):
     if convolution is not None and choice.backend not in (TORCH.name, EAGER.name) and not layout.is_channels_last(x):
         choice = Choice(TORCH.name, "contiguous NCHW: torch's convolution, then one fused pass")
     backend = BACKENDS[choice.backend]
-    if convolution is not None and backend.kernels.get(op) is not None and activation not in backend.activations:
+    if convolution is not None and activation not in backend.activations and backend.kernels.get(op) is not None:
         why = f"{choice.backend} has no {ACTIVATIONS[activation]}: torch's convolution, then one fused pass"
         choice = Choice(TORCH.name, why)
     return choice, asked
