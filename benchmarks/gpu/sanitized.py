@@ -41,7 +41,7 @@ def networks(model, args):
     """Whole passes, for what only a network calls: shared launches, running statistics, the frozen engine."""
     x = torch.randn(2, 3, args.size, args.size, device=args.device)
     model = model.to(args.device)
-    for name in candidates.backends(args.device, conv=True):
+    for name in candidates.backends(args.device, "conv_bn_relu"):
         if args.backend in (None, name):
             with dispatch.backend(name):
                 with torch.no_grad():

@@ -9,6 +9,7 @@ import functools
 import torch
 
 from ..kernels import layout
+from ..kernels.epilogue import ACTIVATIONS, RELU
 from ..kernels.precision import tf32_allowed
 from ..kernels.table import BACKENDS, EAGER, TORCH
 from ..kernels.triton import schedule
@@ -89,10 +90,11 @@ def _handed_on(op, x, convolution, choice, asked):
     return automatic(op, x, convolution), False
 
 
-def pick(op, x, *others, convolution=None):
+def pick(op, x, *others, convolution=None, activation=RELU):
     """(the backend for `op` on `x` and the tensors that must match it, whether it was asked for or measured).
 
-    None among `others` is skipped. `convolution`: the shapes.Convolution that x goes through; None: the op has none.
+    None among `others` is skipped. `convolution`: the shapes.Convolution that x goes through, followed
+    by `activation`; None: the op has none.
     """
     name = asked_for()
     note_key(lambda: _key(op, x, others, convolution))
@@ -112,12 +114,16 @@ def pick(op, x, *others, convolution=None):
         choice, asked = _handed_on(op, x, convolution, choice, asked)
     if convolution is not None and choice.backend not in (TORCH.name, EAGER.name) and not layout.is_channels_last(x):
         choice = Choice(TORCH.name, "contiguous NCHW: torch's convolution, then one fused pass")
+    backend = BACKENDS[choice.backend]
+    if convolution is not None and activation not in backend.activations and backend.kernels.get(op) is not None:
+        why = f"{choice.backend} has no {ACTIVATIONS[activation]}: torch's convolution, then one fused pass"
+        choice = Choice(TORCH.name, why)
     return choice, asked
 
 
-def choose(op, x, *others, convolution=None):
+def choose(op, x, *others, convolution=None, activation=RELU):
     """`pick`, noted."""
-    return note(op, x, *pick(op, x, *others, convolution=convolution))
+    return note(op, x, *pick(op, x, *others, convolution=convolution, activation=activation))
 
 
 def choose_conv_stats(x, weight, out, convolution):

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from .epilogue import NONE, RELU
+
 ANY = "any"  # device of a backend that takes tensors of every device
 
 
@@ -59,6 +61,7 @@ class Backend(NamedTuple):
     refusal: Callable = _nothing_refused  # (op, convolution) -> why the backend does not run it, or None
     suits: Callable = _always  # (op, convolution) -> whether the backend is worth a measurement
     configurations: Callable = _no_configurations  # (op, convolution) -> [config] worth measuring beside the default
+    activations: tuple[int, ...] = (NONE, RELU)  # of its convolutions; after any other activation a pass follows
     otherwise: str = "torch"  # the backend that runs what this backend does not run
     # (op, convolution) -> (whether the backend runs it by default, why the backend does or why torch's convolution
     # does). None: the backend never runs by default.

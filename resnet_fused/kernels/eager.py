@@ -7,7 +7,7 @@ arithmetic is float32, as in torch's own kernels for 16-bit types. float64 stays
 import torch
 
 from .backend import ANY, Backend
-from .epilogue import NONE, RELU, Epilogue, activate
+from .epilogue import NONE, Epilogue, activate, saves_output
 
 
 def _wide(t):
@@ -85,7 +85,7 @@ def apply_two(x, norm, z, norm_z, out):
 
 
 def backward_reduce(grad, x, out, norm, sum_g, sum_gx, activation, grad2=None, masked=None):
-    g = _masked(grad, out if activation == RELU else None, grad2)
+    g = _masked(grad, out if saves_output(activation) else None, grad2)
     if masked is not None:
         masked.copy_(g)
     g = g.float()
@@ -96,7 +96,7 @@ def backward_reduce(grad, x, out, norm, sum_g, sum_gx, activation, grad2=None, m
 
 
 def backward_apply(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, activation, grad2=None):
-    g = _masked(grad, out if activation == RELU else None, grad2)
+    g = _masked(grad, out if saves_output(activation) else None, grad2)
     if grad_residual is not None:
         grad_residual.copy_(g)
     if grad_x is None:

@@ -7,6 +7,7 @@ import torch
 # An activation is a number, because op schemas can hold a number.
 NONE, RELU = 0, 1
 ACTIVATIONS = ("none", "relu")
+ALL = tuple(range(len(ACTIVATIONS)))
 
 
 class Norm(NamedTuple):
@@ -45,7 +46,8 @@ class Epilogue(NamedTuple):
 
 def saves_output(activation):
     """Whether the backward needs the result of an activation. The result of ReLU is its mask, so ReLU's input is not
-    kept."""
+    kept. Raises ValueError for an activation that has no backward."""
+    check(activation, (NONE, RELU), "activation of a gradient")
     return activation == RELU
 
 
@@ -55,7 +57,7 @@ def activate(y, activation):
     return torch.relu(y) if activation == RELU else y
 
 
-def check(activation, able=(NONE, RELU), what="activation"):
+def check(activation, able=ALL, what="activation"):
     """Raises ValueError for an activation that a kernel does not have."""
     if activation not in able:
         names = " or ".join(ACTIVATIONS[known] for known in able)

@@ -52,8 +52,8 @@ def attempt(action, model):
             found = [t.detach() for t in action(model, x)]
         except Exception as error:  # whatever torch raises is the result
             found = error
-    plans = [getattr(type(m), "_plan", None) for m in model.modules()]
-    reasons += [f"{path} {why}" for plan in plans if plan for path, why in plan.unfused]
+    programs = [getattr(type(m), "_program", None) for m in model.modules()]
+    reasons += [f"{path} {why}" for program in programs if program for path, why in program.unfused]
     return found, rows, set(reasons)
 
 

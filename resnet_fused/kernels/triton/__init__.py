@@ -6,7 +6,7 @@ import importlib.util
 
 import torch
 
-from .. import cuda, env
+from .. import cuda, env, epilogue
 from ..backend import Backend, Kernels
 from . import schedule
 
@@ -68,6 +68,7 @@ BACKEND = Backend(
     why_not,
     Kernels(MODULES, _launcher),
     configurations=configurations,
+    activations=epilogue.ALL,
     default=_default,
     simulated="cpu" if env.TRITON_INTERPRET else None,
     compiles=True,

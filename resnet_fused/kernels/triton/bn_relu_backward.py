@@ -107,7 +107,7 @@ def _bn_relu_backward_apply_kernel(
 
 def _mask(out, activation):
     """The tensor of the mask: the output of a ReLU, None without an activation."""
-    activations.check(activation)
+    activations.check(activation, (activations.NONE, activations.RELU))
     return out if activation == activations.RELU else None
 
 

@@ -40,7 +40,7 @@ def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dil
     memory_format = out_format(x, weight)
     x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
     convolution = convolution_of(x, weight, stride, padding, dilation, groups)
-    choice = dispatch.choose("conv_bn_relu", x, weight, residual, convolution=convolution)
+    choice = dispatch.choose("conv_bn_relu", x, weight, residual, convolution=convolution, activation=activation)
     epilogue = Epilogue(Norm(mean, var, None, bn_weight, bn_bias, eps), residual, activation)
     kernel = dispatch.kernel(choice, "conv_bn_relu")
     if kernel is not None:
