@@ -5,6 +5,8 @@ import re
 import torch
 
 from resnet_fused.kernels import e4m3 as fp8
+from resnet_fused.kernels.epilogue import RELU
+from resnet_fused.kernels.shapes import convolution_of, out_size
 from resnet_fused.kernels.triton import conv_fp8
 
 SHAPES = {  # name: (n, c, h, k, r, stride, padding, what is added, what is written)
@@ -25,12 +27,13 @@ def cases(tensor):
     """(label, launch) of each; `tensor(shape, dtype)` makes a tensor without memory."""
     for name, (n, c, h, k, r, stride, padding, added, written) in SHAPES.items():
         x, weight, f = tensor((n, c, h, h), fp8.E4M3), tensor((k, c, r, r), fp8.E4M3), tensor((k,), torch.float32)
-        p = (h + 2 * padding - r) // stride + 1
+        p = out_size(h, r, stride, padding)
         out = tensor((n, k, p, p), DTYPES[written])
         residual = None if added is None else tensor(out.shape, DTYPES[added])
         for tile in (None, *fp8.alternatives(n, p, p, weight.shape)):
             config = tile and dict(zip(fp8.TILE, tile, strict=True))
-            arguments = x, weight, f, f, residual, 0.5, out, [stride] * 2, [padding] * 2, [1, 1], True, config
+            convolution = convolution_of(x, weight, [stride] * 2, [padding] * 2, [1, 1], 1)
+            arguments = x, weight, f, f, residual, 0.5, RELU, out, convolution, config
             yield f"conv_fp8 {name}", lambda arguments=arguments: conv_fp8.conv_fp8(*arguments)
     x = tensor((256, 64, 56, 56), torch.bfloat16)
     yield "quantise_fp8", lambda: conv_fp8.quantise_fp8(x, 0.5, tensor(x.shape, fp8.E4M3))

@@ -11,6 +11,7 @@ from resnets import narrow
 
 import resnet_fused
 from resnet_fused import dispatch, ops
+from resnet_fused.frozen.cpu import measure
 from resnet_fused.kernels.triton import schedule
 from resnet_fused.measure import machine, remembered
 
@@ -190,7 +191,8 @@ def test_the_key_names_everything_a_time_depends_on():
 def test_frozen_choices_are_remembered(monkeypatch):
     model, x = narrow().eval(), torch.randn(1, 3, 40, 40)
     first = resnet_fused.freeze(model, x)
-    monkeypatch.setattr(type(first), "_measure", lambda *args: pytest.fail("known already"))
+    for name in ("layer", "network"):
+        monkeypatch.setattr(measure, name, lambda *args: pytest.fail("known already"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         second = resnet_fused.freeze(model, x)

@@ -11,6 +11,7 @@ import torch
 
 from ...kernels import e4m3 as fp8
 from ...kernels import layout
+from ...kernels.epilogue import NONE, RELU
 from ...modules.zero_pad import ZeroPadShortcut
 from ...ops.convolution import fp8 as conv_fp8
 from ..fold import fold
@@ -113,7 +114,7 @@ class Conv(layers.Layer):
 
     def __call__(self, x, residual, out):
         geometry = self.geometry[:3]
-        _ops.conv_fp8(*self.arguments(x, residual), out, *geometry, self.step.relu, self.tile)
+        _ops.conv_fp8(*self.arguments(x, residual), out, *geometry, RELU if self.step.relu else NONE, self.tile)
         return out
 
     def scales(self):
