@@ -29,7 +29,7 @@ def main(argv=None):
     for batch in args.batch:
         for dtype in (torch.float32, torch.bfloat16):
             for case in cases.collect(model, batch, args.size, dtype, DISPATCHED):
-                for name in candidates.backends(args.device, case.op == "conv_bn_relu"):
+                for name in candidates.backends(args.device, case.op):
                     if args.backend in (None, name):
                         done += _check(case, name, args.device)
     networks(model, args)

@@ -103,10 +103,10 @@ def test_paths_that_a_page_names_exist(page):
 
 
 def test_the_path_check_sees_paths():
-    assert paths_in("`csrc/ops.h`, `csrc/cpu/`, `tools/a_b.py` and csrc/x.h, `csrc/<op>.cu`") == [
+    assert paths_in("`csrc/ops.h`, `csrc/cpu/`, `docs/a_b.md` and csrc/x.h, `csrc/<op>.cu`") == [
         "csrc/ops.h",
         "csrc/cpu/",
-        "tools/a_b.py",
+        "docs/a_b.md",
     ]
 
 

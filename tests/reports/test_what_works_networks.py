@@ -20,6 +20,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 ONLY_SUMS = ("timm, SyncBatchNorm", "torchvision, GroupNorm")
 # What freeze() says of what it does not take.
 SEQUENTIAL = "Sequential is not a ResNet: it has no conv1"
+REGNET = "RegNet is not a ResNet: it has no conv1"
 REFUSED = {
     "torchvision, SyncBatchNorm": "conv1 is a SyncBatchNorm, not exactly nn.BatchNorm2d",
     "torchvision, GroupNorm": "conv1 is a GroupNorm, not exactly nn.BatchNorm2d",
@@ -28,6 +29,8 @@ REFUSED = {
     "somebody's CIFAR block": SEQUENTIAL,
     "somebody's block, out + shortcut": SEQUENTIAL,
     "nn.Sequential": SEQUENTIAL,
+    "torchvision RegNet": REGNET,
+    "torchvision RegNet, squeeze and excitation": REGNET,
 }
 each_network = pytest.mark.parametrize("name", NETS)
 
