@@ -92,10 +92,16 @@ def test_f4_is_dropped_where_it_is_not_accurate_enough(monkeypatch):
         ]
 
     monkeypatch.setattr(cpu_engine, "candidates", ways)
-    shares = iter([1.5, 0.5])
+    # As if F(4x4), then F(2x2) were the fastest kernels of every layer that they can run.
+    order = (winograd.WinogradF4, winograd.WinogradF2)
+    rank = {kernel: float(i) for i, kernel in enumerate(order)}
+    monkeypatch.setattr(measure, "layer", lambda steps, able, *_: {w: rank.get(w, 9.0) for w in able})
+    monkeypatch.setattr(cpu_engine.CpuEngine, "_measured", lambda self, key, able, measure: measure())
+    shares = iter([1.5, 1.5, 0.5])  # at first, without it in the deep layers, without it anywhere
     monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, example: Errors(next(shares), False))
     engine = resnet_fused.freeze(narrow().eval(), torch.randn(1, 3, 40, 40))
     backends = {row["backend"] for row in engine.rows}
+    assert next(shares, None) is None
     assert any("F(2x2" in b for b in backends) and not any("F(4x4" in b for b in backends)
 
 

@@ -5,7 +5,6 @@ A candidate that cannot run on the device, or is outside of its error budget, ta
 """
 
 import functools
-import itertools
 import math
 import warnings
 
@@ -18,14 +17,6 @@ from ...measure.accuracy import budget_used, exact
 from .. import check
 
 
-def _run_of(functions, graphed):
-    """(function, calls in it) of functions that make one call each."""
-    if graphed:
-        return timing.capture(functions).replay, len(functions)
-    turns = itertools.cycle(functions)
-    return lambda: next(turns)(), 1
-
-
 def compare(able, made, device, graphed, budget):
     """{candidate: seconds per call}, {} if nothing runs. `made(candidate)`: (functions that take turns, share of budget)."""
     runs = {}
@@ -33,19 +24,15 @@ def compare(able, made, device, graphed, budget):
         try:
             functions, share = made(candidate)
             if share <= 1:
-                runs[candidate] = _run_of(functions, graphed)
+                runs[candidate] = timing.rotating(functions, graphed)
         # A compiler or a launch may raise any exception (Triton's errors are no RuntimeError). The other candidates
         # remain.
         except Exception:  # noqa: S112
             continue
     if not runs:
         return {}
-    clock = timing.cuda_clock if device.type == "cuda" else None
-    functions = {candidate: run for candidate, (run, _) in runs.items()}
-    timings = timing.interleaved(functions, seconds=budget, min_rounds=3, device=device.type, clock=clock)
-    return dict.fromkeys(able, math.inf) | {
-        candidate: t.median / runs[candidate][1] for candidate, t in timings.items()
-    }
+    timings = timing.compare(runs, seconds=budget, min_rounds=3, device=device.type)
+    return dict.fromkeys(able, math.inf) | {candidate: t.median for candidate, t in timings.items()}
 
 
 def _input(shape, dtype, device):
