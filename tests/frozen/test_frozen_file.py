@@ -10,7 +10,9 @@ from resnets import narrow
 import resnet_fused
 from resnet_fused import freeze, load_engine
 from resnet_fused.frozen import file
+from resnet_fused.frozen.check import Errors
 from resnet_fused.frozen.cpu import measure
+from resnet_fused.frozen.cpu.engine import CpuEngine
 from resnet_fused.frozen.gpu.engine import freeze_gpu
 from resnet_fused.measure import remembered
 
@@ -59,6 +61,21 @@ def test_every_kind_of_network_and_engine(tmp_path, kind):
     loaded = load_engine(tmp_path / "e.safetensors")
     same(engine, loaded, x)
     assert loaded.options == engine.options and loaded.dtype == engine.dtype
+
+
+def test_a_loaded_engine_keeps_what_was_dropped_for_accuracy(tmp_path, monkeypatch):
+    """The example of a loaded engine is noise, and says nothing about the images of the one that was saved."""
+    model, x = narrow().eval(), torch.randn(2, 3, 40, 40)
+    shares = iter([1.5, 1.5, 0.5])
+    with monkeypatch.context() as patched:
+        patched.setattr(CpuEngine, "_f4_layers", lambda self, channels=0: self._convolutions[1:2])
+        patched.setattr(CpuEngine, "_errors", lambda self, few: Errors(next(shares), False))
+        engine = freeze(model, x)
+    assert engine.options["f4_below"] == 0 and not any("F(4x4" in row["backend"] for row in engine.rows)
+    engine.save(tmp_path / "e.safetensors")
+    loaded = load_engine(tmp_path / "e.safetensors")
+    same(engine, loaded, x)
+    assert loaded.options == engine.options
 
 
 def test_what_is_saved_is_the_model_as_it_is_now(tmp_path):
@@ -124,7 +141,7 @@ def test_a_file_of_the_first_format():
         [-0.347800374, 0.222746253, -0.309059948, -0.180984527, -0.098320618],
     ])  # fmt: skip
     torch.testing.assert_close(engine(x), expected, rtol=1e-5, atol=1e-6)
-    assert engine.options == {"exact": False} and len(engine.rows) == 8
+    assert engine.options["exact"] is False and len(engine.rows) == 8
 
 
 def test_a_loaded_engine_is_saved_again(saved, tmp_path):

@@ -20,6 +20,7 @@ from .winograd import F4
 DTYPES = (torch.float32, torch.bfloat16)
 # channels; run by layer, F(2x2) costs ResNet-34 (bfloat16, batch 8) 2.9 ms in layers of so many, 7.4 ms in earlier ones
 DEEP = 256
+NO_LIMIT = 1 << 30  # channels: more than any layer has
 TUNING_SECONDS = 3.0  # at most, for a whole network; it bounds the time of freeze()
 
 
@@ -32,13 +33,14 @@ class ByLayers:
 class CpuEngine(Engine):
     """An `Engine` for inputs of any batch and size on a CPU."""
 
-    def __init__(self, model, example, dtype, exact):
-        super().__init__(model, example, dtype, {"exact": exact})
+    def __init__(self, model, example, dtype, exact, f4_below):
+        super().__init__(model, example, dtype, {"exact": exact, "f4_below": f4_below})
         self.exact = exact
         self._one_call, self._calls = None, []
 
     def _choose(self, example):
-        self._choose_layers()
+        below = self.options["f4_below"]
+        self._choose_layers(*(() if below is None else (F4, below)))
         self._choose_one_call(example)
 
     def _choose_layers(self, without=(), channels=0):
@@ -114,7 +116,11 @@ class CpuEngine(Engine):
         bf16 = self.dtype == torch.bfloat16
         few = example[: check.CHECKED if bf16 and self._f4_layers() else 1]
         errors = self._errors(few)
-        for channels in (DEEP, 0):
+        # An engine file holds the decision, because its reader has only noise for an example.
+        undecided = self.options["f4_below"] is None
+        if undecided:
+            self.options["f4_below"] = NO_LIMIT
+        for channels in (DEEP, 0) if undecided else ():
             layers = self._f4_layers(channels)
             if layers and (errors.share > 1 or (bf16 and errors.worse)):
                 far = (
@@ -122,6 +128,7 @@ class CpuEngine(Engine):
                     if errors.share > 1
                     else "further off than eager's"
                 )
+                self.options["f4_below"] = channels
                 self._choose_layers(without=F4, channels=channels)
                 self._choose_one_call(example)
                 self._load()
@@ -185,11 +192,14 @@ def _layer(step):
 
 
 @torch.no_grad()
-def freeze_cpu(model, example, *, dtype=None, exact=False):
-    """A `CpuEngine` for `model`, tuned for inputs of the shape of `example`; see `freeze` for the arguments and errors."""
+def freeze_cpu(model, example, *, dtype=None, exact=False, f4_below=None):
+    """A `CpuEngine` for `model`, tuned for inputs of the shape of `example`; see `freeze` for the arguments and errors.
+
+    f4_below: only layers with fewer channels may use F(4x4,3x3). None: the error of the logits of the example decides.
+    """
     dtype = next(model.parameters()).dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise ValueError(f"freeze: dtype should be torch.float32 or torch.bfloat16, not {dtype}")
     if example.dim() != 4 or example.numel() == 0:
         raise ValueError(f"freeze: example_input should be a non-empty [N, 3, H, W], got {tuple(example.shape)}")
-    return CpuEngine(model, example, dtype, exact)._made(example)
+    return CpuEngine(model, example, dtype, exact, f4_below)._made(example)
