@@ -40,7 +40,7 @@ class CpuEngine(Engine):
 
     def _choose(self, example):
         below = self.options["f4_below"]
-        self._choose_layers(*(() if below is None else (F4, below)))
+        self._choose_layers(without=F4, channels=NO_LIMIT if below is None else below)
         self._choose_one_call(example)
 
     def _choose_layers(self, without=(), channels=0):
