@@ -11,9 +11,12 @@ from torch import nn
 
 from ..models.resnet import BasicBlock, Bottleneck, ResNet
 from ..modules.eligible import is_sequence
+from ..nn import BNReLU, ConvBNReLU
 from .classes import Fused, best_program, class_for
 from .run import child
 from .trace import NotTraceable, is_norm, see_through
+
+_OURS = (BasicBlock, Bottleneck, ResNet, ConvBNReLU, BNReLU)  # whose forward is fused already
 
 
 def convert(model, *, strict=False, memory_efficient=False):
@@ -88,7 +91,7 @@ def candidates(model):
             inside |= _sequences_of(module, type(module)._program)
         if (
             id(module) in inside
-            or isinstance(module, (Fused, BasicBlock, Bottleneck, ResNet, torch.jit.ScriptModule))
+            or isinstance(module, (Fused, *_OURS, torch.jit.ScriptModule))
             or type(module).forward is nn.Module.forward
         ):
             continue

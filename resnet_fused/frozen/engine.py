@@ -1,6 +1,7 @@
 """The interface of every engine, and the four steps in which an engine is made."""
 
 import abc
+import functools
 
 import torch
 
@@ -8,6 +9,19 @@ from ..measure import remembered
 from . import file, network
 from .export import FoldedResNet
 from .network import ConvBn
+
+
+def without_autocast(call):
+    """Decorator of an engine's `__call__`: the caller's autocast does not change the dtypes of the engine."""
+
+    @functools.wraps(call)
+    def wrapped(self, x):
+        if not torch.is_autocast_enabled(self.device.type):
+            return call(self, x)
+        with torch.autocast(self.device.type, enabled=False):
+            return call(self, x)
+
+    return wrapped
 
 
 class Engine(abc.ABC):

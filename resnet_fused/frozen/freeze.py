@@ -5,6 +5,8 @@ freeze() measures the fastest kernel for every shape of convolution in the netwo
 does not follow later changes of the weights: see `Engine.refresh`.
 """
 
+import contextlib
+
 import torch
 
 from ..kernels import e4m3 as fp8
@@ -39,11 +41,23 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         ValueError: a dtype, a batch policy or an example that does not fit; a layer outside of the error budget (named); a
             forward that is not that of a ResNet.
     """
-    if fp8.asked(dtype):
-        return freeze_fp8(model, example_input, exact=exact, graph=graph, batch=batch)
-    if next(model.parameters()).device.type == "cpu":
-        return freeze_cpu(model, example_input, dtype=dtype, exact=exact)
-    return freeze_gpu(model, example_input, dtype=dtype, graph=graph, batch=batch)
+    device = next(model.parameters()).device
+    with _undisturbed(device):
+        if fp8.asked(dtype):
+            return freeze_fp8(model, example_input, exact=exact, graph=graph, batch=batch)
+        if device.type == "cpu":
+            return freeze_cpu(model, example_input, dtype=dtype, exact=exact)
+        return freeze_gpu(model, example_input, dtype=dtype, graph=graph, batch=batch)
+
+
+@contextlib.contextmanager
+def _undisturbed(device):
+    """Context manager: the caller's random numbers stay as they are, and his autocast does not reach the engine."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        if device.type in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
 
 
 def load_engine(path, device=None):
@@ -66,7 +80,7 @@ def load_engine(path, device=None):
         raise ValueError(f"load_engine: {path} was frozen for CPUs; freeze the model on {device} instead")
     model = model.to(device)
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    with remembered.given(measured):
+    with remembered.given(measured), _undisturbed(device):
         if dtype == "fp8":  # the file has the scales and errors of its calibration; the example here is noise
             return freeze_fp8(model, example, **options)
         return (freeze_gpu if fixed_shape else freeze_cpu)(model, example, dtype=getattr(torch, dtype), **options)

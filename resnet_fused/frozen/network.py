@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..kernels.shapes import Convolution, pooled_shape
-from ..modules.eligible import why_not_convolution, why_not_pool
+from ..modules.eligible import why_not_convolution, why_not_pool, why_not_relu
 from ..modules.norms import why_not_norm
 
 
@@ -151,15 +151,29 @@ def _check_model(model):
     missing = [part for part in ("conv1", "bn1", "layer1", "avgpool", "fc") if not hasattr(model, part)]
     if missing:
         raise TypeError(f"freeze: {type(model).__name__} is not a ResNet: it has no {missing[0]}")
+    replaced = [name for name, module in model.named_modules() if "forward" in module.__dict__]
+    if replaced:
+        raise TypeError(f"freeze: {replaced[0] or 'the model'} has a forward that was replaced; use the live model")
+    _check_relu("relu", model)
     for name, block in _blocks(model):
+        _check_relu(f"{name}.relu", block)
         if not all(hasattr(block, part) for part in ("conv1", "bn1", "conv2", "bn2", "downsample")):
             raise TypeError(f"freeze: {name} is a {type(block).__name__}, not a BasicBlock or Bottleneck")
 
 
+def _check_relu(path, module):
+    """The example may not tell another activation from a ReLU."""
+    if (relu := getattr(module, "relu", None)) is not None and (why := why_not_relu(relu)) is not None:
+        raise TypeError(f"freeze: {path} {why}; use the live model")
+
+
 def _check_convolution(step):
     why = why_not_convolution(step.conv) or why_not_norm(step.bn)
-    if why is None and step.bn.running_var is None:
+    statistics = ("running_mean", "running_var")
+    if why is None and any(getattr(step.bn, name) is None for name in statistics):
         why = "has no running statistics to fold"
+    if why is None and not step.bn._buffers.keys() >= set(statistics):
+        why = "has running statistics that are no buffers"
     if why is not None:
         raise TypeError(f"freeze: {step.name} {why}; use the live model")
 

@@ -48,11 +48,18 @@ def why_not_convolution(conv, x=None):
         return "has a bias"
     if conv.padding_mode != "zeros":
         return f"has padding_mode {conv.padding_mode!r}"
-    if isinstance(conv.padding, str):
-        return f"has padding {conv.padding!r}"
+    if not (type(conv.stride) is type(conv.padding) is type(conv.dilation) is tuple):
+        return _why_not_pairs(conv)
     if "weight" not in conv._parameters:
         return "has a weight that is computed (pruned or parametrized)"
     return None
+
+
+def _why_not_pairs(conv):
+    """Which setting of `conv` is not the pair that its constructor makes."""
+    name = next(name for name in ("stride", "padding", "dilation") if type(getattr(conv, name)) is not tuple)
+    value = getattr(conv, name)
+    return f"has {name} {value!r}" + ("" if isinstance(value, str) else ", not a pair")
 
 
 def why_not_relu(relu, x=None):
@@ -113,7 +120,9 @@ def why_not_fused(x, children, checks, downsample=None):
     if (why := why_not_input(x)) is not None:
         return why
     for name, check in checks:
-        child = children[name]
+        child = children.get(name)
+        if child is None:
+            return f"{name} is gone"
         if watched(child):
             return f"{name} carries a hook"
         if (why := check(child, x)) is not None:

@@ -37,13 +37,15 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 def why_not(x):
     """Why the op must be composed of torch's own operators, or None.
 
-    Function transforms, forward-mode AD, tracing and ONNX export can see through torch's operators, but not through
-    these ops.
+    Function transforms, forward-mode AD, tracing, ONNX export and modes of torch functions can see through torch's
+    operators, but not through these ops.
     """
     if torch.compiler.is_compiling():
         return "ONNX export" if torch.onnx.is_in_onnx_export() else None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "inside a function transform (vmap, grad, jvp)"
+    if torch._C._len_torch_function_stack() > 0 and (mode := _mode_of_somebody()) is not None:
+        return f"inside a mode of torch functions, {type(mode).__name__}"
     if torch.autograd.forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
     if torch.jit.is_tracing():
@@ -53,3 +55,10 @@ def why_not(x):
     if x.dtype in (torch.float64, torch.complex64, torch.complex128):
         return f"dtype {x.dtype}"
     return None
+
+
+def _mode_of_somebody():
+    """A mode in force that may change what functions of torch compute, or None. Those of torch, such as a default device, do
+    not."""
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return next((m for m in modes if type(m).__module__.partition(".")[0] not in ("torch", "resnet_fused")), None)

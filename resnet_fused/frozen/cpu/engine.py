@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ...kernels import layout
 from ...measure import remembered
 from .. import check
-from ..engine import Engine
+from ..engine import Engine, without_autocast
 from ..network import Apply, ConvBn, dead_values
 from . import measure, one_call
 from .convolutions import candidates
@@ -155,6 +155,7 @@ class CpuEngine(Engine):
         self._load()
 
     @torch.no_grad()
+    @without_autocast
     def __call__(self, x):
         channels = self._convolutions[0].conv.in_channels
         if x.dim() != 4 or x.shape[1] != channels:

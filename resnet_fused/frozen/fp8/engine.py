@@ -14,7 +14,7 @@ from ...measure import remembered
 from ...measure.accuracy import exact
 from ...measure.oracle import by_modules, in_float64
 from .. import check, network
-from ..engine import Engine
+from ..engine import Engine, without_autocast
 from ..export import FoldedResNet
 from ..gpu import choose, measure, program
 from ..gpu.engine import head_row
@@ -158,6 +158,7 @@ class Fp8Engine(Engine):
         return rows
 
     @torch.no_grad()
+    @without_autocast
     def __call__(self, x):
         return self._replay(x)
 
