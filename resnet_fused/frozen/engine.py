@@ -5,15 +5,17 @@ import abc
 import torch
 
 from ..measure import remembered
-from . import file, network
-from .export import FoldedResNet
-from .network import ConvBn
+from . import file
+from .export import FoldedNetwork
+from .network import ConvBn, observe
+from .read import read
 
 
 class Engine(abc.ABC):
-    """A frozen ResNet: `engine(x)` -> logits [N, num_classes] in the engine's dtype, without autograd.
+    """A frozen network: `engine(x)` -> what the network returns (for a ResNet logits [N, num_classes]) in the engine's
+    dtype, without autograd.
 
-    x: [N, 3, H, W] in float32 or the engine's dtype. x is converted and not modified. On a CPU every batch and size
+    x: [N, C, H, W] in float32 or the engine's dtype. x is converted and not modified. On a CPU every batch and size
     runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe.
 
     Attributes:
@@ -21,14 +23,15 @@ class Engine(abc.ABC):
         notes: sentences about the whole engine, for `explain`.
     """
 
+    _unary = ()  # the names of function.UNARY that the engine's convolutions can apply
+
     def __init__(self, model, example, dtype, options):
         self._model, self.dtype, self.options = model, dtype, options
         self.device, self.example_shape = next(model.parameters()).device, tuple(example.shape)
         self.entries = {}  # the measurements behind the choices: {key: remembered.Entry}
-        self.notes = []
-        self._steps = network.read(model)
+        self.notes, self._head_shapes = [], {}
+        self._steps, self._result, self._opaque = read(model, example, self._unary)
         self._convolutions = [step for step in self._steps if isinstance(step, ConvBn)]
-        self._head = self._steps[-1]
 
     @torch.no_grad()
     def _made(self, example):
@@ -40,14 +43,15 @@ class Engine(abc.ABC):
         return self
 
     def _read(self, example):
-        """Step 1: reads the shape of the input of every convolution."""
-        shapes = {}
-        seen = [
-            (step.conv, lambda x, step=step: shapes.__setitem__(step, tuple(x.shape))) for step in self._convolutions
-        ]
-        network.observe(self._model, example, seen)
-        for step in self._convolutions:
-            step.shape = shapes[step]
+        """Step 1: reads the shape of the input of every convolution and head."""
+        observe(self._model, self._steps, example, self._see)
+
+    def _see(self, step, x, y):
+        """Gets the input of a convolution or head, and what its norm gives."""
+        if isinstance(step, ConvBn):
+            step.shape = tuple(x.shape)
+        else:
+            self._head_shapes[step] = tuple(x.shape)
 
     @abc.abstractmethod
     def _choose(self, example):
@@ -82,7 +86,7 @@ class Engine(abc.ABC):
 
     def module(self):
         """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
-        return FoldedResNet(self._steps, self.dtype)
+        return FoldedNetwork(self._steps, self._result, self.dtype)
 
     @property
     def dtype_name(self):

@@ -6,14 +6,15 @@ kernel for every step, the whole network may be one call.
 """
 
 import torch
-import torch.nn.functional as F
 
 from ...kernels import layout
 from ...measure import remembered
 from .. import check
 from ..engine import Engine
-from ..network import Apply, ConvBn, dead_values
+from ..function import UNARY, fill, values_of
+from ..network import ConvBn
 from . import measure, one_call
+from .calls import Calls
 from .convolutions import candidates
 from .winograd import F4
 
@@ -25,7 +26,7 @@ TUNING_SECONDS = 3.0  # at most, for a whole network; it bounds the time of free
 
 
 class ByLayers:
-    """The other way to run a network: each layer is a call of its own, by the layer's fastest kernel."""
+    """The other way to run a stretch: each layer is a call of its own, by the layer's fastest kernel."""
 
     name = "layers"
 
@@ -33,15 +34,17 @@ class ByLayers:
 class CpuEngine(Engine):
     """An `Engine` for inputs of any batch and size on a CPU."""
 
+    _unary = tuple(UNARY)
+
     def __init__(self, model, example, dtype, exact, f4_below):
         super().__init__(model, example, dtype, {"exact": exact, "f4_below": f4_below})
         self.exact = exact
-        self._one_call, self._calls = None, []
+        self._results, self._calls = values_of(self._result), None
 
     def _choose(self, example):
         below = self.options["f4_below"]
         self._choose_layers(without=F4, channels=NO_LIMIT if below is None else below)
-        self._choose_one_call(example)
+        self._choose_stretches()
 
     def _choose_layers(self, without=(), channels=0):
         """Chooses the fastest candidate for each layer. Layers with so many channels or more do not use the candidates
@@ -66,44 +69,54 @@ class CpuEngine(Engine):
                 step.ranking = sorted(seconds, key=seconds.get)
                 step.choice, step.reason = step.ranking[0], reason
 
-    def _choose_one_call(self, example):
-        """Whether the network in one call of the library is faster than layer by layer. Asked where the library has a
-        kernel for every layer, but not all of the fastest kernels are the library's."""
-        fastest = {step: step.choice for step in self._convolutions}
-        own = {step: one_call.own_candidate(step) for step in self._convolutions}
-        if None in own.values() or own == fastest:
-            return
+    def _choose_stretches(self):
+        """Chooses whether each stretch of the network for which the library has kernels is faster in one call of the library
+        than layer by layer. Asked where not all of the fastest kernels of a stretch are the library's."""
+        for stretch in self._stretches:
+            steps = [step for step in stretch if isinstance(step, ConvBn)]
+            fastest, own = ({step: pick(step) for step in steps} for pick in (_fastest, one_call.own_candidate))
+            if own == fastest:
+                continue
 
-        def use(choices):
-            for step in self._convolutions:
-                step.choice = choices[step]
+            def seconds_with(choices, parts, steps=steps, stretch=stretch):
+                for step in steps:
+                    step.choice = choices[step]
+                self._load_layers(steps)
+                calls = Calls(parts, self.dtype, (stretch[-1].output,), stretch[0].input)
+                return measure.network(calls, self._input_of(stretch))
 
-        def seconds_with(choices):
-            use(choices)
-            self._load()
-            return measure.network(self, example)
+            def both(own=own, fastest=fastest, stretch=stretch, seconds_with=seconds_with):
+                alone = [[step] for step in stretch]
+                return {ways[0]: seconds_with(own, [stretch]), ways[1]: seconds_with(fastest, alone)}
 
-        use(own)
-        faster = False
-        if one_call.why_not(self._steps) is None:
-            able = (one_call.OneCall, ByLayers)
-            key = remembered.key("frozen network", self.dtype, *((*s.key, own[s].name) for s in self._convolutions))
-            seconds = self._measured(key, able, lambda: {able[0]: seconds_with(own), able[1]: seconds_with(fastest)})
+            ways = (one_call.OneCall, ByLayers)
+            key = remembered.key("frozen network", self.dtype, *((*s.key, own[s].name) for s in steps))
+            seconds = self._measured(key, ways, both)
             faster = seconds[one_call.OneCall] <= seconds[ByLayers]
-        use(own if faster else fastest)
-        for step in self._convolutions if faster else ():
-            if own[step] is not fastest[step]:
-                step.reason = f"in one call with all layers; alone: {step.reason}"
+            for step in steps:
+                step.choice = (own if faster else fastest)[step]
+                if faster and own[step] is not fastest[step]:
+                    step.reason = f"in one call with other layers; alone: {step.reason}"
+
+    @property
+    def _stretches(self):
+        return one_call.stretches(self._steps, self._results)
+
+    def _input_of(self, stretch):
+        """Values like those that `stretch` reads."""
+        x = torch.randn(stretch[0].shape).to(self.dtype)
+        return x if stretch[0].input == 0 else x.relu_().contiguous(memory_format=layout.CHANNELS_LAST)
 
     def _load(self):
-        for step in self._convolutions:
+        self._load_layers(self._convolutions)
+        parts, whole = [], {stretch[0]: stretch for stretch in self._stretches if _is_own(stretch)}
+        while (done := sum(map(len, parts))) < len(self._steps):
+            parts.append(whole.get(self._steps[done], self._steps[done : done + 1]))
+        self._calls = Calls(parts, self.dtype, self._results)
+
+    def _load_layers(self, steps):
+        for step in steps:
             step.run = step.choice(step, self.dtype)
-        self._one_call = None if one_call.why_not(self._steps) else one_call.OneCall(self._steps, self.dtype)
-        dead = dead_values(self._steps)
-        self._calls = [
-            (_function(step, self.dtype), step.input, step.residual, step.output, values)
-            for step, values in zip(self._steps, dead, strict=True)
-        ]
 
     def _prove(self, example):
         """Checks that this is the network of the model, within its error budget.
@@ -130,7 +143,7 @@ class CpuEngine(Engine):
                 )
                 self.options["f4_below"] = channels
                 self._choose_layers(without=F4, channels=channels)
-                self._choose_one_call(example)
+                self._choose_stretches()
                 self._load()
                 for step in layers:
                     step.reason = f"F(4x4) dropped: the logits were {far}; {step.reason}"
@@ -156,34 +169,22 @@ class CpuEngine(Engine):
 
     @torch.no_grad()
     def __call__(self, x):
-        channels = self._convolutions[0].conv.in_channels
+        channels = self.example_shape[1]
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(f"engine: x should be [N, {channels}, H, W], got {tuple(x.shape)}")
         if x.device.type != "cpu":
             raise ValueError(f"engine: x is on {x.device}, the engine was frozen on cpu")
         if x.dtype not in (torch.float32, self.dtype):
             raise TypeError(f"engine: x is {x.dtype}, the engine takes torch.float32 or {self.dtype}")
-        if self._one_call is not None:
-            return self._one_call(x)
-        if not getattr(self._convolutions[0].run, "any_layout", False):
-            x = x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST)
-        values = [x] + [None] * len(self._calls)
-        for run, x, residual, out, dead in self._calls:
-            values[out] = run(values[x]) if residual is None else run(values[x], values[residual])
-            for value in dead:
-                values[value] = None  # the next step may use its memory
-        return values[out]
+        return fill(self._result, self._calls(x))
 
 
-def _function(step, dtype):
-    """The function that runs `step` on its values, with the present weights."""
-    if isinstance(step, ConvBn):
-        return step.run
-    if isinstance(step, Apply):  # F.pad returns NCHW
-        return lambda x: step.module(x).contiguous(memory_format=layout.CHANNELS_LAST)
-    weight = step.fc.weight.detach().to(dtype, copy=True)
-    bias = None if step.fc.bias is None else step.fc.bias.detach().to(dtype, copy=True)
-    return lambda x: F.linear(torch.flatten(step.avgpool(x), 1), weight, bias)
+def _is_own(stretch):
+    return all(step.choice in one_call.KINDS for step in stretch if isinstance(step, ConvBn))
+
+
+def _fastest(step):
+    return step.ranking[0]
 
 
 def _layer(step):

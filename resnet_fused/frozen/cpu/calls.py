@@ -1,0 +1,69 @@
+"""The calls that run a frozen network on a CPU: each runs a step, or a stretch of steps in one call of the library."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ...kernels import layout
+from ..network import ConvBn, in_dtype
+from .one_call import OneCall
+
+
+class Call(NamedTuple):
+    """`run(*values)` -> value `output`. `dead`: the values that no later call reads."""
+
+    run: Callable
+    reads: tuple
+    output: int
+    dead: tuple = ()
+
+
+class Calls:
+    """`calls(x)` -> {number: value} of the values in `kept`. `parts`: lists of loaded steps in order; more than one step is
+    one call of the library. x: value `first`."""
+
+    def __init__(self, parts, dtype, kept, first=0):
+        self.dtype, self.first = dtype, first
+        calls = [_whole(part, dtype) if len(part) > 1 else _alone(part[0], dtype) for part in parts]
+        last = {value: i for i, call in enumerate(calls) for value in call.reads}
+        self.calls = [
+            call._replace(dead=tuple({v for v in call.reads if last[v] == i and v not in kept}))
+            for i, call in enumerate(calls)
+        ]
+        self._keep_residuals(parts)
+        readers = [part for part, call in zip(parts, self.calls, strict=True) if first in call.reads]
+        self.any_layout = len(readers) == 1 and (len(readers[0]) > 1 or getattr(readers[0][0].run, "any_layout", False))
+
+    def _keep_residuals(self, parts):
+        """A kernel writes its result over the residual. Where a later call reads the residual, or a value that may share its
+        memory, the kernel gets a copy."""
+        shared = {self.first}  # values that a call outside of this package returned, or that the caller has
+        for i, (part, call) in enumerate(zip(parts, self.calls, strict=True)):
+            step = part[0]
+            if not isinstance(step, ConvBn):
+                shared.add(call.output)
+            elif len(part) == 1 and step.adds and (step.residual not in call.dead or step.residual in shared):
+                self.calls[i] = call._replace(run=_on_a_copy(call.run))
+
+    def __call__(self, x):
+        if not self.any_layout:
+            x = x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST)
+        values = {self.first: x}
+        for run, reads, output, dead in self.calls:
+            values[output] = run(*[values[value] for value in reads])
+            for value in dead:
+                del values[value]  # the next call may use its memory
+        return values
+
+
+def _whole(part, dtype):
+    return Call(OneCall(part, dtype), (part[0].input,), part[-1].output)
+
+
+def _alone(step, dtype):
+    return Call(step.run if isinstance(step, ConvBn) else in_dtype(step, dtype), step.reads, step.output)
+
+
+def _on_a_copy(run):
+    return lambda x, residual: run(x, residual.clone())
