@@ -80,16 +80,13 @@ def read(model, example, unary=()):
     try:
         graph, modules, returned, opaque = flat_graph(model)
         ops, result = _Calls(graph, model, modules).made(returned)
+        if not any(isinstance(op.target, nn.Conv2d) for op in ops):
+            why = "; ".join(f"{name.removeprefix('model.')} {reason}" for name, reason in opaque.items())
+            raise NotTraceable(f"calls no convolution{f' ({why})' if why else ''}")
         _observe(ops, example)
         steps, numbers = _Matcher(ops, unary).steps()
     except NotTraceable as e:
         raise TypeError(f"freeze: the forward of {type(model).__name__} {e}; use the live model") from e
-    if not any(isinstance(step, ConvBn) for step in steps):
-        why = "; ".join(f"{name.removeprefix('model.')} {reason}" for name, reason in opaque.items())
-        raise TypeError(
-            f"freeze: {type(model).__name__} has no convolution that could be frozen{f' ({why})' if why else ''}; "
-            "use the live model"
-        )
     result = template_of(result, lambda a: Value(numbers[a]) if isinstance(a, Op) else None)
     return steps, result, {name.removeprefix("model."): why for name, why in opaque.items()}
 
@@ -418,7 +415,7 @@ def _step(op, end, number, numbers, names):
     if isinstance(end, _Chain):
         bn = None if end.norm is None else _plain(end.norm.target)
         residual = None if end.residual is None else numbers[end.residual]
-        name = _unique(end.conv.name, names)
+        name = _unique(_name(end), names)
         x = numbers[end.conv.only]
         return ConvBn(name, end.conv.target, bn, x, residual, number, end.relu, end.pool, end.unary)
     if end is not None:
@@ -434,6 +431,13 @@ def _step(op, end, number, numbers, names):
     if not plain:
         module = Function(module, *_templates(op))
     return Apply(_unique(op.name, names), module, inputs, number)
+
+
+def _name(chain):
+    """The path of the convolution, or of the sequence that holds just it and what follows it."""
+    owner, _, last = chain.conv.name.rpartition(".")
+    in_sequence = last == "0" and chain.norm is not None and chain.norm.name == f"{owner}.1"
+    return owner if in_sequence else chain.conv.name
 
 
 def _hoisted(steps):

@@ -35,6 +35,12 @@ class Calls:
         readers = [part for part, call in zip(parts, self.calls, strict=True) if first in call.reads]
         self.any_layout = len(readers) == 1 and (len(readers[0]) > 1 or getattr(readers[0][0].run, "any_layout", False))
 
+    @property
+    def one_call(self):
+        """The OneCall that is all of it, or None."""
+        run = self.calls[0].run
+        return run if len(self.calls) == 1 and isinstance(run, OneCall) else None
+
     def _keep_residuals(self, parts):
         """A kernel writes its result over the residual. Where a later call reads the residual, or a value that may share its
         memory, the kernel gets a copy."""
