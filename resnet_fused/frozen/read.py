@@ -11,7 +11,7 @@ from torch import fx, nn
 from ..conversion.trace import NotTraceable, Proxy
 from ..conversion.whole import flat_graph
 from ..modules.eligible import watched, why_not_convolution, why_not_pool
-from ..modules.norms import with_activation, why_not_norm
+from ..modules.norms import is_frozen, why_not_norm, with_activation
 from .function import Constant, Function, Value, template_of
 from .network import Apply, ConvBn, Head, Network
 
@@ -195,7 +195,8 @@ def _out_of_place(target, args, kwargs):
 def _may_share(op):
     """Whether the result of a call may share memory with its arguments."""
     if isinstance(op.target, nn.Module):
-        return isinstance(op.target, nn.Flatten) or not type(op.target).__module__.startswith("torch.nn.")
+        known = type(op.target).__module__.startswith("torch.nn.") or with_activation(op.target) or is_frozen(op.target)
+        return isinstance(op.target, nn.Flatten) or not known
     name = op.target if isinstance(op.target, str) else getattr(op.target, "__name__", "")
     known = isinstance(op.target, str) or op.target is getattr or getattr(op.target, "__module__", "") in (
         "torch", "torch.nn.functional", "_operator", "torch._C._nn", None)  # fmt: skip
