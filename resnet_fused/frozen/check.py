@@ -11,7 +11,7 @@ from ..kernels import layout
 from ..measure.accuracy import budget_used, channel_dim_of, exact
 from ..measure.oracle import by_modules, in_float64
 from ..ops.bn_relu import reference
-from .network import ConvBn, in_dtype, walk
+from .network import ConvBn, InDtype, walk
 
 CHECKED = 4  # images whose logits are compared with float64
 FEW = 1 << 22  # values of x that are compared in float64; images are independent, so a few of them suffice
@@ -164,7 +164,7 @@ def worst_layer(steps, layer_of, x):
 
     def call(step, *values):
         if not isinstance(step, ConvBn):
-            return in_dtype(step, dtype)(*values)
+            return InDtype(step, dtype)(*values)
         x, residual = (layout.in_format(value, layout.CHANNELS_LAST) for value in (*values, None)[:2])
         out = torch.empty(step.out_shape(x.shape), dtype=x.dtype, device=x.device, memory_format=layout.CHANNELS_LAST)
         found.append(Worst(layer_share(step, layer_of(step), x, residual, out), step.name, step.choice.name))

@@ -1,13 +1,17 @@
 """The interface of every engine, and the four steps in which an engine is made."""
 
 import abc
+import contextlib
+from collections import Counter
 
 import torch
 
 from ..measure import remembered
+from ..modules.zero_pad import ZeroPadShortcut
 from . import file
 from .export import FoldedNetwork
-from .network import ConvBn, observe
+from .function import Function
+from .network import Apply, ConvBn, observe
 from .read import read
 
 
@@ -40,6 +44,7 @@ class Engine(abc.ABC):
         self._choose(example)
         self._load()
         self._prove(example)
+        self.notes += self._parts()
         return self
 
     def _read(self, example):
@@ -76,9 +81,19 @@ class Engine(abc.ABC):
         self.entries[key] = entry
         return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
 
+    @torch.no_grad()
+    def refresh(self, state_dict=None):
+        """Reads the model's weights and statistics again, or those of `state_dict`, which has the model's keys and shapes.
+        The model stays as it is. Measurements, choices and a captured graph stay.
+
+        Raises ValueError for a `state_dict` that does not fit, and the engine stays as it is.
+        """
+        with _weights_of(self._model, state_dict):
+            self._refresh()
+
     @abc.abstractmethod
-    def refresh(self):
-        """Reads the model's weights and statistics again. Measurements and choices stay."""
+    def _refresh(self):
+        """Reads the model's weights and statistics again."""
 
     def save(self, path):
         """Writes the engine to a file that `resnet_fused.load_engine` reads (see frozen/file.py)."""
@@ -87,6 +102,14 @@ class Engine(abc.ABC):
     def module(self):
         """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
         return FoldedNetwork(self._steps, self._result, self.dtype)
+
+    def _parts(self):
+        """Sentences about what no kernel of this package runs."""
+        modules = [step.module for step in self._steps if isinstance(step, Apply)]
+        others = Counter(_kind(module) for module in modules if not isinstance(module, ZeroPadShortcut))
+        kinds = ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in others.most_common())
+        found = [f"torch runs {kinds}"] if others else []
+        return found + [f"{name} is called as it is: its forward {why}" for name, why in self._opaque.items()]
 
     @property
     def dtype_name(self):
@@ -104,3 +127,31 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, x): ...
+
+
+def _kind(module):
+    """What a module is, for a sentence."""
+    if not isinstance(module, Function):
+        return type(module).__name__
+    return _kind(module.target) if isinstance(module.target, torch.nn.Module) else module.extra_repr()
+
+
+@contextlib.contextmanager
+def _weights_of(model, state_dict):
+    """`model` with the parameters and buffers of `state_dict`; after that, with its own."""
+    if state_dict is None:
+        yield
+        return
+    own = {name: t.clone() for name, t in model.state_dict().items()}
+    if missing := own.keys() ^ state_dict.keys():
+        name = sorted(missing)[0]
+        where = "not in state_dict" if name in own else "not in the model"
+        raise ValueError(f"refresh: {name} is {where} ({len(missing)} names differ)")
+    for name, t in own.items():
+        if t.shape != state_dict[name].shape:
+            raise ValueError(f"refresh: {name} is {tuple(state_dict[name].shape)}, the model has {tuple(t.shape)}")
+    try:
+        model.load_state_dict(state_dict)
+        yield
+    finally:
+        model.load_state_dict(own)

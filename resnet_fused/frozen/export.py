@@ -22,7 +22,9 @@ class FoldedNetwork(Network):
 
 def _folded(step, dtype):
     if not isinstance(step, ConvBn):
-        module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), step.fc) if isinstance(step, Head) else step.module
+        module = (
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), step.fc) if isinstance(step, Head) else step.module
+        )
         return copy.deepcopy(module).to("cpu", dtype)
     old = step.conv
     conv = nn.Conv2d(

@@ -33,6 +33,9 @@ KINDS = {
     nn.Identity: (),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
     nn.AdaptiveMaxPool2d: ("output_size",),
+    nn.Conv1d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
+    nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
     nn.Flatten: ("start_dim", "end_dim"),
     nn.ZeroPad2d: ("padding",),
     nn.Upsample: ("size", "scale_factor", "mode", "align_corners"),
@@ -72,7 +75,7 @@ def _describe(name, module):
     if type(module) not in KINDS:
         raise TypeError(f"save: {name} is a {type(module).__name__}, which a file cannot describe")
     described = {"kind": type(module).__name__, **{key: getattr(module, key) for key in KINDS[type(module)]}}
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.LayerNorm)):
         described["bias"] = module.bias is not None
     return described
 
@@ -161,7 +164,9 @@ def save(engine, path):
         "network": [_described_step(step) for step in engine._steps], "result": _text(engine._result),
         "measured": {key: entry._asdict() for key, entry in engine.entries.items()},
     }  # fmt: skip
-    tensors = {name: t.detach().cpu().contiguous() for name, t in Network(engine._steps, engine._result).state_dict().items()}
+    tensors = {
+        name: t.detach().cpu().contiguous() for name, t in Network(engine._steps, engine._result).state_dict().items()
+    }
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     os.close(handle)
@@ -203,9 +208,7 @@ def _read(path):
     except Exception as e:  # safetensors does not export its own error class in every version
         raise ValueError(f"load_engine: {path} is not a file of engine.save ({type(e).__name__}: {e})") from e
     if header["format"] not in range(1, FORMAT + 1):
-        raise ValueError(
-            f"load_engine: {path} has format {header['format']}, this package reads formats 1 to {FORMAT}"
-        )
+        raise ValueError(f"load_engine: {path} has format {header['format']}, this package reads formats 1 to {FORMAT}")
     return header, tensors
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.fx.node import map_aggregate
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ def template_of(nest, value_of):
     def made(item):
         if (value := value_of(item)) is not None:
             return value
+        if type(item) is Made:
+            return Made(item.kind, made(item.fields))
         if hasattr(item, "_fields") or (isinstance(item, OrderedDict) and is_dataclass(item)):  # such as ModelOutput
             pairs = item._asdict() if hasattr(item, "_fields") else item
             return Made(type(item), {key: made(part) for key, part in pairs.items()})
@@ -64,16 +65,23 @@ def template_of(nest, value_of):
     return made(nest)
 
 
+def items_of(nest, kind):
+    """The items of type `kind` in a nest of containers, in order."""
+    found = []
+
+    def note(item):
+        if type(item) is kind:
+            found.append(item)
+            return item
+        return None
+
+    template_of(nest, note)
+    return found
+
+
 def values_of(template):
     """The numbers of the values in `template`, in order, each once."""
-    found = {}
-
-    class Note:
-        def __getitem__(self, index):
-            found[index] = None
-
-    fill(template, Note())
-    return tuple(found)
+    return tuple(dict.fromkeys(value.index for value in items_of(template, Value)))
 
 
 class Unary(NamedTuple):
@@ -98,18 +106,18 @@ ROOMS = {"torch": torch, "F": F, "operator": operator}
 # What a file may name. No entry reads a file, runs code from text, or writes into its arguments.
 FUNCTIONS = {
     "torch": "add mul sub div cat stack flatten mean sum relu sigmoid tanh softmax amax reshape permute transpose squeeze "
-    "unsqueeze conv2d batch_norm clamp",
+    "unsqueeze conv2d batch_norm clamp split chunk unbind matmul",
     "F": "relu relu6 silu gelu hardswish hardsigmoid hardtanh sigmoid leaky_relu softmax max_pool2d avg_pool2d "
     "adaptive_avg_pool2d adaptive_max_pool2d interpolate pad conv2d batch_norm layer_norm linear normalize",
     "operator": "add sub mul truediv floordiv neg getitem mod pow",
     "": "add mul sub div flatten view reshape size mean sum relu sigmoid tanh contiguous squeeze unsqueeze permute transpose "
-    "chunk split expand expand_as softmax amax dim clamp",
+    "chunk split unbind expand expand_as softmax amax dim clamp",
 }
 NAMES = {f"{room}.{name}" for room, names in FUNCTIONS.items() for name in names.split()} | {"getattr"}
 
 
 def name_of(target):
-    """"F.relu" for torch.nn.functional.relu, "torch.cat", "operator.add"; None: `target` is none of them."""
+    """ "F.relu" for torch.nn.functional.relu, "torch.cat", "operator.add"; None: `target` is none of them."""
     if target is getattr:
         return "getattr"
     for room, module in ROOMS.items():

@@ -136,15 +136,15 @@ def call_of(step):
     return _child(step)
 
 
-def in_dtype(step, dtype):
+class InDtype:
     """An Apply or a Head as a function of the values that it reads, a snapshot in `dtype`. Maps come out channels_last."""
-    module = copy.deepcopy(_child(step)).eval().to(dtype).requires_grad_(False)
 
-    def run(*values):
-        y = module(*values)
+    def __init__(self, step, dtype):
+        self.module = copy.deepcopy(_child(step)).eval().to(dtype).requires_grad_(False)
+
+    def __call__(self, *values):
+        y = self.module(*values)
         return layout.in_format(y, layout.CHANNELS_LAST) if torch.is_tensor(y) and y.dim() == 4 else y
-
-    return run
 
 
 @torch.no_grad()

@@ -139,31 +139,6 @@ def test_networks_for_small_images(shortcut):
     assert len(engine.rows) == sum(isinstance(m, torch.nn.Conv2d) for m in model.modules())
 
 
-class Doubles(ResNet):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-def test_another_forward_is_frozen_as_it_is():
-    model = with_lively_norms(Doubles(BasicBlock, [1, 1, 1, 1])).eval()
-    check(model, model, torch.randn(1, 3, 32, 32))
-
-
-CALLS = []
-
-
-class Counts(ResNet):
-    def forward(self, x):
-        CALLS.append(None)
-        return min(len(CALLS), 2) * super().forward(x)
-
-
-def test_a_forward_that_was_another_when_it_was_traced_is_refused():
-    model = with_lively_norms(Counts(BasicBlock, [1, 1, 1, 1])).eval()
-    with pytest.raises((TypeError, ValueError), match="the forward of Counts"):
-        resnet_fused.freeze(model, torch.randn(1, 3, 32, 32))
-
-
 def test_refresh_reads_the_weights_again():
     model, x = narrow().eval(), torch.randn(1, 3, 40, 40)
     engine = resnet_fused.freeze(model, x)

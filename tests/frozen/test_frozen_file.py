@@ -104,7 +104,7 @@ def test_a_way_that_cannot_run_here_is_measured_again(saved, tmp_path):
 def test_a_network_that_a_file_cannot_describe_is_refused_by_name(tmp_path):
     class Pool(torch.nn.AdaptiveAvgPool2d):
         def forward(self, x):
-            return super().forward(x) if x.sum() > 0 else super().forward(x)
+            return super().forward(x if x.sum() > 0 else x.clone())
 
     model = narrow().eval()
     model.avgpool = Pool((1, 1))

@@ -6,7 +6,6 @@ Where there is no matrix unit its kernels run emulated, which is slow: the netwo
 import copy
 import functools
 import math
-import re
 import threading
 
 import pytest

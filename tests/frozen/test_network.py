@@ -39,7 +39,9 @@ def test_other_shortcuts_and_pools_are_modules():
         *(f"layer{i}.0.downsample" for i in (2, 3, 4)),
     ]
     model.maxpool = torch.nn.Identity()
-    assert [s.name for s in read(model, torch.randn(1, 3, 64, 64))[0]][:2] == ["conv1", "layer1.0.conv1"], "nothing runs for nothing"
+    assert [s.name for s in read(model, torch.randn(1, 3, 64, 64))[0]][:2] == ["conv1", "layer1.0.conv1"], (
+        "nothing runs for nothing"
+    )
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck", "zero_pad", "pool", "cifar"])
@@ -79,7 +81,9 @@ def test_observing_leaves_a_model_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen = []
     steps = read(model, torch.randn(1, 3, 32, 32))[0]
-    network.observe(model, steps, torch.randn(1, 3, 32, 32), lambda step, x, y: seen.append((step.name, x.shape, y.shape)))
+    network.observe(
+        model, steps, torch.randn(1, 3, 32, 32), lambda step, x, y: seen.append((step.name, x.shape, y.shape))
+    )
     assert seen[0] == ("conv1", (1, 3, 32, 32), (1, 64, 16, 16)) and seen[-1] == ("fc", (1, 512, 1, 1), (1, 1000))
     assert model.training and not model.layer2.training and model.layer1.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ...kernels import layout
-from ..network import ConvBn, in_dtype
+from ..network import ConvBn, InDtype
 from .one_call import OneCall
 
 
@@ -42,15 +42,38 @@ class Calls:
         return run if len(self.calls) == 1 and isinstance(run, OneCall) else None
 
     def _keep_residuals(self, parts):
-        """A kernel writes its result over the residual. Where a later call reads the residual, or a value that may share its
-        memory, the kernel gets a copy."""
-        shared = {self.first}  # values that a call outside of this package returned, or that the caller has
+        """A kernel writes its result over the residual. Where the residual is also what the kernel reads, or a later call reads
+        it, or a value that may share its memory, the kernel gets a copy."""
+        shared = {
+            self.first
+        }  # what the caller has, and what torch's operators read or gave: one may be a view of the other
         for i, (part, call) in enumerate(zip(parts, self.calls, strict=True)):
             step = part[0]
             if not isinstance(step, ConvBn):
-                shared.add(call.output)
-            elif len(part) == 1 and step.adds and (step.residual not in call.dead or step.residual in shared):
-                self.calls[i] = call._replace(run=_on_a_copy(call.run))
+                shared |= {call.output, *call.reads}
+            elif len(part) == 1 and step.adds:
+                own = step.residual in call.dead and step.residual not in shared and step.residual != step.input
+                self.calls[i] = call if own else call._replace(run=_OnACopy(call.run))
+
+    @property
+    def parameters(self):
+        """Bytes of the weights of all calls."""
+        return sum(_bytes_of(call.run) for call in self.calls)
+
+    def activations(self, x):
+        """Bytes of the values that are alive at once while `calls(x)` runs, at most."""
+        most, alive, values = 0, {}, {self.first: x}
+        if not self.any_layout:
+            values[self.first] = x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST)
+        for run, reads, output, dead in self.calls:
+            y = values[output] = run(*[values[value] for value in reads])
+            alive[output] = y.untyped_storage().nbytes() if torch.is_tensor(y) else 0
+            arena = max(map(len, run.arenas)) if isinstance(run, OneCall) else 0
+            most = max(most, sum(alive.values()) + arena)
+            for value in dead:
+                alive.pop(value, None)
+                del values[value]
+        return most
 
     def __call__(self, x):
         if not self.any_layout:
@@ -68,8 +91,25 @@ def _whole(part, dtype):
 
 
 def _alone(step, dtype):
-    return Call(step.run if isinstance(step, ConvBn) else in_dtype(step, dtype), step.reads, step.output)
+    return Call(step.run if isinstance(step, ConvBn) else InDtype(step, dtype), step.reads, step.output)
 
 
-def _on_a_copy(run):
-    return lambda x, residual: run(x, residual.clone())
+class _OnACopy:
+    """`run(x, residual)` with a residual of its own."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def __call__(self, x, residual):
+        return self.run(x, residual.clone())
+
+
+def _bytes_of(run):
+    """Bytes of the weights of a call."""
+    if isinstance(run, OneCall):
+        return run.constants.nbytes
+    if isinstance(run, _OnACopy):
+        return _bytes_of(run.run)
+    if isinstance(run, InDtype):
+        return sum(t.nbytes for t in run.module.state_dict().values())
+    return sum(t.numel() * t.element_size() for t in (run.weight, run.bias))

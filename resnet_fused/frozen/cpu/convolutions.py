@@ -20,7 +20,7 @@ _onednn = torch.ops.mkldnn
 class OneDNN:
     """oneDNN's convolution with its sum and ReLU as post-operations, weights in oneDNN's own order; float32, bfloat16."""
 
-    name = "onednn"
+    name, growth = "onednn", 1.0
 
     def __init__(self, step, dtype):
         weight, bias = fold(step.conv, step.bn)
@@ -64,7 +64,7 @@ class OneDNNThenReLU(OneDNN):
 class Torch:
     """torch's own convolution and what follows it, for machines without oneDNN."""
 
-    name = "torch"
+    name, growth = "torch", 1.0
 
     def __init__(self, step, dtype):
         self.weight, self.bias = (t.to(dtype) for t in fold(step.conv, step.bn))

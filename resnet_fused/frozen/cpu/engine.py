@@ -5,6 +5,9 @@ Every convolution is one call with its residual and ReLU, by the fastest kernel 
 kernel for every step, the whole network may be one call.
 """
 
+import functools
+import math
+
 import torch
 
 from ...kernels import layout
@@ -22,6 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 # channels; run by layer, F(2x2) costs ResNet-34 (bfloat16, batch 8) 2.9 ms in layers of so many, 7.4 ms in earlier ones
 DEEP = 256
 NO_LIMIT = 1 << 30  # channels: more than any layer has
+MEMORY = {"fast": 1.0, "small": 1.1}  # within so many times the shortest time the smallest weights are preferred
 TUNING_SECONDS = 3.0  # at most, for a whole network; it bounds the time of freeze()
 
 
@@ -36,9 +40,9 @@ class CpuEngine(Engine):
 
     _unary = tuple(UNARY)
 
-    def __init__(self, model, example, dtype, exact, f4_below):
-        super().__init__(model, example, dtype, {"exact": exact, "f4_below": f4_below})
-        self.exact = exact
+    def __init__(self, model, example, dtype, exact, f4_below, memory):
+        super().__init__(model, example, dtype, {"exact": exact, "f4_below": f4_below, "memory": memory})
+        self.exact, self.limit = exact, MEMORY[memory]
         self._results, self._calls = values_of(self._result), None
 
     def _choose(self, example):
@@ -65,8 +69,11 @@ class CpuEngine(Engine):
                 )
                 best, second, *_ = sorted(seconds, key=seconds.get)
                 reason = f"{1e3 * seconds[best]:.2f} ms; {second.name}: {1e3 * seconds[second]:.2f} ms"
+            ranking = sorted(seconds, key=seconds.get)
+            near = [candidate for candidate in ranking if seconds[candidate] <= self.limit * seconds[ranking[0]]]
+            ranking.sort(key=lambda candidate, near=near: candidate.growth if candidate in near else math.inf)
             for step in steps:
-                step.ranking = sorted(seconds, key=seconds.get)
+                step.ranking = ranking
                 step.choice, step.reason = step.ranking[0], reason
 
     def _choose_stretches(self):
@@ -78,25 +85,26 @@ class CpuEngine(Engine):
             if own == fastest:
                 continue
 
-            def seconds_with(choices, parts, steps=steps, stretch=stretch):
-                for step in steps:
-                    step.choice = choices[step]
-                self._load_layers(steps)
-                calls = Calls(parts, self.dtype, (stretch[-1].output,), stretch[0].input)
-                return measure.network(calls, self._input_of(stretch))
-
-            def both(own=own, fastest=fastest, stretch=stretch, seconds_with=seconds_with):
-                alone = [[step] for step in stretch]
-                return {ways[0]: seconds_with(own, [stretch]), ways[1]: seconds_with(fastest, alone)}
-
-            ways = (one_call.OneCall, ByLayers)
             key = remembered.key("frozen network", self.dtype, *((*s.key, own[s].name) for s in steps))
-            seconds = self._measured(key, ways, both)
+            ways = (one_call.OneCall, ByLayers)
+            seconds = self._measured(key, ways, functools.partial(self._seconds_of, stretch, own, fastest))
             faster = seconds[one_call.OneCall] <= seconds[ByLayers]
             for step in steps:
                 step.choice = (own if faster else fastest)[step]
                 if faster and own[step] is not fastest[step]:
                     step.reason = f"in one call with other layers; alone: {step.reason}"
+
+    def _seconds_of(self, stretch, own, fastest):
+        """{OneCall: seconds with the choices `own`, ByLayers: seconds with the choices `fastest`}."""
+        found = {}
+        ways = (one_call.OneCall, own, [stretch]), (ByLayers, fastest, [[step] for step in stretch])
+        for way, choices, parts in ways:
+            for step, choice in choices.items():
+                step.choice = choice
+            self._load_layers(choices)
+            calls = Calls(parts, self.dtype, (stretch[-1].output,), stretch[0].input)
+            found[way] = measure.network(calls, self._input_of(stretch))
+        return found
 
     @property
     def _stretches(self):
@@ -163,9 +171,15 @@ class CpuEngine(Engine):
     def _errors(self, few):
         return check.errors(self._model, self(few), few)
 
-    @torch.no_grad()
-    def refresh(self):
+    def _refresh(self):
         self._load()
+
+    @property
+    def memory(self):
+        """{"activations", "parameters"} in bytes: of the maps of one call with the example's shape, and of the weights as
+        they are packed."""
+        activations = self._calls.activations(torch.zeros(self.example_shape))
+        return {"activations": activations, "parameters": self._calls.parameters}
 
     @torch.no_grad()
     def __call__(self, x):
@@ -193,7 +207,7 @@ def _layer(step):
 
 
 @torch.no_grad()
-def freeze_cpu(model, example, *, dtype=None, exact=False, f4_below=None):
+def freeze_cpu(model, example, *, dtype=None, exact=False, f4_below=None, memory="fast"):
     """A `CpuEngine` for `model`, tuned for inputs of the shape of `example`; see `freeze` for the arguments and errors.
 
     f4_below: only layers with fewer channels may use F(4x4,3x3). None: the error of the logits of the example decides.
@@ -201,6 +215,8 @@ def freeze_cpu(model, example, *, dtype=None, exact=False, f4_below=None):
     dtype = next(model.parameters()).dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise ValueError(f"freeze: dtype should be torch.float32 or torch.bfloat16, not {dtype}")
+    if memory not in MEMORY:
+        raise ValueError(f"freeze: memory should be 'fast' or 'small', not {memory!r}")
     if example.dim() != 4 or example.numel() == 0:
         raise ValueError(f"freeze: example_input should be a non-empty [N, 3, H, W], got {tuple(example.shape)}")
-    return CpuEngine(model, example, dtype, exact, f4_below)._made(example)
+    return CpuEngine(model, example, dtype, exact, f4_below, memory)._made(example)

@@ -169,8 +169,8 @@ class Encoding:
             if isinstance(step, ConvBn):
                 if step.input == source and _reads_image(step):
                     x = image
-                if out is None and residual is not None and step.residual in self.dead[step]:
-                    out = residual  # nobody reads it later
+                if out is None and step.adds and step.residual in self.dead[step] and step.residual != step.input:
+                    out = residual  # nobody else reads it
                 maps[step.output] = self._convolution(step, x, residual, out)
             elif isinstance(step, Apply):
                 pad, (height, width) = step.module, (-(-size // step.module.stride) for size in x[2:4])

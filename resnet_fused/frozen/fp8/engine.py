@@ -98,7 +98,9 @@ class Fp8Engine(Engine):
         check.check_network(self._model, check.errors(self._model, folded, few).share)
         shares = []
         launches = [
-            launch._replace(layer=_Watched(launch.layer, shares)) if isinstance(launch.layer, fp8_layers.Conv) else launch
+            launch._replace(layer=_Watched(launch.layer, shares))
+            if isinstance(launch.layer, fp8_layers.Conv)
+            else launch
             for launch in self._program.launches
         ]
         program.run(launches, self._program.values, self._replay.filled(example), self._program.kept)
@@ -140,8 +142,8 @@ class Fp8Engine(Engine):
             measure.warn_of_slowness(self.seconds)
 
     @torch.no_grad()
-    def refresh(self):
-        """Reads the model's weights and statistics again, into the memory that the graph reads. The scales stay."""
+    def _refresh(self):
+        """Reads them into the memory that the graph reads. The scales stay."""
         with self._replay.lock:
             self._program.load()
 

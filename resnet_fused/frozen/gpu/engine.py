@@ -101,8 +101,8 @@ class GpuEngine(Engine):
             step.run = None
 
     @torch.no_grad()
-    def refresh(self):
-        """Reads the model's weights and statistics again, into the memory that the graph reads."""
+    def _refresh(self):
+        """Reads them into the memory that the graph reads."""
         with self._replay.lock:
             self._program.load()
 

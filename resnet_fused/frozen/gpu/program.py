@@ -79,7 +79,8 @@ class Program:
 
 
 def _arranged(steps, others, in_pairs, dtype):
-    """(launches, shapes, dtypes of the values). `others`: {step: layer} of what is no convolution. A layer reads the dtype that it `takes` and writes the dtype that it
+    """(launches, shapes, dtypes of the values). `others`: {step: layer} of what is no convolution. A layer reads the
+    dtype that it `takes` and writes the dtype that it
     has `stored`. Where its input was not stored in that dtype, its `entry` converts it once for all readers."""
     launches, dtypes, shapes, entries = [], {0: dtype}, {}, {}
     new = -1  # numbers below 0 are values that no step has; an entry writes them
