@@ -55,8 +55,10 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
 
 @contextlib.contextmanager
 def _undisturbed(device):
-    """Context manager: the caller's random numbers stay as they are, and his autocast does not reach the engine."""
+    """Context manager: the caller's random numbers stay as they are, and his autocast and inference mode do not reach the
+    engine."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         if device.type in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device.type, enabled=False))

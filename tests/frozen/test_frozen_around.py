@@ -1,4 +1,4 @@
-"""What stands around freeze() and an engine: the caller's random numbers and autocast."""
+"""What stands around freeze() and an engine: the caller's random numbers, autocast and inference mode, and odd models."""
 
 import pytest
 import torch
@@ -40,3 +40,40 @@ def test_autocast_around_an_engine_changes_nothing(net, exact):
         assert torch.equal(engine(x), expected)
         made_here = resnet_fused.freeze(model, x, exact=exact)
     assert made_here.dtype == torch.float32 and torch.equal(made_here(x), expected)
+
+
+def test_inference_mode_around_freeze_and_an_engine_changes_nothing():
+    model, x = network(), torch.randn(X)
+    with torch.inference_mode():
+        engine = resnet_fused.freeze(model, torch.randn(X))
+        inside = engine(x).clone()
+    assert torch.equal(inside, engine(x)) and not engine(x).is_inference()
+    model.conv1.weight.data.mul_(0.5)
+    engine.refresh()
+    torch.testing.assert_close(engine(x), model(x).detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_first_module_that_runs_as_it_is():
+    model, x = network(), torch.randn(X)
+    model.conv1.register_forward_hook(lambda m, args, out: out * 1.25)
+    with torch.no_grad():
+        torch.testing.assert_close(resnet_fused.freeze(model, x)(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+def forward_of_its_own(model):
+    real = model.bn1.forward
+    model.bn1.forward = lambda x: real(x)
+
+
+def buffer_as_attribute(model):
+    model.bn1.__dict__["running_mean"] = model.bn1._buffers.pop("running_mean")
+
+
+@pytest.mark.parametrize("change", [forward_of_its_own, buffer_as_attribute])
+def test_a_model_without_a_copy_in_float64_is_refused(change):
+    model = network()
+    change(model)
+    with pytest.raises(
+        TypeError, match=r"^freeze: a copy of the model in float64, .* raises RuntimeError \(.*; use the live"
+    ):
+        resnet_fused.freeze(model, torch.randn(X))
