@@ -14,7 +14,8 @@ class Engine(abc.ABC):
     """A frozen ResNet: `engine(x)` -> logits [N, num_classes] in the engine's dtype, without autograd.
 
     x: [N, 3, H, W] in float32 or the engine's dtype. x is converted and not modified. On a CPU every batch and size
-    runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe.
+    runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe. `pickle` and `copy` take the
+    way of `save` and `load_engine`: the engine is refreshed first, and its copy has the same kernels and no model.
 
     Attributes:
         rows: for every convolution the kernel that runs it and the reason; on a GPU also for the head.
@@ -47,6 +48,9 @@ class Engine(abc.ABC):
         ]
         network.observe(self._model, example, seen)
         for step in self._convolutions:
+            if step not in shapes:
+                kind = type(self._model).__name__
+                raise ValueError(f"freeze: the forward of {kind} does not call {step.name}; use the live model")
             step.shape = shapes[step]
 
     @abc.abstractmethod

@@ -25,7 +25,8 @@ class FoldedResNet(Network):
 def _folded(step, dtype):
     old = step.conv
     conv = nn.Conv2d(
-        old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups, dtype=dtype
+        old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups,
+        device="cpu", dtype=dtype,
     )  # fmt: skip
     weight, bias = fold(old, step.bn)
     conv.load_state_dict({"weight": weight, "bias": bias})

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..kernels.shapes import Convolution, pooled_shape
-from ..modules.eligible import why_not_convolution, why_not_pool
+from ..modules.eligible import is_sequence, why_not_convolution, why_not_pool
 from ..modules.norms import why_not_norm
 
 
@@ -135,16 +135,39 @@ def read(model):
             x = convolution(f"{name}.conv{i}", getattr(block, f"conv{i}"), getattr(block, f"bn{i}", None), x)
         conv, bn = getattr(block, f"conv{last}"), getattr(block, f"bn{last}", None)
         x = convolution(f"{name}.conv{last}", conv, bn, x, residual=residual)
-    return [*steps, Head(model.avgpool, model.fc, x, next(values))]
+    return [*steps, Head(model.avgpool, _linear(model.fc), x, next(values))]
 
 
 def _blocks(model):
-    """(name, block) of layer1, layer2, ..., as many as the model has."""
+    """(name, block) of layer1, layer2, ..., as many as the model has. A layer that nn.Identity replaced has none."""
     for i in itertools.count(1):
-        if not hasattr(model, f"layer{i}"):
+        layer = getattr(model, f"layer{i}", None)
+        if layer is None:
             return
-        for j, block in enumerate(getattr(model, f"layer{i}")):
+        if not isinstance(layer, (nn.Sequential, nn.ModuleList, nn.Identity)):
+            raise TypeError(
+                f"freeze: layer{i} is a {type(layer).__name__}, not a sequence of blocks; use the live model"
+            )
+        for j, block in enumerate(layer.children()):
             yield f"layer{i}.{j}", block
+
+
+def _linear(fc):
+    """The nn.Linear that `fc` is in evaluation, where dropout does nothing."""
+    parts = list(_applied(fc))
+    if len(parts) != 1 or not isinstance(parts[0], nn.Linear):
+        kinds = ", ".join(type(part).__name__ for part in parts) or type(fc).__name__
+        raise TypeError(f"freeze: fc computes {kinds}, not one nn.Linear; use the live model")
+    return parts[0]
+
+
+def _applied(module):
+    """The modules that compute something in evaluation, in a module or a sequence of modules."""
+    if is_sequence(module):
+        for child in module:
+            yield from _applied(child)
+    elif type(module) not in (nn.Identity, nn.Dropout):
+        yield module
 
 
 def _check_model(model):

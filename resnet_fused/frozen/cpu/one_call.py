@@ -60,7 +60,7 @@ class OneCall:
         fc = steps[-1].fc
         self.classes = fc.out_features
         weight = fc.weight.detach().to(self.dtype).contiguous()
-        bias = torch.zeros(fc.out_features) if fc.bias is None else fc.bias.detach().float()
+        bias = torch.zeros(fc.out_features, device="cpu") if fc.bias is None else fc.bias.detach().float()
         self.head_kind = Direct if amx.why_not_unit() else Amx
         head = getattr(self.ops, f"{self.head_kind.unit}_pack")(weight.view(*weight.shape, 1, 1))
         convolutions = [step for step in steps if isinstance(step, ConvBn)]
@@ -82,7 +82,7 @@ class OneCall:
         self.encodings, self.arenas = {}, []  # {(shape, threads): Encoding}; arenas that no call uses
 
     def __call__(self, x):
-        out = torch.empty((x.shape[0], self.classes), dtype=self.dtype)
+        out = torch.empty((x.shape[0], self.classes), dtype=self.dtype, device="cpu")
         if x.shape[0] == 0:
             return out
         key = (x.shape, torch.get_num_threads())
@@ -103,7 +103,8 @@ class OneCall:
             arena = self.arenas.pop()
         except IndexError:
             arena = None
-        return arena if arena is not None and len(arena) >= size else torch.empty(size, dtype=torch.uint8)
+        large = arena is not None and len(arena) >= size
+        return arena if large else torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 class _Map(NamedTuple):
@@ -201,7 +202,7 @@ class Encoding:
             return starts[slot] + value.first * math.prod(image) * itemsize
 
         rows = [[kind, *map(place, maps), *numbers] for kind, maps, numbers in self.rows]
-        self.numbers, self.activations = torch.tensor(rows, dtype=torch.int64), size
+        self.numbers, self.activations = torch.tensor(rows, dtype=torch.int64, device="cpu"), size
         self.bytes = size + self.one_call.ops.frozen_network_workspace(self.numbers, self.one_call.bf16)
 
 
@@ -239,5 +240,5 @@ def _lines(size):
 
 def _aligned(size):
     """uint8 memory that starts on a cache line."""
-    room = torch.empty(size + LINE, dtype=torch.uint8)
+    room = torch.empty(size + LINE, dtype=torch.uint8, device="cpu")
     return room[-room.data_ptr() % LINE :][:size]
