@@ -34,7 +34,8 @@ class Engine(abc.ABC):
     dtype, without autograd.
 
     x: [N, C, H, W] in float32 or the engine's dtype. x is converted and not modified. On a CPU every batch and size
-    runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe.
+    runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe. `pickle` and `copy` take the
+    way of `save` and `load_engine`: the engine is refreshed first, and its copy has the same kernels and no model.
 
     Attributes:
         rows: for every convolution the kernel that runs it and the reason; on a GPU also for the head.

@@ -1,20 +1,21 @@
 """freeze(model, example): the fastest evaluation of a network, as a snapshot of its weights. load_engine(path): an
-engine from a file.
+engine from a file. Engines are pickled and copied as what they write to a file.
 
 freeze() measures the fastest kernel for every shape of convolution in the network, with the example input. A snapshot
 does not follow later changes of the weights: see `Engine.refresh`.
 """
 
 import contextlib
+import copyreg
 
 import torch
 
 from ..kernels import e4m3 as fp8
 from ..measure import remembered
 from . import file
-from .cpu.engine import freeze_cpu
-from .fp8.engine import freeze_fp8
-from .gpu.engine import freeze_gpu
+from .cpu.engine import CpuEngine, freeze_cpu
+from .fp8.engine import Fp8Engine, freeze_fp8
+from .gpu.engine import GpuEngine, freeze_gpu
 
 
 def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="exact", memory="fast"):
@@ -76,16 +77,32 @@ def load_engine(path, device=None):
         FileNotFoundError: no such file.
         ValueError: not such a file, one of a later format, or an engine for a device that is not here.
     """
-    dtype, shape, options, measured, model = file.load(path)
+    return _engine(file.load(path), path, device)
+
+
+def _engine(contents, source, device):
+    dtype, shape, options, measured, model = contents
     fixed_shape = "graph" in options
     device = torch.device(device or ("cuda" if options.get("graph") else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"load_engine: {path} was frozen for a CUDA device, and torch sees none here")
+        raise ValueError(f"load_engine: {source} was frozen for a CUDA device, and torch sees none here")
     if device.type == "cuda" and not fixed_shape:
-        raise ValueError(f"load_engine: {path} was frozen for CPUs; freeze the model on {device} instead")
+        raise ValueError(f"load_engine: {source} was frozen for CPUs; freeze the model on {device} instead")
     model = model.to(device)
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     with remembered.given(measured), _undisturbed(device):
         if dtype == "fp8":  # the file has the scales and errors of its calibration; the example here is noise
             return freeze_fp8(model, example, **options)
         return (freeze_gpu if fixed_shape else freeze_cpu)(model, example, dtype=getattr(torch, dtype), **options)
+
+
+def _restored(data, device):
+    return _engine(file.contents(data, "a copy of an engine"), "a copy of an engine", device)
+
+
+def _reduced(engine):
+    return _restored, (file.as_bytes(engine), str(engine.device))
+
+
+for _kind in (CpuEngine, GpuEngine, Fp8Engine):
+    copyreg.pickle(_kind, _reduced)

@@ -37,6 +37,39 @@ def watched(child):
     )
 
 
+# Modules whose results have the layout of their input, and do not depend on it otherwise.
+_BLIND = ("torch.nn.modules.", "torchvision.ops.misc", f"{__package__}.", f"{__package__.rpartition('.')[0]}.models.")
+
+
+def _is_blind(cls):
+    forward = getattr(cls, "forward", None)  # classes of TorchScript have none
+    return getattr(forward, "__module__", "").startswith(_BLIND)
+
+
+def blind(hook):
+    """Marks a forward pre-hook that reads no more of a map than its shape and dtype, and returns it."""
+    hook.blind = True
+    return hook
+
+
+def _only_blind_hooks(child):
+    state = child.__dict__
+    others = state["_forward_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"] or "forward" in state
+    return not others and all(hasattr(hook, "blind") for hook in state["_forward_pre_hooks"].values())
+
+
+def layout_is_seen(module):
+    """Whether somebody can tell the layout of maps inside `module`: a hook, or a module of somebody else."""
+    for child in module._modules.values():
+        if child is not None and (
+            (watched(child) and not _only_blind_hooks(child))
+            or not _is_blind(type(child))
+            or (child._modules and layout_is_seen(child))
+        ):
+            return True
+    return False
+
+
 # What follows are checks: of a child and of the input of the block it stands in (which most of them do not need) they
 # return why the child cannot be part of a fused op, or None.
 

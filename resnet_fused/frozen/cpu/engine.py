@@ -112,7 +112,7 @@ class CpuEngine(Engine):
 
     def _input_of(self, stretch):
         """Values like those that `stretch` reads."""
-        x = torch.randn(stretch[0].shape).to(self.dtype)
+        x = torch.randn(stretch[0].shape, device="cpu").to(self.dtype)
         return x if stretch[0].input == 0 else x.relu_().contiguous(memory_format=layout.CHANNELS_LAST)
 
     def _load(self):
@@ -178,7 +178,7 @@ class CpuEngine(Engine):
     def memory(self):
         """{"activations", "parameters"} in bytes: of the maps of one call with the example's shape, and of the weights as
         they are packed."""
-        activations = self._calls.activations(torch.zeros(self.example_shape))
+        activations = self._calls.activations(torch.zeros(self.example_shape, device="cpu"))
         return {"activations": activations, "parameters": self._calls.parameters}
 
     @torch.no_grad()
