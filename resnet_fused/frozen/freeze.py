@@ -35,7 +35,7 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         layers are slower, a snapshot of the live model runs in their place, and `rows` says so.
 
     Raises:
-        TypeError: not a ResNet, or a part that cannot be folded (named).
+        TypeError: not a ResNet, a part that cannot be folded, or a function of torch that was replaced (named).
         ValueError: a dtype, a batch policy or an example that does not fit; a layer outside of the error budget (named); a
             forward that is not that of a ResNet.
     """

@@ -16,6 +16,7 @@ from torch import nn
 from ..kernels.shapes import Convolution, pooled_shape
 from ..modules.eligible import why_not_convolution, why_not_pool
 from ..modules.norms import why_not_norm
+from ..modules.torchs_own import why_not_torchs_own
 
 
 @dataclass(eq=False)
@@ -101,7 +102,9 @@ def dead_values(steps):
 
 def read(model):
     """The steps of `model`, a ResNet with torchvision's names or a `Network`. Raises TypeError with the name of a part
-    that cannot be frozen."""
+    that cannot be frozen, or of a function of torch that was replaced."""
+    if (why := why_not_torchs_own()) is not None:
+        raise TypeError(f"freeze: {why}; use the live model")
     if isinstance(model, Network):
         return model.steps()
     _check_model(model)
