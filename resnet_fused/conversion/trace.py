@@ -5,6 +5,7 @@ depends on the mode, on random numbers or on tensors of the module, if it runs a
 changes anything else than tensors.
 """
 
+import contextlib
 import operator
 import random
 import sys
@@ -36,7 +37,7 @@ def is_norm(module):
     return {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()  # frozen batch norms
 
 
-class _Proxy(fx.Proxy):
+class Proxy(fx.Proxy):
     """Records `a += b` as it is written, where fx records a + b: only after `a += b` may a fused op write into a."""
 
 
@@ -46,16 +47,19 @@ def _in_place(name):
 
 
 for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+    setattr(Proxy, f"__{_name}__", _in_place(_name))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self):
         super().__init__()
         self.container = None
+
+    def trace(self, *args, **kwargs):
         self.entry = contexts.state(), torch._C._len_torch_function_stack()
+        return super().trace(*args, **kwargs)
 
     def create_node(self, *args, **kwargs):
         if (name := contexts.changed(*self.entry)) is not None:
@@ -71,7 +75,7 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node):
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     def create_arg(self, a):
         if isinstance(a, dict):
@@ -79,7 +83,7 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-class _OnlyProxies(TorchFunctionMode):
+class OnlyProxies(TorchFunctionMode):
     """Raises NotTraceable at functions of torch that do not get the input: of random numbers, or of the module's state."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -91,15 +95,29 @@ class _OnlyProxies(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _shell(module, origin, training):
-    """A copy of `module` whose forward may set attributes without anybody noticing."""
+@contextlib.contextmanager
+def shell_of(module, origin, outside, training):
+    """Context manager: a copy of `module` for one forward of `origin`. `outside`: its Outside.
+
+    What the forward changes besides tensors is put back, and NotTraceable raised.
+    """
     shell = object.__new__(origin)
     shell.__dict__.update(module.__dict__)
     shell.__dict__["training"] = training
-    return shell
+    before = shell.__dict__.copy()
+    try:
+        yield shell
+    finally:
+        changed = outside.restore()
+    before["training"] = shell.__dict__["training"]
+    if (name := difference(shell.__dict__, before)) is not None:
+        changed = name
+    if changed is not None:
+        own = not changed.startswith(("global ", "a variable "))
+        raise NotTraceable(f"sets {'its attribute ' * own}{changed}")
 
 
-def _random_states():
+def random_states():
     numpy = sys.modules.get("numpy")
     return random.getstate(), None if numpy is None else repr(numpy.random.get_state())
 
@@ -122,26 +140,19 @@ def graph_of(module, origin, code):
 
 def _trace(module, origin, outside, training, grad, flags):
     """(text of the graph, graph, type of a returned dict or None) in one mode."""
-    shell = _shell(module, origin, training)
-    before, state, randoms = shell.__dict__.copy(), random.getstate(), _random_states()
-    why = None
+    tracer, state, before = Tracer(), random.getstate(), random_states()
     try:
-        with contexts.entered(flags, grad), nothing_printed(), _OnlyProxies():
-            tracer = _Tracer()
+        copied = shell_of(module, origin, outside, training)
+        with contexts.entered(flags, grad), nothing_printed(), copied as shell, OnlyProxies():
             graph = tracer.trace(shell)
-    except NotTraceable as e:
-        why = str(e)
+    except NotTraceable:
+        raise
     except Exception as e:  # a user's forward may raise anything when it gets a proxy
         first = (str(e).splitlines() or [""])[0][:100]
-        why = f"cannot be traced ({type(e).__name__}: {first})"
-    if _random_states() != randoms:
-        random.setstate(state)
-        why = why or "draws random numbers"
-    changed = outside.restore()
-    shell.__dict__["training"] = training
-    if (changed := difference(shell.__dict__, before) or changed) is not None:
-        own = not changed.startswith(("global ", "a variable "))
-        why = why or f"sets {'its attribute ' * own}{changed}"
-    if why is not None:
-        raise NotTraceable(why)
+        raise NotTraceable(f"cannot be traced ({type(e).__name__}: {first})") from e
+    finally:
+        if drew := random_states() != before:
+            random.setstate(state)
+    if drew:
+        raise NotTraceable("draws random numbers")
     return str(graph), graph, tracer.container
