@@ -41,7 +41,8 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         layers are slower, a snapshot of the live model runs in their place, and `rows` says so.
 
     Raises:
-        TypeError: a network without convolutions, with a hook on itself, or whose own forward cannot be traced (named).
+        TypeError: a network without convolutions, with a hook on itself, or whose own forward cannot be traced (named); a
+            function of torch that was replaced.
         ValueError: a dtype, a batch policy or an example that does not fit; a layer outside of the error budget (named); a
             forward that does not compute what a trace of it shows.
     """

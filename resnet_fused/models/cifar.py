@@ -38,7 +38,7 @@ class CifarResNet(ResNet):
         self.fc = nn.Linear(64, num_classes)
         self._initialise(zero_init_residual=False)
 
-    def forward(self, x):
+    def _forward_impl(self, x):
         x = self._fused_stem(x, _NO_POOL)
         for layer in (self.layer1, self.layer2, self.layer3):
             x = self._fused_layer(layer, x)

@@ -238,6 +238,9 @@ class ResNet(nn.Module):
         return layer(x) if chains is None else training.residual(x, chains, recompute=self.memory_efficient)
 
     def forward(self, x):
+        return self._forward_impl(x)
+
+    def _forward_impl(self, x):
         x = self._fused_stem(x, self.maxpool)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = self._fused_layer(layer, x)

@@ -10,13 +10,16 @@ from torch.nn.modules import module as _module
 
 from ..ops.define import why_not as why_not_ours
 from .norms import why_not_here, why_not_norm
+from .torchs_own import why_not_torchs_own
 
 
 def is_sequence(module):
     """Whether to call `module` is to call its children one after the other: nn.Sequential, and subclasses that keep its
     forward, as torchvision's Conv2dNormActivation does. The package sees through these and through no other module."""
     return type(module) is nn.Sequential or (
-        isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and type(module).__call__ is nn.Sequential.__call__
     )
 
 
@@ -26,7 +29,7 @@ def is_projection(downsample):
 
 
 def watched(child):
-    """Whether a caller would notice that `child.forward` is not called: it has hooks, or its forward was replaced."""
+    """Whether a caller would notice that `child.forward` is not called: it has hooks, or its forward or call was replaced."""
     state = child.__dict__  # faster than attributes, which ask the class first
     return (
         state["_forward_hooks"]
@@ -34,6 +37,7 @@ def watched(child):
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
+        or "_call_impl" in state
     )
 
 
@@ -82,17 +86,16 @@ def why_not_convolution(conv, x=None):
     if conv.padding_mode != "zeros":
         return f"has padding_mode {conv.padding_mode!r}"
     if not (type(conv.stride) is type(conv.padding) is type(conv.dilation) is tuple):
-        return _why_not_pairs(conv)
+        if isinstance(conv.padding, str):
+            return f"has padding {conv.padding!r}"
+        return (
+            f"has stride {conv.stride}, padding {conv.padding} and dilation {conv.dilation}, which are not all tuples"
+        )
     if "weight" not in conv._parameters:
         return "has a weight that is computed (pruned or parametrized)"
+    if "_conv_forward" in conv.__dict__:
+        return "has a _conv_forward of its own"
     return None
-
-
-def _why_not_pairs(conv):
-    """Which setting of `conv` is not the pair that its constructor makes."""
-    name = next(name for name in ("stride", "padding", "dilation") if type(getattr(conv, name)) is not tuple)
-    value = getattr(conv, name)
-    return f"has {name} {value!r}" + ("" if isinstance(value, str) else ", not a pair")
 
 
 def why_not_relu(relu, x=None):
@@ -130,7 +133,7 @@ def why_not_input(x):
         return f"input is a {type(x).__name__}"
     if x.dim() != 4:
         return f"input has {x.dim()} dimensions"
-    if (why := why_not_ours(x)) is not None:
+    if (why := why_not_ours(x) or why_not_torchs_own()) is not None:
         return why
     if (
         _module._global_forward_hooks

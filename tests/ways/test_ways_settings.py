@@ -110,8 +110,8 @@ SETTINGS = {
     "the image wants no gradient": ([], lambda net: net.x.requires_grad_(False), {}),
     "dilation set": (["conv"], put("conv", dilation=(2, 2), padding=(2, 2)), {}),
     "stride set": (["stem"], put("stem", stride=(1, 1)), {}),
-    "stride set to a number": (["stem"], put("stem", stride=1), {"why": "has stride 1"}),
-    "padding set to a number": (["conv"], put("conv", padding=1), {"why": "has padding 1"}),
+    "stride set to a number": (["stem"], put("stem", stride=1), {"why": "not all tuples"}),
+    "padding set to a number": (["conv"], put("conv", padding=1), {"why": "not all tuples"}),
     "a shortcut that does not fit": (["block"], put("strided", stride=(1, 1)), {}),
     "another stride of the pool": (["pool"], put("pool", stride=1), {"kinds": LIVE}),
     "float64": (
