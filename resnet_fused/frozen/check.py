@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..kernels import layout
-from ..measure.accuracy import budget_used, channel_dim_of, exact
+from ..measure.accuracy import absurd, budget_used, channel_dim_of, exact
 from ..measure.oracle import by_modules, in_float64
 from ..ops.bn_relu import reference
 from .network import ConvBn, dead_values
@@ -15,7 +15,6 @@ from .network import ConvBn, dead_values
 CHECKED = 4  # images whose logits are compared with float64
 FEW = 1 << 22  # values of x that are compared in float64; images are independent, so a few of them suffice
 ANOTHER_NETWORK = 10.0  # times the error budget, which no rounding reaches
-ABSURD = 0.5  # relative to the norm of the result; rounding never makes eager err so much
 
 
 class Errors(NamedTuple):
@@ -25,13 +24,6 @@ class Errors(NamedTuple):
     share: float
     worse: bool
     absurd: str | None = None
-
-
-def absurd(eager, oracle):
-    """Whether eager's result is wrong by more than rounding: torch 2.13 computes some bfloat16 convolutions wrongly on
-    CPUs with a matrix unit. Values that float64 does not have either do not count."""
-    wrong = exact(eager) - oracle
-    return not bool(wrong[oracle.isfinite()].norm() <= ABSURD * oracle[oracle.isfinite()].norm().clamp_min(1e-30))
 
 
 def rounded(model, x, dtype):
