@@ -42,11 +42,12 @@ def _wrong(x, weight, stride, padding, dilation):
     return why_wrong(x.device.type, x.dtype, x.shape, weight.shape, stride, padding, dilation) is not None
 
 
-def convolve(x, weight, stride, padding, dilation, groups):
-    """F.conv2d of one dtype without a bias, rounded once where torch's own is wrong."""
+def convolve(x, weight, stride, padding, dilation, groups, bias=None):
+    """F.conv2d of one dtype, rounded once where torch's own is wrong."""
     if _wrong(x, weight, stride, padding, dilation):
-        return F.conv2d(x.float(), weight.float(), None, stride, padding, dilation, groups).to(x.dtype)
-    return F.conv2d(x, weight, None, stride, padding, dilation, groups)
+        wide = [None if t is None else t.float() for t in (x, weight, bias)]
+        return F.conv2d(*wide, stride, padding, dilation, groups).to(x.dtype)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def convolve_in_autocast(x, weight, stride, padding, dilation, groups):

@@ -122,6 +122,17 @@ def test_the_library_does_not_run_such_a_block(broken):
     assert len(blocks) == 7  # of 8, two of which are alike
 
 
+def test_an_engine_does_not_run_it_by_onednn(broken):
+    model, x = network()
+    with torch.no_grad():
+        oracle = copy.deepcopy(model).double()(x.double())
+        eager = eager_of(lambda: by_modules(model)(x), oracle)
+        engine = resnet_fused.freeze(model.float(), x.float(), dtype=LOW)
+    backends = {row["name"]: row["backend"] for row in engine.rows}
+    assert all("onednn" not in backends[f"layer4.0.{name}"] for name in ("conv1", "downsample"))
+    assert_within_budget(engine(x), eager, oracle, "frozen", channel_dim=None)
+
+
 def test_a_training_step(monkeypatch):
     model, x = network()
     model.train()

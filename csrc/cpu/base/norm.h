@@ -78,8 +78,9 @@ inline void gather_invstd(const Norm& norm, int64_t first, int n, float* out) {
 //
 // A norm as it is born has the scale 1 / sqrt(1 + 1e-5), a hair below 1. In a 16-bit type x * scale + residual then
 // lies a hair beside the middle between two values very often, and rounds always to the same side: a bias, which adds
-// up over the layers of a network. Eager has none, because it rounds x * scale to x before it adds. Such a scale is
-// therefore rounded here. (Rounding each x * scale would make the pass 1.4 to 1.7 times as slow: Zen 4, 2026-11-30.)
+// up over the layers of a network. Eager has none, because it rounds x * scale to x before it adds. Such a scale of
+// running statistics is therefore rounded here. (Rounding each x * scale would make the pass 1.4 to 1.7 times as slow:
+// Zen 4, 2026-11-30.)
 template <class T>
 inline void gather_norm(const Norm& norm, int64_t first, int n, float* mean, float* scale, float* bias) {
   float invstd[kStrip];
@@ -88,7 +89,7 @@ inline void gather_norm(const Norm& norm, int64_t first, int n, float* mean, flo
   gather(norm.weight, first, n, 1, scale);
   gather(norm.bias, first, n, 0, bias);
   for (int i = 0; i < n; ++i) scale[i] *= invstd[i];
-  if constexpr (sizeof(T) == sizeof(float)) return;
+  if (sizeof(T) == sizeof(float) || !norm.has_var) return;
   constexpr uint32_t kDropped = std::is_same_v<T, bf16> ? 16 : 13, kUnit = 1u << kDropped;  // bits of a float
   constexpr float kNear = 1.0f / (1 << (30 - kDropped));                                    // 2^-14, 2^-17
   for (int i = 0; i < n; ++i) {

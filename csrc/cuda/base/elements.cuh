@@ -61,7 +61,8 @@ __device__ __forceinline__ float scale_of(const Norm& norm, int64_t channel) {
     constexpr float kNear = ptx::is_f16<T> ? 0x1p-17f : 0x1p-14f;
     const float rounded = ptx::to_float(ptx::from_float<T>(scale)), off = ptx::add(rounded, -scale);
     const float most = ptx::mul(kNear, rounded < 0.0f ? -rounded : rounded);
-    const bool born = parameter(norm.mean, channel, 0.0f) == 0.0f && parameter(norm.bias, channel, 0.0f) == 0.0f;
+    const bool born =
+        norm.has_var && parameter(norm.mean, channel, 0.0f) == 0.0f && parameter(norm.bias, channel, 0.0f) == 0.0f;
     return born && -most <= off && off <= most ? rounded : scale;
   }
 }

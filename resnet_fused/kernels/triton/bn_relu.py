@@ -33,7 +33,7 @@ def _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, mask, O
     scale = inverse_std(load_channels(spread_ptr, channel, mask, 1.0), eps) * load_channels(
         weight_ptr, channel, mask, 1.0
     )
-    if OF != tl.float32:  # noqa: SIM300
+    if eps is not None and OF != tl.float32:  # noqa: SIM300
         near: tl.constexpr = 2.0**-14 if tl.bfloat16 == OF else 2.0**-17
         rounded = narrow(scale, OF).to(OF).to(tl.float32)
         born = (mean == 0.0) & (bias == 0.0) & (tl.abs(rounded - scale) <= near * tl.abs(rounded))
