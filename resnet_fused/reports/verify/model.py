@@ -35,7 +35,7 @@ def _model_and_input(shape, device, lively):
     # Channels last for eager too: its error depends on the format, by a factor of 1.8 in float32 on a CPU.
     model = resnet34()
     model = (with_lively_norms(model) if lively else model).to(device, memory_format=torch.channels_last)
-    return model, torch.randn(shape).to(device).contiguous(memory_format=torch.channels_last)
+    return model, torch.randn(shape, device="cpu").to(device).contiguous(memory_format=torch.channels_last)
 
 
 def _errors(ours, eager, oracle, oracle_eager=None):
