@@ -15,7 +15,7 @@ ONE = ("evaluation",)
 KINDS = tuple(kind for kind in LIVE if kind != "converted late")
 
 
-@ways(kinds=KINDS, why="Proxy", but={"sequence": {"why": None}})
+@ways(kinds=KINDS, why="Proxy")
 def symbolic_trace(net):
     graph = fx.symbolic_trace(net.ready())
     net.step(graph)
