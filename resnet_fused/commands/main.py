@@ -1,4 +1,4 @@
-"""python -m resnet_fused demo | verify | bench | explain | summary | tune | train | info.
+"""python -m resnet_fused demo | check | verify | bench | explain | summary | tune | train | info.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager. What one
 command alone needs and `import resnet_fused` does not load (0.1 s in all) is imported where that command runs.
@@ -38,7 +38,7 @@ from .progress import Progress
 def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
     commands = main.add_subparsers(
-        dest="command", required=True, metavar="demo | verify | bench | explain | summary | tune | train | info"
+        dest="command", required=True, metavar="demo | check | verify | bench | explain | summary | tune | train | info"
     )
 
     def command(name, function, help):
@@ -65,6 +65,10 @@ def parser():
     demo.add_argument("--batch", type=at_least(1), nargs="+", default=[1, 8], help="batch sizes to time")
     demo.add_argument("--seconds", type=at_least(0, float), default=8.0, help="of timing for every batch size")
     demo.add_argument("--output", default="resnet_fused_demo.png", help="the chart, a PNG file")
+
+    check = command(
+        "check", run_check, "runs every kernel of this machine on small inputs, and keeps what is wrong off it"
+    )
 
     verify = command("verify", run_verify, "every op and the model against float64, beside eager's own error")
     verify.add_argument("--quick", action="store_true", help="small shapes")
@@ -97,7 +101,7 @@ def parser():
 
     for sub in (demo, bench, explain):
         model_options(sub)
-    for sub in (demo, verify, bench, explain, summary, tune):
+    for sub in (demo, check, verify, bench, explain, summary, tune):
         machine_options(sub)
     input_options(bench, batch=8)
     input_options(explain, batch=1)
@@ -125,6 +129,15 @@ def run_demo(args):
         model = model_of(args, device)
         equal = demo.run(args.model, model, image, args.weights, args.batch, args.seconds, chart, progress.step, device)
     return 0 if equal else 1
+
+
+def run_check(args):
+    from . import check
+
+    with Progress() as progress:
+        reports = [check.check(device, progress.step) for device in check.devices(device_of(args))]
+    print("\n\n".join(map(str, reports)))
+    return 0 if all(report.passed for report in reports) else 1
 
 
 def run_verify(args):
