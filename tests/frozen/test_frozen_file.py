@@ -1,6 +1,10 @@
 """engine.save and load_engine: the same logits, nothing unpickled, and errors in one line."""
 
+import copy
 import json
+import multiprocessing
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -78,6 +82,50 @@ def test_a_loaded_engine_keeps_what_was_dropped_for_accuracy(tmp_path, monkeypat
     assert loaded.options == engine.options
 
 
+class Holder(torch.nn.Module):
+    def __init__(self, engine):
+        super().__init__()
+        self.engine = engine
+
+
+COPIES = {
+    "pickle": lambda engine: pickle.loads(pickle.dumps(engine)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "deepcopy of a module that has it": lambda engine: copy.deepcopy(Holder(engine)).engine,
+    "a copy of a copy": lambda engine: copy.deepcopy(copy.deepcopy(engine)),
+}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "bfloat16", "static"])
+@pytest.mark.parametrize("way", COPIES)
+def test_engines_are_copied(way, kind):
+    model, x = narrow().eval(), torch.randn(2, 3, 40, 40)
+    if kind == "static":
+        engine = freeze_gpu(model, x, graph=False)
+    else:
+        engine = freeze(model, x, dtype=torch.bfloat16 if kind == "bfloat16" else None)
+    copied = COPIES[way](engine)
+    assert copied is not engine and copied._model is not model and copied.device == engine.device
+    same(engine, copied, x)
+
+
+def answer(engine, x, results):
+    results.put((os.getpid(), engine(x).tolist()))
+
+
+def test_an_engine_goes_to_a_spawned_process(saved):
+    engine, _, x = saved
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=answer, args=(engine, x, results))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    pid, logits = results.get()
+    assert pid == process.pid != os.getpid() and logits == engine(x).tolist()
+
+
 def test_what_is_saved_is_the_model_as_it_is_now(tmp_path):
     model, x = narrow().eval(), torch.randn(1, 3, 40, 40)
     engine = freeze(model, x)
@@ -103,7 +151,8 @@ def test_a_way_that_cannot_run_here_is_measured_again(saved, tmp_path):
 
 def test_a_network_that_a_file_cannot_describe_is_refused_by_name(tmp_path):
     class Pool(torch.nn.AdaptiveAvgPool2d):
-        pass
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else x.clone())
 
     model = narrow().eval()
     model.avgpool = Pool((1, 1))
@@ -125,7 +174,7 @@ def test_wrong_files(saved, tmp_path):
             load_engine(tmp_path / f"{name}.safetensors")
     header = {"format": 99}
     safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "later.safetensors", {file.KEY: json.dumps(header)})
-    with pytest.raises(ValueError, match="has format 99, this package reads formats 1 and 2"):
+    with pytest.raises(ValueError, match="has format 99, this package reads formats 1 to 3"):
         load_engine(tmp_path / "later.safetensors")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="torch sees none here"):

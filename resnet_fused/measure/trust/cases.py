@@ -39,7 +39,7 @@ class Values:
         self.dtype, self.device = dtype, device
 
     def map(self, shape, memory_format=layout.CHANNELS_LAST, mean=0.3, std=1.0):
-        values = (torch.randn(shape) * std + mean).to(self.device, self.dtype)
+        values = (torch.randn(shape, device="cpu") * std + mean).to(self.device, self.dtype)
         return values.contiguous(memory_format=memory_format) if len(shape) == 4 else values
 
     def filter(self, shape, memory_format=layout.CHANNELS_LAST):
@@ -48,10 +48,10 @@ class Values:
     def norm(self, channels, suffix="", of_batch=False):
         """{mean, spread, weight, bias} of batch norm, far from 0 and 1; weights of 0 and below among them."""
         found = {
-            "mean": torch.randn(channels),
-            "spread": torch.rand(channels) * 2 + 0.05,
-            "weight": torch.randn(channels),
-            "bias": torch.randn(channels),
+            "mean": torch.randn(channels, device="cpu"),
+            "spread": torch.rand(channels, device="cpu") * 2 + 0.05,
+            "weight": torch.randn(channels, device="cpu"),
+            "bias": torch.randn(channels, device="cpu"),
         }
         found["weight"][::7] = 0.0
         # Batch statistics are float32; the others may have the dtype of the network.
@@ -182,14 +182,14 @@ def _reductions_of(values, shape, memory_format):
 def _gradients_of(values, shape, memory_format):
     for of_batch in (True, False):
         tensors = _backward_of(values, shape, memory_format) | values.norm(shape[1], "", of_batch)
-        tensors |= {n: torch.randn(shape[1]).to(values.device) for n in ("sum_g", "sum_gx")}
+        tensors |= {n: torch.randn(shape[1], device="cpu").to(values.device) for n in ("sum_g", "sum_gx")}
         yield functools.partial(_apply, of_batch=of_batch), tensors
 
 
 def _merges(values, backend, device):
     if values.dtype == torch.float32:
         parts = torch.rand(3, 2 * 65 + 1, device=values.device) + 0.5
-        parts[:, -1] = torch.tensor([7.0, 12.0, 2.0])
+        parts[:, -1] = torch.tensor([7.0, 12.0, 2.0], device=values.device)
         yield Case("3 parts of 65 channels", {"parts": parts}, _bn_stats_merge)
 
 

@@ -206,7 +206,11 @@ REFERENCES = eager.PASSES | {
 
 
 def e4m3_values(shape, device):
-    return e4m3.narrow(torch.randn(shape) * 60, e4m3.E4M3).to(device).contiguous(memory_format=layout.CHANNELS_LAST)
+    return (
+        e4m3.narrow(torch.randn(shape, device="cpu") * 60, e4m3.E4M3)
+        .to(device)
+        .contiguous(memory_format=layout.CHANNELS_LAST)
+    )
 
 
 # x, weight, stride, padding; whether the result is e4m3
@@ -220,7 +224,11 @@ FP8 = {
 def fp8_shares(op, kernel, device):
     """(label, share of what e4m3 arithmetic may err by) for the two ops on e4m3 values."""
     if op == "quantise_fp8":
-        x = (torch.randn(3, 16, 5, 7) * 300).to(device, torch.bfloat16).contiguous(memory_format=layout.CHANNELS_LAST)
+        x = (
+            (torch.randn(3, 16, 5, 7, device="cpu") * 300)
+            .to(device, torch.bfloat16)
+            .contiguous(memory_format=layout.CHANNELS_LAST)
+        )
         kernel(x, 0.37, out := torch.empty_like(x, dtype=e4m3.E4M3))
         yield "3x16x5x7", e4m3.share(out, x.double() * 0.37, x.double().abs() * 0.37, 2.0**-20)
         return
@@ -228,8 +236,8 @@ def fp8_shares(op, kernel, device):
         where = (stride, stride), (padding, padding), ONE
         conv = Convolution(x, weight, e4m3.E4M3, *where, 1)
         x, weight, residual = (e4m3_values(shape, device) for shape in (x, weight, conv.out_shape))
-        scale = ((torch.rand(len(weight)) + 0.5) / (36 * weight[0].numel() ** 0.5)).to(device)
-        arguments = x, weight, scale, (torch.randn(len(weight)) * 30).to(device), residual, 0.37
+        scale = ((torch.rand(len(weight), device="cpu") + 0.5) / (36 * weight[0].numel() ** 0.5)).to(device)
+        arguments = x, weight, scale, (torch.randn(len(weight), device="cpu") * 30).to(device), residual, 0.37
         out = torch.empty_like(residual, dtype=e4m3.E4M3 if narrow else torch.bfloat16)
         kernel(*arguments, RELU, out, conv)
         oracle, size = e4m3.reference(*arguments, *where, RELU), e4m3.magnitude(*arguments, *where)
