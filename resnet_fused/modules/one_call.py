@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import dispatch
-from ..kernels import cpu, layout
+from ..kernels import cpu, layout, torch_convolution
 from ..kernels.shapes import Convolution
 from ..ops.conv_bn_relu import geometry
 from .eligible import is_projection, watched
@@ -163,6 +163,8 @@ def _numbers(block):
         if any((block.memory_format == layout.CHANNELS_LAST) != layout.is_channels_last(t) for t in (source, result)):
             return None  # dense in both formats: the ops decide
         conv = Convolution(before, convolution.weight, block.dtype, *convolution.geometry())
+        if torch_convolution.why_wrong_of(conv, "cpu") is not None:
+            return None  # the library calls torch's own
         winograd = _by_winograd(source, conv, result, residual=result if i == last else None)
         if winograd is None:
             return None

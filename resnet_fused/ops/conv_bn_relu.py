@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ..kernels.epilogue import NONE, RELU
 from ..kernels.shapes import out_shape
+from ..kernels.torch_convolution import convolve_in_autocast
 from .bn_relu import bn_relu
 from .bn_relu import reference as bn_relu_reference
 from .convolution.op import run
@@ -114,7 +115,7 @@ def conv_bn_relu(
     stride, padding, dilation = _pair(stride, "stride"), _pair(padding, "padding"), _pair(dilation, "dilation")
     wants_bn_weight = torch.is_grad_enabled() and bn_weight is not None and bn_weight.requires_grad
     if training or wants_bn_weight or running_mean is None or running_var is None:
-        z = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+        z = convolve_in_autocast(x, weight, stride, padding, dilation, groups)
         return bn_relu(
             z, bn_weight, bn_bias, running_mean, running_var, residual, training=training, momentum=momentum, eps=eps,
             relu=relu, num_batches_tracked=num_batches_tracked,
