@@ -21,6 +21,7 @@ demo:  ## sets everything up and runs ResNet-34 on a photograph: equality, image
 test:  ## sets everything up and runs the tests, two at a time (ARGS="-k add_relu"; ARGS=--all: also the exhaustive ones)
 	@python=$(call in,test) && $(SHARED) $$python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
+nightly: export RESNET_FUSED_BUILD = all
 nightly:  ## everything, for hours: lint, all tests with the sanitizers, fuzz, every mutant, all kernels for every architecture
 	@$(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory test ARGS=--all \
 	  && $(MAKE) --no-print-directory fuzz && $(MAKE) --no-print-directory mutants && $(MAKE) --no-print-directory aot

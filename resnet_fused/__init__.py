@@ -4,6 +4,7 @@ from . import nn, ops
 from .conversion.convert import convert, unconvert
 from .dispatch import backend, backends, strict
 from .frozen.freeze import freeze, load_engine
+from .kernels.library import warn_of_absence as _warn_of_absence
 from .models.cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
 from .models.resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from .ops.decompositions import decompositions
@@ -41,3 +42,5 @@ __all__ = [
     "unconvert",
     "verify",
 ]
+
+_warn_of_absence()

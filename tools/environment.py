@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMPS = ROOT / "build" / "environment"
 # goal: {module to import: distribution}
-BUILD = {"setuptools": "setuptools", "ninja": "ninja"}
+BUILD = {"setuptools": "setuptools"}
 DEMO = {**BUILD, "numpy": "numpy", "PIL": "pillow", "matplotlib": "matplotlib", "safetensors": "safetensors"}
 TEST = {**DEMO, "pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "yaml": "pyyaml",
         "huggingface_hub": "huggingface_hub", "sklearn": "scikit-learn"}  # fmt: skip
@@ -79,9 +79,10 @@ def pinned(distributions):
 def digest(python, goal):
     """Of all that the environment and the compiled library are made from."""
     parts = [ROOT / name for name in ("constraints.txt", "pyproject.toml", "setup.py", "MANIFEST.in")]
-    parts += [Path(__file__), ROOT / "tools" / "native_build.py"]
+    parts += [Path(__file__), ROOT / "tools" / "native_build.py", ROOT / "tools" / "native_machine.py"]
     parts += sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file()) if goal != "lint" else []
-    state = hashlib.sha256(f"{python} {os.environ.get('RESNET_FUSED_BUILD')} {sys.version}".encode())
+    asked = [os.environ.get(name) for name in ("RESNET_FUSED_BUILD", "CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST")]
+    state = hashlib.sha256(f"{python} {asked} {sys.version}".encode())
     for part in parts:
         state.update(part.relative_to(ROOT).as_posix().encode() + part.read_bytes())
     return state.hexdigest()

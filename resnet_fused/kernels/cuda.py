@@ -21,7 +21,7 @@ def why_not():
     if (why := library.why_absent()) is not None:
         return why
     if not library.has_cuda():
-        return "the compiled library has no CUDA part (nvcc was not found when it was built)"
+        return f"the compiled library has no CUDA part: {library.build_info()['without_cuda']}"
     if not torch.cuda.is_available():
         return "no CUDA device"
     return None

@@ -59,7 +59,7 @@ def _library():
     cuda = f"{built['cuda']} for {', '.join(built['architectures'])}" if built["cuda"] else built["without_cuda"]
     return {
         "compiled library": str(library.LIBRARY),
-        "built with": f"{built['compiler']}, torch {built['torch']}; {cuda}",
+        "built with": f"{built['compiler']}; for torch {built['stable_abi']} and later; {cuda}",
         "CPU kernels": _isa(library.cpu_isa()),
     }
 
