@@ -10,7 +10,7 @@ in = $$($(PYTHON) tools/environment.py $(1))
 # The package is used where it stands: nothing is installed into an environment that is not ours.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help demo test nightly fuzz lint format lines aot tune gpu mutants audit docs clean
+.PHONY: help demo test nightly fuzz lint format lines wheel aot tune gpu mutants audit docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ gpu:  ## on a machine with a GPU: all checks and measurements, offline, under 9 
 mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test must notice (long)
 	@python=$(call in,test) && $$python tests/emulator/mutate.py $(ARGS)
 
+wheel:  ## dist/: one wheel for every Python and torch (RESNET_FUSED_BUILD=all: with CUDA kernels for every architecture)
+	@rm -rf dist && $(PYTHON) tools/wheel.py
+
 audit:  ## known vulnerabilities in the pinned dependencies: pip-audit, in an environment of its own (needs the network)
 	@$(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit \
 	  && build/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
@@ -62,4 +65,4 @@ docs:  ## docs/reference/api.md from the docstrings
 	@python=$(call in,test) && $$python tools/api.py
 
 clean:  ## removes what was built, keeps .venv
-	rm -rf build resnet_fused/_native.so resnet_fused/_native_build.json
+	rm -rf build dist resnet_fused/_native.so resnet_fused/_native_build.json
