@@ -55,7 +55,7 @@ mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test mu
 	@python=$(call in,test) && $$python tests/emulator/mutate.py $(ARGS)
 
 wheel:  ## dist/: one wheel for every Python and torch (RESNET_FUSED_BUILD=all: with CUDA kernels for every architecture)
-	@rm -rf dist && $(PYTHON) tools/wheel.py
+	@rm -rf dist && $(PYTHON) tools/make_wheel.py
 
 audit:  ## known vulnerabilities in the pinned dependencies: pip-audit, in an environment of its own (needs the network)
 	@$(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit \

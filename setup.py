@@ -16,7 +16,7 @@ import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-sys.path.insert(0, str(Path(__file__).parent / "tools"))
+sys.path.append(str(Path(__file__).parent / "tools"))
 import native_build
 
 try:

@@ -30,7 +30,7 @@ def build(folder, mode):
     with zipfile.ZipFile(wheel) as archive:
         record = json.loads(archive.read("resnet_fused/_native_build.json"))
     if why := record.get("not_built") or (mode == "all" and record.get("without_cuda")):
-        raise SystemExit(f"wheel.py: no wheel, because the library could not be built: {why}")
+        raise SystemExit(f"make_wheel.py: no wheel, because the library could not be built: {why}")
     return wheel, record
 
 
