@@ -1,5 +1,6 @@
 """Rows of text in aligned columns, as wide as they are, or as a terminal."""
 
+import itertools
 import shutil
 import sys
 import textwrap
@@ -39,7 +40,7 @@ def _few_values(columns, rows):
     """The column whose values would be the fewest headings, or None: at most three, and rows are together already."""
 
     def runs(key):
-        return 1 + sum(a[key] != b[key] for a, b in zip(rows, rows[1:], strict=False))
+        return 1 + sum(a[key] != b[key] for a, b in itertools.pairwise(rows))
 
     inner = [key for key in list(columns)[1:-1] if columns[key] and runs(key) <= 3 and runs(key) < len(rows)]
     return min(inner, key=runs, default=None)

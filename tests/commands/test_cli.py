@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision_shim import torchvision
 
 import resnet_fused
-from resnet_fused.commands import bench, photo
+from resnet_fused.commands import bench, main, photo
 from resnet_fused.reports import info
 
 
@@ -113,6 +113,27 @@ def test_wrong_arguments(capsys, line, message):
 ])  # fmt: skip
 def test_no_gpu(capsys, line, message):
     check_error(run(capsys, *line.split()), message)
+
+
+@pytest.mark.parametrize("command", ["", "demo", "verify", "bench", "explain", "summary", "tune", "train", "info"])
+def test_help_fits_80_columns_and_shows_defaults(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as left:
+        main.main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0 and max(map(len, text.splitlines())) <= 80
+    options = main.parser()._subparsers._group_actions[0].choices[command]._actions if command else []
+    for action in options:
+        assert action.help, action.dest
+        default = action.default[0] if isinstance(action.default, list) else action.default
+        told = default in (None, "==SUPPRESS==") or default is False or "default" in action.help
+        assert told or f"(default: {default}" in " ".join(text.split()), action.dest
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        main.main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"resnet_fused {resnet_fused.__version__}\n"
 
 
 def test_exit_status_of_the_process():
