@@ -26,8 +26,8 @@ nightly:  ## everything, for hours: lint, all tests with the sanitizers, fuzz, e
 	@$(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory test ARGS=--all \
 	  && $(MAKE) --no-print-directory fuzz && $(MAKE) --no-print-directory mutants && $(MAKE) --no-print-directory aot
 
-lint:  ## checks style: ruff and clang-format; changes nothing
-	@python=$(call in,lint) && $$python -m ruff check . && $$python -m ruff format --check . \
+lint:  ## checks style and types: ruff, clang-format, mypy of the public interface; changes nothing
+	@python=$(call in,lint) && $$python -m ruff check . && $$python -m ruff format --check . && $$python -m mypy \
 	  && $$(dirname $$python)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/emulator/*' | grep -E '\.(cpp|cu|cuh|h)$$')
 	@$(MAKE) --no-print-directory lines
 

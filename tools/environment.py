@@ -20,7 +20,7 @@ BUILD = {"setuptools": "setuptools"}
 DEMO = {**BUILD, "numpy": "numpy", "PIL": "pillow", "matplotlib": "matplotlib", "safetensors": "safetensors"}
 TEST = {**DEMO, "pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "yaml": "pyyaml",
         "huggingface_hub": "huggingface_hub", "sklearn": "scikit-learn"}  # fmt: skip
-LINT = {"ruff": "ruff", "clang_format": "clang-format"}
+LINT = {"ruff": "ruff", "clang_format": "clang-format", "mypy": "mypy"}
 GOALS = {"demo": DEMO, "test": TEST, "lint": LINT}
 TRITON = "triton==3.9.0"  # for a torch that brings none
 # Peers of the tests. Without their dependencies: they ask for a torch of their own choice.
@@ -92,9 +92,8 @@ def install(python, goal, is_own):
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     packages = GOALS[goal]
     if is_own:
-        torch = ["torch"] if goal != "lint" else []
-        say(f"installing {', '.join([*torch, *packages.values()])} into .venv (the first time this takes minutes)")
-        run(*pip, "-c", "constraints.txt", *torch, *packages.values())
+        say(f"installing torch, {', '.join(packages.values())} into .venv (the first time this takes minutes)")
+        run(*pip, "-c", "constraints.txt", "torch", *packages.values())
     elif missing(python, packages):
         lacking = missing(python, packages)
         say(f"adding {', '.join(lacking)} to the activated environment")

@@ -1,15 +1,16 @@
 """Installs the package in many ways, each in a fresh environment, and writes what happened into docs/results/installing.md.
 
-    python tools/installs.py [WAY ...] [--folder FOLDER] [--torch 2.13.0 ...] [--python PATH ...] [--list]
+    python tools/installs.py [WAY ...] [--folder FOLDER] [--torch 2.13.0 ...] [--python PATH ...]
 
-Without WAY every way is tried with the first --python and the first --torch; the wheel in dist/ (make wheel) with each of
-them. FOLDER keeps an environment of each torch, of which every way gets a copy. CXX="ccache c++" makes it fast.
+Without WAY every way is tried with the first --python and the first --torch; the wheel in dist/ (make wheel) also with the
+others. FOLDER keeps an environment of each torch, of which every way gets a copy. CXX="ccache c++" makes it fast.
 """
 
 import argparse
 import datetime
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ class Way:
     """What is done in a fresh environment. `pip(*arguments, **variables)` installs there."""
 
     def __init__(self, folder, python, torch):
-        self.folder, self.torch = folder, torch
+        self.folder, self.base = folder, python
         self.version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
         base = folder / f"base-{self.version}-{torch}"
         if not (base / "bin/python").exists():
@@ -87,6 +88,8 @@ class Way:
         if not self._run(self.python, "-c", CHECK, **self.variables):
             return "BROKEN: " + self.output.strip().splitlines()[-1]
         found = json.loads(self.output.strip().splitlines()[-1])
+        if not (self.user or self._run(self.environment / "bin/resnet-fused", "--version")):
+            return "BROKEN: resnet-fused --version"
         equal = "equal to eager" if found["equal"] else "NOT EQUAL to eager"
         if found["absent"] is None:
             return f"compiled library, {equal}" + "".join(f"; import says: {text}" for text in found["said"])
@@ -138,7 +141,7 @@ def read_only(way):
     subprocess.run(["chmod", "-R", "a-w", *way.environment.glob("lib/*/site-packages/resnet_fused")], check=True)
     way.variables = {"HOME": "/nonexistent"}
     if os.getuid() == 0:
-        way.python = Path(sys._base_executable)
+        way.python = way.base
         way.user = 65534
         way.variables["PYTHONPATH"] = str(next(way.environment.glob("lib/*/site-packages")))
     return installed
@@ -190,16 +193,17 @@ def write(rows):
     ]  # fmt: skip
     lines += [f"| {row['way']} | {row['python']}, {row['torch']} | {row['outcome']} |" for row in rows.values()]
     date = datetime.date.today()
-    lines += ["", f"Last tried {date}. The wheel is that of `make wheel`: one file for every Python and torch."]
+    compiler = subprocess.run(["c++", "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
+    lines += ["", f"Last tried {date}, on {platform.machine()} without a GPU, with {(compiler or ['no compiler'])[0]}."]
     PAGE.write_text("\n".join(lines) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ways", nargs="*", metavar="WAY", help=f"default: all of {', '.join([*WAYS, 'wheel'])}")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "installs")
-    parser.add_argument("--torch", nargs="+", default=["2.13.0"])
-    parser.add_argument("--python", nargs="+", default=[sys.executable])
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "installs", help="default: build/installs")
+    parser.add_argument("--torch", nargs="+", default=["2.13.0"], help="versions; default: 2.13.0")
+    parser.add_argument("--python", nargs="+", default=[sys.executable], help="default: this one")
     args = parser.parse_args()
     if unknown := set(args.ways) - set(WAYS) - {"wheel"}:
         parser.error(f"WAY must be one of {', '.join([*WAYS, 'wheel'])}, not {sorted(unknown)[0]}")

@@ -1,8 +1,11 @@
 """The interface of every engine, and the four steps in which an engine is made."""
 
 import abc
+from os import PathLike
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..measure import remembered
 from . import file, network
@@ -73,23 +76,23 @@ class Engine(abc.ABC):
         return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
 
     @abc.abstractmethod
-    def refresh(self):
+    def refresh(self) -> None:
         """Reads the model's weights and statistics again. Measurements and choices stay."""
 
-    def save(self, path):
+    def save(self, path: str | PathLike[str]) -> None:
         """Writes the engine to a file that `resnet_fused.load_engine` reads (see frozen/file.py)."""
         file.save(self, path)
 
-    def module(self):
+    def module(self) -> nn.Module:
         """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
         return FoldedResNet(self._steps, self.dtype)
 
     @property
-    def dtype_name(self):
+    def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
     @property
-    def rows(self):
+    def rows(self) -> list[dict[str, Any]]:
         return [
             {
                 "name": s.name, "op": s.op, "shape": s.shape, "dtype": self.dtype, "backend": s.choice.name,
@@ -99,4 +102,4 @@ class Engine(abc.ABC):
         ]  # fmt: skip
 
     @abc.abstractmethod
-    def __call__(self, x): ...
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...

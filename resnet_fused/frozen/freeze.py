@@ -5,17 +5,30 @@ freeze() measures the fastest kernel for every shape of convolution in the netwo
 does not follow later changes of the weights: see `Engine.refresh`.
 """
 
+from os import PathLike
+from typing import Literal
+
 import torch
+from torch import nn
 
 from ..kernels import e4m3 as fp8
 from ..measure import remembered
 from . import file
 from .cpu.engine import freeze_cpu
+from .engine import Engine
 from .fp8.engine import freeze_fp8
 from .gpu.engine import freeze_gpu
 
 
-def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="exact"):
+def freeze(
+    model: nn.Module,
+    example_input: torch.Tensor,
+    *,
+    dtype: torch.dtype | Literal["fp8"] | None = None,
+    exact: bool = False,
+    graph: bool = True,
+    batch: Literal["exact", "pad"] = "exact",
+) -> Engine:
     """An engine that computes `model.eval()(x)` as fast as the device of the model can.
 
     Args:
@@ -46,7 +59,7 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
     return freeze_gpu(model, example_input, dtype=dtype, graph=graph, batch=batch)
 
 
-def load_engine(path, device=None):
+def load_engine(path: str | PathLike[str], device: str | torch.device | None = None) -> Engine:
     """The engine that `engine.save(path)` wrote.
 
     Args:
