@@ -43,7 +43,7 @@ class Way:
     """What is done in a fresh environment. `pip(*arguments, **variables)` installs there."""
 
     def __init__(self, folder, python, torch):
-        self.folder, self.base = folder, python
+        self.folder, self.output, self.variables, self.user = folder, "", {}, None
         self.version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
         base = folder / f"base-{self.version}-{torch}"
         if not (base / "bin/python").exists():
@@ -53,7 +53,6 @@ class Way:
         shutil.rmtree(self.environment, ignore_errors=True)
         subprocess.run(["cp", "-al", base, self.environment], check=True)  # hard links: torch is large
         self.python = self.environment / "bin/python"
-        self.output, self.variables, self.user = "", {}, None
 
     def _run(self, *command, cwd="/", **variables):
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | variables
@@ -140,9 +139,9 @@ def read_only(way):
     installed = way.pip(way.source())
     subprocess.run(["chmod", "-R", "a-w", *way.environment.glob("lib/*/site-packages/resnet_fused")], check=True)
     way.variables = {"HOME": "/nonexistent"}
-    if os.getuid() == 0:
-        way.python = way.base
-        way.user = 65534
+    system = shutil.which(f"/usr/bin/python{way.version.rpartition('.')[0]}")
+    if os.getuid() == 0 and system:  # root may write everywhere
+        way.python, way.user = Path(system), 65534
         way.variables["PYTHONPATH"] = str(next(way.environment.glob("lib/*/site-packages")))
     return installed
 
