@@ -68,7 +68,7 @@ def parser():
     demo = command("demo", run_demo, "runs a model on a photograph: equality with eager, images/s, a chart")
     demo.add_argument("--image", help="default: the photograph of a cat that comes with the package")
     demo.add_argument("--batch", type=at_least(1), nargs="+", default=[1, 8], help="batch sizes to time")
-    demo.add_argument("--seconds", type=at_least(0, float), default=8.0, help="of timing for every batch size")
+    demo.add_argument("--seconds", type=at_least(0, float), default=5.0, help="of timing for every batch size")
     demo.add_argument("--output", default="resnet_fused_demo.png", help="the chart, a PNG file")
 
     verify = command("verify", run_verify, "every op and the model against float64, beside eager's own error")
@@ -128,7 +128,7 @@ def run_demo(args):
     device = device_of(args)
     with backend_of(args), Progress() as progress:
         model = model_of(args, device)
-        equal = demo.run(args.model, model, image, args.weights, args.batch, args.seconds, chart, progress.step, device)
+        equal = demo.run(args.model, model, image, args.weights, args.batch, args.seconds, chart, progress, device)
     return 0 if equal else 1
 
 

@@ -185,6 +185,21 @@ def test_demo(capsys, tmp_path):
     assert Image.open(chart).format == "PNG" and min(Image.open(chart).size) > 300
 
 
+def test_the_demo_has_numbers_before_it_measures_kernels(monkeypatch):
+    def freeze(*args, **options):
+        raise AssertionError("measures every kernel of every layer, which takes time")
+
+    monkeypatch.setattr(bench, "freeze", freeze)
+    model, x = resnet_fused.resnet18().eval(), torch.randn(1, 3, 32, 32)
+    rows = bench.equality(model, x, [torch.float32], lambda text: None)
+    first = [next(rows) for _ in range(3)]
+    assert [row["name"] for row in first] == ["eager", "eager, channels_last", "live"]
+    lines = [bench.equality_line(row) for row in (bench.EQUALITY, *first)]
+    assert len({line.index(word) for line, word in zip(lines, ["dtype", *["float32"] * 3], strict=True)}) == 1
+    with pytest.raises(AssertionError, match="measures every kernel"):
+        next(rows)
+
+
 def test_demo_says_when_it_is_not_equal(capsys, tmp_path, monkeypatch):
     """The output of the live model is off by 0.01 of its largest value."""
     equality = bench.equality
