@@ -154,6 +154,19 @@ def test_a_wrong_cuda_home_is_named_and_the_cpu_kernels_survive(small):
     assert info["without_cuda"] == f"CUDA_HOME={small.parent / 'cuda'} has no bin/nvcc" and info["cuda_failed"]
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None or shutil.which("readelf") is None, reason="no nvcc, or no readelf")
+def test_both_parts_are_in_one_library_that_torch_completes(small, monkeypatch):
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    library, info = native_build.build("all", lambda text: None)
+    assert info["architectures"] == ["8.0"] and "cuda_failed" not in info
+    again = []
+    native_build.build("all", again.append)
+    assert any(line.startswith("0 of 2 sources") for line in again), "nvcc's list of headers is understood"
+    needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert [name for name in native_build.TORCH_LIBRARIES if name not in needed] == [] and "libcudart" not in needed
+
+
 @needs_compiler
 def test_only_what_changed_is_compiled_again(small):
     def build():
