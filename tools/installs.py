@@ -210,9 +210,8 @@ def main():
     asked = args.ways or [*WAYS, "wheel"]
     todo = [(name, *WAYS[name], args.python[0], args.torch[0]) for name in asked if name != "wheel"]
     if "wheel" in asked:
-        todo += [
-            ("wheel", "the wheel in dist/", wheel, python, torch) for python in args.python for torch in args.torch
-        ]
+        pairs = [(args.python[0], torch) for torch in args.torch] + [(p, args.torch[0]) for p in args.python[1:]]
+        todo += [("wheel", "the wheel of `make wheel`", wheel, python, torch) for python, torch in pairs]
     rows = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     for name, title, function, python, torch in todo:
         way = Way(args.folder.resolve(), python, torch)
