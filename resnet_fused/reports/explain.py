@@ -29,7 +29,7 @@ class Report:
         self.rows, self.notes = rows, list(notes)
 
     def __str__(self) -> str:
-        return "\n".join([table.render(COLUMNS, self.rows), *self.notes])
+        return "\n".join([table.render(COLUMNS, self.rows), *map(table.fit, self.notes)])
 
 
 def explain(model: Callable[[Tensor], Any], x: Tensor) -> Report:

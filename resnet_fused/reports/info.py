@@ -10,6 +10,7 @@ from .. import dispatch
 from ..kernels import env, library
 from ..measure import machine
 from ..version import __version__
+from . import table
 
 
 def environment():
@@ -39,7 +40,8 @@ def text():
     for title, facts in parts:
         lines += ["", f"{title}:"] if title else []
         width = max(map(len, facts))
-        lines += [f"{'  ' if title else ''}{name:<{width}}  {value}" for name, value in facts.items()]
+        left = "  " if title else ""
+        lines += [table.fit(f"{left}{name:<{width}}  {value}", len(left) + width + 2) for name, value in facts.items()]
     return "\n".join(lines)
 
 

@@ -5,7 +5,27 @@ import shutil
 import sys
 import textwrap
 
-NOTE = 20  # a last column that is longer than this becomes notes under a table that is too wide
+NOTE = 12  # a last column that is longer than this becomes notes under a table that is too wide
+
+
+def terminal():
+    """The columns that output may have: those of the terminal, without a limit elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+
+
+def fit(line, indent=0, width=None):
+    """`line` as one line where it fits, else wrapped; lines after the first begin with `indent` blanks."""
+    width = width or terminal()
+    if len(line) <= width:
+        return line
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+        drop_whitespace=True,
+    )
 
 
 def render(columns, rows, width=None):
@@ -14,8 +34,7 @@ def render(columns, rows, width=None):
     What is wider than `width` (default: the terminal's, without a limit elsewhere) is made to fit. Long texts at the end of
     rows are written once each, under the table. A column with few values becomes headings. What remains is wrapped.
     """
-    if width is None:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    width = width or terminal()
     rows = [{key: str(row[key]) for key in columns} for row in rows]
     if _width(columns, rows) <= width:
         return _aligned(columns, rows)
@@ -23,10 +42,7 @@ def render(columns, rows, width=None):
     if max((len(row[last]) for row in rows), default=0) > NOTE:
         texts = list(dict.fromkeys(row[last] for row in rows if len(row[last]) > NOTE))
         rows = [row | {last: f"[{texts.index(row[last]) + 1}]" if row[last] in texts else row[last]} for row in rows]
-        notes = [
-            textwrap.fill(f"[{i}] {text}", width, subsequent_indent="    ", break_on_hyphens=False)
-            for i, text in enumerate(texts, 1)
-        ]
+        notes = [fit(f"[{i}] {text}", 4, width) for i, text in enumerate(texts, 1)]
     if _width(columns, rows) > width and (key := _few_values(columns, rows)):
         rest = {other: heading for other, heading in columns.items() if other != key}
         values = dict.fromkeys(row[key] for row in rows)
@@ -69,7 +85,8 @@ def _wrapped(columns, rows, width):
 
 def _aligned(columns, rows):
     widths = _widths(columns, rows)
-    right = {key for key in columns if rows and all(_number(row[key]) for row in rows)}
+    cells = {key: [row[key] for row in rows if row[key]] for key in columns}
+    right = {key for key in columns if cells[key] and all(map(_number, cells[key]))}
     lines = []
     for line in ({**columns}, {key: "-" * widths[key] for key in columns}, *rows):
         cells = [line[key].rjust(widths[key]) if key in right else line[key].ljust(widths[key]) for key in columns]

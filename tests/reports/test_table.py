@@ -68,6 +68,14 @@ def test_no_word_is_lost_at_any_width(width):
     assert set(LONG.split()) <= set(text.split()) and "layer1.1.conv1" in text
 
 
+def test_sentences_are_wrapped_behind_their_beginning():
+    line = f"  native  {LONG}"
+    assert table.fit(line, 10, 200) == line
+    first, *more = table.fit(line, 10, 40).splitlines()
+    assert first.startswith("  native  torch's") and all(text.startswith(" " * 10) for text in more)
+    assert " ".join([first, *more]).split() == line.split() and max(map(len, [first, *more])) <= 40
+
+
 def test_no_rows_are_headings_alone():
     assert table.render(COLUMNS, [], 10).splitlines()[0] == "layer  dtype  images  reason"
 

@@ -34,7 +34,7 @@ class Report:
         worst = max((row["budget"] for row in self.rows if row["budget"] != ""), default="none")
         verdict = f"FAILED: {failed} of {len(self.rows)} checks" if failed else f"passed: {len(self.rows)} checks"
         rule = "the budget is 2x eager's own error against float64; errors are relative to the largest exact value"
-        return f"{table.render(COLUMNS, self.rows)}\n\n{verdict}, worst {worst} of the budget ({rule})"
+        return f"{table.render(COLUMNS, self.rows)}\n\n" + table.fit(f"{verdict}, worst {worst} of the budget ({rule})")
 
 
 def verify(
