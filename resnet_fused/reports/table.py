@@ -85,8 +85,8 @@ def _wrapped(columns, rows, width):
 
 def _aligned(columns, rows):
     widths = _widths(columns, rows)
-    cells = {key: [row[key] for row in rows if row[key]] for key in columns}
-    right = {key for key in columns if cells[key] and all(map(_number, cells[key]))}
+    filled = {key: [row[key] for row in rows if row[key]] for key in columns}
+    right = {key for key in columns if filled[key] and all(map(_number, filled[key]))}
     lines = []
     for line in ({**columns}, {key: "-" * widths[key] for key in columns}, *rows):
         cells = [line[key].rjust(widths[key]) if key in right else line[key].ljust(widths[key]) for key in columns]
