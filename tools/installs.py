@@ -92,7 +92,7 @@ class Way:
         equal = "equal to eager" if found["equal"] else "NOT EQUAL to eager"
         if found["absent"] is None:
             return f"compiled library, {equal}" + "".join(f"; import says: {text}" for text in found["said"])
-        return f"no compiled library, {equal}; import says: {' '.join(found['said']) or 'NOTHING'}"
+        return f"no compiled library, {equal}; import says: {' '.join(found['said']) or 'nothing'}"
 
 
 def folder(way):
