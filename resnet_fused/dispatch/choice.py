@@ -8,7 +8,7 @@ import functools
 
 import torch
 
-from ..kernels import layout
+from ..kernels import layout, torch_convolution
 from ..kernels.epilogue import ACTIVATIONS, RELU
 from ..kernels.precision import tf32_allowed
 from ..kernels.table import BACKENDS, EAGER, TORCH
@@ -115,6 +115,9 @@ def pick(op, x, *others, convolution=None, activation=RELU):
     if convolution is not None and choice.backend not in (TORCH.name, EAGER.name) and not layout.is_channels_last(x):
         choice = Choice(TORCH.name, "contiguous NCHW: torch's convolution, then one fused pass")
     backend = BACKENDS[choice.backend]
+    composed = convolution is not None and backend in (TORCH, EAGER)
+    if composed and (wrong := torch_convolution.why_wrong_of(convolution, x.device.type)) is not None:
+        choice = Choice(choice.backend, f"{wrong}: in float32, rounded once, then one pass")
     if convolution is not None and activation not in backend.activations and backend.kernels.get(op) is not None:
         why = f"{choice.backend} has no {ACTIVATIONS[activation]}: torch's convolution, then one fused pass"
         choice = Choice(TORCH.name, why)

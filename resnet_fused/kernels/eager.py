@@ -74,12 +74,12 @@ def apply(x, epilogue, out):
     if norm.bias is not None:
         y = y + _channel(norm.bias, x)
     if residual is not None:
-        y = y + _wide(residual)
+        y = y.to(x.dtype) + residual  # rounded first, as modules do: see gather_norm in csrc/cpu/base/norm.h
     out.copy_(activate(y, activation))
 
 
 def apply_two(x, norm, z, norm_z, out):
-    shortcut = torch.empty_like(z, dtype=_wide(z[:0]).dtype)
+    shortcut = torch.empty_like(z)
     apply(z, Epilogue(norm_z, None, NONE), shortcut)
     apply(x, Epilogue(norm, shortcut), out)
 
