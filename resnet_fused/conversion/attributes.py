@@ -26,8 +26,8 @@ def child(module, path):
 def read_by(module, origin, code):
     """(attributes, holders) of `module`, whose class is `origin` where it is not converted.
 
-    attributes: (path of the owner, name, `frozen` value) of every plain attribute that `code` may read. holders: (path, names of
-    the children) of what it may go through.
+    attributes: (path of the owner, name, `frozen` value) of every plain attribute that `code` may read. holders: (path,
+    names of the children) of what it may go through.
     """
     attributes, holders = [], []
     if runs_in_order(origin) or any(map(code.names, _ITERATE)):
