@@ -104,6 +104,8 @@ def chains_of(x, layer, forward):
     if not torch.is_grad_enabled() or not is_sequence(layer) or watched(layer):
         return None
     blocks = list(layer)
+    if any(type(block).__call__ is not nn.Module.__call__ for block in blocks):
+        return None
     if any(type(block).forward is not forward or watched(block) or block.why_not_fused(x) for block in blocks):
         return None
     chains = [block._fused_chain() for block in blocks]
