@@ -7,7 +7,7 @@ when one is set, and holds for changes behind the back of `__setattr__` too.
 import torch
 from torch import nn
 
-from ..modules.eligible import is_sequence
+from ..modules.eligible import is_sequence, runs_in_order
 from .code import GONE
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
@@ -23,11 +23,14 @@ def child(module, path):
     return module
 
 
-def read_by(module, code):
-    """(attributes, holders) of `module`: ((path of the owner, name, `frozen` value), ...) of every plain attribute that
-    `code` may read, and ((path, names of the children), ...) of what it may go through."""
+def read_by(module, origin, code):
+    """(attributes, holders) of `module`, whose class is `origin` where it is not converted.
+
+    attributes: (path of the owner, name, `frozen` value) of every plain attribute that `code` may read. holders: (path,
+    names of the children) of what it may go through.
+    """
     attributes, holders = [], []
-    if is_sequence(module) or any(map(code.names, _ITERATE)):
+    if runs_in_order(origin) or any(map(code.names, _ITERATE)):
         holders.append(("", tuple(module._modules)))
     _collect(module, "", code, attributes, holders, set())
     return tuple(attributes), tuple(holders)

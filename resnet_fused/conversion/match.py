@@ -27,7 +27,7 @@ def program_of(module, origin, sync=False):
         return _Matcher(module, module.graph, dict, sync).program()
     code = Code(origin)
     program = _Matcher(module, *graph_of(module, origin, code), sync).program()
-    attributes, holders = read_by(module, code)
+    attributes, holders = read_by(module, origin, code)
     return program._replace(attributes=attributes, holders=holders)
 
 

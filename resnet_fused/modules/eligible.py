@@ -16,10 +16,15 @@ from .torchs_own import why_not_torchs_own
 def is_sequence(module):
     """Whether to call `module` is to call its children one after the other: nn.Sequential, and subclasses that keep its
     forward, as torchvision's Conv2dNormActivation does. The package sees through these and through no other module."""
-    return type(module) is nn.Sequential or (
-        isinstance(module, nn.Sequential)
-        and type(module).forward is nn.Sequential.forward
-        and type(module).__call__ is nn.Sequential.__call__
+    return type(module) is nn.Sequential or runs_in_order(type(module))
+
+
+def runs_in_order(cls):
+    """The same of the instances of a class."""
+    return (
+        issubclass(cls, nn.Sequential)
+        and cls.forward is nn.Sequential.forward
+        and cls.__call__ is nn.Sequential.__call__
     )
 
 

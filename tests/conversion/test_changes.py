@@ -141,6 +141,7 @@ SEQUENCES = {
     "modules": lambda s: s._modules.__setitem__("pool", nn.MaxPool2d(2)),
     "modules-pop": lambda s: s._modules.pop("4"),
     "modules-replaced": lambda s: s._modules.update({"2": nn.Tanh()}),
+    "item-and-modules": lambda s: (s.__setitem__(2, nn.ReLU()), s._modules.__setitem__("pool", nn.MaxPool2d(2))),
     "modules-in-another-order": lambda s: s._modules.update({"2": s._modules.pop("2")}),
 }
 

@@ -9,6 +9,17 @@ import torch
 from what_works import check, check_refused, each_holder
 from what_works import test_a_difference_is_seen as test_a_difference_is_seen
 
+import resnet_fused
+
+
+@each_holder
+def test_export_in_torchs_operators(holder):
+    def action(model, x):
+        with torch.no_grad():
+            return [torch.export.export(model, (x,)).run_decompositions(resnet_fused.decompositions()).module()(x)]
+
+    check(holder, action, fused=False)
+
 
 @each_holder
 def test_jit_script(holder):

@@ -6,8 +6,6 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from ways import LIVE, Ways
 
-import resnet_fused
-
 ways = Ways()
 TRANSFORM = "inside a function transform"
 WITH_GRADIENTS = ("gradients", "training")
@@ -15,7 +13,7 @@ ONE = ("evaluation",)
 KINDS = tuple(kind for kind in LIVE if kind != "converted late")
 
 
-@ways(kinds=KINDS, why="Proxy", but={"sequence": {"why": None}})
+@ways(kinds=KINDS, why="Proxy")
 def symbolic_trace(net):
     graph = fx.symbolic_trace(net.ready())
     net.step(graph)
@@ -35,14 +33,6 @@ def export(net):
         return [program.module()(net.another)]
 
 
-@ways(kinds=KINDS, slow=True, modes=ONE)
-def export_in_torchs_operators(net):
-    net.ready()
-    with torch.no_grad():
-        program = torch.export.export(net.model, (net.x.detach(),))
-        return [program.run_decompositions(resnet_fused.decompositions()).module()(net.another)]
-
-
 @ways(kinds=KINDS, why="torch.jit.trace", modes=("evaluation", "gradients"))
 def jit_trace(net):
     traced = torch.jit.trace(net.ready(), net.x.detach(), check_trace=False)
@@ -54,14 +44,6 @@ def make_fx_of_the_network(net):
     model = net.ready()
     with torch.no_grad():
         graph = make_fx(lambda x: model(x))(net.x.detach())
-        return [graph(net.another)]
-
-
-@ways(kinds=KINDS, why="", modes=("evaluation", "training"), slow=True)
-def make_fx_with_fake_tensors(net):
-    model = net.ready()
-    with torch.no_grad():
-        graph = make_fx(lambda x: model(x), tracing_mode="fake", _allow_non_fake_inputs=True)(net.x.detach())
         return [graph(net.another)]
 
 
