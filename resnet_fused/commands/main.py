@@ -1,4 +1,5 @@
-"""python -m resnet_fused demo | verify | bench | explain | summary | tune | train | info; also installed as resnet-fused.
+"""python -m resnet_fused demo | check | verify | bench | explain | summary | tune | train | info; also installed as
+resnet-fused.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager. What one
 command alone needs and `import resnet_fused` does not load (0.1 s in all) is imported where that command runs.
@@ -42,7 +43,7 @@ def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
     main.add_argument("--version", action="version", version=f"resnet_fused {__version__}")
     commands = main.add_subparsers(
-        dest="command", required=True, metavar="demo | verify | bench | explain | summary | tune | train | info"
+        dest="command", required=True, metavar="demo | check | verify | bench | explain | summary | tune | train | info"
     )
 
     def command(name, function, help):
@@ -72,6 +73,10 @@ def parser():
     demo.add_argument("--batch", type=at_least(1), nargs="+", default=[1, 8], help="batch sizes to time")
     demo.add_argument("--seconds", type=at_least(0, float), default=5.0, help="of timing for every batch size")
     demo.add_argument("--output", default="resnet_fused_demo.png", help="the chart, a PNG file")
+
+    check = command(
+        "check", run_check, "runs every kernel of this machine on small inputs, and keeps what is wrong off it"
+    )
 
     verify = command("verify", run_verify, "every op and the model against float64, beside eager's own error")
     verify.add_argument("--quick", action="store_true", help="small shapes")
@@ -104,7 +109,7 @@ def parser():
 
     for sub in (demo, bench, explain):
         model_options(sub)
-    for sub in (demo, verify, bench, explain, summary, tune):
+    for sub in (demo, check, verify, bench, explain, summary, tune):
         machine_options(sub)
     input_options(bench, batch=8)
     input_options(explain, batch=1)
@@ -133,6 +138,15 @@ def run_demo(args):
         model = model_of(args, device)
         equal = demo.run(args.model, model, image, args.weights, args.batch, args.seconds, chart, progress, device)
     return 0 if equal else 1
+
+
+def run_check(args):
+    from . import check
+
+    with Progress() as progress:
+        reports = [check.check(device, progress.step) for device in check.devices(device_of(args))]
+    print("\n\n".join(map(str, reports)))
+    return 0 if all(report.passed for report in reports) else 1
 
 
 def run_verify(args):

@@ -15,6 +15,10 @@ VARIABLES = {
         "what the CPU has",
     ),
     "RESNET_FUSED_CACHE": ("folder for tuning results", "the user's cache folder"),
+    "RESNET_FUSED_TRUST": (
+        "`check`: a CUDA device uses a kernel once it was found right there; `always`: unchecked; `never`: not at all",
+        "check",
+    ),
     "TRITON_INTERPRET": ("Triton's own switch: `1` runs its kernels on CPU tensors, slowly", "0"),
 }
 
@@ -29,5 +33,8 @@ CACHE = Path(
     os.environ.get("RESNET_FUSED_CACHE")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet_fused"
 )
+TRUST = _value("RESNET_FUSED_TRUST")
 CPU_ISA = os.environ.get("RESNET_FUSED_CPU_ISA")
 TRITON_INTERPRET = _value("TRITON_INTERPRET") == "1"
+# Triton's own: the C compiler and the assembler that it uses.
+CC, PTXAS = os.environ.get("CC"), os.environ.get("TRITON_PTXAS_PATH")

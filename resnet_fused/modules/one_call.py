@@ -19,6 +19,7 @@ from .eligible import is_projection, watched
 from .zero_pad import ZeroPadShortcut
 
 _LIBRARY = cpu.BACKEND  # whose op for a whole block runs the kernels that it has for each part
+_CPU = torch.device("cpu")
 _PLAIN = frozenset((torch.Tensor, nn.Parameter))
 
 
@@ -141,7 +142,7 @@ def _suits(x):
 def _numbers(block):
     """What the library gets for every convolution, flat: stride, padding, dilation, groups, whether Winograd's kernel runs
     it. None where another backend runs a convolution or a pass, or where only the ops can tell what the tensors are."""
-    if dispatch.BACKENDS.get(_LIBRARY.name) is not _LIBRARY or _LIBRARY.why_not() is not None:
+    if dispatch.BACKENDS.get(_LIBRARY.name) is not _LIBRARY or _LIBRARY.why_not(_CPU) is not None:
         return None
     if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) < 0.0:
         return None

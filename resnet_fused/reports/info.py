@@ -7,7 +7,7 @@ import sys
 import torch
 
 from .. import dispatch
-from ..kernels import env, library
+from ..kernels import env, gpu, library
 from ..measure import machine
 from ..version import __version__
 from . import table
@@ -35,7 +35,10 @@ def variables():
 
 def text():
     """Everything, for `python -m resnet_fused info`."""
-    parts = (("", environment()), ("backends", dispatch.backends()), ("environment variables", variables()))
+    # A backend runs on some GPUs and not on others, so that there is a list for each.
+    devices = [torch.device("cpu"), *gpu.devices()] if gpu.devices() else [None]
+    backends = [("backends" if d is None else f"backends on {d}", dispatch.backends(d)) for d in devices]
+    parts = (("", environment()), *backends, ("environment variables", variables()))
     lines = []
     for title, facts in parts:
         lines += ["", f"{title}:"] if title else []
@@ -49,9 +52,14 @@ def _gpu():
     if not torch.cuda.is_available():
         built = f"torch built with CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
         return {"gpu": f"none ({built})"}
-    major, minor = torch.cuda.get_device_capability()
-    name = torch.cuda.get_device_name()
-    return {"gpu": f"{name}, sm_{major}{minor}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"}
+    versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    found = {}
+    for device in gpu.devices():
+        major, minor = torch.cuda.get_device_capability(device)
+        found[f"gpu {device.index}".removesuffix(" 0")] = (
+            f"{torch.cuda.get_device_name(device)}, sm_{major}{minor}, {versions}"
+        )
+    return found
 
 
 def _library():

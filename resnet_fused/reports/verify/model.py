@@ -56,7 +56,7 @@ def _evaluation(model, x, dtype):
 def _frozen(model, x, dtype):
     """Engine and eager both start from the float32 model, so the rounding of the weights counts for both."""
     model.eval()
-    eager, _, _ = eager_and_oracle(model, x, dtype)
+    (eager,), _, _ = eager_and_oracle(model, x, dtype)
     oracle = in_float64(model)(exact(x))
     ours = freeze(model, x, dtype=dtype)(x).to(dtype)
     return *_errors(ours, eager, oracle), budget_used(ours, eager, oracle, channel_dim=0)

@@ -5,6 +5,7 @@ import torch
 from ... import dispatch, ops
 from ...kernels.shapes import Convolution
 from ...measure.accuracy import absurd, budget_used, exact
+from ...measure.trust.cases import Values
 from ...ops.add_relu import reference as add_relu
 from ...ops.bn_relu import reference as bn_relu
 from ...ops.conv_bn_relu import reference as conv_bn_relu
@@ -24,9 +25,8 @@ CONVOLUTIONS = (
 
 def backends_of(device):
     """The backends with kernels (or formulas) of their own that can run on `device` here."""
-    return [
-        b for b in dispatch.BACKENDS.values() if b is not dispatch.TORCH and b.takes(device) and b.why_not() is None
-    ]
+    found, device = dispatch.BACKENDS.values(), torch.device(device)
+    return [b for b in found if b is not dispatch.TORCH and b.takes(device.type) and b.why_not(device) is None]
 
 
 def check_ops(device, dtype, quick):
@@ -59,25 +59,19 @@ def _cases(small, dtype, backend):
         case = (shape, channels // 8 if small else channels, kernel, stride)
         weight, padding = (case[1], shape[1], kernel, kernel), kernel // 2
         convolution = Convolution(shape, weight, dtype, (stride, stride), (padding, padding), (1, 1), 1)
-        if not passes and backend.why_not_op("conv_bn_relu", convolution) is not None:
+        if not passes and backend.refusal("conv_bn_relu", convolution) is not None:
             continue
         for mode in ("eval", "frozen"):
             yield f"conv_bn_relu {name} {mode}", shape, _conv_bn_relu(*case, name, mode)
 
 
 def _values(shape, device, dtype, memory_format=torch.channels_last, std=1.0):
-    return (
-        (torch.randn(shape, device="cpu") * std + 0.3 * std).to(device, dtype).contiguous(memory_format=memory_format)
-    )
+    return Values(dtype, device).map(shape, memory_format, 0.3 * std, std)
 
 
 def _norm(channels, device):
-    return {
-        "bn_weight": torch.randn(channels, device="cpu").to(device),
-        "bn_bias": torch.randn(channels, device="cpu").to(device),
-        "running_mean": torch.randn(channels, device="cpu").to(device),
-        "running_var": (torch.rand(channels, device="cpu") * 2 + 0.05).to(device),
-    }
+    names = {"weight": "bn_weight", "bias": "bn_bias", "mean": "running_mean", "spread": "running_var"}
+    return {names[name]: t for name, t in Values(torch.float32, device).norm(channels).items()}
 
 
 def _add_relu(shape, memory_format):
