@@ -1,6 +1,7 @@
 """What was asked of the dispatcher, and who listens: backends by name, STRICT mode, records of what runs."""
 
 import contextlib
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ def _set(key, value):
         _state[key] = before
 
 
-def backend(name):
+def backend(name: str) -> AbstractContextManager[str]:
     """Context manager: every op inside uses backend `name` ("auto" lets the dispatcher choose).
 
     Raises ValueError for an unknown name and RuntimeError for a backend that cannot run here.
@@ -67,7 +68,7 @@ def configuration():
     return _state["config"]
 
 
-def strict(on=True):
+def strict(on: bool = True) -> AbstractContextManager[bool]:
     """Context manager: inside it a fallback to eager raises FallbackError (on) or is allowed (off)."""
     return _set("strict", on)
 
@@ -87,7 +88,7 @@ def observed():
     return _state["rows"] is not None or _state["keys"] is not None
 
 
-def backends(device=None):
+def backends(device: torch.device | str | None = None) -> dict[str, str]:
     """{name: "available", or why not} for every backend.
 
     Args:

@@ -22,7 +22,7 @@ def why_not(device):
     if (why := library.why_absent()) is not None:
         return why
     if not library.has_cuda():
-        return "the compiled library has no CUDA part (nvcc was not found when it was built)"
+        return f"the compiled library has no CUDA part: {library.build_info()['without_cuda']}"
     return gpu.why_no_device(device) or gpu.why_not_library(device)
 
 

@@ -9,7 +9,7 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 VARIABLES = {
     "RESNET_FUSED_BACKEND": ("`auto`, or the name of a backend that every op must use", "auto"),
     "RESNET_FUSED_STRICT": ("`1`: an op that would fall back to eager raises instead", "0"),
-    "RESNET_FUSED_BUILD": ("`auto`, `0`, `cpu` or `1`: what installing builds of the compiled library", "auto"),
+    "RESNET_FUSED_BUILD": ("`auto`, `all`, `cpu`, `0` or `1`: what installing builds of the compiled library", "auto"),
     "RESNET_FUSED_CPU_ISA": (
         "one of INSTRUCTION_SETS: the most that the CPU kernels may use (read by the library)",
         "what the CPU has",

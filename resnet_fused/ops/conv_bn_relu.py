@@ -7,9 +7,11 @@ fused `bn_relu`.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..kernels.epilogue import NONE, RELU
 from ..kernels.shapes import out_shape
@@ -70,24 +72,24 @@ _remembered_geometry = functools.lru_cache(maxsize=4096)(geometry)
 
 
 def conv_bn_relu(
-    x,
-    weight,
-    bn_weight,
-    bn_bias,
-    running_mean,
-    running_var,
-    residual=None,
+    x: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None = None,
     *,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-    relu=True,
-    num_batches_tracked=None,
-):
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    relu: bool = True,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
     """relu(batch_norm(conv2d(x, weight, stride, padding, dilation, groups)) [+ residual]).
 
     Args:

@@ -10,6 +10,7 @@ from .. import dispatch
 from ..kernels import env, gpu, library
 from ..measure import machine
 from ..version import __version__
+from . import table
 
 
 def environment():
@@ -42,7 +43,8 @@ def text():
     for title, facts in parts:
         lines += ["", f"{title}:"] if title else []
         width = max(map(len, facts))
-        lines += [f"{'  ' if title else ''}{name:<{width}}  {value}" for name, value in facts.items()]
+        left = "  " if title else ""
+        lines += [table.fit(f"{left}{name:<{width}}  {value}", len(left) + width + 2) for name, value in facts.items()]
     return "\n".join(lines)
 
 
@@ -67,7 +69,7 @@ def _library():
     cuda = f"{built['cuda']} for {', '.join(built['architectures'])}" if built["cuda"] else built["without_cuda"]
     return {
         "compiled library": str(library.LIBRARY),
-        "built with": f"{built['compiler']}, torch {built['torch']}; {cuda}",
+        "built with": f"{built['compiler']}; for torch {built['stable_abi']} and later; {cuda}",
         "CPU kernels": _isa(library.cpu_isa()),
     }
 

@@ -1,6 +1,8 @@
 """Whether this machine computes right: every op on every backend, and the model, against float64, beside eager's error."""
 
 import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 
@@ -22,22 +24,27 @@ DEFAULT_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32
 class Report:
     """`rows`: one dict per check with the keys of COLUMNS; `passed`: whether each is within its budget."""
 
-    def __init__(self, rows):
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         return bool(self.rows) and all(row["verdict"] in PASSES for row in self.rows)
 
-    def __str__(self):
+    def __str__(self) -> str:
         failed = sum(row["verdict"] not in PASSES for row in self.rows)
         worst = max((row["budget"] for row in self.rows if row["budget"] != ""), default="none")
         verdict = f"FAILED: {failed} of {len(self.rows)} checks" if failed else f"passed: {len(self.rows)} checks"
         rule = "the budget is 2x eager's own error against float64; errors are relative to the largest exact value"
-        return f"{table.render(COLUMNS, self.rows)}\n\n{verdict}, worst {worst} of the budget ({rule})"
+        return f"{table.render(COLUMNS, self.rows)}\n\n" + table.fit(f"{verdict}, worst {worst} of the budget ({rule})")
 
 
-def verify(device=None, dtypes=None, quick=False, progress=None):
+def verify(
+    device: Literal["cpu", "cuda"] | None = None,
+    dtypes: Iterable[torch.dtype] | None = None,
+    quick: bool = False,
+    progress: Callable[[str], Any] | None = None,
+) -> Report:
     """Checks every op on every available backend of `device` and ResNet-34 in evaluation, training and frozen.
 
     Args:
