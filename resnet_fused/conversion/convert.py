@@ -6,17 +6,25 @@ attributes and keys stay the very same objects, so optimizers, DDP and checkpoin
 copies and pickles stay converted, and a call that cannot be fused runs the forward of the original class.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from ..models.resnet import BasicBlock, Bottleneck, ResNet
 from ..modules.eligible import is_sequence
-from .classes import Fused, best_program, class_for
-from .run import child
-from .trace import NotTraceable, is_norm, see_through
+from ..nn import BNReLU, ConvBNReLU
+from .attributes import child
+from .classes import Fused, best_program, class_for, match_again, put_back
+from .effects import NotTraceable
+from .trace import is_norm, see_through
+
+_OURS = (BasicBlock, Bottleneck, ResNet, ConvBNReLU, BNReLU)  # whose forward is fused already
+
+M = TypeVar("M", bound=nn.Module)
 
 
-def convert(model, *, strict=False, memory_efficient=False):
+def convert(model: M, *, strict: bool = False, memory_efficient: bool = False) -> M:
     """Fuses, in place, every module of `model` whose forward has chains of convolution, batch norm and ReLU.
 
     Args:
@@ -24,6 +32,8 @@ def convert(model, *, strict=False, memory_efficient=False):
         strict: raise instead of leaving a module alone that has convolutions and batch norms.
         memory_efficient: networks with the forward of this package's `ResNet` keep less for the backward and compute it
             again (docs/guide/training.md); a network that is converted already takes the new value.
+
+    A module that is converted already is matched again, as is needed after changes of what its forward reads.
 
     Returns:
         `model` itself. `explain(model, x)` tells what each block runs, and why some were left alone.
@@ -46,6 +56,8 @@ def convert(model, *, strict=False, memory_efficient=False):
             refused.append(f"{name or 'the model itself'} ({type(module).__name__}): {e}")
     if strict and refused:
         raise RuntimeError(f"convert: {len(refused)} modules cannot be fused: " + "; ".join(refused))
+    for module in filter(is_converted, model.modules()):
+        match_again(module)
     for module, program in found:
         module.__class__ = class_for(type(module), repr(program), program)
     for module in model.modules():
@@ -61,14 +73,14 @@ def _remember(module, memory_efficient):
         module.__dict__["memory_efficient"] = True
 
 
-def unconvert(model):
+def unconvert(model: M) -> M:
     """Gives every converted module its own class back, in place; returns `model`. See `convert`."""
     _check_module(model, "unconvert")
     for module in model.modules():
         if is_converted(module):
             if hasattr(type(module), "_fused_layer"):
                 _remember(module, False)
-            object.__setattr__(module, "__class__", type(module)._origin)
+            put_back(module)
     return model
 
 
@@ -88,7 +100,7 @@ def candidates(model):
             inside |= _sequences_of(module, type(module)._program)
         if (
             id(module) in inside
-            or isinstance(module, (Fused, BasicBlock, Bottleneck, ResNet, torch.jit.ScriptModule))
+            or isinstance(module, (Fused, *_OURS, torch.jit.ScriptModule))
             or type(module).forward is nn.Module.forward
         ):
             continue

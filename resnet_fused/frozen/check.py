@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves
 
 from ..kernels import layout
-from ..measure.accuracy import budget_used, channel_dim_of, exact
+from ..measure.accuracy import absurd, budget_used, channel_dim_of, exact, off_by
 from ..measure.oracle import by_modules, in_float64
 from ..ops.bn_relu import reference
 from .network import ConvBn, InDtype, walk
@@ -16,7 +16,6 @@ from .network import ConvBn, InDtype, walk
 CHECKED = 4  # images whose logits are compared with float64
 FEW = 1 << 22  # values of x that are compared in float64; images are independent, so a few of them suffice
 ANOTHER_NETWORK = 10.0  # times the error budget, which no rounding reaches
-ABSURD = 0.5  # relative to the norm of the result; rounding never makes eager err so much
 
 
 class Errors(NamedTuple):
@@ -33,22 +32,6 @@ def tensors_of(result):
     return [t for t in tree_leaves(result) if torch.is_tensor(t) and t.is_floating_point()]
 
 
-def absurd(eager, oracle):
-    """Whether eager's result is wrong by more than rounding: torch 2.13 computes some bfloat16 convolutions wrongly on
-    CPUs with a matrix unit. Values that float64 does not have either do not count."""
-    return off_by(eager, oracle) > ABSURD
-
-
-def off_by(ours, oracle):
-    """The norm of the error of tensors relative to their own norm: the largest."""
-    found = [0.0]
-    for t, wide in zip(ours, oracle, strict=True):
-        finite = wide.isfinite()
-        off = ((exact(t) - wide)[finite].norm() / wide[finite].norm().clamp_min(1e-30)).item()
-        found.append(off if off == off else float("inf"))
-    return max(found)
-
-
 def rounded(model, x, dtype):
     """The result of eager in `dtype` where its operators are right: float32 arithmetic, with every weight and result
     rounded."""
@@ -62,12 +45,25 @@ def rounded(model, x, dtype):
     return [t.to(dtype) for t in tensors_of(model(x.to(dtype).float()))]
 
 
+def _oracle(model, x):
+    """The results of `model` in float64. Raises TypeError where a copy of the model in float64 does not run: a forward that was
+    replaced on an instance still belongs to the original, and a tensor that is neither parameter nor buffer keeps its dtype."""
+    try:
+        return tensors_of(in_float64(by_modules(model).eval())(exact(x)))
+    except Exception as e:  # whatever a forward raises
+        first = (str(e).splitlines() or [""])[0]
+        raise TypeError(
+            f"freeze: a copy of the model in float64, which an engine is compared with, raises {type(e).__name__} ({first}); "
+            "use the live model"
+        ) from e
+
+
 @torch.no_grad()
 def eager_and_oracle(model, x, dtype):
     """(results of eager in `dtype`, results in float64, None or a sentence that says why the first are not eager's
     own)."""
     x = x.to(dtype)
-    oracle = tensors_of(in_float64(by_modules(model).eval())(exact(x)))
+    oracle = _oracle(model, x)
     eager = tensors_of(by_modules(model).eval().to(dtype)(x))
     if not absurd(eager, oracle) or absurd(right := rounded(model, x, dtype), oracle):
         return eager, oracle, None

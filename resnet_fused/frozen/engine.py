@@ -2,9 +2,14 @@
 
 import abc
 import contextlib
+import functools
 from collections import Counter
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..measure import remembered
 from ..modules.zero_pad import ZeroPadShortcut
@@ -15,12 +20,26 @@ from .network import Apply, ConvBn, observe
 from .read import read
 
 
+def without_autocast(call):
+    """Decorator of an engine's `__call__`: the caller's autocast does not change the dtypes of the engine."""
+
+    @functools.wraps(call)
+    def wrapped(self, x):
+        if not torch.is_autocast_enabled(self.device.type):
+            return call(self, x)
+        with torch.autocast(self.device.type, enabled=False):
+            return call(self, x)
+
+    return wrapped
+
+
 class Engine(abc.ABC):
     """A frozen network: `engine(x)` -> what the network returns (for a ResNet logits [N, num_classes]) in the engine's
     dtype, without autograd.
 
     x: [N, C, H, W] in float32 or the engine's dtype. x is converted and not modified. On a CPU every batch and size
-    runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe.
+    runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe. `pickle` and `copy` take the
+    way of `save` and `load_engine`: the engine is refreshed first, and its copy has the same kernels and no model.
 
     Attributes:
         rows: for every convolution the kernel that runs it and the reason; on a GPU also for the head.
@@ -82,7 +101,7 @@ class Engine(abc.ABC):
         return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
 
     @torch.no_grad()
-    def refresh(self, state_dict=None):
+    def refresh(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Reads the model's weights and statistics again, or those of `state_dict`, which has the model's keys and shapes.
         The model stays as it is. Measurements, choices and a captured graph stay.
 
@@ -95,11 +114,11 @@ class Engine(abc.ABC):
     def _refresh(self):
         """Reads the model's weights and statistics again."""
 
-    def save(self, path):
+    def save(self, path: str | PathLike[str]) -> None:
         """Writes the engine to a file that `resnet_fused.load_engine` reads (see frozen/file.py)."""
         file.save(self, path)
 
-    def module(self):
+    def module(self) -> nn.Module:
         """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
         return FoldedNetwork(self._steps, self._result, self.dtype)
 
@@ -112,11 +131,11 @@ class Engine(abc.ABC):
         return found + [f"{name} is called as it is: its forward {why}" for name, why in self._opaque.items()]
 
     @property
-    def dtype_name(self):
+    def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
     @property
-    def rows(self):
+    def rows(self) -> list[dict[str, Any]]:
         return [
             {
                 "name": s.name, "op": s.op, "shape": s.shape, "dtype": self.dtype, "backend": s.choice.name,
@@ -126,7 +145,7 @@ class Engine(abc.ABC):
         ]  # fmt: skip
 
     @abc.abstractmethod
-    def __call__(self, x): ...
+    def __call__(self, x: torch.Tensor) -> Any: ...
 
 
 def _kind(module):

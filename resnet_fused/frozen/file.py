@@ -1,5 +1,5 @@
-"""Engines as files: safetensors with the weights. The header has JSON with the steps of the network and the
-measurements.
+"""Engines as files, and as bytes for pickle and copy: safetensors with the weights. The header has JSON with the steps of
+the network and the measurements.
 
 Nothing is unpickled: the file holds tensors and text. The measurements are used where the same kernels can run. Where
 they cannot, the layer is measured again.
@@ -19,6 +19,7 @@ from ..measure import remembered
 from ..modules.zero_pad import ZeroPadShortcut
 from . import format_1
 from .function import NAMES, Constant, Function, Value, function_of
+from .gate import Gate
 from .network import Apply, ConvBn, Head, Network
 
 FORMAT = 3
@@ -40,6 +41,7 @@ KINDS = {
     nn.ZeroPad2d: ("padding",),
     nn.Upsample: ("size", "scale_factor", "mode", "align_corners"),
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid), ()),
+    Gate: ("relu",),
     ZeroPadShortcut: ("in_planes", "out_planes", "stride"),
 }
 BY_NAME = {kind.__name__: kind for kind in KINDS}
@@ -70,6 +72,8 @@ def _describe(name, module):
         elif (target := module.name) is None:
             raise TypeError(f"save: {name} is {module.extra_repr()}, which a file cannot describe")
         return {"kind": "Function", "target": target, "args": _text(module.args), "kwargs": _text(module.kwargs)}
+    if type(module) is nn.Sequential:
+        return [_describe(name, part) for part in module]
     if type(module) is Constant:
         return {"kind": "Constant", "shape": list(module.value.shape)}
     if type(module) not in KINDS:
@@ -95,7 +99,7 @@ def _build(described):
         target = _build(target) if isinstance(target, dict) else _named(target)
         return Function(target, _untext(described["args"]), _untext(described["kwargs"]))
     if described["kind"] == "Constant":
-        return Constant(torch.empty(described["shape"]))
+        return Constant(torch.empty(described["shape"], device="cpu"))
     kind = BY_NAME[described["kind"]]
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "kind"})
 
@@ -141,20 +145,23 @@ def _described_step(step):
     return {"step": type(step).__name__} | parts
 
 
+def _is_module(described):
+    return isinstance(described, dict) or (isinstance(described, list) and described and isinstance(described[0], dict))
+
+
 def _built_step(described):
     kind = STEPS[described["step"]]
     if kind is Apply and "input" in described:  # format 2
         described = described | {"inputs": [described["input"]]}
     fields = [field for field in FIELDS[kind] if field in described]  # format 2 has no `unary`, no name of a head
-    parts = {f: _build(described[f]) if isinstance(described[f], dict) else described[f] for f in fields}
+    parts = {f: _build(described[f]) if _is_module(described[f]) else described[f] for f in fields}
     if kind is Apply:
         parts["inputs"] = tuple(parts["inputs"])
     return kind(**parts)
 
 
-def save(engine, path):
-    """Writes `engine` to `path`. A failure leaves no partial file. The engine is refreshed first, so the file has the
-    model's present weights.
+def as_bytes(engine):
+    """`engine` as the bytes of a file. The engine is refreshed first, so they have the model's present weights.
 
     Raises TypeError for a network with parts that a file cannot describe (named), and ValueError without safetensors.
     """
@@ -167,11 +174,16 @@ def save(engine, path):
     tensors = {
         name: t.detach().cpu().contiguous() for name, t in Network(engine._steps, engine._result).state_dict().items()
     }
-    path = Path(path)
+    return _safetensors().torch.save(tensors, metadata={KEY: json.dumps(header)})
+
+
+def save(engine, path):
+    """Writes `as_bytes(engine)` to `path`. A failure leaves no partial file."""
+    data, path = as_bytes(engine), Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
     try:
-        _safetensors().torch.save_file(tensors, name, metadata={KEY: json.dumps(header)})
+        with open(handle, "wb") as unfinished:
+            unfinished.write(data)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
@@ -181,34 +193,49 @@ def save(engine, path):
 def load(path):
     """The Contents of a file of `save`, on the CPU. Raises FileNotFoundError, and ValueError where the file was not
     made by `save`."""
-    header, tensors = _read(Path(path))
-    described = header["network"]
-    if header["format"] == 1:
-        layers = {f"layer{i}": blocks for i, blocks in enumerate(described.pop("layers"), 1)}
-        named = _build(described | layers)
-        named.load_state_dict(tensors)
-        model = Network(*format_1.read(named))
-    else:
-        steps = [_built_step(step) for step in described]
-        model = Network(steps, _untext(header["result"]) if "result" in header else Value(steps[-1].output))
-        model.load_state_dict(tensors)
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"load_engine: no such file: {path}")
+    return contents(path.read_bytes(), path)
+
+
+def contents(data, source):
+    """The Contents of the bytes of a file. source: where they come from, for messages."""
+    header, tensors = _read(data, source)
+    with torch.device("cpu"):  # not the default device, which may be another
+        model = _network(header, tensors)
     dtype = next(t.dtype for name, t in tensors.items() if name.endswith("weight"))
     measured = {key: remembered.Entry(**entry) for key, entry in header["measured"].items()}
     return Contents(header["dtype"], header["shape"], header["options"], measured, model.eval().to(dtype))
 
 
-def _read(path):
-    if not path.is_file():
-        raise FileNotFoundError(f"load_engine: no such file: {path}")
+def _network(header, tensors):
+    """The network of a file, with its weights."""
+    described = header["network"]
+    if header["format"] == 1:
+        layers = {f"layer{i}": blocks for i, blocks in enumerate(described.pop("layers"), 1)}
+        named = _build(described | layers)
+        named.load_state_dict(tensors)
+        return Network(*format_1.read(named))
+    steps = [_built_step(step) for step in described]
+    model = Network(steps, _untext(header["result"]) if "result" in header else Value(steps[-1].output))
+    model.load_state_dict(tensors)
+    return model
+
+
+def _read(data, source):
     safetensors = _safetensors()
     try:
-        with safetensors.safe_open(path, "pt") as f:
-            header = json.loads((f.metadata() or {})[KEY])
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+        tensors = safetensors.torch.load(data)
+        # The format of safetensors: the length of a text in eight bytes, and the text, which is JSON.
+        text = data[8 : 8 + int.from_bytes(data[:8], "little")]
+        header = json.loads(json.loads(text).get("__metadata__", {})[KEY])
     except Exception as e:  # safetensors does not export its own error class in every version
-        raise ValueError(f"load_engine: {path} is not a file of engine.save ({type(e).__name__}: {e})") from e
+        raise ValueError(f"load_engine: {source} is not a file of engine.save ({type(e).__name__}: {e})") from e
     if header["format"] not in range(1, FORMAT + 1):
-        raise ValueError(f"load_engine: {path} has format {header['format']}, this package reads formats 1 to {FORMAT}")
+        raise ValueError(
+            f"load_engine: {source} has format {header['format']}, this package reads formats 1 to {FORMAT}"
+        )
     return header, tensors
 
 

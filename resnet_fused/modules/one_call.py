@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from .. import dispatch
-from ..kernels import cpu, layout
+from ..kernels import cpu, layout, torch_convolution
 from ..kernels.shapes import Convolution
 from ..ops.conv_bn_relu import geometry
 from .eligible import is_projection, watched
 from .zero_pad import ZeroPadShortcut
 
 _LIBRARY = cpu.BACKEND  # whose op for a whole block runs the kernels that it has for each part
+_CPU = torch.device("cpu")
 _PLAIN = frozenset((torch.Tensor, nn.Parameter))
 
 
@@ -141,9 +142,9 @@ def _suits(x):
 def _numbers(block):
     """What the library gets for every convolution, flat: stride, padding, dilation, groups, whether Winograd's kernel runs
     it. None where another backend runs a convolution or a pass, or where only the ops can tell what the tensors are."""
-    if dispatch.BACKENDS.get(_LIBRARY.name) is not _LIBRARY or _LIBRARY.why_not() is not None:
+    if dispatch.BACKENDS.get(_LIBRARY.name) is not _LIBRARY or _LIBRARY.why_not(_CPU) is not None:
         return None
-    if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) <= 0.0:
+    if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) < 0.0:
         return None
     numbers, shape, last = [], block.shape, len(block.convolutions) - 1 - block.projects
     identity = block.shape
@@ -156,10 +157,14 @@ def _numbers(block):
             return None
         if block.memory_format == layout.CONTIGUOUS and convolution.memory_format == layout.CHANNELS_LAST:
             return None  # torch's result is channels_last then
-        source, result = (torch.empty(s, dtype=block.dtype, memory_format=block.memory_format) for s in (before, after))
+        source, result = (
+            torch.empty(s, dtype=block.dtype, device="cpu", memory_format=block.memory_format) for s in (before, after)
+        )
         if any((block.memory_format == layout.CHANNELS_LAST) != layout.is_channels_last(t) for t in (source, result)):
             return None  # dense in both formats: the ops decide
         conv = Convolution(before, convolution.weight, block.dtype, *convolution.geometry())
+        if torch_convolution.why_wrong_of(conv, "cpu") is not None:
+            return None  # the library calls torch's own
         winograd = _by_winograd(source, conv, result, residual=result if i == last else None)
         if winograd is None:
             return None

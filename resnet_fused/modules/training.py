@@ -12,6 +12,7 @@ from torch import nn
 from .. import dispatch
 from ..kernels.shapes import out_shape
 from ..ops import training
+from ..ops.define import cannot_be_saved
 from ..ops.training.sync import name_of
 from ..ops.training.unit import MEAN, VAR
 from .eligible import is_projection, is_sequence, watched
@@ -126,8 +127,11 @@ def _why_not_unit(conv, bn, x, dtype, low, channels):
         return f"a weight {weight.dtype} {tuple(shape)} on {weight.device} for an input {dtype} on {device}"
     if shape[1] * groups != channels or shape[0] % groups:
         return f"a weight of shape {tuple(shape)} with {groups} groups for {channels} channels"
-    if bn.eps <= 0.0 or (mean is None) != (var is None):
-        return f"a batch norm with eps {bn.eps}, or with one running statistic alone"
+    least = "positive" if _uses_batch(bn) else "not negative"
+    if bn.eps < 0.0 or (bn.eps == 0.0 and least == "positive"):
+        return f"a batch norm with eps {bn.eps}, which has to be {least}"
+    if (mean is None) != (var is None):
+        return "a batch norm with one running statistic alone"
     count = shape[:1]
     for p in (bn.weight, bn.bias, mean, var):
         if p is not None and (p.shape != count or p.device != device or p.dtype not in (dtype, torch.float32)):
@@ -143,6 +147,8 @@ def _shape_after(conv, shape):
 
 def why_not(x, chains):
     """Why the training ops do not take `chains` [([(conv, bn), ...], (conv, bn) or None)] on x, or None."""
+    if cannot_be_saved(x):
+        return "an inference tensor, which autograd cannot save"
     low = _low(x.device.type)
     dtype = low or x.dtype
     if dtype not in dispatch.DTYPES:
@@ -171,18 +177,19 @@ def why_not(x, chains):
 
 
 class _Pass:
-    """One forward pass: `unit` and `block` count batches and make the op's arguments, `finish` updates running statistics."""
+    """One forward pass: `unit` and `block` check and make the op's arguments, `count` counts the batch, `finish` updates
+    running statistics."""
 
     def __init__(self, x):
         self.low = _low(x.device.type)
         self.x = x if self.low is None else x.to(self.low)
-        self.norms = []
+        self.norms, self.counters = [], []
 
     def unit(self, conv, bn, shape):
         """The Unit of conv and bn on an input of `shape`, and the shape after it."""
         shape = _shape_after(conv, shape)
         if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
+            self.counters.append(bn.num_batches_tracked)
         batch = _uses_batch(bn)
         group = name_of(bn) if type(bn) is nn.SyncBatchNorm and bn.training else ""
         if batch and not group and shape[0] * shape[2] * shape[3] == 1:
@@ -205,6 +212,11 @@ class _Pass:
             unit, after = self.unit(conv, bn, after)
             units.append(unit)
         return training.Block(units, None if projection is None else self.unit(*projection, shape)[0]), after
+
+    def count(self):
+        """Counts the batch in every batch norm that trains, after all of them were checked."""
+        for counter in self.counters:
+            counter.add_(1)
 
     def finish(self, statistics):
         """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
@@ -239,6 +251,7 @@ def residual(x, chains, recompute=False):
     for main, projection in _projections(chains):
         block, shape = step.block(main, projection, shape)
         blocks.append(block)
+    step.count()
     return training.residual_blocks(step.x, blocks, step.finish, recompute)
 
 
@@ -246,6 +259,7 @@ def stem(x, conv, bn, maxpool, recompute=False):
     """maxpool(relu(bn(conv(x)))), in the modules' own modes; `route_of_stem` has said "training"."""
     step = _Pass(x)
     unit, _ = step.unit(conv, bn, tuple(x.shape))
+    step.count()
     pool = []
     if type(maxpool) is not nn.Identity:
         pairs = (_pair(maxpool.kernel_size), _pair(maxpool.stride), _pair(maxpool.padding), _pair(maxpool.dilation))
@@ -266,6 +280,8 @@ def why_not_stem(x, conv, bn, maxpool):
         return "maxpool is not a plain nn.MaxPool2d or nn.Identity, or carries a hook"
     if dtype not in dispatch.DTYPES:
         return f"dtype {dtype}"
+    if cannot_be_saved(x):
+        return "an inference tensor, which autograd cannot save"
     if (reason := _why_not_unit(conv, bn, x, dtype, low, x.shape[1])) is not None:
         return reason
     least = 1 if type(maxpool) is nn.Identity else max(_pair(maxpool.kernel_size))

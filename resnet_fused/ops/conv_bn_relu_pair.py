@@ -4,7 +4,10 @@ Both convolutions read x, so a GPU may compute them in one launch. The op is for
 other cases `conv_bn_relu` runs twice. The projection has no ReLU and no padding, as in every ResNet.
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from .. import dispatch
 from ..kernels.epilogue import NONE, RELU, Norm
@@ -12,7 +15,7 @@ from ..kernels.shapes import convolution_of
 from .conv_bn_relu import conv_bn_relu
 from .convolution.op import only_values, out_format
 from .convolution.op import run as run_conv
-from .define import call, define
+from .define import call, check, define
 
 
 def _one_launch(x, weight, convolution):
@@ -63,12 +66,27 @@ define(
 )
 
 
-def conv_bn_relu_pair(x, weight, norm, weight2, norm2, *, stride, padding, dilation, eps, stride2, eps2):
+def conv_bn_relu_pair(
+    x: Tensor,
+    weight: Tensor,
+    norm: Sequence[Tensor | None],
+    weight2: Tensor,
+    norm2: Sequence[Tensor | None],
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    eps: float,
+    stride2: Sequence[int],
+    eps2: float,
+) -> tuple[Tensor, Tensor]:
     """(conv_bn_relu(x, weight, *norm, ...), conv_bn_relu(x, weight2, *norm2, stride=stride2, relu=False)), in evaluation.
 
     norm, norm2: bn_weight, bn_bias, running_mean, running_var; everything else as in `conv_bn_relu`. One launch where a
-    backend has a kernel for both, no gradient is wanted, no autocast and no compiler are active.
+    backend has a kernel for both, no gradient is wanted, no autocast and no compiler are active. Errors: as `conv_bn_relu`.
     """
+    check("conv_bn_relu_pair", x, eps)
+    check("conv_bn_relu_pair", x, eps2)
     statistics, statistics2 = (*norm[2:], *norm[:2]), (*norm2[2:], *norm2[:2])
     both = only_values(x, weight, statistics, stride, padding, dilation, eps)
     both = both and only_values(x, weight2, statistics2, stride2, (0, 0), (1, 1), eps2)

@@ -5,13 +5,17 @@ they are. That needs no hook on the children of a block; a hook would switch fus
 """
 
 import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import dispatch
 from ..conversion.convert import candidates, why_not_converted
 from ..kernels.epilogue import ACTIVATIONS, NONE, RELU
+from ..modules.eligible import blind
 from . import table
 from .explain_training import names as names_in_training
 
@@ -22,14 +26,14 @@ class Report:
     """`rows`: one dict per op in order of execution, with the keys of COLUMNS; `notes`: sentences about the whole; `str()` is
     a table and the notes."""
 
-    def __init__(self, rows, notes=()):
+    def __init__(self, rows: list[dict[str, Any]], notes: Iterable[str] = ()) -> None:
         self.rows, self.notes = rows, list(notes)
 
-    def __str__(self):
-        return "\n".join([table.render(COLUMNS, self.rows), *self.notes])
+    def __str__(self) -> str:
+        return "\n".join([table.render(COLUMNS, self.rows), *map(table.fit, self.notes)])
 
 
-def explain(model, x):
+def explain(model: Callable[[Tensor], Any], x: Tensor) -> Report:
     """Runs `model` on `x` once, without gradients and in its present mode, and reports what every fused op did.
 
     Running statistics are put back afterwards. A block that runs module by module has one row, of backend "modules"; so has
@@ -44,7 +48,7 @@ def explain(model, x):
         stack.enter_context(_restored(model))
         stack.enter_context(torch.no_grad())
         for name, module, why in _watched(model):
-            hook = _note(rows, unfused, name, why)
+            hook = blind(_note(rows, unfused, name, why))  # any other hook may change the layout of what follows
             stack.callback(module.register_forward_pre_hook(hook).remove)
         recorded = stack.enter_context(dispatch.record())
         stack.enter_context(_Watcher(model, rows, unfused, recorded))

@@ -1,5 +1,6 @@
 """The command line: what can go wrong is one line and status 2, and the demo does its job on a photograph."""
 
+import shlex
 import struct
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from torchvision_shim import torchvision
 
 import resnet_fused
-from resnet_fused.commands import bench, photo
+from resnet_fused.commands import bench, main, photo
 from resnet_fused.reports import info
 
 
@@ -32,7 +33,7 @@ def files(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("files")
     model = resnet_fused.resnet18(num_classes=3)
     state = model.state_dict()
-    torch.save({"other." + k: v for k, v in state.items()}, tmp_path / "keys.pth")
+    torch.save({"other_" + k: v for k, v in state.items()}, tmp_path / "keys.pth")
     torch.save(state | {"fc.weight": torch.zeros(3, 7)}, tmp_path / "shape.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save(model, tmp_path / "pickled.pth")
@@ -78,7 +79,7 @@ ARGUMENTS = [
     ("bench --seconds nan", "must be at least 0"),
     (
         "bench --model resnet18 --weights IMAGENET1K_V9",
-        "neither a file nor one of torchvision's IMAGENET1K_V1, DEFAULT",
+        "neither a file nor one of torchvision's IMAGENET1K_V1, DEFAULT of ResNet18_Weights",
     ),
     ("explain --size 31", "must be at least 32, not 31"),
     ("explain --train --frozen", "exclude each other"),
@@ -88,6 +89,34 @@ ARGUMENTS = [
     ("summary vgg16", "invalid choice: 'vgg16'"),
     ("summary resnet34 --size 16", "must be at least 32, not 16"),
     ("info --all", "unrecognized arguments: --all"),
+    ("summary --size 100000", "batch 1 at 100000x100000 does not fit into memory, which has"),
+    ("summary resnet20 --size 1000000", "batch 1 at 1000000x1000000 does not fit into memory"),
+    ("summary --threads 1000000", "must be at most 4096, not 1000000"),
+    ("bench --size 9999999", "batch 8 at 9999999x9999999 does not fit into memory"),
+    ("bench --seconds inf", "must be at most"),
+    ("bench --weights /", "no such file: /"),
+    ("bench --weights ''", "neither a file"),
+    ("bench --model resnet20", "invalid choice: 'resnet20'"),
+    ("bench --dtype float64", "invalid choice: 'float64'"),
+    ("explain --batch -1", "must be at least 1, not -1"),
+    ("explain --size 1e3", "'1e3' is not a number"),
+    ("explain --weights nothing.safetensors", "no such file: nothing.safetensors"),
+    ("demo --batch 99999999", "batch 99999999 at 224x224 does not fit into memory"),
+    ("demo --image /", "no such image"),
+    ("demo --output .", "must end in .png"),
+    ("demo --seconds -1", "must be at least 0, not -1"),
+    ("tune resnet34", "the following arguments are required: SHAPE"),
+    ("tune resnet34 8x3x224", "should be such as 8x3x224x224, not 8x3x224"),
+    ("tune resnet34 8x4x224x224", "needs a batch, 3 channels and at least 32x32 pixels, not 8x4x224x224"),
+    ("tune resnet34 99999999x3x224x224", "batch 99999999 at 224x224 does not fit into memory"),
+    ("tune resnet34 1x3x32x32 --train", "more than one value per channel"),
+    ("tune resnet34 8x3x64x64 --train --frozen", "exclude each other"),
+    ("tune resnet34 8x3x64x64 --frozen --dtype float16", "dtype should be"),
+    ("tune resnet34 8x3x64x64 --seconds nan", "must be at least 0, not nan"),
+    ("verify --quick --threads 0", "must be at least 1, not 0"),
+    ("train --sizes 3", "unrecognized arguments: --sizes 3"),
+    ("train --size 4", "must be at least 8, not 4"),
+    ("train --workers -1", "must be at least 0, not -1"),
 ]
 
 
@@ -103,7 +132,7 @@ def test_wrong_weights(capsys, files, name, message):
 
 @pytest.mark.parametrize(("line", "message"), ARGUMENTS)
 def test_wrong_arguments(capsys, line, message):
-    check_error(run(capsys, *line.split()), message)
+    check_error(run(capsys, *shlex.split(line)), message)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -113,6 +142,27 @@ def test_wrong_arguments(capsys, line, message):
 ])  # fmt: skip
 def test_no_gpu(capsys, line, message):
     check_error(run(capsys, *line.split()), message)
+
+
+@pytest.mark.parametrize("command", ["", "demo", "verify", "bench", "explain", "summary", "tune", "train", "info"])
+def test_help_fits_80_columns_and_shows_defaults(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as left:
+        main.main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0 and max(map(len, text.splitlines())) <= 80
+    options = main.parser()._subparsers._group_actions[0].choices[command]._actions if command else []
+    for action in options:
+        assert action.help, action.dest
+        default = action.default[0] if isinstance(action.default, list) else action.default
+        told = default in (None, "==SUPPRESS==") or default is False or "default" in action.help
+        assert told or f"(default: {default}" in " ".join(text.split()), action.dest
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        main.main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"resnet_fused {resnet_fused.__version__}\n"
 
 
 def test_exit_status_of_the_process():
@@ -162,6 +212,21 @@ def test_demo(capsys, tmp_path):
     assert out.count(" equal") == 3, "live, frozen in float32, frozen in bfloat16"
     assert out.count(" %  class ") == 5, "top 5 of 7 classes"
     assert Image.open(chart).format == "PNG" and min(Image.open(chart).size) > 300
+
+
+def test_the_demo_has_numbers_before_it_measures_kernels(monkeypatch):
+    def freeze(*args, **options):
+        raise AssertionError("measures every kernel of every layer, which takes time")
+
+    monkeypatch.setattr(bench, "freeze", freeze)
+    model, x = resnet_fused.resnet18().eval(), torch.randn(1, 3, 32, 32)
+    rows = bench.equality(model, x, [torch.float32], lambda text: None)
+    first = [next(rows) for _ in range(3)]
+    assert [row["name"] for row in first] == ["eager", "eager, channels_last", "live"]
+    lines = [bench.equality_line(row) for row in (bench.EQUALITY, *first)]
+    assert len({line.index(word) for line, word in zip(lines, ["dtype", *["float32"] * 3], strict=True)}) == 1
+    with pytest.raises(AssertionError, match="measures every kernel"):
+        next(rows)
 
 
 def test_demo_says_when_it_is_not_equal(capsys, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from ...kernels import layout
 from ..network import ConvBn, InDtype
 from .one_call import OneCall
+from .passes import pass_of
 
 
 class Call(NamedTuple):
@@ -33,7 +34,7 @@ class Calls:
         ]
         self._keep_residuals(parts)
         readers = [part for part, call in zip(parts, self.calls, strict=True) if first in call.reads]
-        self.any_layout = len(readers) == 1 and (len(readers[0]) > 1 or getattr(readers[0][0].run, "any_layout", False))
+        self.any_layout = len(readers) == 1 and (len(readers[0]) > 1 or _takes_any_layout(readers[0][0]))
 
     @property
     def one_call(self):
@@ -91,7 +92,12 @@ def _whole(part, dtype):
 
 
 def _alone(step, dtype):
-    return Call(step.run if isinstance(step, ConvBn) else InDtype(step, dtype), step.reads, step.output)
+    run = step.run if isinstance(step, ConvBn) else pass_of(step, dtype) or InDtype(step, dtype)
+    return Call(run, step.reads, step.output)
+
+
+def _takes_any_layout(step):
+    return isinstance(step, ConvBn) and getattr(step.run, "any_layout", False)
 
 
 class _OnACopy:
@@ -112,4 +118,5 @@ def _bytes_of(run):
         return _bytes_of(run.run)
     if isinstance(run, InDtype):
         return sum(t.nbytes for t in run.module.state_dict().values())
-    return sum(t.numel() * t.element_size() for t in (run.weight, run.bias))
+    tensors = run.tensors if hasattr(run, "tensors") else (run.weight, run.bias)
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
