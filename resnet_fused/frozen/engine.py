@@ -4,7 +4,7 @@ import abc
 
 import torch
 
-from ..measure import remembered
+from ..measure import remembered, timing
 from . import file, network
 from .export import FoldedResNet
 from .network import ConvBn
@@ -33,10 +33,11 @@ class Engine(abc.ABC):
     @torch.no_grad()
     def _made(self, example):
         """Runs the four steps that each kind of engine has, and returns the engine."""
-        self._read(example)
-        self._choose(example)
-        self._load()
-        self._prove(example)
+        with timing.on(self.device):
+            self._read(example)
+            self._choose(example)
+            self._load()
+            self._prove(example)
         return self
 
     def _read(self, example):

@@ -39,7 +39,11 @@ def network_input(x, conv, bn):
     """`x` in the layout that is fastest for a network that begins with `conv` and `bn`. A caller cannot tell: logits have no
     layout."""
     evaluation = _evaluates(bn) and not (torch.is_grad_enabled() and conv.weight.requires_grad)
-    return layout.in_format(x, layout.CHANNELS_LAST) if prefers_channels_last(x, conv.weight, evaluation) else x
+    if not prefers_channels_last(x, conv.weight, evaluation):
+        return x
+    # On CUDA an image of one channel gets the strides too: the maps after it are then channels_last, as kernels need them.
+    gray = x.shape[1] == 1 and x.device.type != "cpu"
+    return layout.with_strides_of_channels_last(x) if gray else layout.in_format(x, layout.CHANNELS_LAST)
 
 
 def conv_bn_relu_pool(x, conv, bn, pool):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import dispatch
+from ..kernels import layout
 from ..kernels.shapes import out_shape
 from ..ops import training
 from ..ops.training.sync import name_of
@@ -171,25 +172,25 @@ def why_not(x, chains):
 
 
 class _Pass:
-    """One forward pass: `unit` and `block` count batches and make the op's arguments, `finish` updates running statistics."""
+    """One forward pass: `unit` and `block` make the op's arguments, `finish` counts batches and updates running statistics."""
 
     def __init__(self, x):
         self.low = _low(x.device.type)
         self.x = x if self.low is None else x.to(self.low)
-        self.norms = []
+        self.norms, self.counters = [], []
 
     def unit(self, conv, bn, shape):
         """The Unit of conv and bn on an input of `shape`, and the shape after it."""
         shape = _shape_after(conv, shape)
         if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
+            self.counters.append(bn.num_batches_tracked)
         batch = _uses_batch(bn)
         group = name_of(bn) if type(bn) is nn.SyncBatchNorm and bn.training else ""
         if batch and not group and shape[0] * shape[2] * shape[3] == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {torch.Size(shape)}"
             )
-        weight = conv.weight if self.low is None else conv.weight.to(self.low)
+        weight = conv.weight if self.low is None else layout.lowered(conv.weight, self.low, self.x)
         mean, var = (None, None) if batch else (bn.running_mean, bn.running_var)
         # An empty batch teaches nothing, unless other processes have more of it.
         self.norms.append(bn if bn.training and (group or shape[0] > 0) else None)
@@ -209,18 +210,27 @@ class _Pass:
     def finish(self, statistics):
         """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
         with torch.no_grad():
+            if self.counters:
+                torch._foreach_add_(self.counters, 1)
             together = {}
             for bn, stats in zip(self.norms, statistics, strict=True):
                 if bn is None or not bn.track_running_stats or bn.running_mean is None:
                     continue
-                if bn.momentum is not None and bn.running_mean.dtype == bn.running_var.dtype == torch.float32:
-                    running, batch = together.setdefault(bn.momentum, ([], []))
+                if bn.momentum is not None and bn.running_mean.dtype == bn.running_var.dtype:
+                    running, batch = together.setdefault((bn.momentum, bn.running_mean.dtype), ([], []))
                     running += [bn.running_mean, bn.running_var]
                     batch += [stats[MEAN], stats[VAR]]
                 else:
                     _update_alone(bn, stats)
-            for momentum, (running, batch) in together.items():  # one launch for all of them
-                torch._foreach_lerp_(running, batch, momentum)
+            for (momentum, dtype), (running, batch) in together.items():  # one launch for all of them, or three
+                if dtype == torch.float32:
+                    torch._foreach_lerp_(running, batch, momentum)
+                    continue
+                sizes = [b.numel() for b in batch]
+                wide = batch[0].new_empty(sum(sizes)).split(sizes)
+                torch._foreach_copy_(wide, running)
+                torch._foreach_lerp_(wide, batch, momentum)
+                torch._foreach_copy_(running, wide)
 
 
 def _update_alone(bn, stats):

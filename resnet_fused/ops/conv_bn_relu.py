@@ -11,6 +11,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
+from ..kernels import layout
 from ..kernels.epilogue import NONE, RELU
 from ..kernels.shapes import out_shape
 from .bn_relu import bn_relu
@@ -119,7 +120,8 @@ def conv_bn_relu(
     device = x.device.type
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
-        x, weight = x.to(low), weight.to(low)
+        x = x.to(low)
+        weight = layout.lowered(weight, low, x)
     shape_of = geometry if torch.compiler.is_compiling() else _remembered_geometry
     shape = shape_of(x.shape, weight.shape, stride, padding, dilation, groups)
     if (
