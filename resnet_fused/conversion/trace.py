@@ -36,7 +36,7 @@ def is_norm(module):
     return {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()  # frozen batch norms
 
 
-class _Proxy(fx.Proxy):
+class Proxy(fx.Proxy):
     """Records `a += b` as it is written, where fx records a + b: only after `a += b` may a fused op write into a."""
 
 
@@ -46,10 +46,10 @@ def _in_place(name):
 
 
 for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+    setattr(Proxy, f"__{_name}__", _in_place(_name))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self):
@@ -65,7 +65,7 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node):
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     def create_arg(self, a):
         if isinstance(a, dict):
@@ -73,7 +73,7 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-class _OnlyProxies(TorchFunctionMode):
+class OnlyProxies(TorchFunctionMode):
     """Raises NotTraceable at functions of torch that do not get the input: of random numbers, or of the module's state."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -88,17 +88,17 @@ class _OnlyProxies(TorchFunctionMode):
 _MUTABLE = (dict, list, set, collections.OrderedDict, collections.deque)
 
 
-def _shell(module, origin):
+def shell_of(module, origin):
     """A copy of `module` whose forward may set attributes without anybody noticing."""
     shell = origin.__new__(origin)
     shell.__dict__.update((k, v.copy() if isinstance(v, _MUTABLE) else v) for k, v in module.__dict__.items())
     return shell
 
 
-def _changed(shell, module):
+def changed(shell, module):
     """The name of an attribute that a trace of `shell` has set or changed, or None."""
     for name in shell.__dict__.keys() | module.__dict__.keys():
-        ours, own = (m.__dict__.get(name, _changed) for m in (shell, module))
+        ours, own = (m.__dict__.get(name, changed) for m in (shell, module))
         if isinstance(own, _MUTABLE) and type(ours) is type(own):
             same = len(ours) == len(own) and all(a is b for a, b in zip(ours, own, strict=True))
             same = same and (not isinstance(own, dict) or all(ours[k] is own[k] for k in own))
@@ -109,7 +109,7 @@ def _changed(shell, module):
     return None
 
 
-def _random_states():
+def random_states():
     numpy = sys.modules.get("numpy")
     return random.getstate(), None if numpy is None else repr(numpy.random.get_state())
 
@@ -122,21 +122,21 @@ def graph_of(module, origin):
     """
     results = []
     for training, grad in itertools.product((True, False), repeat=2):
-        shell, tracer = _shell(module, origin), _Tracer()
+        shell, tracer = shell_of(module, origin), Tracer()
         shell.__dict__["training"] = training
-        state, before = random.getstate(), _random_states()
+        state, before = random.getstate(), random_states()
         try:
-            with torch.set_grad_enabled(grad), _OnlyProxies():
+            with torch.set_grad_enabled(grad), OnlyProxies():
                 graph = tracer.trace(shell)
         except NotTraceable:
             raise
         except Exception as e:  # a user's forward may raise anything when it gets a proxy
             first = (str(e).splitlines() or [""])[0][:100]
             raise NotTraceable(f"cannot be traced ({type(e).__name__}: {first})") from e
-        if _random_states() != before:
+        if random_states() != before:
             random.setstate(state)
             raise NotTraceable("draws random numbers")
-        if (name := _changed(shell, module)) is not None:
+        if (name := changed(shell, module)) is not None:
             raise NotTraceable(f"sets its attribute {name}")
         results.append((str(graph), graph, tracer.container))
     if len({text for text, _, _ in results}) > 1:

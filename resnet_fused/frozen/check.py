@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
 
 from ..kernels import layout
 from ..measure.accuracy import budget_used, channel_dim_of, exact
 from ..measure.oracle import by_modules, in_float64
 from ..ops.bn_relu import reference
-from .network import ConvBn, dead_values
+from .network import ConvBn, InDtype, walk
 
 CHECKED = 4  # images whose logits are compared with float64
 FEW = 1 << 22  # values of x that are compared in float64; images are independent, so a few of them suffice
@@ -27,11 +28,25 @@ class Errors(NamedTuple):
     absurd: str | None = None
 
 
+def tensors_of(result):
+    """The tensors with a fraction in what a network returns, in order."""
+    return [t for t in tree_leaves(result) if torch.is_tensor(t) and t.is_floating_point()]
+
+
 def absurd(eager, oracle):
     """Whether eager's result is wrong by more than rounding: torch 2.13 computes some bfloat16 convolutions wrongly on
     CPUs with a matrix unit. Values that float64 does not have either do not count."""
-    wrong = exact(eager) - oracle
-    return not bool(wrong[oracle.isfinite()].norm() <= ABSURD * oracle[oracle.isfinite()].norm().clamp_min(1e-30))
+    return off_by(eager, oracle) > ABSURD
+
+
+def off_by(ours, oracle):
+    """The norm of the error of tensors relative to their own norm: the largest."""
+    found = [0.0]
+    for t, wide in zip(ours, oracle, strict=True):
+        finite = wide.isfinite()
+        off = ((exact(t) - wide)[finite].norm() / wide[finite].norm().clamp_min(1e-30)).item()
+        found.append(off if off == off else float("inf"))
+    return max(found)
 
 
 def rounded(model, x, dtype):
@@ -44,34 +59,40 @@ def rounded(model, x, dtype):
     model = by_modules(model).eval().to(dtype).float()
     for module in model.modules():
         module.register_forward_hook(round_result)
-    return model(x.to(dtype).float()).to(dtype)
+    return [t.to(dtype) for t in tensors_of(model(x.to(dtype).float()))]
 
 
 @torch.no_grad()
 def eager_and_oracle(model, x, dtype):
-    """(logits of eager in `dtype`, logits in float64, None or a sentence that says why the first are not eager's
+    """(results of eager in `dtype`, results in float64, None or a sentence that says why the first are not eager's
     own)."""
     x = x.to(dtype)
-    oracle = in_float64(by_modules(model).eval())(exact(x))
-    eager = by_modules(model).eval().to(dtype)(x)
+    oracle = tensors_of(in_float64(by_modules(model).eval())(exact(x)))
+    eager = tensors_of(by_modules(model).eval().to(dtype)(x))
     if not absurd(eager, oracle) or absurd(right := rounded(model, x, dtype), oracle):
         return eager, oracle, None
-    off = ((exact(eager) - oracle).norm() / oracle.norm()).item()
     return (
         right,
         oracle,
         (
-            f"torch's {str(dtype)[6:]} convolutions are wrong here: eager's logits are {off:.2g} times their norm away from "
-            "float64; the error budget is that of float32 convolutions with every result rounded"
+            f"torch's {str(dtype)[6:]} convolutions are wrong here: eager's logits are {off_by(eager, oracle):.2g} times "
+            "their norm away from float64; the error budget is that of float32 convolutions with every result rounded"
         ),
     )
 
 
-def errors(model, logits, x):
-    """The Errors of an engine's `logits` of the images `x`."""
-    eager, oracle, why = eager_and_oracle(model, x, logits.dtype)
-    ours, of_eager = ((y.double() - oracle).norm() for y in (logits, eager))
-    return Errors(budget_used(logits, eager, oracle, channel_dim=None), not ours <= of_eager, why)
+def errors(model, result, x):
+    """The Errors of an engine's `result` for the images `x`."""
+    ours = tensors_of(result)
+    eager, oracle, why = eager_and_oracle(model, x, ours[0].dtype)
+    if [t.shape for t in ours] != [t.shape for t in eager]:
+        shapes = ([tuple(t.shape) for t in found] for found in (ours, eager))
+        raise ValueError("freeze: the engine returns tensors of shapes {}, the model {}".format(*shapes))
+    share, worse = 0.0, False
+    for t, of_eager, wide in zip(ours, eager, oracle, strict=True):
+        share = max(share, budget_used(t, of_eager, wide, channel_dim=None))
+        worse |= not (t.double() - wide).norm() <= (of_eager.double() - wide).norm()
+    return Errors(share, worse, why)
 
 
 def check_network(model, share):
@@ -79,7 +100,7 @@ def check_network(model, share):
     if not share <= ANOTHER_NETWORK:
         raise ValueError(
             f"freeze: the logits are {share:.3g} times the error budget away from the model's: the forward of "
-            f"{type(model).__name__} or of a block is not that of a ResNet; use the live model"
+            f"{type(model).__name__} or of a block is not what a trace of it shows; use the live model"
         )
 
 
@@ -97,17 +118,20 @@ def _by_torch(step, x, residual):
     def convolution(x, dtype):
         conv = step.conv
         weight = conv.weight.detach().to(x.dtype).to(dtype)
-        return F.conv2d(x.to(dtype), weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        bias = None if conv.bias is None else conv.bias.detach().to(x.dtype).to(dtype)
+        return F.conv2d(x.to(dtype), weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def what_follows(z, residual):
         bn = step.bn
+        if bn is None:
+            return step.follow(z, residual)
         parameters = [None if t is None else t.detach().to(z.dtype) for t in (bn.weight, bn.bias)]
         statistics = [t.to(z.dtype) for t in (bn.running_mean, bn.running_var)]
-        out = reference(z, *parameters, *statistics, residual, training=False, momentum=0.0, eps=bn.eps, relu=step.relu)
-        return F.max_pool2d(out, 3, 2, 1) if step.pool else out
+        z = reference(z, *parameters, *statistics, None, training=False, momentum=0.0, eps=bn.eps, relu=False)
+        return step.follow(z, residual)
 
     z, wide = convolution(x, x.dtype), convolution(exact(x), torch.float64)
-    if absurd(z, wide):
+    if absurd([z], [wide]):
         z = convolution(x, torch.float32).to(x.dtype)
     return what_follows(z, residual), what_follows(wide, exact(residual))
 
@@ -136,17 +160,15 @@ class Worst(NamedTuple):
 def worst_layer(steps, layer_of, x):
     """The Worst of the convolutions in `steps`. Each runs on the values that eager computes for it from the images `x`.
     `layer_of(step)`: its layer, a function of (x, residual, out)."""
-    values, found = {0: x}, []
-    for step, dead in zip(steps[:-1], dead_values(steps), strict=False):  # without the head
-        x, residual = (layout.in_format(values.get(i), layout.CHANNELS_LAST) for i in (step.input, step.residual))
-        if isinstance(step, ConvBn):
-            shape = step.out_shape(x.shape)
-            out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.CHANNELS_LAST)
-            share = layer_share(step, layer_of(step), x, residual, out)
-            found.append(Worst(share, step.name, step.choice.name))
-            values[step.output] = _by_torch(step, x, residual)[0]
-        else:
-            values[step.output] = step.module(x)
-        for value in dead:
-            del values[value]
+    found, dtype = [], x.dtype
+
+    def call(step, *values):
+        if not isinstance(step, ConvBn):
+            return InDtype(step, dtype)(*values)
+        x, residual = (layout.in_format(value, layout.CHANNELS_LAST) for value in (*values, None)[:2])
+        out = torch.empty(step.out_shape(x.shape), dtype=x.dtype, device=x.device, memory_format=layout.CHANNELS_LAST)
+        found.append(Worst(layer_share(step, layer_of(step), x, residual, out), step.name, step.choice.name))
+        return _by_torch(step, x, residual)[0]
+
+    walk(steps, x, call)
     return max(found)

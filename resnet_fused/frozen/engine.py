@@ -1,19 +1,25 @@
 """The interface of every engine, and the four steps in which an engine is made."""
 
 import abc
+import contextlib
+from collections import Counter
 
 import torch
 
 from ..measure import remembered, timing
-from . import file, network
-from .export import FoldedResNet
-from .network import ConvBn
+from ..modules.zero_pad import ZeroPadShortcut
+from . import file
+from .export import FoldedNetwork
+from .function import Function
+from .network import Apply, ConvBn, observe
+from .read import read
 
 
 class Engine(abc.ABC):
-    """A frozen ResNet: `engine(x)` -> logits [N, num_classes] in the engine's dtype, without autograd.
+    """A frozen network: `engine(x)` -> what the network returns (for a ResNet logits [N, num_classes]) in the engine's
+    dtype, without autograd.
 
-    x: [N, 3, H, W] in float32 or the engine's dtype. x is converted and not modified. On a CPU every batch and size
+    x: [N, C, H, W] in float32 or the engine's dtype. x is converted and not modified. On a CPU every batch and size
     runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe.
 
     Attributes:
@@ -21,14 +27,15 @@ class Engine(abc.ABC):
         notes: sentences about the whole engine, for `explain`.
     """
 
+    _unary = ()  # the names of function.UNARY that the engine's convolutions can apply
+
     def __init__(self, model, example, dtype, options):
         self._model, self.dtype, self.options = model, dtype, options
         self.device, self.example_shape = next(model.parameters()).device, tuple(example.shape)
         self.entries = {}  # the measurements behind the choices: {key: remembered.Entry}
-        self.notes = []
-        self._steps = network.read(model)
+        self.notes, self._head_shapes = [], {}
+        self._steps, self._result, self._opaque = read(model, example, self._unary)
         self._convolutions = [step for step in self._steps if isinstance(step, ConvBn)]
-        self._head = self._steps[-1]
 
     @torch.no_grad()
     def _made(self, example):
@@ -38,17 +45,19 @@ class Engine(abc.ABC):
             self._choose(example)
             self._load()
             self._prove(example)
+        self.notes += self._parts()
         return self
 
     def _read(self, example):
-        """Step 1: reads the shape of the input of every convolution."""
-        shapes = {}
-        seen = [
-            (step.conv, lambda x, step=step: shapes.__setitem__(step, tuple(x.shape))) for step in self._convolutions
-        ]
-        network.observe(self._model, example, seen)
-        for step in self._convolutions:
-            step.shape = shapes[step]
+        """Step 1: reads the shape of the input of every convolution and head."""
+        observe(self._model, self._steps, example, self._see)
+
+    def _see(self, step, x, y):
+        """Gets the input of a convolution or head, and what its norm gives."""
+        if isinstance(step, ConvBn):
+            step.shape = tuple(x.shape)
+        else:
+            self._head_shapes[step] = tuple(x.shape)
 
     @abc.abstractmethod
     def _choose(self, example):
@@ -73,9 +82,19 @@ class Engine(abc.ABC):
         self.entries[key] = entry
         return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
 
+    @torch.no_grad()
+    def refresh(self, state_dict=None):
+        """Reads the model's weights and statistics again, or those of `state_dict`, which has the model's keys and shapes.
+        The model stays as it is. Measurements, choices and a captured graph stay.
+
+        Raises ValueError for a `state_dict` that does not fit, and the engine stays as it is.
+        """
+        with _weights_of(self._model, state_dict):
+            self._refresh()
+
     @abc.abstractmethod
-    def refresh(self):
-        """Reads the model's weights and statistics again. Measurements and choices stay."""
+    def _refresh(self):
+        """Reads the model's weights and statistics again."""
 
     def save(self, path):
         """Writes the engine to a file that `resnet_fused.load_engine` reads (see frozen/file.py)."""
@@ -83,7 +102,15 @@ class Engine(abc.ABC):
 
     def module(self):
         """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
-        return FoldedResNet(self._steps, self.dtype)
+        return FoldedNetwork(self._steps, self._result, self.dtype)
+
+    def _parts(self):
+        """Sentences about what no kernel of this package runs."""
+        modules = [step.module for step in self._steps if isinstance(step, Apply)]
+        others = Counter(_kind(module) for module in modules if not isinstance(module, ZeroPadShortcut))
+        kinds = ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in others.most_common())
+        found = [f"torch runs {kinds}"] if others else []
+        return found + [f"{name} is called as it is: its forward {why}" for name, why in self._opaque.items()]
 
     @property
     def dtype_name(self):
@@ -101,3 +128,31 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, x): ...
+
+
+def _kind(module):
+    """What a module is, for a sentence."""
+    if not isinstance(module, Function):
+        return type(module).__name__
+    return _kind(module.target) if isinstance(module.target, torch.nn.Module) else module.extra_repr()
+
+
+@contextlib.contextmanager
+def _weights_of(model, state_dict):
+    """`model` with the parameters and buffers of `state_dict`; after that, with its own."""
+    if state_dict is None:
+        yield
+        return
+    own = {name: t.clone() for name, t in model.state_dict().items()}
+    if missing := own.keys() ^ state_dict.keys():
+        name = sorted(missing)[0]
+        where = "not in state_dict" if name in own else "not in the model"
+        raise ValueError(f"refresh: {name} is {where} ({len(missing)} names differ)")
+    for name, t in own.items():
+        if t.shape != state_dict[name].shape:
+            raise ValueError(f"refresh: {name} is {tuple(state_dict[name].shape)}, the model has {tuple(t.shape)}")
+    try:
+        model.load_state_dict(state_dict)
+        yield
+    finally:
+        model.load_state_dict(own)

@@ -5,24 +5,27 @@ import copy
 from torch import nn
 
 from .fold import fold
-from .network import Network
+from .network import ConvBn, Head, Network
 
 
-class FoldedResNet(Network):
+class FoldedNetwork(Network):
     """A frozen network as a plain module: folded convolutions, ReLUs and sums in torch's own operators.
 
-    `Engine.module` makes it, because no other runtime knows an engine's packed weights and kernels. x: [N, 3, H, W] in
-    the engine's dtype -> logits [N, num_classes]. The module is a snapshot and shares no tensor with the model.
+    `Engine.module` makes it, because no other runtime knows an engine's packed weights and kernels. x: [N, C, H, W] in
+    the engine's dtype -> the result of the network. The module is a snapshot and shares no tensor with the model.
     """
 
-    def __init__(self, steps, dtype):
-        *others, head = steps
-        head = head._replace(fc=copy.deepcopy(head.fc).to("cpu", dtype))
-        super().__init__([*others, head], lambda step: _folded(step, dtype))
+    def __init__(self, steps, result, dtype):
+        super().__init__(steps, result, lambda step: _folded(step, dtype))
         self.eval().requires_grad_(False)
 
 
 def _folded(step, dtype):
+    if not isinstance(step, ConvBn):
+        module = (
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), step.fc) if isinstance(step, Head) else step.module
+        )
+        return copy.deepcopy(module).to("cpu", dtype)
     old = step.conv
     conv = nn.Conv2d(
         old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups, dtype=dtype

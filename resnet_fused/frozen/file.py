@@ -8,17 +8,20 @@ they cannot, the layer is measured again.
 import json
 import os
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from ..measure import remembered
 from ..modules.zero_pad import ZeroPadShortcut
-from . import network
+from . import format_1
+from .function import NAMES, Constant, Function, Value, function_of
 from .network import Apply, ConvBn, Head, Network
 
-FORMAT = 2
+FORMAT = 3
 KEY = "resnet_fused"
 # Modules that a file can describe: their constructor's arguments are attributes of the same names.
 KINDS = {
@@ -28,15 +31,24 @@ KINDS = {
     nn.AdaptiveAvgPool2d: ("output_size",),
     nn.Linear: ("in_features", "out_features"),
     nn.Identity: (),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    nn.AdaptiveMaxPool2d: ("output_size",),
+    nn.Conv1d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
+    nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.ZeroPad2d: ("padding",),
+    nn.Upsample: ("size", "scale_factor", "mode", "align_corners"),
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid), ()),
     ZeroPadShortcut: ("in_planes", "out_planes", "stride"),
 }
 BY_NAME = {kind.__name__: kind for kind in KINDS}
 STEPS = {kind.__name__: kind for kind in (ConvBn, Apply, Head)}
 # The fields of a step in a file: all except the shape and the notes of an engine.
 FIELDS = {
-    ConvBn: ("name", "conv", "bn", "input", "residual", "output", "relu", "pool"),
-    Apply: ("name", "module", "input", "output"),
-    Head: ("avgpool", "fc", "input", "output"),
+    ConvBn: ("name", "conv", "bn", "input", "residual", "output", "relu", "pool", "unary"),
+    Apply: ("name", "module", "inputs", "output"),
+    Head: ("avgpool", "fc", "input", "output", "name"),
 }
 
 
@@ -52,10 +64,18 @@ class Contents(NamedTuple):
 
 
 def _describe(name, module):
+    if isinstance(module, Function):
+        if isinstance(module.target, nn.Module):
+            target = _describe(name, module.target)
+        elif (target := module.name) is None:
+            raise TypeError(f"save: {name} is {module.extra_repr()}, which a file cannot describe")
+        return {"kind": "Function", "target": target, "args": _text(module.args), "kwargs": _text(module.kwargs)}
+    if type(module) is Constant:
+        return {"kind": "Constant", "shape": list(module.value.shape)}
     if type(module) not in KINDS:
         raise TypeError(f"save: {name} is a {type(module).__name__}, which a file cannot describe")
     described = {"kind": type(module).__name__, **{key: getattr(module, key) for key in KINDS[type(module)]}}
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.LayerNorm)):
         described["bias"] = module.bias is not None
     return described
 
@@ -70,8 +90,48 @@ def _build(described):
         for name, part in described.items():
             module.add_module(name, _build(part))
         return module
+    if described["kind"] == "Function":
+        target = described["target"]
+        target = _build(target) if isinstance(target, dict) else _named(target)
+        return Function(target, _untext(described["args"]), _untext(described["kwargs"]))
+    if described["kind"] == "Constant":
+        return Constant(torch.empty(described["shape"]))
     kind = BY_NAME[described["kind"]]
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "kind"})
+
+
+def _named(name):
+    if name not in NAMES:
+        raise ValueError(f"load_engine: the file calls {name!r}, which is not among the functions that a file may name")
+    return name[1:] if name.startswith(".") else function_of(name)
+
+
+def _text(template):
+    """A template as JSON: lists of a kind and items, and plain constants."""
+    if isinstance(template, Value):
+        return ["value", template.index]
+    if isinstance(template, dict):
+        kind = "ordered" if isinstance(template, OrderedDict) else "dict"
+        return [kind, [[key, _text(item)] for key, item in template.items()]]
+    if isinstance(template, slice):
+        return ["slice", [_text(item) for item in (template.start, template.stop, template.step)]]
+    if isinstance(template, (tuple, list)) and not hasattr(template, "_fields"):
+        return ["tuple" if isinstance(template, tuple) else "list", [_text(item) for item in template]]
+    if template is None or isinstance(template, (bool, int, float, str)):
+        return template
+    raise TypeError(f"save: the network uses a {type(template).__name__}, {template}, which a file cannot describe")
+
+
+def _untext(text):
+    if not isinstance(text, list):
+        return text
+    kind, items = text
+    if kind == "value":
+        return Value(items)
+    if kind in ("dict", "ordered"):
+        return {"dict": dict, "ordered": OrderedDict}[kind]((key, _untext(item)) for key, item in items)
+    made = [_untext(item) for item in items]
+    return slice(*made) if kind == "slice" else tuple(made) if kind == "tuple" else made
 
 
 def _described_step(step):
@@ -83,7 +143,12 @@ def _described_step(step):
 
 def _built_step(described):
     kind = STEPS[described["step"]]
-    parts = {f: _build(described[f]) if isinstance(described[f], dict) else described[f] for f in FIELDS[kind]}
+    if kind is Apply and "input" in described:  # format 2
+        described = described | {"inputs": [described["input"]]}
+    fields = [field for field in FIELDS[kind] if field in described]  # format 2 has no `unary`, no name of a head
+    parts = {f: _build(described[f]) if isinstance(described[f], dict) else described[f] for f in fields}
+    if kind is Apply:
+        parts["inputs"] = tuple(parts["inputs"])
     return kind(**parts)
 
 
@@ -96,10 +161,12 @@ def save(engine, path):
     engine.refresh()
     header = {
         "format": FORMAT, "dtype": engine.dtype_name, "shape": engine.example_shape, "options": engine.options,
-        "network": [_described_step(step) for step in engine._steps],
+        "network": [_described_step(step) for step in engine._steps], "result": _text(engine._result),
         "measured": {key: entry._asdict() for key, entry in engine.entries.items()},
     }  # fmt: skip
-    tensors = {name: t.detach().cpu().contiguous() for name, t in Network(engine._steps).state_dict().items()}
+    tensors = {
+        name: t.detach().cpu().contiguous() for name, t in Network(engine._steps, engine._result).state_dict().items()
+    }
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     os.close(handle)
@@ -120,9 +187,10 @@ def load(path):
         layers = {f"layer{i}": blocks for i, blocks in enumerate(described.pop("layers"), 1)}
         named = _build(described | layers)
         named.load_state_dict(tensors)
-        model = Network(network.read(named))
+        model = Network(*format_1.read(named))
     else:
-        model = Network([_built_step(step) for step in described])
+        steps = [_built_step(step) for step in described]
+        model = Network(steps, _untext(header["result"]) if "result" in header else Value(steps[-1].output))
         model.load_state_dict(tensors)
     dtype = next(t.dtype for name, t in tensors.items() if name.endswith("weight"))
     measured = {key: remembered.Entry(**entry) for key, entry in header["measured"].items()}
@@ -139,10 +207,8 @@ def _read(path):
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
     except Exception as e:  # safetensors does not export its own error class in every version
         raise ValueError(f"load_engine: {path} is not a file of engine.save ({type(e).__name__}: {e})") from e
-    if header["format"] not in (1, FORMAT):
-        raise ValueError(
-            f"load_engine: {path} has format {header['format']}, this package reads formats 1 and {FORMAT}"
-        )
+    if header["format"] not in range(1, FORMAT + 1):
+        raise ValueError(f"load_engine: {path} has format {header['format']}, this package reads formats 1 to {FORMAT}")
     return header, tensors
 
 

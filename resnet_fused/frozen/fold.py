@@ -5,7 +5,10 @@ import torch
 
 def fold(conv, bn):
     """(weight, bias) in float32: weight [K, C / groups, R, S], bias [K]. They are folded in float64 and rounded
-    once."""
+    once. `bn`: None where no norm follows; the bias is then the convolution's, or 0."""
+    if bn is None:
+        bias = torch.zeros(conv.out_channels, device=conv.weight.device) if conv.bias is None else conv.bias.detach()
+        return conv.weight.detach().float().clone(), bias.float().clone()  # an engine is a snapshot
     var = bn.running_var.detach().double()
     scale = torch.rsqrt(var + bn.eps)
     if bn.weight is not None:

@@ -1,4 +1,4 @@
-"""freeze(model, example): the fastest evaluation of a ResNet, as a snapshot of its weights. load_engine(path): an
+"""freeze(model, example): the fastest evaluation of a network, as a snapshot of its weights. load_engine(path): an
 engine from a file.
 
 freeze() measures the fastest kernel for every shape of convolution in the network, with the example input. A snapshot
@@ -15,12 +15,13 @@ from .fp8.engine import freeze_fp8
 from .gpu.engine import freeze_gpu
 
 
-def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="exact"):
+def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="exact", memory="fast"):
     """An engine that computes `model.eval()(x)` as fast as the device of the model can.
 
     Args:
-        model: a ResNet, of this package or with torchvision's structure. It is not changed.
-        example_input: [N, 3, H, W] on its device; the batch and size to tune for. On a CPU other sizes run too.
+        model: a network with convolutions that takes one image tensor: a ResNet, any other classifier, a backbone. It is
+            not changed. What a trace cannot show runs as it is, between the frozen parts (docs/guide/freezing.md).
+        example_input: [N, C, H, W] on its device; the batch and size to tune for. On a CPU other sizes run too.
         dtype: torch.float32, torch.bfloat16, on a GPU also torch.float16; None: the dtype of the model. "fp8" (or
             torch.float8_e4m3fn), on a GPU of compute capability 8.9 or later: convolutions of 8-bit floats, calibrated on the
             example, outside of the promise of twice eager's error (docs/design/fp8.md).
@@ -29,20 +30,22 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
             in `torch.compile` with freezing.
         graph: GPU: capture a CUDA graph; False: launch every kernel by itself.
         batch: GPU: "exact" refuses other batches than that of the example; "pad" fills them up or cuts them in pieces.
+        memory: CPU: "small" prefers, for each layer, the kernel with the smallest packed weights among those that take at
+            most 1.1 times the time of the fastest.
 
     Returns:
         An `Engine`: a `CpuEngine`, a `GpuEngine` or an `Fp8Engine`. A GpuEngine is measured beside the live model: where its
         layers are slower, a snapshot of the live model runs in their place, and `rows` says so.
 
     Raises:
-        TypeError: not a ResNet, or a part that cannot be folded (named).
+        TypeError: a network without convolutions, with a hook on itself, or whose own forward cannot be traced (named).
         ValueError: a dtype, a batch policy or an example that does not fit; a layer outside of the error budget (named); a
-            forward that is not that of a ResNet.
+            forward that does not compute what a trace of it shows.
     """
     if fp8.asked(dtype):
         return freeze_fp8(model, example_input, exact=exact, graph=graph, batch=batch)
     if next(model.parameters()).device.type == "cpu":
-        return freeze_cpu(model, example_input, dtype=dtype, exact=exact)
+        return freeze_cpu(model, example_input, dtype=dtype, exact=exact, memory=memory)
     return freeze_gpu(model, example_input, dtype=dtype, graph=graph, batch=batch)
 
 

@@ -1,11 +1,11 @@
-"""A network as a list of steps: convolutions with their batch norm, residual, ReLU and pool, other modules, and the
-head.
+"""A network as a list of steps: convolutions with what follows them, other modules and functions, and the head.
 
 The steps stand in the order in which they run. Each step names the values that it reads and the value that it writes by
-number. Value 0 is the image. All code of this package that walks through a network uses this list.
+number. Value 0 is the image. All code of this package that walks through a network uses this list. No step writes into
+a value: `read` replaces what the model does in place.
 """
 
-import itertools
+import copy
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..kernels import layout
 from ..kernels.shapes import Convolution, pooled_shape
-from ..modules.eligible import why_not_convolution, why_not_pool
-from ..modules.norms import why_not_norm
+from .function import UNARY, fill, values_of
 
 
 @dataclass(eq=False)
 class ConvBn:
-    """[max_pool2d] [relu] (bn(conv(value `input`)) [+ value `residual`]) -> value `output`. `shape`: of its input.
+    """[max_pool2d] [unary | relu] ([bn] (conv(value `input`)) [+ value `residual`]) -> value `output`. `shape`: of its
+    input. `bn`: None, or a batch norm that is folded. `unary`: a name of function.UNARY.
 
     An engine notes here what runs the step: `choice` out of the candidates in `ranking` (the fastest first), and the
     `reason`. `run` is the choice with its weights loaded.
@@ -28,17 +29,22 @@ class ConvBn:
 
     name: str
     conv: nn.Conv2d
-    bn: nn.BatchNorm2d
+    bn: nn.BatchNorm2d | None
     input: int = 0
     residual: int | None = None
     output: int = 1
     relu: bool = True
     pool: bool = False
+    unary: str | None = None
     shape: tuple = ()
     choice: object = None
     ranking: list = field(default_factory=list)
     reason: str = ""
     run: object = None
+
+    @property
+    def reads(self):
+        return (self.input,) if self.residual is None else (self.input, self.residual)
 
     @property
     def adds(self):
@@ -50,12 +56,14 @@ class ConvBn:
         conv = self.conv
         return (
             self.shape, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-            self.relu, self.adds, self.pool,
+            self.relu, self.adds, self.pool, *filter(None, [self.unary]),
         )  # fmt: skip
 
     @property
     def op(self):
-        return "conv_bn" + "_add" * self.adds + "_relu" * self.relu + "_pool" * self.pool
+        norm = "conv" if self.bn is None else "conv_bn"
+        unary = "" if self.unary is None else f"_{self.unary}"
+        return norm + "_add" * self.adds + "_relu" * self.relu + unary + "_pool" * self.pool
 
     def convolution(self, dtype=None, shape=None):
         """The Convolution for an input of `shape`."""
@@ -71,19 +79,34 @@ class ConvBn:
         """[N, K, P, Q] of the value that the step writes."""
         return pooled_shape(self.conv_shape(shape)) if self.pool else self.conv_shape(shape)
 
+    def follow(self, y, residual=None):
+        """What comes after the norm, in torch's operators."""
+        y = y if residual is None else y + residual
+        y = F.relu(y) if self.relu else y
+        y = y if self.unary is None else UNARY[self.unary].function(y)
+        return F.max_pool2d(y, 3, 2, 1) if self.pool else y
+
 
 class Apply(NamedTuple):
-    """`module(value input)` -> value `output`: a pool of another kind, a shortcut without a convolution."""
+    """`module(*values)` -> value `output`: whatever has no kernel here, a `function.Function` among others."""
 
     name: str
     module: nn.Module
-    input: int
+    inputs: tuple
     output: int
     residual: None = None
 
+    @property
+    def reads(self):
+        return self.inputs
+
+    @property
+    def input(self):
+        return self.inputs[0]
+
 
 class Head(NamedTuple):
-    """fc(flatten(avgpool(value `input`))) -> value `output`, the logits: the last step."""
+    """fc(flatten(avgpool(value `input`))) -> value `output`, the logits. `avgpool`: the mean of all pixels."""
 
     avgpool: nn.Module
     fc: nn.Module
@@ -92,143 +115,119 @@ class Head(NamedTuple):
     residual: None = None
     name: str = "head"
 
-
-def dead_values(steps):
-    """For every step the values that no later step reads."""
-    last = {value: i for i, step in enumerate(steps) for value in (step.input, step.residual) if value is not None}
-    return [tuple(value for value in last if last[value] == i) for i in range(len(steps))]
+    @property
+    def reads(self):
+        return (self.input,)
 
 
-def read(model):
-    """The steps of `model`, a ResNet with torchvision's names or a `Network`. Raises TypeError with the name of a part
-    that cannot be frozen."""
-    if isinstance(model, Network):
-        return model.steps()
-    _check_model(model)
-    steps, values = [], itertools.count(1)
-
-    def convolution(name, conv, bn, x, **follows):
-        steps.append(ConvBn(name, conv, bn, x, output=next(values), **follows))
-        _check_convolution(steps[-1])
-        return steps[-1].output
-
-    def through(name, module, x):
-        if module is None or type(module) is nn.Identity:
-            return x
-        steps.append(Apply(name, module, x, next(values)))
-        return steps[-1].output
-
-    pool = getattr(model, "maxpool", None)  # networks for small images have none
-    fused = why_not_pool(pool) is None
-    x = convolution("conv1", model.conv1, model.bn1, 0, pool=fused)
-    x = x if fused else through("maxpool", pool, x)
-    for name, block in _blocks(model):
-        shortcut = f"{name}.downsample"
-        if isinstance(block.downsample, nn.Sequential):
-            if len(block.downsample) != 2:
-                raise TypeError(f"freeze: {shortcut} is not a convolution and a batch norm; use the live model")
-            residual = convolution(shortcut, *block.downsample, x, relu=False)
-        else:
-            residual = through(shortcut, block.downsample, x)
-        *firsts, last = [i for i in (1, 2, 3) if getattr(block, f"conv{i}", None) is not None]
-        for i in firsts:
-            x = convolution(f"{name}.conv{i}", getattr(block, f"conv{i}"), getattr(block, f"bn{i}", None), x)
-        conv, bn = getattr(block, f"conv{last}"), getattr(block, f"bn{last}", None)
-        x = convolution(f"{name}.conv{last}", conv, bn, x, residual=residual)
-    return [*steps, Head(model.avgpool, model.fc, x, next(values))]
+def dead_values(steps, kept=()):
+    """For every step the values that no later step reads, without those in `kept`."""
+    last = {value: i for i, step in enumerate(steps) for value in step.reads}
+    return [tuple(v for v in dict.fromkeys(s.reads) if last[v] == i and v not in kept) for i, s in enumerate(steps)]
 
 
-def _blocks(model):
-    """(name, block) of layer1, layer2, ..., as many as the model has."""
-    for i in itertools.count(1):
-        if not hasattr(model, f"layer{i}"):
-            return
-        for j, block in enumerate(getattr(model, f"layer{i}")):
-            yield f"layer{i}.{j}", block
+def normed(step, x):
+    """The result of the norm of a ConvBn, by its own modules."""
+    return step.conv(x) if step.bn is None else step.bn(step.conv(x))
 
 
-def _check_model(model):
-    missing = [part for part in ("conv1", "bn1", "layer1", "avgpool", "fc") if not hasattr(model, part)]
-    if missing:
-        raise TypeError(f"freeze: {type(model).__name__} is not a ResNet: it has no {missing[0]}")
-    for name, block in _blocks(model):
-        if not all(hasattr(block, part) for part in ("conv1", "bn1", "conv2", "bn2", "downsample")):
-            raise TypeError(f"freeze: {name} is a {type(block).__name__}, not a BasicBlock or Bottleneck")
+def call_of(step):
+    """An Apply or a Head as a function of the values that it reads, by the network's own modules."""
+    return _child(step)
 
 
-def _check_convolution(step):
-    why = why_not_convolution(step.conv) or why_not_norm(step.bn)
-    if why is None and step.bn.running_var is None:
-        why = "has no running statistics to fold"
-    if why is not None:
-        raise TypeError(f"freeze: {step.name} {why}; use the live model")
+class InDtype:
+    """An Apply or a Head as a function of the values that it reads, a snapshot in `dtype`. Maps come out channels_last."""
+
+    def __init__(self, step, dtype):
+        self.module = copy.deepcopy(_child(step)).eval().to(dtype).requires_grad_(False)
+
+    def __call__(self, *values):
+        y = self.module(*values)
+        return layout.in_format(y, layout.CHANNELS_LAST) if torch.is_tensor(y) and y.dim() == 4 else y
 
 
 @torch.no_grad()
-def observe(model, x, before, after=()):
-    """Runs `model` once in evaluation mode on `x` in the model's own dtype. `before`, `after`: pairs (module,
-    function). The functions get the input or the output of their module."""
-    handles = [m.register_forward_pre_hook(lambda m, args, see=see: see(args[0])) for m, see in before]
-    handles += [m.register_forward_hook(lambda m, args, out, see=see: see(out)) for m, see in after]
+def observe(model, steps, x, see):
+    """Runs the modules of `steps` on `x` in evaluation mode, in the dtype of `model`. `see(step, x, y)` gets the input of
+    every convolution and head, and what its norm, or the head, gives."""
     training = [m for m in model.modules() if m.training]
+
+    def call(step, *values):
+        y = normed(step, values[0]) if isinstance(step, ConvBn) else call_of(step)(*values)
+        if not isinstance(step, Apply):
+            see(step, values[0], y)
+        return step.follow(y, *values[1:]) if isinstance(step, ConvBn) else y
+
     try:
         model.eval()
-        model(x.to(next(model.parameters()).dtype))
+        walk(steps, x.to(next(model.parameters()).dtype), call)
     finally:
         for m in training:
             m.training = True
-        for handle in handles:
-            handle.remove()
+
+
+def walk(steps, x, call, kept=()):
+    """{number: value} of the values in `kept` for the image `x`. `call(step, *values)` gives the value of a step."""
+    values = {0: x}
+    for step, dead in zip(steps, dead_values(steps, kept), strict=True):
+        values[step.output] = call(step, *(values[value] for value in step.reads))
+        for value in dead:
+            del values[value]
+    return {value: values[value] for value in kept}
 
 
 class Network(nn.Module):
-    """A list of steps as a module of torch's own operators. x: [N, C, H, W] -> logits.
+    """A list of steps as a module of torch's own operators. x: [N, C, H, W] -> the result of the network.
 
-    Every step is a child under its name, with _ for the dots. `convolution(step)`: the child that stands for a
-    convolution and its batch norm.
+    Every step is a child under its name, with _ for the dots. `child(step)`: that child; None: the step's own modules.
     """
 
-    def __init__(self, steps, convolution=lambda step: nn.Sequential(step.conv, step.bn)):
+    def __init__(self, steps, result, child=None):
         super().__init__()
-        self.calls = []  # (the step without its modules, the values that no later step reads)
-        for step, dead in zip(steps, dead_values(steps), strict=True):
-            if isinstance(step, ConvBn):
-                child = convolution(step)
-                bare = ConvBn(step.name, None, None, step.input, step.residual, step.output, step.relu, step.pool)
-            elif isinstance(step, Head):
-                child, bare = nn.Sequential(step.avgpool, nn.Flatten(), step.fc), step._replace(avgpool=None, fc=None)
-            else:
-                child, bare = step.module, step._replace(module=None)
-            self.add_module(_child_name(step), child)
-            self.calls.append((bare, dead))
+        self.result = result
+        self.calls = []  # (the step without its modules, the name of the child, the values that no later step reads)
+        for step, dead in zip(steps, dead_values(steps, values_of(result)), strict=True):
+            name = step.name.replace(".", "_").replace("#", "_")
+            self.add_module(name, (child or _child)(step))
+            self.calls.append((_bare(step), name, dead))
 
     def forward(self, x):
         values = {0: x}
-        for step, dead in self.calls:
-            y = getattr(self, _child_name(step))(values[step.input])
-            if step.residual is not None:
-                y = y + values[step.residual]
+        for step, name, dead in self.calls:
+            x, *others = (values[value] for value in step.reads) if step.reads else (None,)
             if isinstance(step, ConvBn):
-                y = F.relu(y) if step.relu else y
-                y = F.max_pool2d(y, 3, 2, 1) if step.pool else y
+                y = step.follow(getattr(self, name)(x), *others)
+            else:
+                y = getattr(self, name)(*((x, *others) if step.reads else ()))
             values[step.output] = y
             for value in dead:
                 del values[value]
-        return y
+        return fill(self.result, values)
 
     def steps(self):
         """The list of steps, with the children of this module."""
-        return [_with_modules(step, getattr(self, _child_name(step))) for step, _ in self.calls]
+        return [_with_modules(step, getattr(self, name)) for step, name, _ in self.calls]
 
 
-def _child_name(step):
-    return step.name.replace(".", "_")
+def _child(step):
+    if isinstance(step, ConvBn):
+        return nn.Sequential(step.conv, *([] if step.bn is None else [step.bn]))
+    return nn.Sequential(step.avgpool, nn.Flatten(), step.fc) if isinstance(step, Head) else step.module
+
+
+def _bare(step):
+    if isinstance(step, ConvBn):
+        return ConvBn(step.name, None, None, step.input, step.residual, step.output, step.relu, step.pool, step.unary)
+    return step._replace(avgpool=None, fc=None) if isinstance(step, Head) else step._replace(module=None)
 
 
 def _with_modules(step, child):
     if isinstance(step, ConvBn):
-        conv, bn = child
-        return ConvBn(step.name, conv, bn, step.input, step.residual, step.output, step.relu, step.pool)
+        parts = child[0], child[1] if len(child) > 1 else None
+        return ConvBn(
+            step.name, *parts, step.input, step.residual, step.output, step.relu, step.pool, step.unary
+        )  # fmt: skip
     if isinstance(step, Head):
         return step._replace(avgpool=child[0], fc=child[2])
     return step._replace(module=child)

@@ -139,17 +139,6 @@ def test_networks_for_small_images(shortcut):
     assert len(engine.rows) == sum(isinstance(m, torch.nn.Conv2d) for m in model.modules())
 
 
-class Doubles(ResNet):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-def test_another_forward_is_refused():
-    model = Doubles(BasicBlock, [1, 1, 1, 1]).eval()
-    with pytest.raises(ValueError, match=r"times the error budget away .* the forward of Doubles"):
-        resnet_fused.freeze(model, torch.randn(1, 3, 32, 32))
-
-
 def test_refresh_reads_the_weights_again():
     model, x = narrow().eval(), torch.randn(1, 3, 40, 40)
     engine = resnet_fused.freeze(model, x)
@@ -180,17 +169,15 @@ def test_a_training_model_is_frozen_in_evaluation_and_left_in_training():
 @pytest.mark.parametrize("size", [256, 225])
 def test_exact_keeps_a_nan_where_eager_has_it(dtype, size):
     model, x = narrow().eval(), torch.randn(1, 3, size, size)
+    model.avgpool = model.fc = torch.nn.Identity()
     engine = resnet_fused.freeze(model, x, dtype=dtype, exact=True)
     assert not any("winograd" in row["backend"] for row in engine.rows)
     x[0, 1, 2, 3] = float("nan")
-    seen = []
-    engine._one_call = None  # layer by layer, by the same kernels
-    model.avgpool.register_forward_pre_hook(lambda pool, args: seen.append(args[0]))
-    engine(x)
+    ours = engine(x).view(1, 512, size // 32 + size % 2, -1)
     with torch.no_grad():
         h = model.maxpool(model.relu(model.bn1(model.conv1(x))))
         expected = model.layer4(model.layer3(model.layer2(model.layer1(h))))
-    assert torch.equal(seen[0].isnan(), expected.isnan()) and 0 < expected.isnan().sum() < expected.numel()
+    assert torch.equal(ours.isnan(), expected.isnan()) and 0 < expected.isnan().sum() < expected.numel()
 
 
 def test_two_threads_at_once():
@@ -275,14 +262,15 @@ def test_memory_does_not_grow_over_10000_calls():
 
 def test_what_cannot_be_frozen_is_refused_by_name():
     x = torch.randn(1, 3, 32, 32)
-    with pytest.raises(TypeError, match="Linear is not a ResNet: it has no conv1"):
-        resnet_fused.freeze(torch.nn.Linear(3, 3), x)
+    with pytest.raises(TypeError, match="freeze: the forward of Sequential calls no convolution"):
+        resnet_fused.freeze(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 3)), x)
     with pytest.raises(ValueError, match=r"torch.float32 or torch.bfloat16, not torch.float16"):
         resnet_fused.freeze(narrow(), x, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"non-empty \[N, 3, H, W\], got \(3, 32, 32\)"):
         resnet_fused.freeze(narrow(), x[0])
-    model = narrow(norm_layer=lambda c: torch.nn.GroupNorm(4, c))
-    with pytest.raises(TypeError, match=r"conv1 is a GroupNorm, not exactly nn.BatchNorm2d; use the live model"):
+    model = narrow().eval()
+    model.register_forward_hook(lambda *args: None)
+    with pytest.raises(TypeError, match="ResNet carries a hook"):
         resnet_fused.freeze(model, x)
     engine = resnet_fused.freeze(narrow().eval(), x)
     with pytest.raises(ValueError, match=r"x should be \[N, 3, H, W\], got \(1, 4, 32, 32\)"):

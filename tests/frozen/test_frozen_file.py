@@ -103,7 +103,8 @@ def test_a_way_that_cannot_run_here_is_measured_again(saved, tmp_path):
 
 def test_a_network_that_a_file_cannot_describe_is_refused_by_name(tmp_path):
     class Pool(torch.nn.AdaptiveAvgPool2d):
-        pass
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else x.clone())
 
     model = narrow().eval()
     model.avgpool = Pool((1, 1))
@@ -125,7 +126,7 @@ def test_wrong_files(saved, tmp_path):
             load_engine(tmp_path / f"{name}.safetensors")
     header = {"format": 99}
     safetensors.save_file({"a": torch.zeros(1)}, tmp_path / "later.safetensors", {file.KEY: json.dumps(header)})
-    with pytest.raises(ValueError, match="has format 99, this package reads formats 1 and 2"):
+    with pytest.raises(ValueError, match="has format 99, this package reads formats 1 to 3"):
         load_engine(tmp_path / "later.safetensors")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="torch sees none here"):

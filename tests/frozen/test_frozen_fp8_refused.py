@@ -38,8 +38,8 @@ def test_what_cannot_be_frozen_is_refused_in_one_line(monkeypatch):
     with pytest.raises(ValueError, match=r"the largest value at layer1.0.conv1 is nan on example_input"):
         frozen(model, x * float("nan"))
     with resnet_fused.backend("eager"):
-        with pytest.raises(ValueError, match=r"times the error budget away .* the forward of Doubles"):
-            frozen(with_lively_norms(Doubles(1)).eval(), x)
+        doubled = with_lively_norms(Doubles(1)).eval()
+        torch.testing.assert_close(frozen(doubled, x)(x).float(), doubled(x), rtol=0.2, atol=0.1)
         with pytest.raises(ValueError, match="an fp8 engine cannot be written in torch's operators"):
             frozen(model, x).module()
         few = net("zero_pad")

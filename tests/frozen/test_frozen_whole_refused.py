@@ -17,14 +17,14 @@ ops = torch.ops.resnet_fused_native
 def prepared(engine, x):
     """The steps for `x`."""
     key = x.shape, torch.get_num_threads()
-    if key not in engine._one_call.encodings:
+    if key not in engine._calls.one_call.encodings:
         engine(x)
-    return engine._one_call.encodings[key]
+    return engine._calls.one_call.encodings[key]
 
 
 def call(engine, *, steps=None, arena=None, activations=None, constants=None, classes=7):
     x = torch.randn(2, 3, 48, 48)
-    whole, own = engine._one_call, prepared(engine, x)
+    whole, own = engine._calls.one_call, prepared(engine, x)
     ops.frozen_network(
         x,
         whole.constants if constants is None else constants,
@@ -91,4 +91,4 @@ def test_memory_that_does_not_fit_is_refused():
     with pytest.raises(RuntimeError, match="int64"):
         call(engine, steps=torch.zeros(18, dtype=torch.int64))
     with pytest.raises(ValueError, match="no output pixel"):
-        one_call.Encoding(engine._one_call, torch.Size((1, 3, 0, 5)))
+        one_call.Encoding(engine._calls.one_call, torch.Size((1, 3, 0, 5)))

@@ -6,21 +6,25 @@ from resnets import narrow, pair
 
 import resnet_fused
 from resnet_fused.frozen import network
+from resnet_fused.frozen.function import Value
 from resnet_fused.frozen.network import Apply, ConvBn, Head, Network
+from resnet_fused.frozen.read import read
 from resnet_fused.measure.oracle import by_modules, with_lively_norms
 
 
 def test_the_steps_of_a_basic_block_with_a_projection():
     model = narrow()
     model.layer1 = model.layer3 = model.layer4 = torch.nn.Sequential()
-    steps = network.read(model)
+    model.fc = torch.nn.Linear(128, 5)
+    steps, result, _ = read(model.eval(), torch.randn(1, 3, 32, 32))
     assert [(s.name, s.input, s.residual, s.output) for s in steps] == [
         ("conv1", 0, None, 1),
         ("layer2.0.downsample", 1, None, 2),
         ("layer2.0.conv1", 1, None, 3),
         ("layer2.0.conv2", 3, 2, 4),
-        ("head", 4, None, 5),
+        ("fc", 4, None, 5),
     ]
+    assert result == Value(5)
     assert network.dead_values(steps) == [(0,), (), (1,), (3, 2), (4,)]
     assert [s.op for s in steps[:-1]] == ["conv_bn_relu_pool", "conv_bn", "conv_bn_relu", "conv_bn_add_relu"]
     assert steps[-1].fc is model.fc
@@ -29,13 +33,15 @@ def test_the_steps_of_a_basic_block_with_a_projection():
 def test_other_shortcuts_and_pools_are_modules():
     model = narrow("zero_pad")
     model.maxpool = torch.nn.MaxPool2d(2)
-    steps = network.read(model)
+    steps = read(model, torch.randn(1, 3, 64, 64))[0]
     assert [s.name for s in steps if isinstance(s, Apply)] == [
         "maxpool",
         *(f"layer{i}.0.downsample" for i in (2, 3, 4)),
     ]
     model.maxpool = torch.nn.Identity()
-    assert [s.name for s in network.read(model)][:2] == ["conv1", "layer1.0.conv1"], "nothing runs for nothing"
+    assert [s.name for s in read(model, torch.randn(1, 3, 64, 64))[0]][:2] == ["conv1", "layer1.0.conv1"], (
+        "nothing runs for nothing"
+    )
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck", "zero_pad", "pool", "cifar"])
@@ -51,11 +57,12 @@ def test_the_network_of_the_steps_is_the_network(kind):
     if kind == "pool":
         model.maxpool = torch.nn.MaxPool2d(2)
     model, x = with_lively_norms(model).eval(), torch.randn(2, 3, 40, 40)
-    again = Network(network.read(model)).eval()
+    steps, result, _ = read(model, x)
+    again = Network(steps, result).eval()
     assert torch.equal(again(x), by_modules(model)(x))
-    steps = network.read(again)
-    assert [type(s) for s in steps] == [type(s) for s in network.read(model)] and isinstance(steps[-1], Head)
-    assert torch.equal(Network(steps).eval()(x), again(x))
+    same, result, _ = read(again, x)
+    assert [type(s) for s in steps] == [type(s) for s in same] and isinstance(steps[-1], Head)
+    assert torch.equal(Network(same, result).eval()(x), again(x))
 
 
 def test_the_shape_of_a_step():
@@ -73,8 +80,11 @@ def test_observing_leaves_a_model_as_it_was():
     model.layer2.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen = []
-    network.observe(model, torch.randn(1, 3, 32, 32), [(model.conv1, seen.append)], [(model.bn1, seen.append)])
-    assert [tuple(t.shape) for t in seen] == [(1, 3, 32, 32), (1, 64, 16, 16)]
+    steps = read(model, torch.randn(1, 3, 32, 32))[0]
+    network.observe(
+        model, steps, torch.randn(1, 3, 32, 32), lambda step, x, y: seen.append((step.name, x.shape, y.shape))
+    )
+    assert seen[0] == ("conv1", (1, 3, 32, 32), (1, 64, 16, 16)) and seen[-1] == ("fc", (1, 512, 1, 1), (1, 1000))
     assert model.training and not model.layer2.training and model.layer1.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.conv1._forward_pre_hooks and not model.bn1._forward_hooks

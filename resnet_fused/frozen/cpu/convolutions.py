@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..fold import fold
+from ..function import UNARY, Unary
 from .amx import Amx, AmxStem
 from .direct import Direct
 from .stem import Stem, ThenPool
@@ -19,7 +20,7 @@ _onednn = torch.ops.mkldnn
 class OneDNN:
     """oneDNN's convolution with its sum and ReLU as post-operations, weights in oneDNN's own order; float32, bfloat16."""
 
-    name = "onednn"
+    name, growth = "onednn", 1.0
 
     def __init__(self, step, dtype):
         weight, bias = fold(step.conv, step.bn)
@@ -27,12 +28,13 @@ class OneDNN:
         self.arguments = conv.padding, conv.stride, conv.dilation, conv.groups
         self.weight = _onednn._reorder_convolution_weight(weight.to(dtype), *self.arguments, step.shape)
         self.bias = bias.to(dtype)
-        self.relu = "relu" if step.relu else "none"
+        unary = UNARY.get(step.unary) or Unary(None, "relu" if step.relu else "none")
+        self.relu = unary[1:]
 
     def __call__(self, x, residual=None):
         if residual is None:
-            return _onednn._convolution_pointwise(x, self.weight, self.bias, *self.arguments, self.relu, [], "")
-        relu = "relu" if self.relu == "relu" else None
+            return _onednn._convolution_pointwise(x, self.weight, self.bias, *self.arguments, *self.relu)
+        relu = "relu" if self.relu[0] == "relu" else None
         return _onednn._convolution_pointwise_.binary(
             residual, x, self.weight, self.bias, *self.arguments, "add", 1.0, relu, [], ""
         )
@@ -49,7 +51,7 @@ class OneDNNThenReLU(OneDNN):
 
     def __init__(self, step, dtype):
         super().__init__(step, dtype)
-        self.relu = "none"
+        self.relu = Unary(None, "none")[1:]
 
     def __call__(self, x, residual=None):
         return super().__call__(x, residual).relu_()
@@ -60,19 +62,20 @@ class OneDNNThenReLU(OneDNN):
 
 
 class Torch:
-    """torch's own convolution, sum and ReLU, for machines without oneDNN."""
+    """torch's own convolution and what follows it, for machines without oneDNN."""
 
-    name = "torch"
+    name, growth = "torch", 1.0
 
     def __init__(self, step, dtype):
         self.weight, self.bias = (t.to(dtype) for t in fold(step.conv, step.bn))
-        self.conv, self.relu = step.conv, step.relu
+        self.conv, self.relu, self.unary = step.conv, step.relu, step.unary
 
     def __call__(self, x, residual=None):
         conv = self.conv
         out = F.conv2d(x, self.weight, self.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         if residual is not None:
             out = out.add_(residual)
+        out = out if self.unary is None else UNARY[self.unary].function(out)
         return out.relu_() if self.relu else out
 
     @staticmethod
@@ -91,7 +94,9 @@ def candidates(step, dtype, exact):
     if step.pool:
         kinds = EXACT_STEM if exact else STEM
     elif exact:
-        kinds = EXACT if step.relu else DIRECT
+        kinds = (Torch,) if step.unary else EXACT if step.relu else DIRECT
+    elif step.unary is not None:
+        kinds = (OneDNN, Torch)
     else:
         kinds = (*WINOGRAD, Amx, *DIRECT)
     able = [kind for kind in kinds if kind.why_not(step, dtype) is None]

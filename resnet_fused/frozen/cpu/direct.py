@@ -14,7 +14,7 @@ from ..fold import fold
 class Direct:
     """A convolution with its shift, residual and ReLU; float32, bfloat16."""
 
-    name, unit = "direct", "direct"
+    name, unit, growth = "direct", "direct", 1.0
 
     def __init__(self, step, dtype):
         weight, self.bias = fold(step.conv, step.bn)

@@ -5,15 +5,19 @@ Every convolution is one call with its residual and ReLU, by the fastest kernel 
 kernel for every step, the whole network may be one call.
 """
 
+import functools
+import math
+
 import torch
-import torch.nn.functional as F
 
 from ...kernels import layout
 from ...measure import remembered
 from .. import check
 from ..engine import Engine
-from ..network import Apply, ConvBn, dead_values
+from ..function import UNARY, fill, values_of
+from ..network import ConvBn
 from . import measure, one_call
+from .calls import Calls
 from .convolutions import candidates
 from .winograd import F4
 
@@ -21,11 +25,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 # channels; run by layer, F(2x2) costs ResNet-34 (bfloat16, batch 8) 2.9 ms in layers of so many, 7.4 ms in earlier ones
 DEEP = 256
 NO_LIMIT = 1 << 30  # channels: more than any layer has
+MEMORY = {"fast": 1.0, "small": 1.1}  # within so many times the shortest time the smallest weights are preferred
 TUNING_SECONDS = 3.0  # at most, for a whole network; it bounds the time of freeze()
 
 
 class ByLayers:
-    """The other way to run a network: each layer is a call of its own, by the layer's fastest kernel."""
+    """The other way to run a stretch: each layer is a call of its own, by the layer's fastest kernel."""
 
     name = "layers"
 
@@ -33,15 +38,17 @@ class ByLayers:
 class CpuEngine(Engine):
     """An `Engine` for inputs of any batch and size on a CPU."""
 
-    def __init__(self, model, example, dtype, exact, f4_below):
-        super().__init__(model, example, dtype, {"exact": exact, "f4_below": f4_below})
-        self.exact = exact
-        self._one_call, self._calls = None, []
+    _unary = tuple(UNARY)
+
+    def __init__(self, model, example, dtype, exact, f4_below, memory):
+        super().__init__(model, example, dtype, {"exact": exact, "f4_below": f4_below, "memory": memory})
+        self.exact, self.limit = exact, MEMORY[memory]
+        self._results, self._calls = values_of(self._result), None
 
     def _choose(self, example):
         below = self.options["f4_below"]
         self._choose_layers(without=F4, channels=NO_LIMIT if below is None else below)
-        self._choose_one_call(example)
+        self._choose_stretches()
 
     def _choose_layers(self, without=(), channels=0):
         """Chooses the fastest candidate for each layer. Layers with so many channels or more do not use the candidates
@@ -62,48 +69,62 @@ class CpuEngine(Engine):
                 )
                 best, second, *_ = sorted(seconds, key=seconds.get)
                 reason = f"{1e3 * seconds[best]:.2f} ms; {second.name}: {1e3 * seconds[second]:.2f} ms"
+            ranking = sorted(seconds, key=seconds.get)
+            near = [candidate for candidate in ranking if seconds[candidate] <= self.limit * seconds[ranking[0]]]
+            ranking.sort(key=lambda candidate, near=near: candidate.growth if candidate in near else math.inf)
             for step in steps:
-                step.ranking = sorted(seconds, key=seconds.get)
+                step.ranking = ranking
                 step.choice, step.reason = step.ranking[0], reason
 
-    def _choose_one_call(self, example):
-        """Whether the network in one call of the library is faster than layer by layer. Asked where the library has a
-        kernel for every layer, but not all of the fastest kernels are the library's."""
-        fastest = {step: step.choice for step in self._convolutions}
-        own = {step: one_call.own_candidate(step) for step in self._convolutions}
-        if None in own.values() or own == fastest:
-            return
+    def _choose_stretches(self):
+        """Chooses whether each stretch of the network for which the library has kernels is faster in one call of the library
+        than layer by layer. Asked where not all of the fastest kernels of a stretch are the library's."""
+        for stretch in self._stretches:
+            steps = [step for step in stretch if isinstance(step, ConvBn)]
+            fastest, own = ({step: pick(step) for step in steps} for pick in (_fastest, one_call.own_candidate))
+            if own == fastest:
+                continue
 
-        def use(choices):
-            for step in self._convolutions:
-                step.choice = choices[step]
-
-        def seconds_with(choices):
-            use(choices)
-            self._load()
-            return measure.network(self, example)
-
-        use(own)
-        faster = False
-        if one_call.why_not(self._steps) is None:
-            able = (one_call.OneCall, ByLayers)
-            key = remembered.key("frozen network", self.dtype, *((*s.key, own[s].name) for s in self._convolutions))
-            seconds = self._measured(key, able, lambda: {able[0]: seconds_with(own), able[1]: seconds_with(fastest)})
+            key = remembered.key("frozen network", self.dtype, *((*s.key, own[s].name) for s in steps))
+            ways = (one_call.OneCall, ByLayers)
+            seconds = self._measured(key, ways, functools.partial(self._seconds_of, stretch, own, fastest))
             faster = seconds[one_call.OneCall] <= seconds[ByLayers]
-        use(own if faster else fastest)
-        for step in self._convolutions if faster else ():
-            if own[step] is not fastest[step]:
-                step.reason = f"in one call with all layers; alone: {step.reason}"
+            for step in steps:
+                step.choice = (own if faster else fastest)[step]
+                if faster and own[step] is not fastest[step]:
+                    step.reason = f"in one call with other layers; alone: {step.reason}"
+
+    def _seconds_of(self, stretch, own, fastest):
+        """{OneCall: seconds with the choices `own`, ByLayers: seconds with the choices `fastest`}."""
+        found = {}
+        ways = (one_call.OneCall, own, [stretch]), (ByLayers, fastest, [[step] for step in stretch])
+        for way, choices, parts in ways:
+            for step, choice in choices.items():
+                step.choice = choice
+            self._load_layers(choices)
+            calls = Calls(parts, self.dtype, (stretch[-1].output,), stretch[0].input)
+            found[way] = measure.network(calls, self._input_of(stretch))
+        return found
+
+    @property
+    def _stretches(self):
+        return one_call.stretches(self._steps, self._results)
+
+    def _input_of(self, stretch):
+        """Values like those that `stretch` reads."""
+        x = torch.randn(stretch[0].shape).to(self.dtype)
+        return x if stretch[0].input == 0 else x.relu_().contiguous(memory_format=layout.CHANNELS_LAST)
 
     def _load(self):
-        for step in self._convolutions:
+        self._load_layers(self._convolutions)
+        parts, whole = [], {stretch[0]: stretch for stretch in self._stretches if _is_own(stretch)}
+        while (done := sum(map(len, parts))) < len(self._steps):
+            parts.append(whole.get(self._steps[done], self._steps[done : done + 1]))
+        self._calls = Calls(parts, self.dtype, self._results)
+
+    def _load_layers(self, steps):
+        for step in steps:
             step.run = step.choice(step, self.dtype)
-        self._one_call = None if one_call.why_not(self._steps) else one_call.OneCall(self._steps, self.dtype)
-        dead = dead_values(self._steps)
-        self._calls = [
-            (_function(step, self.dtype), step.input, step.residual, step.output, values)
-            for step, values in zip(self._steps, dead, strict=True)
-        ]
 
     def _prove(self, example):
         """Checks that this is the network of the model, within its error budget.
@@ -130,7 +151,7 @@ class CpuEngine(Engine):
                 )
                 self.options["f4_below"] = channels
                 self._choose_layers(without=F4, channels=channels)
-                self._choose_one_call(example)
+                self._choose_stretches()
                 self._load()
                 for step in layers:
                     step.reason = f"F(4x4) dropped: the logits were {far}; {step.reason}"
@@ -150,40 +171,34 @@ class CpuEngine(Engine):
     def _errors(self, few):
         return check.errors(self._model, self(few), few)
 
-    @torch.no_grad()
-    def refresh(self):
+    def _refresh(self):
         self._load()
+
+    @property
+    def memory(self):
+        """{"activations", "parameters"} in bytes: of the maps of one call with the example's shape, and of the weights as
+        they are packed."""
+        activations = self._calls.activations(torch.zeros(self.example_shape))
+        return {"activations": activations, "parameters": self._calls.parameters}
 
     @torch.no_grad()
     def __call__(self, x):
-        channels = self._convolutions[0].conv.in_channels
+        channels = self.example_shape[1]
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(f"engine: x should be [N, {channels}, H, W], got {tuple(x.shape)}")
         if x.device.type != "cpu":
             raise ValueError(f"engine: x is on {x.device}, the engine was frozen on cpu")
         if x.dtype not in (torch.float32, self.dtype):
             raise TypeError(f"engine: x is {x.dtype}, the engine takes torch.float32 or {self.dtype}")
-        if self._one_call is not None:
-            return self._one_call(x)
-        if not getattr(self._convolutions[0].run, "any_layout", False):
-            x = x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST)
-        values = [x] + [None] * len(self._calls)
-        for run, x, residual, out, dead in self._calls:
-            values[out] = run(values[x]) if residual is None else run(values[x], values[residual])
-            for value in dead:
-                values[value] = None  # the next step may use its memory
-        return values[out]
+        return fill(self._result, self._calls(x))
 
 
-def _function(step, dtype):
-    """The function that runs `step` on its values, with the present weights."""
-    if isinstance(step, ConvBn):
-        return step.run
-    if isinstance(step, Apply):  # F.pad returns NCHW
-        return lambda x: step.module(x).contiguous(memory_format=layout.CHANNELS_LAST)
-    weight = step.fc.weight.detach().to(dtype, copy=True)
-    bias = None if step.fc.bias is None else step.fc.bias.detach().to(dtype, copy=True)
-    return lambda x: F.linear(torch.flatten(step.avgpool(x), 1), weight, bias)
+def _is_own(stretch):
+    return all(step.choice in one_call.KINDS for step in stretch if isinstance(step, ConvBn))
+
+
+def _fastest(step):
+    return step.ranking[0]
 
 
 def _layer(step):
@@ -192,7 +207,7 @@ def _layer(step):
 
 
 @torch.no_grad()
-def freeze_cpu(model, example, *, dtype=None, exact=False, f4_below=None):
+def freeze_cpu(model, example, *, dtype=None, exact=False, f4_below=None, memory="fast"):
     """A `CpuEngine` for `model`, tuned for inputs of the shape of `example`; see `freeze` for the arguments and errors.
 
     f4_below: only layers with fewer channels may use F(4x4,3x3). None: the error of the logits of the example decides.
@@ -200,6 +215,8 @@ def freeze_cpu(model, example, *, dtype=None, exact=False, f4_below=None):
     dtype = next(model.parameters()).dtype if dtype is None else dtype
     if dtype not in DTYPES:
         raise ValueError(f"freeze: dtype should be torch.float32 or torch.bfloat16, not {dtype}")
+    if memory not in MEMORY:
+        raise ValueError(f"freeze: memory should be 'fast' or 'small', not {memory!r}")
     if example.dim() != 4 or example.numel() == 0:
         raise ValueError(f"freeze: example_input should be a non-empty [N, 3, H, W], got {tuple(example.shape)}")
-    return CpuEngine(model, example, dtype, exact, f4_below)._made(example)
+    return CpuEngine(model, example, dtype, exact, f4_below, memory)._made(example)

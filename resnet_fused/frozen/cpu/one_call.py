@@ -1,4 +1,4 @@
-"""A frozen network in one call of the compiled library, where the library has a kernel for every step
+"""Stretches of a frozen network in one call of the compiled library, where the library has a kernel for every step
 (csrc/cpu/network/network.h).
 
 Between the convolutions Python, its allocations and their page faults took 3 of 26 ms (ResNet-34, bfloat16, batch 8).
@@ -28,43 +28,54 @@ PIECE = 7 << 19  # bytes of a map that stays in the caches: 4 images of 64 chann
 KINDS = {Stem: STEM, AmxStem: AMX_STEM, Direct: DIRECT, Amx: AMX, **dict.fromkeys(WINOGRAD, WINOGRAD_CONV)}
 
 
-def why_not(steps):
-    """None, or the part of the network for which the library has no kernel."""
-    for step in steps:
-        if isinstance(step, ConvBn) and step.choice not in KINDS:
-            return f"{step.name} is run by {step.choice.name}"
-        if isinstance(step, Apply) and type(step.module) is not ZeroPadShortcut:
-            return f"{step.name} is a {type(step.module).__name__}"
-        if isinstance(step, Head):
-            if type(step.avgpool) is not nn.AdaptiveAvgPool2d or step.avgpool.output_size not in (1, (1, 1)):
-                return "avgpool is not an average over all pixels"
-            if type(step.fc) is not nn.Linear:
-                return f"fc is a {type(step.fc).__name__}"
-    return None
-
-
 def own_candidate(step):
     """The fastest of the library's kernels that was measured for a convolution, or None."""
     return next((candidate for candidate in step.ranking if candidate in KINDS), None)
 
 
+def _able(step):
+    """Whether the library has a kernel for `step`."""
+    if isinstance(step, ConvBn):
+        return own_candidate(step) is not None
+    return type(step.module) is ZeroPadShortcut if isinstance(step, Apply) else type(step.fc) is nn.Linear
+
+
+def stretches(steps, results):
+    """The longest runs of `steps` that the library can run in one call: they read one value from outside, and what they
+    write, nobody outside reads but the last value. `results`: the values that the network returns."""
+    found, i = [], 0
+    last_reads = {value: i for i, step in enumerate(steps) for value in step.reads}
+    last_reads |= dict.fromkeys(results, len(steps))
+    while i < len(steps):
+        made, outside, end = set(), set(), i
+        for j in range(i, len(steps)):
+            step = steps[j]
+            outside |= set(step.reads) - made
+            if not _able(step) or len(outside) > 1:
+                break
+            made.add(step.output)
+            if all(last_reads.get(value, -1) <= j for value in made - {step.output}):
+                end = j + 1
+            if isinstance(step, Head):
+                break
+        if end > i + 1 and isinstance(steps[i], ConvBn):
+            found.append(steps[i:end])
+        i = max(end, i + 1)
+    return found
+
+
 class OneCall:
-    """`one_call(x)` -> logits [N, classes] of loaded steps for which `why_not` is None. It is thread-safe: each call
-    takes an arena that no other call uses, or makes one."""
+    """`one_call(x)` -> the last value of a stretch of loaded steps: a map, or logits [N, classes]. It is thread-safe: each
+    call takes an arena that no other call uses, or makes one."""
 
     name = "whole"  # its name in tuning tables and files
 
     def __init__(self, steps, dtype):
-        self.ops, self.network, self.dtype = library.namespace(), steps, dtype
+        self.ops, self.steps, self.dtype = library.namespace(), steps, dtype
         self.bf16 = dtype == torch.bfloat16
-        fc = steps[-1].fc
-        self.classes = fc.out_features
-        weight = fc.weight.detach().to(self.dtype).contiguous()
-        bias = torch.zeros(fc.out_features) if fc.bias is None else fc.bias.detach().float()
         self.head_kind = Direct if amx.why_not_unit() else Amx
-        head = getattr(self.ops, f"{self.head_kind.unit}_pack")(weight.view(*weight.shape, 1, 1))
-        convolutions = [step for step in steps if isinstance(step, ConvBn)]
-        tensors = [t for step in convolutions for t in (step.run.weight, step.run.bias)] + [head, bias]
+        owners = [step for step in steps if not isinstance(step, Apply)]
+        tensors = [t for step in owners for t in self._constants_of(step)]
         starts, size = [], 0
         for t in tensors:
             starts.append(size)
@@ -75,26 +86,32 @@ class OneCall:
         for t, start in zip(tensors, starts, strict=True):
             views.append(self.constants[start : start + t.nbytes].view(t.dtype))
             views[-1].copy_(t.reshape(-1))
-        for i, step in enumerate(convolutions):
-            step.run.weight, step.run.bias = views[2 * i : 2 * i + 2]  # memory holds one copy of each
-        steps_with_constants = (*convolutions, steps[-1])
-        self.starts = {step.output: starts[2 * i : 2 * i + 2] for i, step in enumerate(steps_with_constants)}
+        for i, step in enumerate(owners):
+            if isinstance(step, ConvBn):
+                step.run.weight, step.run.bias = views[2 * i : 2 * i + 2]  # memory holds one copy of each
+        self.starts = {step.output: starts[2 * i : 2 * i + 2] for i, step in enumerate(owners)}
         self.encodings, self.arenas = {}, []  # {(shape, threads): Encoding}; arenas that no call uses
 
+    def _constants_of(self, step):
+        if isinstance(step, ConvBn):
+            return step.run.weight, step.run.bias
+        weight = step.fc.weight.detach().to(self.dtype).contiguous()
+        packed = getattr(self.ops, f"{self.head_kind.unit}_pack")(weight.view(*weight.shape, 1, 1))
+        return packed, torch.zeros(len(weight)) if step.fc.bias is None else step.fc.bias.detach().float()
+
     def __call__(self, x):
-        out = torch.empty((x.shape[0], self.classes), dtype=self.dtype)
-        if x.shape[0] == 0:
-            return out
         key = (x.shape, torch.get_num_threads())
         encoding = self.encodings.get(key)
         if encoding is None:
             if len(self.encodings) >= SHAPES:
                 self.encodings.clear()
             encoding = self.encodings[key] = Encoding(self, x.shape)
-        arena = self._arena(encoding.bytes)
-        self.ops.frozen_network(x, self.constants, encoding.numbers, arena, encoding.activations, out)
-        self.arenas.append(arena)
-        return out
+        out = torch.empty(encoding.out_shape, dtype=self.dtype)
+        if x.shape[0] > 0:
+            arena = self._arena(encoding.bytes)
+            self.ops.frozen_network(x, self.constants, encoding.numbers, arena, encoding.activations, out)
+            self.arenas.append(arena)
+        return out.flatten(1) if encoding.flat else out.permute(0, 3, 1, 2)
 
     def _arena(self, size):
         """Memory that no other call uses. Shapes share arenas: at most as many exist as calls ran at once, each for the
@@ -124,8 +141,12 @@ class Encoding:
     def __init__(self, one_call, shape):
         self.one_call, self.shape, self.images = one_call, tuple(shape), shape[0]
         self.plan, self.rows = MemoryPlan(), []
-        steps = one_call.network
+        steps = one_call.steps
         self.dead = dict(zip(steps, dead_values(steps), strict=True))
+        channels, height, width = map_after(steps, self.shape[1:])
+        self.flat, self.out_shape = isinstance(steps[-1], Head), (self.images, height, width, channels)
+        if self.images == 0:
+            return
         count, images = pieces(steps, self.shape, one_call.dtype.itemsize)
         image = _Map(INPUT, *self.shape[1:])
         if images < self.images:
@@ -134,17 +155,22 @@ class Encoding:
                 self.images = min(images, shape[0] - first)
                 self._encode(steps[:count], image._replace(first=first), whole._replace(first=first))
             self.images, steps, image = shape[0], steps[count:], whole
-        self._encode(steps, image, _Map(OUTPUT, one_call.classes, 1, 1))
+        self._encode(steps, image, _Map(OUTPUT, channels, height, width))
         self._finish()
 
     def _encode(self, steps, x, result):
         """Appends `steps`. The first reads `x`, the last writes to `result`."""
-        maps = {steps[0].input: x}
-        if x.place == INPUT and KINDS[steps[0].choice] not in (STEM, AMX_STEM):
-            maps[0] = self._append(COPY, x, self._take(*x[1:4]))
+        image, source = x, steps[0].input
+        maps = {source: x}
+        if x.place == INPUT and any(source in step.reads and not _reads_image(step) for step in steps):
+            maps[source] = self._append(COPY, x, self._take(*x[1:4]))
         for step in steps:
             x, residual, out = maps[step.input], maps.get(step.residual), result if step is steps[-1] else None
             if isinstance(step, ConvBn):
+                if step.input == source and _reads_image(step):
+                    x = image
+                if out is None and step.adds and step.residual in self.dead[step] and step.residual != step.input:
+                    out = residual  # nobody else reads it
                 maps[step.output] = self._convolution(step, x, residual, out)
             elif isinstance(step, Apply):
                 pad, (height, width) = step.module, (-(-size // step.module.stride) for size in x[2:4])
@@ -159,7 +185,7 @@ class Encoding:
                     self.plan.give_back(place)
 
     def _convolution(self, step, x, residual, out):
-        """Writes the result to `out`. Without `out` the result overwrites `residual`, which no later step reads."""
+        """Writes the result to `out`, or where `out` is None to a new map."""
         conv, choice = step.conv, step.choice
         shape = step.out_shape((1, *x[1:4]))[1:]
         if min(shape) < 1:
@@ -167,7 +193,7 @@ class Encoding:
         kind = KINDS[choice]
         m, taps = (choice.m, choice.taps) if kind == WINOGRAD_CONV else (0, False)
         return self._append(
-            kind, x, out or residual or self._take(*shape), residual=residual, constants=self.one_call.starts[step.output],
+            kind, x, out or self._take(*shape), residual=residual, constants=self.one_call.starts[step.output],
             kernel=conv.kernel_size, stride=conv.stride[0], padding=conv.padding[0], dilation=conv.dilation[0],
             relu=step.relu, m=m, taps=taps,
         )  # fmt: skip
@@ -205,12 +231,19 @@ class Encoding:
         self.bytes = size + self.one_call.ops.frozen_network_workspace(self.numbers, self.one_call.bf16)
 
 
+def _reads_image(step):
+    """Whether the kernel of `step` reads an image of any layout."""
+    return isinstance(step, ConvBn) and KINDS[step.choice] in (STEM, AMX_STEM)
+
+
 def map_after(steps, image):
-    """(channels, height, width) of the result of the last of `steps` for an image of that shape."""
+    """(channels, height, width) of the result of the last of `steps` for an image of that shape; logits have one pixel."""
     maps = {steps[0].input: image}
     for step in steps:
         if isinstance(step, ConvBn):
             maps[step.output] = step.out_shape((1, *maps[step.input]))[1:]
+        elif isinstance(step, Head):
+            maps[step.output] = step.fc.out_features, 1, 1
         else:
             size = (-(-size // step.module.stride) for size in maps[step.input][1:])
             maps[step.output] = (step.module.out_planes, *size)
@@ -224,7 +257,10 @@ def pieces(steps, shape, itemsize):
     alive, ends = set(), []  # ends: of blocks, where only one value is still needed
     for i, (step, dead) in enumerate(zip(steps[:-1], dead_values(steps), strict=False)):
         alive = (alive | {step.output}) - set(dead)
-        ends += [i + 1] if alive == {step.output} else []
+        reads_input = any(steps[0].input in later.reads for later in steps[i + 1 :])
+        ends += [i + 1] if alive == {step.output} and not reads_input else []
+    if not ends:
+        return 0, shape[0]
     maps = {end: math.prod(map_after(steps[:end], shape[1:])) for end in ends}
     images = max(1, PIECE // max(1, max(maps.values()) * itemsize))
     if images >= shape[0]:

@@ -10,7 +10,7 @@ from ..fold import fold
 class Stem:
     """Convolution and max-pool in one pass over the image: the map between them is never written. float32, bfloat16."""
 
-    name, any_layout = "stem", True
+    name, any_layout, growth = "stem", True, 1.0
 
     def __init__(self, step, dtype):
         weight, bias = fold(step.conv, step.bn)
@@ -41,14 +41,21 @@ class ThenPool:
     """A convolution by the class `kind`, then torch's max-pool: the stem in two steps."""
 
     def __init__(self, kind):
-        self.kind, self.name = kind, f"{kind.name}, max_pool2d"
+        self.kind, self.name, self.growth = kind, f"{kind.name}, max_pool2d", kind.growth
 
     def why_not(self, step, dtype):
         return self.kind.why_not(step, dtype)
 
     def __call__(self, step, dtype):
-        conv = self.kind(step, dtype)
-        return lambda x: F.max_pool2d(conv(x), 3, 2, 1)
+        return _Pooled(self.kind(step, dtype))
+
+
+class _Pooled:
+    def __init__(self, conv):
+        self.conv, self.weight, self.bias = conv, conv.weight, conv.bias
+
+    def __call__(self, x):
+        return F.max_pool2d(self.conv(x), 3, 2, 1)
 
 
 def why_not_geometry(conv, largest, otherwise):

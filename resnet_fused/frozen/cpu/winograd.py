@@ -10,7 +10,7 @@ class _Winograd:
     """F(m x m, 3x3): 4 (m = 4) or 2.25 (m = 2) times fewer multiplications; float32, bfloat16. docs/design/winograd.md
     says what `taps` are."""
 
-    m, taps = 4, False
+    m, taps, growth = 4, False, 4.0  # growth: bytes of the packed weights, in those of the plain ones
 
     def __init__(self, step, dtype):
         weight, self.bias = fold(step.conv, step.bn)
@@ -47,15 +47,15 @@ class WinogradF4(_Winograd):
 
 
 class WinogradF4Taps(_Winograd):
-    name, taps = "winograd F(4x4,3x3), weights transformed on the fly", True
+    name, taps, growth = "winograd F(4x4,3x3), weights transformed on the fly", True, 1.0
 
 
 class WinogradF2(_Winograd):
-    name, m = "winograd F(2x2,3x3)", 2
+    name, m, growth = "winograd F(2x2,3x3)", 2, 1.8
 
 
 class WinogradF2Taps(_Winograd):
-    name, m, taps = "winograd F(2x2,3x3), weights transformed on the fly", 2, True
+    name, m, taps, growth = "winograd F(2x2,3x3), weights transformed on the fly", 2, True, 1.0
 
 
 F4 = (WinogradF4, WinogradF4Taps)

@@ -13,12 +13,13 @@ from ...kernels import e4m3 as fp8
 from ...measure import remembered
 from ...measure.accuracy import exact
 from ...measure.oracle import by_modules, in_float64
-from .. import check, network
+from .. import check
 from ..engine import Engine
-from ..export import FoldedResNet
+from ..export import FoldedNetwork
 from ..gpu import choose, measure, program
-from ..gpu.engine import head_row
-from ..gpu.replay import Replay, check_arguments
+from ..gpu.engine import head_rows
+from ..gpu.replay import Replay, check_arguments, first_images
+from ..network import ConvBn
 from . import layers as fp8_layers
 
 COMPARED = 32  # images of the example, at most, whose logits are compared with float64
@@ -41,30 +42,28 @@ class Fp8Engine(Engine):
         self.batch, self.graphed, self.seconds = batch, graph, {}
         self.largest = dict((calibration or {}).get("largest", {}))
         self.errors = (calibration or {}).get("errors")
-        self._forms, self._program, self._replay, self._last = {}, None, None, None
+        self._forms, self._program, self._replay, self._ends = {}, None, None, None
 
     def _read(self, example):
         """Also finds the largest value of each input, in the model's own dtype, unless a file has brought them."""
+        given = bool(self.largest)
+        self._sizes = {}
         super()._read(example)
-        if self.largest:
+        if given:
             return
-        found = {}
-
-        def note(module, name):
-            return module, lambda value: found.__setitem__(name, value.detach().abs().amax())
-
-        others = self._convolutions[1:]  # the stem stays in bfloat16
-        projections = [step for step in others if not step.relu and not step.adds]
-        network.observe(
-            self._model, example, [note(step.conv, step.name) for step in others],
-            [note(step.bn, fp8_layers.result(step)) for step in projections],
-        )  # fmt: skip
-        self.largest = {name: value.item() for name, value in found.items()}
+        self.largest = {name: value.item() for name, value in self._sizes.items()}
         for name, value in self.largest.items():
             if not value < float("inf"):
                 raise ValueError(
                     f"freeze: the largest value at {name} is {value} on example_input; fp8 needs finite values"
                 )
+
+    def _see(self, step, x, y):
+        super()._see(step, x, y)
+        if isinstance(step, ConvBn) and step is not self._convolutions[0]:  # the stem stays in bfloat16
+            self._sizes[step.name] = x.abs().amax()
+            if not step.relu and not step.adds:
+                self._sizes[fp8_layers.result(step)] = y.abs().amax()
 
     def _choose(self, example):
         self._forms = fp8_layers.forms(self._steps, self.largest)
@@ -81,13 +80,13 @@ class Fp8Engine(Engine):
             where = self.device, self.graphed, choose.SECONDS
             timed = functools.partial(fp8_layers.seconds_of, step, form, able, *where)
             step.choice, step.reason = choose.fastest(self, key, able, timed)
-        self._last = choose.last(self)
+        self._ends = choose.heads(self)
 
     def _load(self):
         for step in self._convolutions:
             step.run = step.choice.make(step, self.dtype)
-        head = self._last.candidate.make(self._head, self.dtype)
-        self._program = program.Program(self._steps, head, {}, self.dtype, self.device)
+        heads = {head: chosen.candidate.make(head, self.dtype) for head, chosen in self._ends.items()}
+        self._program = program.Program(self._steps, self._result, heads, {}, self.dtype, self.device)
         self._replay = Replay(self._program, self.example_shape, self.dtype, self.device, self.graphed, self.batch)
         self.memory = self._program.memory
 
@@ -95,11 +94,16 @@ class Fp8Engine(Engine):
         """Checks that this is the network of the model and that every layer computes what it should; measures the error
         of the logits."""
         few = example[: check.CHECKED].to(torch.bfloat16)
-        folded = FoldedResNet(self._steps, self.dtype).to(self.device)(few)
+        folded = FoldedNetwork(self._steps, self._result, self.dtype).to(self.device)(few)
         check.check_network(self._model, check.errors(self._model, folded, few).share)
         shares = []
-        launches = [launch._replace(layer=_Watched(launch.layer, shares)) for launch in self._program.launches]
-        program.run(launches, self._program.values, self._replay.filled(example))
+        launches = [
+            launch._replace(layer=_Watched(launch.layer, shares))
+            if isinstance(launch.layer, fp8_layers.Conv)
+            else launch
+            for launch in self._program.launches
+        ]
+        program.run(launches, self._program.values, self._replay.filled(example), self._program.kept)
         worst = max(shares)
         if not worst.share <= 1:
             raise ValueError(
@@ -122,7 +126,7 @@ class Fp8Engine(Engine):
         with dispatch.backend(dispatch.EAGER.name):
             eager = by_modules(self._model).eval().to(torch.bfloat16)(few)
         found = {"images": images}
-        for name, logits in (("fp8", self(example)[:images]), ("bfloat16", eager)):
+        for name, logits in (("fp8", first_images(self(example), images)), ("bfloat16", eager)):
             found[name] = ((logits.double() - oracle).norm() / oracle.norm()).item()
             found[f"{name} agrees"] = (logits.argmax(1) == oracle.argmax(1)).sum().item()
         return found
@@ -138,8 +142,8 @@ class Fp8Engine(Engine):
             measure.warn_of_slowness(self.seconds)
 
     @torch.no_grad()
-    def refresh(self):
-        """Reads the model's weights and statistics again, into the memory that the graph reads. The scales stay."""
+    def _refresh(self):
+        """Reads them into the memory that the graph reads. The scales stay."""
         with self._replay.lock:
             self._program.load()
 
@@ -149,7 +153,7 @@ class Fp8Engine(Engine):
 
     @property
     def rows(self):
-        rows = [*super().rows, head_row(self)]
+        rows = [*super().rows, *head_rows(self)]
         for row, step in zip(rows, self._convolutions, strict=False):
             if step in self._forms:
                 row |= {"dtype": fp8.E4M3, "reason": f"{row['reason']}; {step.run.scales()}"}
@@ -163,14 +167,12 @@ class Fp8Engine(Engine):
 
 
 class _Watched:
-    """A layer of a program that, in e4m3, notes the error of its result."""
+    """A convolution in e4m3 that notes the error of its result."""
 
     def __init__(self, layer, shares):
-        self.layer, self.shares = layer, shares
+        self.layer, self.shares, self.writes_out = layer, shares, layer.writes_out
 
     def __call__(self, x, residual, out):
-        if not isinstance(self.layer, fp8_layers.Conv):
-            return self.layer(x, residual, out)
         step = self.layer.step
         self.shares.append(check.Worst(fp8_layers.share(self.layer, x, residual, out), step.name, step.choice.name))
         return out

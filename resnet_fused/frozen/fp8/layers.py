@@ -36,20 +36,20 @@ def forms(steps, largest):
     input of a convolution stands under its name, the result of a projection under `result(step)`."""
     readers, able = {}, [step for step in steps if _able(step)]
     for step in steps:
-        for value in {step.input, step.residual} - {None}:
+        for value in set(step.reads):
             readers.setdefault(value, []).append(step)
 
     def takes(step):
         """Whether `step` takes its input in e4m3. Moving pixels and adding zeros changes no value."""
         moves = isinstance(step, Apply) and type(step.module) is ZeroPadShortcut
-        return step in able or (moves and all(map(takes, readers[step.output])))
+        return step in able or (moves and all(map(takes, readers.get(step.output, ()))))
 
     scales = {}  # scales of the values that are stored in e4m3
     for step in steps:
-        if step in able and all(map(takes, readers[step.output])):
+        if step in able and all(map(takes, readers.get(step.output, [None]))):
             names = [reader.name for reader in readers[step.output] if reader in able and reader.input == step.output]
             scales[step.output] = fp8.scale_of(largest[names[0] if names else result(step)])
-        elif isinstance(step, Apply) and step.input in scales:
+        elif isinstance(step, Apply) and takes(step):
             scales[step.output] = scales[step.input]
     return {
         step: Form(fp8.scale_of(largest[step.name]), scales.get(step.output), scales.get(step.residual))

@@ -58,12 +58,15 @@ def pairs(engine):
     return found
 
 
-def last(engine):
-    """Chooses what runs the head."""
-    part, shape = engine._head, engine._convolutions[-1].out_shape()
-    able = candidates(head.options(part, engine.device))
-    key = _key(engine, "static_head", shape, tuple(part.fc.weight.shape))
-    return fastest(engine, key, able, functools.partial(measure.head, part, shape, able, *_where(engine)))
+def heads(engine):
+    """{head: Chosen}: what runs each head."""
+    found = {}
+    for part, shape in engine._head_shapes.items():
+        able = candidates(head.options(part, engine.device))
+        key = _key(engine, "static_head", shape, tuple(part.fc.weight.shape))
+        timed = functools.partial(measure.head, part, shape, able, *_where(engine))
+        found[part] = fastest(engine, key, able, timed)
+    return found
 
 
 def candidates(options):

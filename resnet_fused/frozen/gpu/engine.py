@@ -15,7 +15,7 @@ from .. import check
 from ..engine import Engine
 from . import choose, measure
 from .program import Program
-from .replay import Replay, check_arguments
+from .replay import Replay, check_arguments, first_images
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FALLS_BACK = ("cuda",)  # device types where the live model may replace the layers; CPUs have a faster engine
@@ -36,11 +36,11 @@ class GpuEngine(Engine):
     def __init__(self, model, example, dtype, graph, batch):
         super().__init__(model, example, dtype, {"graph": graph, "batch": batch})
         self.batch, self.graphed, self.seconds = batch, graph, {}
-        self._program = self._replay = self._pairs = self._last = None
+        self._program = self._replay = self._pairs = self._ends = None
 
     def _choose(self, example):
         choose.convolutions(self, self._convolutions)
-        self._pairs, self._last = choose.pairs(self), choose.last(self)
+        self._pairs, self._ends = choose.pairs(self), choose.heads(self)
 
     def _load(self):
         in_pairs = {}
@@ -50,8 +50,8 @@ class GpuEngine(Engine):
         for step in self._convolutions:
             if step.choice.make is not None:  # not a member of a pair
                 step.run = step.choice.make(step, self.dtype)
-        head = self._last.candidate.make(self._head, self.dtype)
-        self._use(Program(self._steps, head, in_pairs, self.dtype, self.device))
+        heads = {head: chosen.candidate.make(head, self.dtype) for head, chosen in self._ends.items()}
+        self._use(Program(self._steps, self._result, heads, in_pairs, self.dtype, self.device))
 
     def _use(self, function):
         """Makes `function`, a program or a live model, what the engine runs."""
@@ -61,7 +61,7 @@ class GpuEngine(Engine):
 
     def _errors(self, example):
         few = example[: check.CHECKED].to(self.dtype)
-        return check.errors(self._model, self(example)[: len(few)], few)
+        return check.errors(self._model, first_images(self(example), len(few)), few)
 
     def _prove(self, example):
         """Checks the whole network; checks layer by layer where the whole is not within its error budget; compares with
@@ -101,14 +101,14 @@ class GpuEngine(Engine):
             step.run = None
 
     @torch.no_grad()
-    def refresh(self):
-        """Reads the model's weights and statistics again, into the memory that the graph reads."""
+    def _refresh(self):
+        """Reads them into the memory that the graph reads."""
         with self._replay.lock:
             self._program.load()
 
     @property
     def rows(self):
-        rows = [*super().rows, head_row(self)]
+        rows = [*super().rows, *head_rows(self)]
         if isinstance(self._program, LiveCopy):
             rows = [row | {"backend": "live", "reason": self._program.reason} for row in rows]
         return rows
@@ -140,12 +140,15 @@ class LiveCopy:
         return self.copy(x)
 
 
-def head_row(engine):
-    """The row of the head among an engine's `rows`."""
-    return {
-        "name": "avgpool+fc", "op": "pool_linear", "dtype": engine.dtype, "reason": engine._last.reason,
-        "shape": engine._convolutions[-1].out_shape(), "backend": engine._last.candidate.name,
-    }  # fmt: skip
+def head_rows(engine):
+    """The rows of the heads among an engine's `rows`."""
+    return [
+        {
+            "name": f"avgpool+{head.name}", "op": "pool_linear", "dtype": engine.dtype, "reason": chosen.reason,
+            "shape": engine._head_shapes[head], "backend": chosen.candidate.name,
+        }
+        for head, chosen in engine._ends.items()
+    ]  # fmt: skip
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ class PoolLinear:
     """`__call__(x)` -> logits [N, num_classes]. Like the layers of frozen/gpu/layers.py it keeps its tensors for life.
     `head`: a Head of frozen/network.py."""
 
+    writes_out = False
+
     def __init__(self, head, dtype):
         self.head = head
         self.tensors = {name: value.clone() for name, value in self._values(dtype).items()}
@@ -24,7 +26,7 @@ class PoolLinear:
         for name, value in self._values(self.tensors["weight"].dtype).items():
             self.tensors[name].copy_(value)
 
-    def __call__(self, x):
+    def __call__(self, x, residual=None, out=None):
         pooled = torch.flatten(self.head.avgpool(x), 1)
         return F.linear(pooled, self.tensors["weight"], self.tensors.get("bias"))
 
@@ -36,7 +38,7 @@ class FusedPoolLinear(PoolLinear):
         super().__init__(head, dtype)
         self.kernel = dispatch.kernel(dispatch.Choice(backend, "frozen"), "pool_linear")
 
-    def __call__(self, x):
+    def __call__(self, x, residual=None, out=None):
         weight = self.tensors["weight"]
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
         self.kernel(layout.in_format(x, layout.CHANNELS_LAST), weight, self.tensors.get("bias"), out)

@@ -4,6 +4,7 @@ import threading
 
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map
 
 from ...kernels import layout
 from ...measure import timing
@@ -35,8 +36,8 @@ class Replay:
         full = self.shape[0]
         if x.shape[0] == full:
             return self._run(x)
-        pieces = [self._run(piece)[: len(piece)] for piece in x.split(full)]
-        return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+        pieces = [first_images(self._run(piece), len(piece)) for piece in x.split(full)]
+        return tree_map(lambda *parts: torch.cat(parts) if torch.is_tensor(parts[0]) else parts[0], *pieces)
 
     def _check(self, x):
         wanted = f"[{self.shape[0] if self.batch == 'exact' else 'N'}, {', '.join(map(str, self.shape[1:]))}]"
@@ -60,7 +61,7 @@ class Replay:
                 stream.wait_event(self.done)  # the last call may still run on another stream
                 self.x[: x.shape[0]].copy_(x)
                 self.graph.replay()
-                result = self.result.clone()
+                result = tree_map(lambda t: t.clone() if torch.is_tensor(t) else t, self.result)
                 self.done.record(stream)
             return result
 
@@ -69,6 +70,11 @@ class Replay:
         x = layout.in_format(x.to(self.dtype), layout.CHANNELS_LAST)
         missing = self.shape[0] - x.shape[0]
         return F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).to(memory_format=layout.CHANNELS_LAST) if missing else x
+
+
+def first_images(result, images):
+    """What a network returns, without the results of images after the first `images`."""
+    return tree_map(lambda t: t[:images] if torch.is_tensor(t) else t, result)
 
 
 def check_arguments(model, example, graph, batch):
