@@ -31,5 +31,6 @@ from .choice import (
     default_backend,
     kernel,
     pick,
+    picked,
     setting,
 )

@@ -183,6 +183,15 @@ def _choose(op, x, others, convolution, activation):
     return note(op, x, *pick(op, x, *others, convolution=convolution, activation=activation))
 
 
+def picked(op, x, *others, convolution=None):
+    """The choice of `pick`, not noted: for callers that may run something else after all."""
+    return _remembered.choose(_picked, op, x, others, convolution, RELU)
+
+
+def _picked(op, x, others, convolution, activation):
+    return pick(op, x, *others, convolution=convolution)[0]
+
+
 def choose_conv_stats(x, weight, convolution):
     """The backend of a convolution with batch statistics in its epilogue; "torch": a convolution, then another pass.
 

@@ -60,16 +60,17 @@ class Remembered:
     MOST = 4096  # blocks
 
     def __init__(self):
-        self.calls = {}  # device -> (setting, {kind: call})
+        self.calls = {}  # (device, whether float32 may be TF32) -> (setting, {kind: call})
 
     def of(self, device, kind):
         """`_call` of the block on `device` that `kind` describes: (a _Block without convolutions, a _Layer, ...), as plain
         tuples, which are made faster."""
-        setting = dispatch.setting(device), device.type == "cuda" and tf32_allowed()
-        before, calls = self.calls.get(device, (None, ()))
+        setting = dispatch.setting(device)
+        where = device, kind[0][1] is torch.float32 and device.type == "cuda" and tf32_allowed()
+        before, calls = self.calls.get(where, (None, ()))
         if setting != before or len(calls) > self.MOST:
             calls = {}
-            self.calls[device] = setting, calls
+            self.calls[where] = setting, calls
         try:
             return calls[kind]
         except KeyError:

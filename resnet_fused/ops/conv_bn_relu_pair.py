@@ -18,7 +18,7 @@ from .define import call, define
 
 def _one_launch(x, weight, first, weight2, second):
     """The choice of the backend that takes both convolutions in one launch, or None."""
-    choice, _ = dispatch.pick("conv_bn_relu_pair", x, weight, None, convolution=first)
+    choice = dispatch.picked("conv_bn_relu_pair", x, weight, None, convolution=first)
     if dispatch.kernel(choice, "conv_bn_relu_pair") is None:
         return None
     return choice if layout.gives_channels_last(x, weight2, second.out_shape) else None

@@ -92,11 +92,11 @@ def convolve(x, unit, stats=None):
     if unit.mean is None:
         part = sync.empty_part(stats) if unit.group else None
         mean, var = (stats[MEAN], stats[VAR]) if part is None else sync.moments(part)
-        z = empty_output(x, unit)
         convolution = convolution_of(x, unit.weight, *unit.convolution, unit.groups)
         choice = dispatch.choose_conv_stats(x, unit.weight, convolution)
         kernel = dispatch.kernel(choice, "conv_stats")
         if kernel is not None:
+            z = empty_output(x, unit)
             kernel(
                 x, unit.weight, z, mean, stats[INVSTD], stats[SCRATCH], var, None, convolution, 1.0, unit.eps
             )  # fmt: skip
