@@ -184,9 +184,10 @@ class Record:
     def summary(self):
         """Calls that launch, copies and fills among them, and bytes of all."""
         names = self.calls.keys() - {"aten::_local_scalar_dense"}
+        fills = "aten::fill_", "aten::zero_", "aten::_foreach_zero_"
         return {
-            "launches": self.count(*names), "copies": self.count("aten::copy_"),
-            "fills": self.count("aten::fill_", "aten::zero_"), "bytes": sum(self.calls[name][1] for name in names),
+            "launches": self.count(*names), "copies": self.count("aten::copy_"), "fills": self.count(*fills),
+            "bytes": sum(self.calls[name][1] for name in names),
         }  # fmt: skip
 
 

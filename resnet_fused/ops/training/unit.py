@@ -3,7 +3,6 @@
 These are plain functions of tensors without autograd. The ops that call them have gradients.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -77,11 +76,11 @@ def empty_stats(x, unit):
 
 
 def all_empty_stats(x, units):
-    """An iterator over `empty_stats` of each unit: parts of one tensor, which one launch fills."""
-    shapes = [stats_shape(unit) for unit in units]
-    sizes = [math.prod(shape) for shape in shapes]
-    parts = torch.zeros(sum(sizes), dtype=torch.float32, device=x.device).split(sizes)
-    return iter([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
+    """An iterator over `empty_stats` of each unit, which one launch fills. An op returns them, so they share no memory."""
+    found = [torch.empty(stats_shape(unit), dtype=torch.float32, device=x.device) for unit in units]
+    if filled := [stats for stats in found if stats.numel()]:
+        torch._foreach_zero_(filled)
+    return iter(found)
 
 
 def convolve(x, unit, stats=None):

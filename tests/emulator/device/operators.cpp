@@ -192,6 +192,8 @@ void foreach_lerp_(at::TensorList self, at::TensorList to, const Scalar&) {
 
 void foreach_add_(at::TensorList self, const Scalar&) { note_lists("aten::_foreach_add_", {self, self}); }
 
+void foreach_zero_(at::TensorList self) { note_lists("aten::_foreach_zero_", {self}); }
+
 void foreach_copy_(at::TensorList self, at::TensorList from, bool) { note_lists("aten::_foreach_copy_", {self, from}); }
 
 // Every value that the host asks for is 0.
@@ -221,6 +223,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("_foreach_lerp_.Scalar", &foreach_lerp_);
   m.impl("_foreach_add_.Scalar", &foreach_add_);
   m.impl("_foreach_copy_", &foreach_copy_);
+  m.impl("_foreach_zero_", &foreach_zero_);
   m.impl("_local_scalar_dense", &local_scalar_dense);
 }
 
