@@ -17,7 +17,7 @@ def made(candidate):
     return [lambda: None], 0.5
 
 
-compare = functools.partial(measure.compare, "conv1 in float16", made=made, device=CPU, graphed=False, budget=0.0)
+compare = functools.partial(measure.compare, made=made, device=CPU, graphed=False, budget=0.0, what="conv1 in float16")
 
 
 def test_the_others_remain():

@@ -161,4 +161,4 @@ def seconds_of(step, form, able, device, graphed, budget):
         layer = candidate.make(step, torch.bfloat16)
         return [functools.partial(layer, x, residual, out)], share(layer, x, residual, out)
 
-    return measure.compare(f"{step.name} with the numbers of e4m3 arithmetic", able, made, device, graphed, budget)
+    return measure.compare(able, made, device, graphed, budget, f"{step.name} with the numbers of e4m3 arithmetic")

@@ -17,7 +17,7 @@ from ...measure.accuracy import budget_used, exact
 from .. import check
 
 
-def compare(what, able, made, device, graphed, budget):
+def compare(able, made, device, graphed, budget, what):
     """{candidate: seconds per call} of what runs `what`. `made(candidate)`: (functions that take turns, share of budget).
 
     Raises ValueError where nothing runs, from the first error of a candidate, and the error of a device that fails.
@@ -53,7 +53,7 @@ def layer(steps, able, dtype, device, graphed, budget):
         share = check.layer_share(steps[0], found[0], x, residual, out)
         return [functools.partial(one, x, residual, out) for one in found], share
 
-    return compare(f"{steps[0].name} within the error budget in {dtype}", able, made, device, graphed, budget)
+    return compare(able, made, device, graphed, budget, f"{steps[0].name} within the error budget in {dtype}")
 
 
 def pair(steps, able, dtype, device, graphed, budget):
@@ -70,7 +70,7 @@ def pair(steps, able, dtype, device, graphed, budget):
         return [functools.partial(both, x, None, outs)], max(shares)
 
     what = f"{steps[0].name} and {steps[1].name} within the error budget in {dtype}"
-    return compare(what, able, made, device, graphed, budget)
+    return compare(able, made, device, graphed, budget, what)
 
 
 def head(step, shape, able, dtype, device, graphed, budget):
@@ -88,7 +88,7 @@ def head(step, shape, able, dtype, device, graphed, budget):
         return [functools.partial(run, x)], budget_used(run(x), eager, oracle, channel_dim=None)
 
     what = f"the pool and the linear layer within the error budget in {dtype}"
-    return compare(what, able, made, device, graphed, budget)
+    return compare(able, made, device, graphed, budget, what)
 
 
 @torch.no_grad()
