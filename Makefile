@@ -10,6 +10,10 @@ in = $$($(PYTHON) tools/environment.py $(1))
 # The package is used where it stands: nothing is installed into an environment that is not ours.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
+# For what must not install anything: the environment of `make` if it was made, else the machine's Python.
+# A PYTHON that was given, and an activated environment, come first.
+HERE = $(if $(filter file,$(origin PYTHON)),$(or $(if $(VIRTUAL_ENV)$(CONDA_PREFIX),,$(wildcard .venv/bin/python)),$(PYTHON)),$(PYTHON))
+
 .PHONY: help demo test nightly fuzz lint format lines aot tune gpu mutants audit docs clean
 
 help:  ## this list
@@ -48,7 +52,7 @@ tune:  ## measures every backend for a model's shapes on this machine (ARGS="res
 	@python=$(call in,test) && $$python -m resnet_fused tune $(or $(ARGS),resnet34 8x3x224x224)
 
 gpu:  ## on a machine with a GPU: all checks and measurements, offline, under 9 minutes (ARGS=--quick: 3; OUT=folder)
-	@$(PYTHON) -m benchmarks.gpu $(if $(OUT),--output "$(OUT)") $(ARGS)
+	@$(HERE) -m benchmarks.gpu $(if $(OUT),--output "$(OUT)") $(ARGS)
 
 mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test must notice (long)
 	@python=$(call in,test) && $$python tests/emulator/mutate.py $(ARGS)

@@ -6,6 +6,7 @@ from .dispatch import backend, backends, strict
 from .frozen.freeze import freeze, load_engine
 from .models.cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
 from .models.resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
+from .models.variants import resnext50_32x4d, resnext101_32x8d, resnext101_64x4d, wide_resnet50_2, wide_resnet101_2
 from .ops.decompositions import decompositions
 from .reports.explain import explain
 from .reports.memory import memory
@@ -37,7 +38,12 @@ __all__ = [
     "resnet101",
     "resnet110",
     "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
     "strict",
     "unconvert",
     "verify",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
 ]

@@ -4,11 +4,13 @@ The modules have an nn.BatchNorm2d as a child and are not derived from it: SyncB
 every batch norm it finds, then replaces the child, and the ReLU stays.
 """
 
+import torch
 from torch import nn
 
 from . import ops
 from .modules.eligible import check_not_scripted, why_not_batch_norm, why_not_convolution, why_not_fused, why_not_relu
 from .modules.evaluation import conv_bn_relu, norm_relu
+from .ops.define import check_residual
 
 __all__ = ["AddReLU", "BNReLU", "ConvBNReLU"]
 
@@ -18,7 +20,11 @@ _NORM, _NORM_RELU = (("bn", why_not_batch_norm),), (("bn", why_not_batch_norm), 
 _CONV_NORM, _CONV_NORM_RELU = ((("conv", why_not_convolution), *checks) for checks in (_NORM, _NORM_RELU))
 
 
-def _finish(out, residual, relu):
+def _by_modules(z, bn, residual, relu):
+    """relu(bn(z) [+ residual]) of children that are called one by one."""
+    if isinstance(z, torch.Tensor):  # no proxy of torch.fx
+        check_residual("forward", z.shape, z, residual)
+    out = bn(z)
     if residual is not None:
         out += residual
     return out if relu is None else relu(out)
@@ -59,7 +65,7 @@ class ConvBNReLU(nn.Module):
 
     def forward(self, x, residual=None):
         if self.why_not_fused(x):
-            return _finish(self.bn(self.conv(x)), residual, self.relu)
+            return _by_modules(self.conv(x), self.bn, residual, self.relu)
         return conv_bn_relu(x, self.conv, self.bn, residual, relu=self.relu is not None)
 
 
@@ -86,7 +92,7 @@ class BNReLU(nn.Module):
 
     def forward(self, x, residual=None):
         if self.why_not_fused(x):
-            return _finish(self.bn(x), residual, self.relu)
+            return _by_modules(x, self.bn, residual, self.relu)
         return norm_relu(x, self.bn, residual, relu=self.relu is not None)
 
 

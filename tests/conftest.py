@@ -9,9 +9,7 @@ import asked
 os.environ["RESNET_FUSED_STRICT"] = "1"
 # What was tuned on this machine must not decide what the tests see, nor the tests what the machine remembers.
 os.environ["RESNET_FUSED_CACHE"] = (_cache := tempfile.TemporaryDirectory(prefix="resnet_fused_")).name
-# Triton reads this when it is imported, which is before pytest has parsed its options: its kernels run on CPU tensors unless
-# a GPU is asked for. A value that is set already stays, and processes that the tests start inherit it.
-os.environ.setdefault("TRITON_INTERPRET", "0" if asked.for_a_gpu(sys.argv, os.environ) else "1")
+os.environ.update(asked.settled(sys.argv, os.environ))
 
 import pytest
 import torch
@@ -25,10 +23,14 @@ from resnet_fused.measure import remembered
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is marked `exhaustive`, unless --all was asked for."""
+    """Leaves out what is marked `exhaustive`, unless --all was asked for, and what is another process's share."""
     if not config.getoption("--all"):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("exhaustive")])
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+    if share := config.getoption("--share"):
+        i, n = map(int, share.split("/"))
+        config.hook.pytest_deselected(items=[item for at, item in enumerate(items) if at % n != i - 1])
+        items[:] = items[i - 1 :: n]
 
 
 def pytest_configure(config):
@@ -38,6 +40,9 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="also what is marked exhaustive")
+    parser.addoption(
+        "--share", metavar="I/N", help="only the I-th of N shares of the tests, for processes side by side"
+    )
     parser.addoption("--cases", type=int, help="random networks of test_fuzz (default: 100, the same ones)")
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device of the op tests")
 

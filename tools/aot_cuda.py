@@ -5,8 +5,8 @@
 Needs nvcc, and cuobjdump from the toolkit or from Triton's wheel. Exit status 1 on a compiler warning, on spills or a
 stack frame, or when a kernel for tensor cores has no tensor-core instruction. A source named *_sm90a.cu is compiled for
 sm_90a only; its kernels must multiply with HGMMA what UTMALDG brings (in pairs of blocks with .MULTICAST), without local
-memory. One named *_sm90.cu is compiled for 90 and later; its kernels must have a cluster's barrier, reads of other blocks'
-memory and the early launch's instructions.
+memory, and those that exchange registers must begin with 168. One named *_sm90.cu is compiled for 90 and later; its kernels
+must have a cluster's barrier, reads of other blocks' memory and the early launch's instructions.
 Results are kept under .cache/aot_cuda by the content of everything a source includes.
 """
 
@@ -43,7 +43,10 @@ CLUSTER_INSTRUCTIONS = ("UCGABAR_ARV", "UCGABAR_WAIT", "LD.E.128", "ACQBULK", "P
 # Plane convolutions whose blocks load their weights in pairs: copies into both, and the barrier around them.
 PAIRS = re.compile(r"conv_plane_kernel<.*, 2>")
 PAIR_INSTRUCTIONS = ("UTMALDG.2D.MULTICAST", "UCGABAR_ARV", "UCGABAR_WAIT")
+# Kernels whose warpgroups exchange registers begin with exactly so many, or wait for ever (kPlaneRegisters).
+EXCHANGE, EXCHANGED = "USETMAXREG", 168
 STORE = "UTMASTG"  # of every plane convolution
+NAMED = (*HOPPER_INSTRUCTIONS, *CLUSTER_INSTRUCTIONS, *PAIR_INSTRUCTIONS, STORE, EXCHANGE)
 WANTED = {HOPPER_SOURCE: HOPPER_INSTRUCTIONS, CLUSTER_SOURCE: CLUSTER_INSTRUCTIONS}
 WITHOUT_PRODUCTS = re.compile(r"_(reduce|pack)_kernel")  # in such a source: second kernels, which multiply nothing
 MOST_SHARED = 227 * 1024  # of a block, as declared; what a launch asks for besides is asserted beside the kernel
@@ -140,8 +143,7 @@ def read(log, sass, source, target):
             "kernel": name, "case": source, "arch": target, "registers": registers, "spills": stores + loads,
             "stack": stack, "shared": int(shared.group(1)) if shared else 0, "tensor_core": " ".join(cores),
             "local": len(re.findall(r"\b(?:LDL|STL)\b", code[name])),
-            "hopper": [i for i in dict.fromkeys(HOPPER_INSTRUCTIONS + CLUSTER_INSTRUCTIONS + PAIR_INSTRUCTIONS + (STORE,))
-                       if re.search(rf"\b{re.escape(i)}\b", code[name])],
+            "hopper": [i for i in dict.fromkeys(NAMED) if re.search(rf"\b{re.escape(i)}\b", code[name])],
             "early": before_the_wait(code[name]),
             "warnings": [line for line in warnings if name in line or "'" not in line],
         })  # fmt: skip
@@ -187,8 +189,10 @@ def faults(row):
         yield f"{row['early'][0]} before ACQBULK"
     if row["shared"] > MOST_SHARED:
         yield f"{row['shared']} bytes of shared memory, more than {MOST_SHARED}"
+    if EXCHANGE in row["hopper"] and row["registers"] != EXCHANGED:
+        yield f"{row['registers']} registers, not {EXCHANGED}: its exchange of registers would wait for ever"
     own = set(PAIR_INSTRUCTIONS if PAIRS.search(row["kernel"]) else ()) | (
-        {STORE} if "conv_plane_" in row["kernel"] else set()
+        {STORE, EXCHANGE} if "conv_plane_" in row["kernel"] else set()
     )
     for end, wanted in WANTED.items():
         if row["case"].endswith(end) and not WITHOUT_PRODUCTS.search(row["kernel"]):

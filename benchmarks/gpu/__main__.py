@@ -113,6 +113,9 @@ def main(argv=None):
     output = Path(args.output or parts.ROOT / "benchmarks" / "results").resolve()
     output.mkdir(parents=True, exist_ok=True)
     os.environ["RESNET_FUSED_CACHE"] = str(output / "tuning")  # nothing known beforehand; what is measured comes back
+    # One cache of compiled kernels for all parts, also where the home folder cannot be written; a folder that was filled
+    # ahead of time (benchmarks/gpu/warm.py) may be copied there.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(parts.ROOT / "build" / "triton"))
     chosen = parts.of(args.device, output, args.quick, args.smoke)
     if args.parts:
         chosen = [part for part in chosen if part.name.startswith(tuple(args.parts))]

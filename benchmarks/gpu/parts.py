@@ -1,7 +1,6 @@
 """What `make gpu` runs: one command a part, its time box, and what it needs. Pure: nothing is started here."""
 
 import dataclasses
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -13,10 +12,10 @@ PROBE_FLAGS = "-std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a"
 OP_TESTS = ("add_relu", "bn_relu", "conv_bn_relu", "training_block")
 BACKENDS = ("cuda", "triton", "eager")
 # Two parts, so that a compiler that takes its whole box costs no other result; both share two models to compare by.
-PLAIN = ("eager", "eager, channels_last", "eager, channels_last, graph", "live", "live, graph", "frozen", "cudnn fused",
-         "cudnn fused, graph")  # fmt: skip
+PLAIN = ("eager", "eager, graph", "eager, channels_last", "eager, channels_last, graph", "live", "live, graph", "frozen",
+         "cudnn fused", "cudnn fused, graph", "tensorrt", "tensorrt, graph", "cudnn frontend")  # fmt: skip
 TRAINING = ("eager, channels_last", "live")
-COMPILED = ("eager, channels_last", "frozen", "torch.compile freezing", "torch.compile max-autotune freezing graphs",
+COMPILED = ("eager, channels_last", "frozen", "torch.compile max-autotune freezing graphs", "torch.compile freezing graphs",
             "torch.compile graphs")  # fmt: skip
 
 
@@ -47,12 +46,13 @@ def _missing(tool, *places):
 def of(device, output, quick=False, smoke=False):
     """The parts in order. `smoke`: the same commands in a miniature, in which nothing is too slow for a CPU."""
     if smoke:
-        return [*_facts(), *_checks(device, SMOKE_BOX, smoke), *_measurements(device, output, 32, ("2",), smoke)]
+        checks = _checks(device, (SMOKE_BOX, SMOKE_BOX), smoke)
+        return [*_facts(), *checks, *_measurements(device, output, 32, ("2",), smoke)]
     measured = _measurements(device, output, 224, ("256", "1", "32"), smoke)
     if quick:
         boxes = {"probes": 15, "steering": 20, "inference-256": 50, "kernels": 40}
         measured = [_within(part, boxes[part.name]) for part in measured if part.name in boxes]
-    return [*_facts(), _library(quick), *_checks(device, 45 if quick else 100, smoke), *measured]
+    return [*_facts(), _library(quick), *_checks(device, (25, 35) if quick else (45, 65), smoke), *measured]
 
 
 def _within(part, box):
@@ -83,10 +83,16 @@ def _library(quick):
     return Part("library", 1, 60 if quick else 180, _python("-c", code))
 
 
-def _checks(device, box, smoke):
-    """Correctness: every instruction, every op on every backend, the sanitizers. All at once: nothing is timed."""
+TRITON_SHARES = 3  # processes that share the tests of an op by Triton: most of their time is the compiler's
+
+
+def _checks(device, boxes, smoke):
+    """Correctness, in two waves in each of which all run at once, because nothing is timed: every instruction and the ops of
+    the compiled library, then Triton and the sanitizers. All at once they would be twice as many processes as cores."""
+    box, late = boxes
     made = []
     if device == "cuda":
+        made.append(Part("triton-warm", 2, box, ("nice", *_python("-m", "benchmarks.gpu.warm"))))
         flags = "-x cu -std=c++17 -arch=native -Icsrc -Itests"
         made.append(_compiled("instructions", 2, box, f"{flags} tests/emulator/checks/micro.cpp"))
         hopper = flags.replace("-arch=native", "-gencode=arch=compute_90a,code=sm_90a")
@@ -99,9 +105,14 @@ def _checks(device, box, smoke):
         # Eager's own tensors beyond 2^31 elements are torch's business, and would not fit beside the others'.
         for op in OP_TESTS[:1] if smoke else (*OP_TESTS, *(["large"] if backend != "eager" else [])):
             tests = _python("-m", "pytest", "-q", "-rf", _test(op), f"--device={device}", "-k", backend)
-            if backend == "triton" and op != "large" and importlib.util.find_spec("xdist"):
-                tests += ("-n", "4")  # it compiles in every test
-            made.append(Part(f"tests-{op}-{backend}", 2, box, tests))
+            if backend != "triton":
+                made.append(Part(f"tests-{op}-{backend}", 2, box, tests))
+                continue
+            shares = 1 if op == "large" else TRITON_SHARES
+            made += [
+                Part(f"tests-{op}-triton-{i}", 3, late, (*tests, "--share", f"{i}/{shares}"))
+                for i in range(1, shares + 1)
+            ]
     if device == "cuda":
         files = {
             "static-engine": ["frozen_static"], "private-ops": ["conv_choice", "pool_linear"],
@@ -117,7 +128,7 @@ def _checks(device, box, smoke):
     sanitizer, lacks = _missing("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
     for tool in ("memcheck", "racecheck"):
         command = (sanitizer or "", "--tool", tool, "--error-exitcode", "9", *calls, "--batch", "2")
-        made.append(Part(tool, 2, box, command, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),), lacks))
+        made.append(Part(tool, 3, late, command, (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),), lacks))
     return made
 
 
@@ -144,7 +155,7 @@ def probes(box):
     command = (
         f"mkdir -p {ROOT / 'build' / 'probes'}; rm -f {ROOT / 'build' / 'probes'}/*; {compiled}wait; status=0; {run}"
     )
-    return Part("probes", 3, box, ("sh", "-c", f"{command}exit $status"), lacks=lacks)
+    return Part("probes", 4, box, ("sh", "-c", f"{command}exit $status"), lacks=lacks)
 
 
 def _measurements(device, output, size, batches, smoke):
@@ -160,13 +171,13 @@ def _measurements(device, output, size, batches, smoke):
         budget = round(box * (0.5 if suite == "resnet" else 0.75), 1)
         limits = ("--seconds", 0 if smoke else timing[suite], "--budget", budget)
         command = _python("-m", f"benchmarks.{suite}", *common, *limits, *arguments)
-        return Part(name, 3, box, command)
+        return Part(name, 4, box, command)
 
     plain = ("--peers", "eager", "live", "frozen") if smoke else ("--peers", *PLAIN)
     few, one = (("--first", 2), ("--first", 1)) if smoke else ((), ())
     made = [
         *([probes(20)] if device == "cuda" else []),
-        part("steering", "gpu.steering", 40, "--batch", *batches, *few),
+        part("steering", "gpu.steering", 30, "--batch", *batches, *few),
         *([part("latency", "gpu.latency", 20, "--batch", 1, 8)] if device == "cuda" else []),
         *(part(f"inference-{b}", "resnet", 50 if b == "256" else 40, "--batch", b, *plain) for b in batches),
         part("kernels", "kernels", 50, "--batch", *batches, *one, "--peers", "eager", "fused"),
@@ -182,7 +193,7 @@ def _measurements(device, output, size, batches, smoke):
             part("compiled-training", "resnet", 35, "--mode", "train", "--batch", batches[0], "--peers", *compiled)
         )
     # A miniature measures nothing worth a machine of its own.
-    return [dataclasses.replace(p, stage=2 if smoke else 3 + i) for i, p in enumerate(made)]
+    return [dataclasses.replace(p, stage=2 if smoke else 4 + i) for i, p in enumerate(made)]
 
 
 def _tune(device, box, smoke):
@@ -193,5 +204,5 @@ def _tune(device, box, smoke):
         else ("resnet34", "256x3x224x224", "--dtype", "bfloat16", "--seconds", 25)
     )
     return Part(
-        "tune", 3, SMOKE_BOX if smoke else box, _python("-m", "resnet_fused", "tune", *what, "--device", device)
+        "tune", 4, SMOKE_BOX if smoke else box, _python("-m", "resnet_fused", "tune", *what, "--device", device)
     )

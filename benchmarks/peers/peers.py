@@ -36,16 +36,23 @@ def inference(model, x, exactly=True):
         "torch.compile freezing": lambda: _compiled(model, freezing=True),
         "torch.compile max-autotune freezing": lambda: _compiled(model, freezing=True, max_autotune=True),
     }
+    graphs = {"triton.cudagraphs": True}
     if x.device.type == "cuda":
         makers |= {
+            "eager, graph": lambda: _graphed(makers["eager"](), x, torch.contiguous_format),
             "eager, channels_last, graph": lambda: _graphed(makers["eager, channels_last"](), x),
             "live, graph": lambda: _graphed(model, x),
-            "torch.compile graphs": lambda: _compiled(model, **{"triton.cudagraphs": True}),
+            "torch.compile graphs": lambda: _compiled(model, **graphs),
+            "torch.compile max-autotune graphs": lambda: _compiled(model, max_autotune=True, **graphs),
+            "torch.compile freezing graphs": lambda: _compiled(model, freezing=True, **graphs),
             "torch.compile max-autotune freezing graphs": lambda: _compiled(
-                model, freezing=True, max_autotune=True, **{"triton.cudagraphs": True}
+                model, freezing=True, max_autotune=True, **graphs
             ),
             "cudnn fused": lambda: CudnnFused(model, x.dtype),
             "cudnn fused, graph": lambda: _graphed(CudnnFused(model, x.dtype), x),
+            "tensorrt": lambda: _runtime("tensorrt", model, x),
+            "tensorrt, graph": lambda: _graphed(_runtime("tensorrt", model, x), x, torch.contiguous_format),
+            "cudnn frontend": _cudnn_frontend,
         }
     else:
         makers |= {
@@ -76,6 +83,9 @@ def training(model, x):
 
 
 def _compiled(model, **settings):
+    """max_autotune: convolutions too may be any kernel that inductor has."""
+    if settings.get("max_autotune"):
+        settings |= {"max_autotune_conv_backends": "ATEN,TRITON", "max_autotune_gemm_backends": "ATEN,TRITON"}
     if importlib.util.find_spec("torch._inductor") is None:
         raise Missing("this torch has no inductor")
     plain = by_modules(model).to(memory_format=torch.channels_last)
@@ -83,9 +93,9 @@ def _compiled(model, **settings):
     return lambda x: run(_nhwc(x))
 
 
-def _graphed(function, x):
-    """`function` captured for inputs like `x`; the call copies x in, as a server must."""
-    static, outs = _nhwc(x).clone(memory_format=torch.channels_last), []
+def _graphed(function, x, memory_format=torch.channels_last):
+    """`function` captured for inputs like `x` in its format; the call copies x in, as a server must."""
+    static, outs = x.clone(memory_format=memory_format), []
     graph = timing.capture([lambda: outs.append(function(static))])
 
     def run(x):
@@ -98,11 +108,20 @@ def _graphed(function, x):
 
 def _runtime(name, model, x):
     if importlib.util.find_spec(name) is None:
-        raise Missing(f"the package {name} is not installed (pip install 'resnet_fused[bench]')")
+        extra = "" if name == "tensorrt" else " (pip install 'resnet_fused[bench]')"
+        raise Missing(f"the package {name} is not installed{extra}")
     try:
         return getattr(runtimes, name)(by_modules(model), x)
     except runtimes.Unsupported as why:
         raise Missing(str(why)) from None
+
+
+def _cudnn_frontend():
+    if importlib.util.find_spec("cudnn") is None:
+        raise Missing(
+            "the package nvidia-cudnn-frontend is not installed; 'cudnn fused' has the same kernels through torch"
+        )
+    raise Missing("not measured: 'cudnn fused' has the same kernels through torch")
 
 
 class CudnnFused(nn.Module):

@@ -1,4 +1,5 @@
-"""Inference runtimes for CPUs, ONNX Runtime and OpenVINO (the extra [bench]). Both get the network as ONNX, from torch."""
+"""Inference runtimes: for CPUs ONNX Runtime and OpenVINO (the extra [bench]), for GPUs TensorRT. All get the network as ONNX,
+from torch."""
 
 import io
 import logging
@@ -53,5 +54,32 @@ def openvino(model, x):
     def run(x):
         request.infer([x.float().numpy()], share_inputs=True)
         return torch.from_numpy(request.get_output_tensor().data.copy())
+
+    return run
+
+
+def tensorrt(model, x):
+    """TensorRT for this shape, in the dtypes of the network (strongly typed). No GPU has run it."""
+    import tensorrt as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(_onnx(model, x)):
+        raise Unsupported(f"TensorRT cannot read the network: {parser.get_error(0).desc()}")
+    plan = builder.build_serialized_network(network, builder.create_builder_config())
+    if plan is None:
+        raise Unsupported("TensorRT cannot build the network")
+    context = trt.Runtime(logger).deserialize_cuda_engine(plan).create_execution_context()
+    out = torch.empty(tuple(context.get_tensor_shape("y")), dtype=x.dtype, device=x.device)
+
+    def run(x):
+        x = x.contiguous()  # NCHW, as the network was exported
+        context.set_tensor_address("x", x.data_ptr())
+        context.set_tensor_address("y", out.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError("TensorRT did not run")
+        return out
 
     return run

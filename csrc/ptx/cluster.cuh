@@ -5,6 +5,10 @@
 //   cluster     cluster_rank()                     of this block among those of its cluster
 //               cluster_arrive()  cluster_wait()   a barrier of the cluster's threads in two steps, by whole warps:
 //                                                  what was written before arrive is seen after wait
+//               cluster_arrive_reads()             an arrival that orders only reads: after the wait the other blocks
+//               know
+//                                                  that this thread's reads are done, but do not see what it has
+//                                                  written
 //               cluster_address(addr, rank)        where another block has what this one has at `addr`; ends with it
 //               ld_cluster<T>(addr)                4, 8, 16 bytes at such an address
 //   launches    grid_wait()                        until the kernels before have ended and their writes are seen, each

@@ -13,6 +13,9 @@ PTX_FN int cluster_rank() {
   return rank;
 }
 PTX_FN void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// ptxas (13.0) makes a MEMBAR.ALL.GPU of the release above: the thread then waits for its stores to global memory too.
+// Without a release it does not. A read is done when its value has been used, and loads are issued in order.
+PTX_FN void cluster_arrive_reads() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 PTX_FN void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 PTX_FN uint32_t cluster_address(uint32_t addr, int rank) {
   uint32_t there;

@@ -2,6 +2,8 @@
 stand for, and the error that reaches the user as one line."""
 
 import argparse
+import os
+import sys
 
 import torch
 
@@ -11,6 +13,10 @@ from ..models import MODELS, weights
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MIN_SIZE = 32  # the network halves its input five times
+MAX_THREADS = 4096
+VALUES = (
+    3 + 2 * 16
+)  # per pixel of an image: the image, and the stem's 64 channels of half the size before and after a pass
 
 
 class UsageError(Exception):
@@ -22,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def at_least(minimum, kind=int):
+def at_least(minimum, kind=int, maximum=sys.float_info.max):
     def parse(text):
         try:
             value = kind(text)
@@ -30,6 +36,8 @@ def at_least(minimum, kind=int):
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not value >= minimum:
             raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {text}")
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f"must be at most {maximum}, not {text}")
         return value
 
     return parse
@@ -68,10 +76,7 @@ def model_of(args, device, dtype=torch.float32):
     build, kwargs = MODELS[args.model], {}
     try:
         state = weights.resolve(args.model, args.weights, True, kwargs)
-        model = build(**kwargs)
-        if state is not None:
-            weights.check_keys(state, model, args.weights)
-            model.load_state_dict(state)
+        model = weights.filled(build(**kwargs), state, args.weights)
     except (OSError, ValueError, RuntimeError) as e:  # a wrong file, wrong keys, no network
         raise UsageError(str(e)) from e
     if state is None:
@@ -79,8 +84,18 @@ def model_of(args, device, dtype=torch.float32):
     return model.eval().to(device, dtype)
 
 
+def check_fits(batch, height, width, device):
+    """Raises UsageError where a float32 network cannot run on such images, since their first maps exceed the memory."""
+    if device == "cuda":
+        memory = torch.cuda.mem_get_info()[1]
+    elif hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:  # Windows
+        return
+    if 4 * VALUES * batch * height * width > memory:
+        raise UsageError(f"batch {batch} at {height}x{width} does not fit into memory, which has {memory / 1e9:.0f} GB")
+
+
 def input_of(args, device):
-    try:
-        return torch.randn(args.batch, 3, args.size, args.size, device=device).to(DTYPES[args.dtype])
-    except (RuntimeError, MemoryError) as e:
-        raise UsageError(f"batch {args.batch} at {args.size}x{args.size} does not fit into memory") from e
+    check_fits(args.batch, args.size, args.size, device)
+    return torch.randn(args.batch, 3, args.size, args.size, device=device).to(DTYPES[args.dtype])

@@ -22,11 +22,13 @@ from ..reports.verify.verify import verify
 from . import train
 from .arguments import (
     DTYPES,
+    MAX_THREADS,
     MIN_SIZE,
     Parser,
     UsageError,
     at_least,
     backend_of,
+    check_fits,
     device_of,
     input_of,
     model_of,
@@ -53,7 +55,7 @@ def parser():
 
     def machine_options(sub):
         sub.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-        sub.add_argument("--threads", type=at_least(1), help="CPU threads")
+        sub.add_argument("--threads", type=at_least(1, maximum=MAX_THREADS), help="CPU threads")
 
     def input_options(sub, batch):
         sub.add_argument("--batch", type=at_least(1), default=batch)
@@ -88,7 +90,7 @@ def parser():
 
     train.add_options(
         command("train", run_train, "trains a network; torchrun -m resnet_fused train: on several GPUs"),
-        at_least, MODELS, dispatch.BACKENDS,
+        at_least, MODELS, dispatch.BACKENDS, MAX_THREADS,
     )  # fmt: skip
 
     summary = command("summary", run_summary, "the paper's table: layers, sizes, parameters, FLOPs, fused kernels")
@@ -121,6 +123,7 @@ def run_demo(args):
     except (OSError, ValueError) as e:
         raise UsageError(f"--image: {e}") from e
     device = device_of(args)
+    check_fits(max(args.batch), photo.CROP, photo.CROP, device)
     with backend_of(args), Progress() as progress:
         model = model_of(args, device)
         equal = demo.run(args.model, model, image, args.weights, args.batch, args.seconds, chart, progress.step, device)
@@ -173,6 +176,7 @@ def run_tune(args):
     if args.train and args.shape[0] == 1 and max(args.shape[2:]) <= MIN_SIZE:
         raise UsageError("--train needs more than one value per channel: a larger batch or image")
     device, dtype = device_of(args), DTYPES[args.dtype]
+    check_fits(args.shape[0], *args.shape[2:], device)
     model = with_lively_norms(MODELS[args.model]()).eval()
     model = model.to(device, memory_format=torch.channels_last)
     with Progress() as progress:
@@ -211,8 +215,9 @@ def run_summary(args):
     from ..reports.summary import summarize
 
     device, small = device_of(args), args.model in CIFAR_MODELS
-    model = (MODELS | CIFAR_MODELS)[args.model]().eval().to(device)
     size = args.size or (32 if small else 224)
+    check_fits(1, size, size, device)
+    model = (MODELS | CIFAR_MODELS)[args.model]().eval().to(device)
     print(f"{args.model} at {size}x{size}, evaluation on {device}")
     print(summarize(model, torch.randn(1, 3, size, size, device=device)))
     return 0

@@ -31,12 +31,19 @@ def load(path=SAMPLE):
         try:
             with Image.open(path, formats=FORMATS) as image:  # reads the header only
                 _check_size(path, *image.size)
-                image = ImageOps.exif_transpose(image).convert("RGB")
+                image = rgb(ImageOps.exif_transpose(image), image.format)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise ValueError(f"{path} has more than {MAX_PIXELS:,} pixels") from None
         except (OSError, SyntaxError) as e:  # UnidentifiedImageError is an OSError; damaged PNGs raise SyntaxError
             raise ValueError(f"{path} is not an image that can be read ({e})") from None
     return _normalised(_central(image))
+
+
+def rgb(image, kind):
+    """`image`, from a file of the format `kind`, in 8-bit RGB. Pillow itself cuts 16-bit grey values off at 255."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
+        image = image.convert("I").point(lambda value: value * (255 / 65535) + 0.5).convert("L")
+    return image.convert("RGB")
 
 
 def _check_size(path, width, height):
@@ -60,5 +67,5 @@ def _central(image):
 
 def _normalised(image):
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(CROP, CROP, 3).permute(2, 0, 1)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device="cpu").view(3, 1, 1) for values in (MEAN, STD))
     return ((pixels / 255 - mean) / std).contiguous()

@@ -4,23 +4,28 @@ import copy
 import copyreg
 import functools
 
+import torch
 from torch import fx, nn
 
 from ..models.resnet import BasicBlock, Bottleneck, ResNet
 from ..modules.eligible import check_not_scripted
+from .attributes import is_compared
+from .code import GONE, Code
+from .effects import NotTraceable
 from .match import program_of
 from .residual import residual_block
-from .run import run, why_not_run
-from .trace import NotTraceable
+from .run import run, why_not_as_converted, why_not_run
 
 
 class Fused:
     """What the class of a converted module has before the module's own class, `_origin`.
 
     `_program`: what runs, or None, and `_why` then says why. `_block`: the residual block that the program is, or None.
+    `_ours`: the class of this package whose forward runs in place of the program, or None. `_why_not_code()`: what of the
+    code behind the program was replaced, or None. `_reads(name)`: whether that code may read such an attribute.
     """
 
-    _origin = _program = _block = None
+    _origin = _program = _block = _ours = None
     __prepare_scriptable__ = check_not_scripted
 
     def forward_by_modules(self, x):
@@ -28,26 +33,30 @@ class Fused:
 
     def why_not_fused(self, x):
         """Why the module runs the forward of its own class on `x`, or None."""
-        return why_not_run(self, x)
+        ours = type(self)._ours
+        return why_not_run(self, x) if ours is None else why_not_as_converted(self) or ours.why_not_fused(self, x)
 
     def forward(self, x):
         if self.why_not_fused(x):
             return self.forward_by_modules(x)
         return run(self, x)
 
+    # Children, functions and helper objects change what a forward calls. Plain attributes are compared at every call.
     def __setattr__(self, name, value):
+        before = self.__dict__.get("_modules", {}).get(name)
         super().__setattr__(name, value)
-        if name not in ("training", "why_not_fused"):
-            _match_again(self)
+        if isinstance(value, nn.Module) or before is not None or (not is_compared(value) and type(self)._reads(name)):
+            match_again(self)
 
     def __delattr__(self, name):
+        is_child = name in self.__dict__.get("_modules", {})
         super().__delattr__(name)
-        if name != "why_not_fused":
-            _match_again(self)
+        if is_child:
+            match_again(self)
 
     def add_module(self, name, module):
         super().add_module(name, module)
-        _match_again(self)
+        match_again(self)
 
     def __reduce_ex__(self, protocol):
         make, (_, *arguments), *rest = super().__reduce_ex__(max(protocol, 2))
@@ -74,15 +83,43 @@ def best_program(module, origin):
     return program_of(module, origin)
 
 
-def _match_again(module):
+def match_again(module):
     """After a change of the module: the forward of its original class may compute something else now."""
-    cls = type(module)
+    cls = _converted(type(module))
     try:
         program, why = best_program(module, cls._origin), None
     except NotTraceable as e:
         program, why = None, str(e)
-    if program != cls._program or why is not None:
-        object.__setattr__(module, "__class__", class_for(cls._origin, repr(program), program, why))
+    if not issubclass(cls, FusedGraph) or program != cls._program or why is not None:
+        _put(module, class_for(cls._origin, repr(program), program, why))
+
+
+def put_back(module):
+    """Gives a converted module its own class again."""
+    _put(module, _converted(type(module))._origin)
+
+
+def _put(module, new):
+    """Puts `new` in the place of the converted class of `module`. A class that somebody derived from that (FSDP2 and
+    parametrizations do) is derived from `new` then."""
+    cls = type(module)
+    if cls is not (derived := _derived(cls, _converted(cls), new)):
+        object.__setattr__(module, "__class__", derived)
+
+
+def _converted(cls):
+    """The class made here from which `cls` is derived, or which it is."""
+    return next(c for c in cls.__mro__ if vars(c).get("_origin") is not None)
+
+
+@functools.cache
+def _derived(cls, old, new):
+    if cls is old:
+        return new
+    if not issubclass(cls, old):
+        return cls
+    namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    return type(cls)(cls.__name__, tuple(_derived(base, old, new) for base in cls.__bases__), namespace)
 
 
 class FusedGraph(Fused):
@@ -93,7 +130,7 @@ class FusedGraph(Fused):
         object.__setattr__(self, "__class__", origin)
         code = origin.recompile(self)
         object.__setattr__(self, "__class__", class_for(origin, "", None, "is being matched"))
-        _match_again(self)
+        match_again(self)
         return code
 
     def _plain(self):
@@ -116,35 +153,65 @@ class FusedGraph(Fused):
 def convert_graph(module):
     """Converts one GraphModule in place, also where nothing of it can be fused now, and returns it."""
     object.__setattr__(module, "__class__", class_for(type(module), "", None, "is being matched"))
-    _match_again(module)
+    match_again(module)
     return module
 
 
 def class_for(origin, program_text, program, why=None):
-    """The subclass of `origin` that runs `program`, the same for equal programs. `program_text` tells 1, 1.0 and True apart,
-    which are equal."""
+    """The subclass of `origin` that runs `program`, the same for equal programs of the same code. `program_text` tells 1,
+    1.0 and True apart, which are equal."""
     if issubclass(origin, fx.GraphModule):
-        return _make_class(origin, program, why, FusedGraph)
-    return _shared_class(origin, program_text, program, why)
+        return _make_class(origin, program, why, None, FusedGraph)
+    code = Code(origin)
+    variables = code.variables.values()
+    key = origin, program_text, why, frozenset((id(owner), name, id(value)) for owner, _, name, value in variables)
+    if key not in _classes:
+        _classes[key] = _make_class(origin, program, why, code, Fused)  # it keeps what the ids belong to
+    return _classes[key]
 
 
-@functools.cache
-def _shared_class(origin, program_text, program, why):
-    return _make_class(origin, program, why, Fused)
+_classes = {}
 
 
-def _make_class(origin, program, why, base):
+def _make_class(origin, program, why, code, base):
     namespace = {
         "_origin": origin, "_program": program, "_block": residual_block(program), "_why": why,
+        "_why_not_code": staticmethod(_comparison(() if code is None else tuple(code.variables.values()))),
+        "_reads": staticmethod(_nothing if code is None else code.names),
         "__module__": origin.__module__, "__qualname__": origin.__qualname__, "__doc__": origin.__doc__,
     }  # fmt: skip
     if (ours := _ours(program)) is not None:
         namespace |= {name: getattr(ours, name) for name in _OF_OURS if hasattr(ours, name)}
+        namespace |= {"_ours": ours, "forward": _network_forward if issubclass(ours, ResNet) else ours.forward}
     return type(origin)(origin.__name__, (base, origin), namespace)
 
 
+def _nothing(name):
+    """Which attributes the forward of a GraphModule reads besides tensors and children: its graph has their values."""
+    return False
+
+
+def _comparison(variables):
+    """A function that says which of the functions and globals in `Code.variables` was replaced, or None."""
+
+    @torch.compiler.assume_constant_result
+    def why_not_code():
+        for _, namespace, name, value in variables:
+            if namespace.get(name, GONE) is not value:
+                return f"{name} was replaced or changed after the conversion"
+        return None
+
+    return why_not_code
+
+
 # What the forward of a class of this package reads from that class.
-_OF_OURS = ("forward", "why_not_fused", "memory_efficient", "_fused_chain", "_fused_stem", "_fused_layer")
+_OF_OURS = ("memory_efficient", "_fused_chain", "_fused_stem", "_fused_layer")
+
+
+def _network_forward(self, x):
+    """The forward of a converted network that computes what `ResNet` does."""
+    cls = type(self)
+    return cls._origin.forward(self, x) if why_not_as_converted(self) else cls._ours._forward_impl(self, x)
 
 
 def _ours(program):

@@ -11,9 +11,13 @@ from torch import nn
 
 from ..models.resnet import BasicBlock, Bottleneck, ResNet
 from ..modules.eligible import is_sequence
-from .classes import Fused, best_program, class_for
-from .run import child
-from .trace import NotTraceable, is_norm, see_through
+from ..nn import BNReLU, ConvBNReLU
+from .attributes import child
+from .classes import Fused, best_program, class_for, match_again, put_back
+from .effects import NotTraceable
+from .trace import is_norm, see_through
+
+_OURS = (BasicBlock, Bottleneck, ResNet, ConvBNReLU, BNReLU)  # whose forward is fused already
 
 
 def convert(model, *, strict=False, memory_efficient=False):
@@ -24,6 +28,8 @@ def convert(model, *, strict=False, memory_efficient=False):
         strict: raise instead of leaving a module alone that has convolutions and batch norms.
         memory_efficient: networks with the forward of this package's `ResNet` keep less for the backward and compute it
             again (docs/guide/training.md); a network that is converted already takes the new value.
+
+    A module that is converted already is matched again, as is needed after changes of what its forward reads.
 
     Returns:
         `model` itself. `explain(model, x)` tells what each block runs, and why some were left alone.
@@ -46,6 +52,8 @@ def convert(model, *, strict=False, memory_efficient=False):
             refused.append(f"{name or 'the model itself'} ({type(module).__name__}): {e}")
     if strict and refused:
         raise RuntimeError(f"convert: {len(refused)} modules cannot be fused: " + "; ".join(refused))
+    for module in filter(is_converted, model.modules()):
+        match_again(module)
     for module, program in found:
         module.__class__ = class_for(type(module), repr(program), program)
     for module in model.modules():
@@ -68,7 +76,7 @@ def unconvert(model):
         if is_converted(module):
             if hasattr(type(module), "_fused_layer"):
                 _remember(module, False)
-            object.__setattr__(module, "__class__", type(module)._origin)
+            put_back(module)
     return model
 
 
@@ -88,7 +96,7 @@ def candidates(model):
             inside |= _sequences_of(module, type(module)._program)
         if (
             id(module) in inside
-            or isinstance(module, (Fused, BasicBlock, Bottleneck, ResNet, torch.jit.ScriptModule))
+            or isinstance(module, (Fused, *_OURS, torch.jit.ScriptModule))
             or type(module).forward is nn.Module.forward
         ):
             continue

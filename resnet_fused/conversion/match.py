@@ -9,8 +9,11 @@ from torch import fx, nn
 
 from ..modules.eligible import why_not_convolution
 from ..modules.norms import relu_inside, why_not_norm
+from .attributes import read_by
+from .code import Code
+from .effects import NotTraceable
 from .program import METHODS, NAMES, SEQUENCES, AddRelu, Attribute, Call, Chain, Function, Program, Ref
-from .trace import NotTraceable, graph_of, see_through
+from .trace import graph_of, see_through
 
 
 def program_of(module, origin, sync=False):
@@ -21,10 +24,11 @@ def program_of(module, origin, sync=False):
     if isinstance(module, fx.GraphModule):
         if type(module.graph._codegen) is not fx.graph.CodeGen:
             raise NotTraceable("has arguments or results in a form of its own")
-        graph, container = module.graph, dict
-    else:
-        graph, container = graph_of(module, origin)
-    return _Matcher(module, graph, container, sync).program()
+        return _Matcher(module, module.graph, dict, sync).program()
+    code = Code(origin)
+    program = _Matcher(module, *graph_of(module, origin, code), sync).program()
+    attributes, holders = read_by(module, code)
+    return program._replace(attributes=attributes, holders=holders)
 
 
 class _Matcher:

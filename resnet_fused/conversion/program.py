@@ -63,7 +63,8 @@ class Program(NamedTuple):
 
     steps: Chains, AddRelus, Calls, Attributes and Functions, in order. output: the template of the result. parts: (path, kind)
     of every child that forward calls and the program does not. absent: children that were None, which forward may have asked
-    for. unfused: (path, reason) of convolutions and batch norms that are called as they are.
+    for. unfused: (path, reason) of convolutions and batch norms that are called as they are. attributes: (path of the owner,
+    name, value) of plain attributes that forward may read. holders: (path, names of the children) of what it may go through.
     """
 
     steps: tuple
@@ -71,6 +72,8 @@ class Program(NamedTuple):
     parts: tuple
     absent: tuple
     unfused: tuple
+    attributes: tuple = ()
+    holders: tuple = ()
 
 
 FUNCTIONS = {

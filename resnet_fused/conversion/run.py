@@ -15,14 +15,8 @@ from ..modules.eligible import (
 )
 from ..modules.evaluation import conv_bn_relu, norm_relu
 from ..modules.norms import why_not_here, why_not_norm
+from .attributes import child, why_not_current
 from .program import FUNCTIONS, AddRelu, Attribute, Call, Chain, Function, fill
-
-
-def child(module, path):
-    """What is at `path` of `module`, or None."""
-    for name in path.split("."):
-        module = getattr(module, name, None)
-    return module
 
 
 def _why_not_part(part, kind, x):
@@ -45,11 +39,8 @@ def why_not_run(module, x):
     program = type(module)._program
     if program is None:
         return f"its forward {type(module)._why}"
-    if (why := why_not_input(x)) is not None:
+    if (why := why_not_input(x) or why_not_as_converted(module)) is not None:
         return why
-    for name in program.absent:
-        if getattr(module, name) is not None:
-            return f"{name} was None when the module was converted"
     for path, kind in program.parts:
         part = child(module, path)
         if part is None:
@@ -59,6 +50,17 @@ def why_not_run(module, x):
         if (why := _why_not_part(part, kind, x)) is not None:
             return f"{path} {why}"
     return None
+
+
+def why_not_as_converted(module):
+    """What the program of a converted `module` depends on, besides its parts, and has changed since it was traced, or None."""
+    cls = type(module)
+    if (why := cls._why_not_code()) is not None:
+        return why
+    for name in cls._program.absent:
+        if getattr(module, name) is not None:
+            return f"{name} was None when the module was converted"
+    return why_not_current(module, cls._program)
 
 
 def run(module, x):

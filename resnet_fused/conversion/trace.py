@@ -1,24 +1,25 @@
 """The graph of one module's own forward, with its children as leaves.
 
-Nothing in the model changes: a copy of the module's dictionaries is traced, and no child runs. A forward whose path depends on
-the mode, on random numbers or on tensors of the module has no graph.
+Nothing in the model changes: a copy of the module's dictionary is traced, and no child runs. A forward has no graph if its path
+depends on the mode, on random numbers or on tensors of the module, if it runs a part of itself in another context, or if it
+changes anything else than tensors.
 """
 
-import collections
-import itertools
+import contextlib
 import operator
 import random
 import sys
+import threading
 
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..modules.eligible import is_sequence
+from . import contexts
+from .effects import NotTraceable, Outside, difference, nothing_printed
 
-
-class NotTraceable(Exception):
-    """Why a module's forward has no graph; the message continues "its forward ..."."""
+_one_at_a_time = threading.RLock()  # torch.fx patches nn.Module while it traces
 
 
 def see_through(module):
@@ -56,6 +57,15 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.container = None
 
+    def trace(self, *args, **kwargs):
+        self.entry = contexts.state(), torch._C._len_torch_function_stack()
+        return super().trace(*args, **kwargs)
+
+    def create_node(self, *args, **kwargs):
+        if (name := contexts.changed(*self.entry)) is not None:
+            raise NotTraceable(f"changes {name} for a part of itself")
+        return super().create_node(*args, **kwargs)
+
     def is_leaf_module(self, m, module_qualified_name):
         return not see_through(m)
 
@@ -85,28 +95,26 @@ class OnlyProxies(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-_MUTABLE = (dict, list, set, collections.OrderedDict, collections.deque)
+@contextlib.contextmanager
+def shell_of(module, origin, outside, training):
+    """Context manager: a copy of `module` for one forward of `origin`. `outside`: its Outside.
 
-
-def shell_of(module, origin):
-    """A copy of `module` whose forward may set attributes without anybody noticing."""
-    shell = origin.__new__(origin)
-    shell.__dict__.update((k, v.copy() if isinstance(v, _MUTABLE) else v) for k, v in module.__dict__.items())
-    return shell
-
-
-def changed(shell, module):
-    """The name of an attribute that a trace of `shell` has set or changed, or None."""
-    for name in shell.__dict__.keys() | module.__dict__.keys():
-        ours, own = (m.__dict__.get(name, changed) for m in (shell, module))
-        if isinstance(own, _MUTABLE) and type(ours) is type(own):
-            same = len(ours) == len(own) and all(a is b for a, b in zip(ours, own, strict=True))
-            same = same and (not isinstance(own, dict) or all(ours[k] is own[k] for k in own))
-        else:
-            same = ours is own
-        if not same and name != "training":
-            return name
-    return None
+    What the forward changes besides tensors is put back, and NotTraceable raised.
+    """
+    shell = object.__new__(origin)
+    shell.__dict__.update(module.__dict__)
+    shell.__dict__["training"] = training
+    before = shell.__dict__.copy()
+    try:
+        yield shell
+    finally:
+        changed = outside.restore()
+    before["training"] = shell.__dict__["training"]
+    if (name := difference(shell.__dict__, before)) is not None:
+        changed = name
+    if changed is not None:
+        own = not changed.startswith(("global ", "a variable "))
+        raise NotTraceable(f"sets {'its attribute ' * own}{changed}")
 
 
 def random_states():
@@ -114,31 +122,37 @@ def random_states():
     return random.getstate(), None if numpy is None else repr(numpy.random.get_state())
 
 
-def graph_of(module, origin):
-    """(graph, type of a returned dict or None) of `origin.forward` for `module`, an instance of `origin`.
+def graph_of(module, origin, code):
+    """(graph, type of a returned dict or None) of `origin.forward` for `module`, an instance of `origin`; `code`: its Code.
 
     Raises NotTraceable. Call_module nodes have the child's path as target; nodes inside sequences that are seen
     through are part of the graph, with paths such as "downsample.0".
     """
-    results = []
-    for training, grad in itertools.product((True, False), repeat=2):
-        shell, tracer = shell_of(module, origin), Tracer()
-        shell.__dict__["training"] = training
-        state, before = random.getstate(), random_states()
-        try:
-            with torch.set_grad_enabled(grad), OnlyProxies():
-                graph = tracer.trace(shell)
-        except NotTraceable:
-            raise
-        except Exception as e:  # a user's forward may raise anything when it gets a proxy
-            first = (str(e).splitlines() or [""])[0][:100]
-            raise NotTraceable(f"cannot be traced ({type(e).__name__}: {first})") from e
-        if random_states() != before:
-            random.setstate(state)
-            raise NotTraceable("draws random numbers")
-        if (name := changed(shell, module)) is not None:
-            raise NotTraceable(f"sets its attribute {name}")
-        results.append((str(graph), graph, tracer.container))
+    with _one_at_a_time:
+        outside = Outside(module, code)
+        # Each of training, gradients and the flags has both values.
+        modes = ((True, True, False), (True, False, True), (False, True, True), (False, False, False))
+        results = [_trace(module, origin, outside, *mode) for mode in modes]
     if len({text for text, _, _ in results}) > 1:
-        raise NotTraceable("depends on the mode (training, gradients)")
+        raise NotTraceable("depends on the mode (training, gradients, autocast, flags of torch)")
     return results[0][1:]
+
+
+def _trace(module, origin, outside, training, grad, flags):
+    """(text of the graph, graph, type of a returned dict or None) in one mode."""
+    tracer, state, before = Tracer(), random.getstate(), random_states()
+    try:
+        copied = shell_of(module, origin, outside, training)
+        with contexts.entered(flags, grad), nothing_printed(), copied as shell, OnlyProxies():
+            graph = tracer.trace(shell)
+    except NotTraceable:
+        raise
+    except Exception as e:  # a user's forward may raise anything when it gets a proxy
+        first = (str(e).splitlines() or [""])[0][:100]
+        raise NotTraceable(f"cannot be traced ({type(e).__name__}: {first})") from e
+    finally:
+        if drew := random_states() != before:
+            random.setstate(state)
+    if drew:
+        raise NotTraceable("draws random numbers")
+    return str(graph), graph, tracer.container

@@ -13,7 +13,9 @@ from ..modules.eligible import is_sequence, watched
 from ..modules.norms import is_frozen, with_activation
 from ..modules.zero_pad import ZeroPadShortcut
 from .classes import Fused
-from .trace import NotTraceable, OnlyProxies, Tracer, changed, random_states, shell_of
+from .code import Code
+from .effects import NotTraceable, Outside, nothing_printed
+from .trace import OnlyProxies, Tracer, random_states, shell_of
 
 
 class _Root(nn.Module):
@@ -69,14 +71,10 @@ def is_leaf(m):
 
 
 def _forward(m, args, kwargs):
-    """What the forward of `m` returns. It runs on a copy of the module's dictionaries, so that nothing in `m` changes."""
+    """What the forward of `m` returns. It runs on a copy of the module's dictionary, so that nothing in `m` changes."""
     origin = type(m)._origin if isinstance(m, Fused) else type(m)
-    shell = shell_of(m, origin)
-    shell.__dict__["training"] = False
-    out = origin.forward(shell, *args, **kwargs)
-    if (name := changed(shell, m)) is not None:
-        raise NotTraceable(f"sets its attribute {name}")
-    return out
+    with shell_of(m, origin, Outside(m, Code(origin)), training=False) as shell:
+        return origin.forward(shell, *args, **kwargs)
 
 
 def _first_line(e):
@@ -90,7 +88,7 @@ def flat_graph(model):
     Raises NotTraceable where not even the forward of `model` itself can be traced.
     """
     tracer, root, state, before = _Through(), _Root(model), random.getstate(), random_states()
-    with torch.no_grad(), OnlyProxies():
+    with torch.no_grad(), nothing_printed(), OnlyProxies():
         graph = tracer.trace(root)
     if random_states() != before:
         random.setstate(state)

@@ -62,12 +62,25 @@ def rounded(model, x, dtype):
     return [t.to(dtype) for t in tensors_of(model(x.to(dtype).float()))]
 
 
+def _oracle(model, x):
+    """The results of `model` in float64. Raises TypeError where a copy of the model in float64 does not run: a forward that was
+    replaced on an instance still belongs to the original, and a tensor that is neither parameter nor buffer keeps its dtype."""
+    try:
+        return tensors_of(in_float64(by_modules(model).eval())(exact(x)))
+    except Exception as e:  # whatever a forward raises
+        first = (str(e).splitlines() or [""])[0]
+        raise TypeError(
+            f"freeze: a copy of the model in float64, which an engine is compared with, raises {type(e).__name__} ({first}); "
+            "use the live model"
+        ) from e
+
+
 @torch.no_grad()
 def eager_and_oracle(model, x, dtype):
     """(results of eager in `dtype`, results in float64, None or a sentence that says why the first are not eager's
     own)."""
     x = x.to(dtype)
-    oracle = tensors_of(in_float64(by_modules(model).eval())(exact(x)))
+    oracle = _oracle(model, x)
     eager = tensors_of(by_modules(model).eval().to(dtype)(x))
     if not absurd(eager, oracle) or absurd(right := rounded(model, x, dtype), oracle):
         return eager, oracle, None

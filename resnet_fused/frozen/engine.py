@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import functools
 from collections import Counter
 
 import torch
@@ -15,12 +16,26 @@ from .network import Apply, ConvBn, observe
 from .read import read
 
 
+def without_autocast(call):
+    """Decorator of an engine's `__call__`: the caller's autocast does not change the dtypes of the engine."""
+
+    @functools.wraps(call)
+    def wrapped(self, x):
+        if not torch.is_autocast_enabled(self.device.type):
+            return call(self, x)
+        with torch.autocast(self.device.type, enabled=False):
+            return call(self, x)
+
+    return wrapped
+
+
 class Engine(abc.ABC):
     """A frozen network: `engine(x)` -> what the network returns (for a ResNet logits [N, num_classes]) in the engine's
     dtype, without autograd.
 
     x: [N, C, H, W] in float32 or the engine's dtype. x is converted and not modified. On a CPU every batch and size
-    runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe.
+    runs, on a GPU those of the example (see `freeze`). Calls from several threads are safe. `pickle` and `copy` take the
+    way of `save` and `load_engine`: the engine is refreshed first, and its copy has the same kernels and no model.
 
     Attributes:
         rows: for every convolution the kernel that runs it and the reason; on a GPU also for the head.

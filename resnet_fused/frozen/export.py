@@ -28,7 +28,8 @@ def _folded(step, dtype):
         return copy.deepcopy(module).to("cpu", dtype)
     old = step.conv
     conv = nn.Conv2d(
-        old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups, dtype=dtype
+        old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups,
+        device="cpu", dtype=dtype,
     )  # fmt: skip
     weight, bias = fold(old, step.bn)
     conv.load_state_dict({"weight": weight, "bias": bias})

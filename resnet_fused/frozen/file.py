@@ -1,5 +1,5 @@
-"""Engines as files: safetensors with the weights. The header has JSON with the steps of the network and the
-measurements.
+"""Engines as files, and as bytes for pickle and copy: safetensors with the weights. The header has JSON with the steps of
+the network and the measurements.
 
 Nothing is unpickled: the file holds tensors and text. The measurements are used where the same kernels can run. Where
 they cannot, the layer is measured again.
@@ -95,7 +95,7 @@ def _build(described):
         target = _build(target) if isinstance(target, dict) else _named(target)
         return Function(target, _untext(described["args"]), _untext(described["kwargs"]))
     if described["kind"] == "Constant":
-        return Constant(torch.empty(described["shape"]))
+        return Constant(torch.empty(described["shape"], device="cpu"))
     kind = BY_NAME[described["kind"]]
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "kind"})
 
@@ -152,9 +152,8 @@ def _built_step(described):
     return kind(**parts)
 
 
-def save(engine, path):
-    """Writes `engine` to `path`. A failure leaves no partial file. The engine is refreshed first, so the file has the
-    model's present weights.
+def as_bytes(engine):
+    """`engine` as the bytes of a file. The engine is refreshed first, so they have the model's present weights.
 
     Raises TypeError for a network with parts that a file cannot describe (named), and ValueError without safetensors.
     """
@@ -167,11 +166,16 @@ def save(engine, path):
     tensors = {
         name: t.detach().cpu().contiguous() for name, t in Network(engine._steps, engine._result).state_dict().items()
     }
-    path = Path(path)
+    return _safetensors().torch.save(tensors, metadata={KEY: json.dumps(header)})
+
+
+def save(engine, path):
+    """Writes `as_bytes(engine)` to `path`. A failure leaves no partial file."""
+    data, path = as_bytes(engine), Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
     try:
-        _safetensors().torch.save_file(tensors, name, metadata={KEY: json.dumps(header)})
+        with open(handle, "wb") as unfinished:
+            unfinished.write(data)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
@@ -181,34 +185,49 @@ def save(engine, path):
 def load(path):
     """The Contents of a file of `save`, on the CPU. Raises FileNotFoundError, and ValueError where the file was not
     made by `save`."""
-    header, tensors = _read(Path(path))
-    described = header["network"]
-    if header["format"] == 1:
-        layers = {f"layer{i}": blocks for i, blocks in enumerate(described.pop("layers"), 1)}
-        named = _build(described | layers)
-        named.load_state_dict(tensors)
-        model = Network(*format_1.read(named))
-    else:
-        steps = [_built_step(step) for step in described]
-        model = Network(steps, _untext(header["result"]) if "result" in header else Value(steps[-1].output))
-        model.load_state_dict(tensors)
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"load_engine: no such file: {path}")
+    return contents(path.read_bytes(), path)
+
+
+def contents(data, source):
+    """The Contents of the bytes of a file. source: where they come from, for messages."""
+    header, tensors = _read(data, source)
+    with torch.device("cpu"):  # not the default device, which may be another
+        model = _network(header, tensors)
     dtype = next(t.dtype for name, t in tensors.items() if name.endswith("weight"))
     measured = {key: remembered.Entry(**entry) for key, entry in header["measured"].items()}
     return Contents(header["dtype"], header["shape"], header["options"], measured, model.eval().to(dtype))
 
 
-def _read(path):
-    if not path.is_file():
-        raise FileNotFoundError(f"load_engine: no such file: {path}")
+def _network(header, tensors):
+    """The network of a file, with its weights."""
+    described = header["network"]
+    if header["format"] == 1:
+        layers = {f"layer{i}": blocks for i, blocks in enumerate(described.pop("layers"), 1)}
+        named = _build(described | layers)
+        named.load_state_dict(tensors)
+        return Network(*format_1.read(named))
+    steps = [_built_step(step) for step in described]
+    model = Network(steps, _untext(header["result"]) if "result" in header else Value(steps[-1].output))
+    model.load_state_dict(tensors)
+    return model
+
+
+def _read(data, source):
     safetensors = _safetensors()
     try:
-        with safetensors.safe_open(path, "pt") as f:
-            header = json.loads((f.metadata() or {})[KEY])
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+        tensors = safetensors.torch.load(data)
+        # The format of safetensors: the length of a text in eight bytes, and the text, which is JSON.
+        text = data[8 : 8 + int.from_bytes(data[:8], "little")]
+        header = json.loads(json.loads(text).get("__metadata__", {})[KEY])
     except Exception as e:  # safetensors does not export its own error class in every version
-        raise ValueError(f"load_engine: {path} is not a file of engine.save ({type(e).__name__}: {e})") from e
+        raise ValueError(f"load_engine: {source} is not a file of engine.save ({type(e).__name__}: {e})") from e
     if header["format"] not in range(1, FORMAT + 1):
-        raise ValueError(f"load_engine: {path} has format {header['format']}, this package reads formats 1 to {FORMAT}")
+        raise ValueError(
+            f"load_engine: {source} has format {header['format']}, this package reads formats 1 to {FORMAT}"
+        )
     return header, tensors
 
 

@@ -1,18 +1,21 @@
 """freeze(model, example): the fastest evaluation of a network, as a snapshot of its weights. load_engine(path): an
-engine from a file.
+engine from a file. Engines are pickled and copied as what they write to a file.
 
 freeze() measures the fastest kernel for every shape of convolution in the network, with the example input. A snapshot
 does not follow later changes of the weights: see `Engine.refresh`.
 """
+
+import contextlib
+import copyreg
 
 import torch
 
 from ..kernels import e4m3 as fp8
 from ..measure import remembered
 from . import file
-from .cpu.engine import freeze_cpu
-from .fp8.engine import freeze_fp8
-from .gpu.engine import freeze_gpu
+from .cpu.engine import CpuEngine, freeze_cpu
+from .fp8.engine import Fp8Engine, freeze_fp8
+from .gpu.engine import GpuEngine, freeze_gpu
 
 
 def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="exact", memory="fast"):
@@ -38,15 +41,30 @@ def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="
         layers are slower, a snapshot of the live model runs in their place, and `rows` says so.
 
     Raises:
-        TypeError: a network without convolutions, with a hook on itself, or whose own forward cannot be traced (named).
+        TypeError: a network without convolutions, with a hook on itself, or whose own forward cannot be traced (named); a
+            function of torch that was replaced.
         ValueError: a dtype, a batch policy or an example that does not fit; a layer outside of the error budget (named); a
             forward that does not compute what a trace of it shows.
     """
-    if fp8.asked(dtype):
-        return freeze_fp8(model, example_input, exact=exact, graph=graph, batch=batch)
-    if next(model.parameters()).device.type == "cpu":
-        return freeze_cpu(model, example_input, dtype=dtype, exact=exact, memory=memory)
-    return freeze_gpu(model, example_input, dtype=dtype, graph=graph, batch=batch)
+    device = next(model.parameters()).device
+    with _undisturbed(device):
+        if fp8.asked(dtype):
+            return freeze_fp8(model, example_input, exact=exact, graph=graph, batch=batch)
+        if device.type == "cpu":
+            return freeze_cpu(model, example_input, dtype=dtype, exact=exact, memory=memory)
+        return freeze_gpu(model, example_input, dtype=dtype, graph=graph, batch=batch)
+
+
+@contextlib.contextmanager
+def _undisturbed(device):
+    """Context manager: the caller's random numbers stay as they are, and his autocast and inference mode do not reach the
+    engine."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        if device.type in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
 
 
 def load_engine(path, device=None):
@@ -60,16 +78,32 @@ def load_engine(path, device=None):
         FileNotFoundError: no such file.
         ValueError: not such a file, one of a later format, or an engine for a device that is not here.
     """
-    dtype, shape, options, measured, model = file.load(path)
+    return _engine(file.load(path), path, device)
+
+
+def _engine(contents, source, device):
+    dtype, shape, options, measured, model = contents
     fixed_shape = "graph" in options
     device = torch.device(device or ("cuda" if options.get("graph") else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"load_engine: {path} was frozen for a CUDA device, and torch sees none here")
+        raise ValueError(f"load_engine: {source} was frozen for a CUDA device, and torch sees none here")
     if device.type == "cuda" and not fixed_shape:
-        raise ValueError(f"load_engine: {path} was frozen for CPUs; freeze the model on {device} instead")
+        raise ValueError(f"load_engine: {source} was frozen for CPUs; freeze the model on {device} instead")
     model = model.to(device)
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    with remembered.given(measured):
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
+    with remembered.given(measured), _undisturbed(device):
         if dtype == "fp8":  # the file has the scales and errors of its calibration; the example here is noise
             return freeze_fp8(model, example, **options)
         return (freeze_gpu if fixed_shape else freeze_cpu)(model, example, dtype=getattr(torch, dtype), **options)
+
+
+def _restored(data, device):
+    return _engine(file.contents(data, "a copy of an engine"), "a copy of an engine", device)
+
+
+def _reduced(engine):
+    return _restored, (file.as_bytes(engine), str(engine.device))
+
+
+for _kind in (CpuEngine, GpuEngine, Fp8Engine):
+    copyreg.pickle(_kind, _reduced)

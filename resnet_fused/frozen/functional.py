@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..conversion.trace import NotTraceable, Proxy
+from ..conversion.effects import NotTraceable
+from ..conversion.trace import Proxy
 from ..modules.eligible import watched
 from ..modules.norms import is_frozen, with_activation
 from .function import Constant, Function, Value, items_of, template_of

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..conversion.trace import NotTraceable
+from ..conversion.effects import NotTraceable
 from ..conversion.whole import flat_graph
 from ..modules.eligible import watched, why_not_convolution, why_not_pool
 from ..modules.norms import why_not_norm, with_activation
+from ..modules.torchs_own import why_not_torchs_own
 from .function import Function, Value, template_of
 from .functional import Calls, Op, observe, templates
 from .network import Apply, ConvBn, Head, Network
@@ -31,6 +32,8 @@ def read(model, example, unary=()):
     `unary`: the names of function.UNARY that may follow a convolution in its step. Raises TypeError, in one line, where
     nothing can be frozen.
     """
+    if (why := why_not_torchs_own()) is not None:
+        raise TypeError(f"freeze: {why}; use the live model")
     if isinstance(model, Network):
         return model.steps(), model.result, {}
     if watched(model):

@@ -28,5 +28,5 @@ def with_lively_norms(model, seed=0):
             (bn.weight, 0.4, 0.8), (bn.bias, -0.3, 0.3), (bn.running_mean, -0.3, 0.3), (bn.running_var, 0.5, 1.5),
         ):  # fmt: skip
             if tensor is not None:
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+                tensor.copy_(torch.rand(tensor.shape, generator=generator, device="cpu") * (high - low) + low)
     return model

@@ -201,7 +201,8 @@ def capture(functions):
             functions[0]()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Only this thread is watched: in the default mode a data loader that pins memory meanwhile would end the capture.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for function in functions:
             function()
     return graph

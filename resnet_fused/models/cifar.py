@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from . import weights as checkpoints
 from .resnet import BasicBlock, ResNet, conv3x3
-from .weights import resolve
 
 _NO_POOL = nn.Identity()
 _BLOCKS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
@@ -38,7 +38,7 @@ class CifarResNet(ResNet):
         self.fc = nn.Linear(64, num_classes)
         self._initialise(zero_init_residual=False)
 
-    def forward(self, x):
+    def _forward_impl(self, x):
         x = self._fused_stem(x, _NO_POOL)
         for layer in (self.layer1, self.layer2, self.layer3):
             x = self._fused_layer(layer, x)
@@ -48,14 +48,11 @@ class CifarResNet(ResNet):
 
 
 def _cifar(name, weights, progress, kwargs):
-    state_dict = resolve(name, weights, progress, kwargs)
-    model = CifarResNet(_BLOCKS[name], **kwargs)
-    if state_dict is not None:
-        model.load_state_dict(state_dict)
-    return model
+    state_dict = checkpoints.resolve(name, weights, progress, kwargs)
+    return checkpoints.filled(CifarResNet(_BLOCKS[name], **kwargs), state_dict, weights)
 
 
-def resnet20(*, weights=None, progress=True, **kwargs):
+def resnet20(weights=None, progress=True, **kwargs):
     """ResNet-20 for 32x32 images: 269,722 parameters, 40.6 MMAC.
 
     Args:
@@ -68,21 +65,21 @@ def resnet20(*, weights=None, progress=True, **kwargs):
     return _cifar("resnet20", weights, progress, kwargs)
 
 
-def resnet32(*, weights=None, progress=True, **kwargs):
+def resnet32(weights=None, progress=True, **kwargs):
     """ResNet-32 for 32x32 images. See `resnet20`."""
     return _cifar("resnet32", weights, progress, kwargs)
 
 
-def resnet44(*, weights=None, progress=True, **kwargs):
+def resnet44(weights=None, progress=True, **kwargs):
     """ResNet-44 for 32x32 images. See `resnet20`."""
     return _cifar("resnet44", weights, progress, kwargs)
 
 
-def resnet56(*, weights=None, progress=True, **kwargs):
+def resnet56(weights=None, progress=True, **kwargs):
     """ResNet-56 for 32x32 images. See `resnet20`."""
     return _cifar("resnet56", weights, progress, kwargs)
 
 
-def resnet110(*, weights=None, progress=True, **kwargs):
+def resnet110(weights=None, progress=True, **kwargs):
     """ResNet-110 for 32x32 images. See `resnet20`."""
     return _cifar("resnet110", weights, progress, kwargs)

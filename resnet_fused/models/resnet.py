@@ -11,7 +11,7 @@ from ..modules import one_call, training
 from ..modules.eligible import check_not_scripted, checks_of, why_not_fused
 from ..modules.evaluation import conv_bn_relu, conv_bn_relu_and_shortcut, conv_bn_relu_pool, network_input
 from ..modules.zero_pad import ZeroPadShortcut
-from .weights import resolve
+from . import weights as checkpoints
 
 
 def conv3x3(in_planes, out_planes, stride=1, groups=1, dilation=1):
@@ -228,7 +228,7 @@ class ResNet(nn.Module):
         way = "modules" if self.why_not_fused(x) else training.route_of_stem(x, *parts)
         if way == "modules":
             return maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = network_input(x, self.conv1, self.bn1)
+        x = network_input(x, self)
         if way == "training":
             return training.stem(x, *parts, recompute=self.memory_efficient)
         return conv_bn_relu_pool(x, *parts)
@@ -238,6 +238,9 @@ class ResNet(nn.Module):
         return layer(x) if chains is None else training.residual(x, chains, recompute=self.memory_efficient)
 
     def forward(self, x):
+        return self._forward_impl(x)
+
+    def _forward_impl(self, x):
         x = self._fused_stem(x, self.maxpool)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = self._fused_layer(layer, x)
@@ -245,44 +248,44 @@ class ResNet(nn.Module):
         return self.fc(x)
 
 
-def _resnet(name, block, layers, weights, progress, kwargs):
-    state_dict = resolve(name, weights, progress, kwargs)
-    model = ResNet(block, layers, **kwargs)
-    if state_dict is not None:
-        model.load_state_dict(state_dict)
-    return model
+def build(name, block, layers, weights, progress, kwargs):
+    """The `ResNet` that a constructor called `name` returns."""
+    state_dict = checkpoints.resolve(name, weights, progress, kwargs)
+    return checkpoints.filled(ResNet(block, layers, **kwargs), state_dict, weights)
 
 
-def resnet18(*, weights=None, progress=True, **kwargs):
+def resnet18(weights=None, progress=True, **kwargs):
     """ResNet-18. See `resnet34`."""
-    return _resnet("resnet18", BasicBlock, [2, 2, 2, 2], weights, progress, kwargs)
+    return build("resnet18", BasicBlock, [2, 2, 2, 2], weights, progress, kwargs)
 
 
-def resnet34(*, weights=None, progress=True, **kwargs):
+def resnet34(weights=None, progress=True, **kwargs):
     """ResNet-34: 21,797,672 parameters, 3.67 GMAC at 224x224.
 
     Args:
         weights: None (random); a path to a `.pth` or `.safetensors` state dict; or torchvision's weight enum or its name
-            (`"IMAGENET1K_V1"`, `"DEFAULT"`), which torchvision downloads.
+            (`"IMAGENET1K_V1"`, `"DEFAULT"`), which torchvision downloads. In a file the state dict may stand under
+            "state_dict", "model_state_dict", "model" or "net", and its keys may have one prefix, such as "module.".
         progress: show the download's progress.
-        **kwargs: constructor arguments of `ResNet`.
+        **kwargs: constructor arguments of `ResNet`; `pretrained=True` and `pretrained=False`, with a warning.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: a missing file, not a state dict, wrong keys (named), no network.
+        FileNotFoundError, ValueError, RuntimeError: a missing file, not a state dict of this network (one line names the
+            keys), no network.
     """
-    return _resnet("resnet34", BasicBlock, [3, 4, 6, 3], weights, progress, kwargs)
+    return build("resnet34", BasicBlock, [3, 4, 6, 3], weights, progress, kwargs)
 
 
-def resnet50(*, weights=None, progress=True, **kwargs):
+def resnet50(weights=None, progress=True, **kwargs):
     """ResNet-50. See `resnet34`."""
-    return _resnet("resnet50", Bottleneck, [3, 4, 6, 3], weights, progress, kwargs)
+    return build("resnet50", Bottleneck, [3, 4, 6, 3], weights, progress, kwargs)
 
 
-def resnet101(*, weights=None, progress=True, **kwargs):
+def resnet101(weights=None, progress=True, **kwargs):
     """ResNet-101. See `resnet34`."""
-    return _resnet("resnet101", Bottleneck, [3, 4, 23, 3], weights, progress, kwargs)
+    return build("resnet101", Bottleneck, [3, 4, 23, 3], weights, progress, kwargs)
 
 
-def resnet152(*, weights=None, progress=True, **kwargs):
+def resnet152(weights=None, progress=True, **kwargs):
     """ResNet-152. See `resnet34`."""
-    return _resnet("resnet152", Bottleneck, [3, 8, 36, 3], weights, progress, kwargs)
+    return build("resnet152", Bottleneck, [3, 8, 36, 3], weights, progress, kwargs)

@@ -10,13 +10,16 @@ from torch.nn.modules import module as _module
 
 from ..ops.define import why_not as why_not_ours
 from .norms import why_not_here, why_not_norm
+from .torchs_own import why_not_torchs_own
 
 
 def is_sequence(module):
     """Whether to call `module` is to call its children one after the other: nn.Sequential, and subclasses that keep its
     forward, as torchvision's Conv2dNormActivation does. The package sees through these and through no other module."""
     return type(module) is nn.Sequential or (
-        isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and type(module).__call__ is nn.Sequential.__call__
     )
 
 
@@ -26,7 +29,7 @@ def is_projection(downsample):
 
 
 def watched(child):
-    """Whether a caller would notice that `child.forward` is not called: it has hooks, or its forward was replaced."""
+    """Whether a caller would notice that `child.forward` is not called: it has hooks, or its forward or call was replaced."""
     state = child.__dict__  # faster than attributes, which ask the class first
     return (
         state["_forward_hooks"]
@@ -34,7 +37,41 @@ def watched(child):
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
+        or "_call_impl" in state
     )
+
+
+# Modules whose results have the layout of their input, and do not depend on it otherwise.
+_BLIND = ("torch.nn.modules.", "torchvision.ops.misc", f"{__package__}.", f"{__package__.rpartition('.')[0]}.models.")
+
+
+def _is_blind(cls):
+    forward = getattr(cls, "forward", None)  # classes of TorchScript have none
+    return getattr(forward, "__module__", "").startswith(_BLIND)
+
+
+def blind(hook):
+    """Marks a forward pre-hook that reads no more of a map than its shape and dtype, and returns it."""
+    hook.blind = True
+    return hook
+
+
+def _only_blind_hooks(child):
+    state = child.__dict__
+    others = state["_forward_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"] or "forward" in state
+    return not others and all(hasattr(hook, "blind") for hook in state["_forward_pre_hooks"].values())
+
+
+def layout_is_seen(module):
+    """Whether somebody can tell the layout of maps inside `module`: a hook, or a module of somebody else."""
+    for child in module._modules.values():
+        if child is not None and (
+            (watched(child) and not _only_blind_hooks(child))
+            or not _is_blind(type(child))
+            or (child._modules and layout_is_seen(child))
+        ):
+            return True
+    return False
 
 
 # What follows are checks: of a child and of the input of the block it stands in (which most of them do not need) they
@@ -48,10 +85,16 @@ def why_not_convolution(conv, x=None):
         return "has a bias"
     if conv.padding_mode != "zeros":
         return f"has padding_mode {conv.padding_mode!r}"
-    if isinstance(conv.padding, str):
-        return f"has padding {conv.padding!r}"
+    if not (type(conv.stride) is type(conv.padding) is type(conv.dilation) is tuple):
+        if isinstance(conv.padding, str):
+            return f"has padding {conv.padding!r}"
+        return (
+            f"has stride {conv.stride}, padding {conv.padding} and dilation {conv.dilation}, which are not all tuples"
+        )
     if "weight" not in conv._parameters:
         return "has a weight that is computed (pruned or parametrized)"
+    if "_conv_forward" in conv.__dict__:
+        return "has a _conv_forward of its own"
     return None
 
 
@@ -90,7 +133,7 @@ def why_not_input(x):
         return f"input is a {type(x).__name__}"
     if x.dim() != 4:
         return f"input has {x.dim()} dimensions"
-    if (why := why_not_ours(x)) is not None:
+    if (why := why_not_ours(x) or why_not_torchs_own()) is not None:
         return why
     if (
         _module._global_forward_hooks
@@ -113,7 +156,9 @@ def why_not_fused(x, children, checks, downsample=None):
     if (why := why_not_input(x)) is not None:
         return why
     for name, check in checks:
-        child = children[name]
+        child = children.get(name)
+        if child is None:
+            return f"{name} is gone"
         if watched(child):
             return f"{name} carries a hook"
         if (why := check(child, x)) is not None:

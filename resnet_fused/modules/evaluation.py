@@ -5,16 +5,30 @@ from torch import nn
 
 from .. import dispatch, ops
 from ..kernels import layout
-from .eligible import is_projection, why_not_pool
+from .eligible import is_projection, layout_is_seen, why_not_pool
 from .norms import frozen_statistics, is_frozen
 
 
-def _count_batch(bn):
-    """Counts the batch, as nn.BatchNorm2d.forward does before it normalises; returns the keyword arguments of the ops."""
+def _with_statistics(op, bn, *arguments, **keywords):
+    """`op` with the statistics of `bn`.
+
+    The batch is counted before, as nn.BatchNorm2d.forward does: a checkpoint that recomputes may leave the op half way.
+    The count is taken back where the op refuses its arguments."""
     if type(bn) is not nn.BatchNorm2d and is_frozen(bn):
-        return frozen_statistics(bn)
-    if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
+        return op(*arguments, **keywords, **frozen_statistics(bn))
+    counts = bn.training and bn.track_running_stats and bn.num_batches_tracked is not None
+    if counts:
         bn.num_batches_tracked.add_(1)
+    try:
+        return op(*arguments, **keywords, **_statistics(bn))
+    except (RuntimeError, TypeError, ValueError):
+        if counts:
+            bn.num_batches_tracked.sub_(1)
+        raise
+
+
+def _statistics(bn):
+    """The keyword arguments of the ops for a batch norm."""
     without_buffers = bn.running_mean is None and bn.running_var is None
     update = not bn.training or bn.track_running_stats
     return {
@@ -29,20 +43,23 @@ def _count_batch(bn):
 
 def conv_bn_relu(x, conv, bn, residual=None, relu=True):
     """relu(bn(conv(x)) [+ residual]) of two modules that `why_not_fused` has passed, in their own modes."""
-    return ops.conv_bn_relu(
-        x, conv.weight, bn.weight, bn.bias, residual=residual, relu=relu,
-        stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups, **_count_batch(bn),
+    return _with_statistics(
+        ops.conv_bn_relu, bn, x, conv.weight, bn.weight, bn.bias, residual=residual, relu=relu,
+        stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
     )  # fmt: skip
 
 
-def network_input(x, conv, bn):
-    """`x` in the layout that is fastest for a network that begins with `conv` and `bn`. A caller cannot tell: logits have no
-    layout."""
+def network_input(x, network):
+    """`x` in the layout that is fastest for a network that begins with conv1 and bn1, where nobody can tell: logits have no
+    layout, but the gradient of x and maps that a hook sees have."""
+    conv, bn = network.conv1, network.bn1
     evaluation = _evaluates(bn) and not (torch.is_grad_enabled() and conv.weight.requires_grad)
-    if not prefers_channels_last(x, conv.weight, evaluation):
-        return x
     # On CUDA an image of one channel gets the strides too: the maps after it are then channels_last, as kernels need them.
-    gray = x.shape[1] == 1 and x.device.type != "cpu"
+    gray = x.shape[1] == 1 and x.device.type != "cpu" and not layout.has_strides_of_channels_last(x)
+    if (layout.is_channels_last(x) and not gray) or not prefers_channels_last(x, conv.weight, evaluation):
+        return x
+    if (torch.is_grad_enabled() and x.requires_grad) or layout_is_seen(network):
+        return x
     return layout.with_strides_of_channels_last(x) if gray else layout.in_format(x, layout.CHANNELS_LAST)
 
 
@@ -77,7 +94,7 @@ def _norm(bn):
 
 def norm_relu(x, bn, residual=None, relu=True):
     """relu(bn(x) [+ residual]) of a batch norm that `why_not_fused` has passed, in its own mode."""
-    return ops.bn_relu(x, bn.weight, bn.bias, residual=residual, relu=relu, **_count_batch(bn))
+    return _with_statistics(ops.bn_relu, bn, x, bn.weight, bn.bias, residual=residual, relu=relu)
 
 
 def shortcut(x, downsample):

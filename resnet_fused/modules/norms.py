@@ -10,6 +10,8 @@ import sys
 import torch
 from torch import nn
 
+from .torchs_own import keeps_forward
+
 
 def _loaded(module, name):
     return getattr(sys.modules.get(module), name, None)
@@ -33,8 +35,10 @@ def relu_inside(bn):
 def why_not_norm(bn, relu=False):
     """Why `bn` cannot be part of a fused op, or None. `relu`: the op applies the ReLU inside of `bn`."""
     if type(bn) is not nn.BatchNorm2d and is_frozen(bn):
-        return None
+        return None if keeps_forward(type(bn)) else "has a class whose forward was replaced"
     if type(bn) is not nn.BatchNorm2d and with_activation(bn):
+        if not keeps_forward(type(bn)):
+            return "has a class whose forward was replaced"
         if type(bn.drop) is not nn.Identity:
             return f"drops by {type(bn.drop).__name__}"
         if type(bn.act) is not nn.Identity and not (relu and type(bn.act) is nn.ReLU):

@@ -165,7 +165,7 @@ def _call(device, block):
     if (found := _backend(device.type)) is None:
         return None
     backend, op = found
-    if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) <= 0.0:
+    if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) < 0.0:
         return None
     numbers, shape, last = [], block.shape, len(block.convolutions) - 1 - block.projects
     identity, paired = block.shape, None

@@ -13,6 +13,7 @@ from .. import dispatch
 from ..kernels import layout
 from ..kernels.shapes import out_shape
 from ..ops import training
+from ..ops.define import cannot_be_saved
 from ..ops.training.sync import name_of
 from ..ops.training.unit import MEAN, VAR
 from .eligible import is_projection, is_sequence, watched
@@ -127,8 +128,11 @@ def _why_not_unit(conv, bn, x, dtype, low, channels):
         return f"a weight {weight.dtype} {tuple(shape)} on {weight.device} for an input {dtype} on {device}"
     if shape[1] * groups != channels or shape[0] % groups:
         return f"a weight of shape {tuple(shape)} with {groups} groups for {channels} channels"
-    if bn.eps <= 0.0 or (mean is None) != (var is None):
-        return f"a batch norm with eps {bn.eps}, or with one running statistic alone"
+    least = "positive" if _uses_batch(bn) else "not negative"
+    if bn.eps < 0.0 or (bn.eps == 0.0 and least == "positive"):
+        return f"a batch norm with eps {bn.eps}, which has to be {least}"
+    if (mean is None) != (var is None):
+        return "a batch norm with one running statistic alone"
     count = shape[:1]
     for p in (bn.weight, bn.bias, mean, var):
         if p is not None and (p.shape != count or p.device != device or p.dtype not in (dtype, torch.float32)):
@@ -144,6 +148,8 @@ def _shape_after(conv, shape):
 
 def why_not(x, chains):
     """Why the training ops do not take `chains` [([(conv, bn), ...], (conv, bn) or None)] on x, or None."""
+    if cannot_be_saved(x):
+        return "an inference tensor, which autograd cannot save"
     low = _low(x.device.type)
     dtype = low or x.dtype
     if dtype not in dispatch.DTYPES:
@@ -172,7 +178,8 @@ def why_not(x, chains):
 
 
 class _Pass:
-    """One forward pass: `unit` and `block` make the op's arguments, `finish` counts batches and updates running statistics."""
+    """One forward pass: `unit` and `block` check and make the op's arguments, `count` counts the batch, `finish` updates
+    running statistics."""
 
     def __init__(self, x):
         self.low = _low(x.device.type)
@@ -207,11 +214,14 @@ class _Pass:
             units.append(unit)
         return training.Block(units, None if projection is None else self.unit(*projection, shape)[0]), after
 
+    def count(self):
+        """Counts the batch in every batch norm that trains, after all of them were checked."""
+        if self.counters:
+            torch._foreach_add_(self.counters, 1)
+
     def finish(self, statistics):
         """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
         with torch.no_grad():
-            if self.counters:
-                torch._foreach_add_(self.counters, 1)
             together = {}
             for bn, stats in zip(self.norms, statistics, strict=True):
                 if bn is None or not bn.track_running_stats or bn.running_mean is None:
@@ -249,6 +259,7 @@ def residual(x, chains, recompute=False):
     for main, projection in _projections(chains):
         block, shape = step.block(main, projection, shape)
         blocks.append(block)
+    step.count()
     return training.residual_blocks(step.x, blocks, step.finish, recompute)
 
 
@@ -256,6 +267,7 @@ def stem(x, conv, bn, maxpool, recompute=False):
     """maxpool(relu(bn(conv(x)))), in the modules' own modes; `route_of_stem` has said "training"."""
     step = _Pass(x)
     unit, _ = step.unit(conv, bn, tuple(x.shape))
+    step.count()
     pool = []
     if type(maxpool) is not nn.Identity:
         pairs = (_pair(maxpool.kernel_size), _pair(maxpool.stride), _pair(maxpool.padding), _pair(maxpool.dilation))
@@ -276,6 +288,8 @@ def why_not_stem(x, conv, bn, maxpool):
         return "maxpool is not a plain nn.MaxPool2d or nn.Identity, or carries a hook"
     if dtype not in dispatch.DTYPES:
         return f"dtype {dtype}"
+    if cannot_be_saved(x):
+        return "an inference tensor, which autograd cannot save"
     if (reason := _why_not_unit(conv, bn, x, dtype, low, x.shape[1])) is not None:
         return reason
     least = 1 if type(maxpool) is nn.Identity else max(_pair(maxpool.kernel_size))

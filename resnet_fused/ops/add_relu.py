@@ -7,7 +7,7 @@ import torch
 
 from .. import dispatch
 from ..kernels import layout
-from .define import LIB, call, define, why_not
+from .define import LIB, adds, by_torch, call, check, check_residual, define, why_not
 
 
 def reference(x, residual):
@@ -55,8 +55,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad):
     (out,) = ctx.saved_tensors
-    twice = torch.is_grad_enabled()  # create_graph=True: the double backward goes through torch's operators
-    g = (reference_backward if twice else torch.ops.resnet_fused.add_relu_backward)(grad, out)
+    g = (reference_backward if by_torch(grad) else torch.ops.resnet_fused.add_relu_backward)(grad, out)
     return g if ctx.needs_input_grad[0] else None, g if ctx.needs_input_grad[1] else None
 
 
@@ -68,15 +67,20 @@ def add_relu(x, residual):
 
     Args:
         x: any shape; float32, float16 or bfloat16 in any memory format (channels_last is kept).
-        residual: a tensor that torch could add to `x` in place (`x += residual`): it may broadcast and may have another
-            dtype, which sends the call to torch's own operators. It is not modified.
+        residual: a tensor or number that torch could add to `x` in place (`x += residual`): it may broadcast and may have
+            another dtype, which sends the call to torch's own operators. It is not modified.
 
     Returns:
         A new tensor with the shape, dtype and memory format of `x`. One rounding instead of eager's two.
 
     Raises:
-        RuntimeError: as `x += residual` would, when the shapes do not fit.
+        RuntimeError: as `x += residual` would, when shapes, dtypes or devices do not fit.
+        TypeError: x is no tensor; residual is neither a tensor nor a number.
     """
-    if x.shape != residual.shape or x.dtype != residual.dtype or why_not(x):
+    check("add_relu", x)
+    if not adds(residual, x.shape, x) or why_not(x):
+        if residual is None:
+            raise TypeError("add_relu: residual should be a tensor or a number, got None")
+        check_residual("add_relu", x.shape, x, residual)
         return torch.relu(torch.clone(x).add_(residual))
     return call(torch.ops.resnet_fused.add_relu, _run, x, residual)

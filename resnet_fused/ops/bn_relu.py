@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from .. import dispatch
 from ..kernels import eager, layout
 from ..kernels.epilogue import NONE, RELU, Epilogue, Norm, activate, norm_of, saves_output
-from .define import LIB, call, define, why_not
+from .define import LIB, adds, by_torch, call, cannot_be_saved, check, check_residual, define, why_not
 
 
 def reference(
@@ -155,7 +155,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, grad):
     x, mean, spread, weight, out = ctx.saved_tensors
     want_x, _, _, want_weight, want_bias, want_residual = ctx.needs_input_grad[:6]
-    if torch.is_grad_enabled():  # create_graph=True: the double backward goes through torch's operators
+    if by_torch(grad):
         grads = eager.differentiable_backward(grad, x, out, mean, spread, weight, ctx.eps, ctx.batch_stats)
     else:
         eps = None if ctx.batch_stats else ctx.eps
@@ -199,7 +199,7 @@ def bn_relu(
         x: [N, C, H, W] (or [N, C, *]); float32, float16, bfloat16; any memory format (channels_last is kept).
         weight, bias: [C] or None; in the dtype of `x` or float32.
         running_mean, running_var: [C]; None is allowed with `training=True`, which updates them in place otherwise.
-        residual: added before the ReLU; the shape of `x`, or broadcast to it (through torch's own operators).
+        residual: added before the ReLU; the shape of `x`, or broadcast to it, or a number (through torch's own operators).
         training: normalise with the statistics of this batch.
         momentum: share of the new statistics in the running ones; None: the average over all batches, in which case
             `num_batches_tracked` (an int64 scalar tensor, already counting this batch) is read on its device.
@@ -211,16 +211,22 @@ def bn_relu(
     Raises:
         ValueError: fewer than two values per channel in training, as torch does.
         RuntimeError: a shape or dtype that torch would refuse.
+        TypeError: x is no tensor, eps no number, residual neither.
+        Nothing has changed then, the running statistics included.
     """
+    check("bn_relu", x, eps)
     left = (
         x.dim() < 2
-        or (residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype))
+        or x.dtype not in dispatch.DTYPES
+        or not (residual is None or adds(residual, x.shape, x))
         or (not training and (running_mean is None or running_var is None))
         or (training and (running_mean is None) != (running_var is None))
-        or eps <= 0.0
+        or eps < 0.0
+        or (training and (eps == 0.0 or cannot_be_saved(x)))
         or any(t is not None and not _takes(t, x) for t in (weight, bias, running_mean, running_var))
     )
     if left or why_not(x):
+        check_residual("bn_relu", x.shape, x, residual)
         if training and momentum is None:
             momentum = 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
         return reference(

@@ -17,7 +17,7 @@ from ..kernels.shapes import out_shape
 from .bn_relu import bn_relu
 from .bn_relu import reference as bn_relu_reference
 from .convolution.op import run
-from .define import call, why_not
+from .define import adds, call, check, why_not
 
 
 def reference(
@@ -94,7 +94,7 @@ def conv_bn_relu(
         x: [N, C, H, W]; float32, float16, bfloat16; channels_last is fastest and is kept.
         weight: [K, C / groups, R, S]; channels_last (KRSC) saves the CUDA kernels a copy.
         bn_weight, bn_bias, running_mean, running_var: [K]; see `bn_relu`.
-        residual: [N, K, P, Q], added before the ReLU.
+        residual: [N, K, P, Q], added before the ReLU; or what broadcasts to it, or a number (by torch's own operators).
         stride, padding, dilation: an int or a pair.
         training: normalise with the statistics of this batch (torch's convolution, then the fused `bn_relu`); also used
             when `bn_weight` wants a gradient, which needs the convolution's output.
@@ -108,7 +108,10 @@ def conv_bn_relu(
     Raises:
         RuntimeError: shapes or dtypes that torch would refuse.
         ValueError: fewer than two values per channel in training.
+        TypeError: x is no tensor, eps no number, residual neither.
+        Nothing has changed then, the running statistics included.
     """
+    check("conv_bn_relu", x, eps)
     stride, padding, dilation = _pair(stride, "stride"), _pair(padding, "padding"), _pair(dilation, "dilation")
     wants_bn_weight = torch.is_grad_enabled() and bn_weight is not None and bn_weight.requires_grad
     if training or wants_bn_weight or running_mean is None or running_var is None:
@@ -126,10 +129,10 @@ def conv_bn_relu(
     shape = shape_of(x.shape, weight.shape, stride, padding, dilation, groups)
     if (
         shape is None
-        or eps <= 0.0
+        or eps < 0.0
         or weight.dtype != x.dtype
         or weight.device != x.device
-        or (residual is not None and (residual.shape != shape or residual.dtype != x.dtype))
+        or not (residual is None or adds(residual, shape, x))
         or not (_takes(running_mean, x, shape) and _takes(running_var, x, shape))
         or not (_takes(bn_weight, x, shape) and _takes(bn_bias, x, shape))
         or why_not(x)

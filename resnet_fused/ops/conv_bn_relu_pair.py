@@ -13,7 +13,7 @@ from ..kernels.shapes import convolution_of
 from .conv_bn_relu import conv_bn_relu
 from .convolution.op import only_values
 from .convolution.op import run as run_conv
-from .define import call, define
+from .define import call, check, define
 
 
 def _one_launch(x, weight, first, weight2, second):
@@ -70,8 +70,10 @@ def conv_bn_relu_pair(x, weight, norm, weight2, norm2, *, stride, padding, dilat
     """(conv_bn_relu(x, weight, *norm, ...), conv_bn_relu(x, weight2, *norm2, stride=stride2, relu=False)), in evaluation.
 
     norm, norm2: bn_weight, bn_bias, running_mean, running_var; everything else as in `conv_bn_relu`. One launch where a
-    backend has a kernel for both, no gradient is wanted, no autocast and no compiler are active.
+    backend has a kernel for both, no gradient is wanted, no autocast and no compiler are active. Errors: as `conv_bn_relu`.
     """
+    check("conv_bn_relu_pair", x, eps)
+    check("conv_bn_relu_pair", x, eps2)
     statistics, statistics2 = (*norm[2:], *norm[:2]), (*norm2[2:], *norm2[:2])
     both = only_values(x, weight, statistics, stride, padding, dilation, eps)
     both = both and only_values(x, weight2, statistics2, stride2, (0, 0), (1, 1), eps2)

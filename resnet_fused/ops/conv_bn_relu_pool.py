@@ -13,7 +13,7 @@ from ..kernels.shapes import convolution_of, pooled_shape
 from .conv_bn_relu import conv_bn_relu
 from .convolution.op import only_values
 from .convolution.op import run as run_conv
-from .define import call, define
+from .define import call, check, define
 
 
 def reference(x, weight, bn_weight, bn_bias, running_mean, running_var, *, stride, padding, eps=1e-5):
@@ -60,8 +60,9 @@ def conv_bn_relu_pool(x, weight, bn_weight, bn_bias, running_mean, running_var, 
     """max_pool2d(conv_bn_relu(x, weight, ..., stride=stride, padding=padding), 3, 2, 1), in evaluation.
 
     The arguments are those of `conv_bn_relu`. Where gradients are wanted, under autocast, in a compiler, and where no
-    backend has a kernel for the whole stem, conv_bn_relu and torch's pooling run.
+    backend has a kernel for the whole stem, conv_bn_relu and torch's pooling run. Errors: as `conv_bn_relu`.
     """
+    check("conv_bn_relu_pool", x, eps)
     parameters = running_mean, running_var, bn_weight, bn_bias
     if _takes(x, weight, parameters, stride, padding, eps):
         arguments = x, weight, *parameters, stride, padding, eps

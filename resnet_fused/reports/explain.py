@@ -13,6 +13,7 @@ from .. import dispatch
 from ..conversion.convert import candidates, why_not_converted
 from ..kernels import layout
 from ..kernels.epilogue import ACTIVATIONS, NONE, RELU
+from ..modules.eligible import blind
 from . import table
 from .explain_training import names as names_in_training
 
@@ -45,7 +46,7 @@ def explain(model, x):
         stack.enter_context(_restored(model))
         stack.enter_context(torch.no_grad())
         for name, module, why in _watched(model):
-            hook = _note(rows, unfused, name, why)
+            hook = blind(_note(rows, unfused, name, why))  # any other hook may change the layout of what follows
             stack.callback(module.register_forward_pre_hook(hook).remove)
         recorded = stack.enter_context(dispatch.record())
         stack.enter_context(_Watcher(model, rows, unfused, recorded, copied))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,13 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
             boxes[part.stage] = max(boxes.get(part.stage, 0), part.box)
     assert sum(boxes.values()) <= gpu.TOTAL[quick] + 40 and gpu.TOTAL[quick] < (180 if quick else 540)
     names = [part.name for part in made]
-    assert {f"tests-{op}-{b}" for op in parts.OP_TESTS for b in parts.BACKENDS} <= set(names)
+    assert {f"tests-{op}-{b}" for op in parts.OP_TESTS for b in parts.BACKENDS if b != "triton"} <= set(names)
+    shares = range(1, parts.TRITON_SHARES + 1)
+    assert {f"tests-{op}-triton-{i}" for op in parts.OP_TESTS for i in shares} <= set(names)
+    waves = [[part for part in made if part.stage == stage] for stage in (2, 3)]
+    assert all("triton" in p.name or "check" in p.name for p in waves[1]) and len(waves[1]) <= 16, (
+        "cores of the machine"
+    )
     assert {
         "instructions",
         "instructions-hopper",
@@ -111,7 +118,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
         "kernels",
     } <= set(names)
     assert quick or {"latency", "fp8", "training", "tune", "compiled", "inference-1", "inference-32"} <= set(names)
-    assert len({part.stage for part in made if part.stage > 2}) == len([p for p in made if p.stage > 2]), (
+    assert len({part.stage for part in made if part.stage > 3}) == len([p for p in made if p.stage > 3]), (
         "one at a time"
     )
     for part in made:
@@ -147,6 +154,35 @@ def test_a_probe_that_fails_leaves_the_others_their_turn(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PROBES", tmp_path)
     record = run(tmp_path, parts.probes(60))["probes"]
     assert record["state"] == "FAILED" and record["last"][-1] == "b ran"
+
+
+@pytest.mark.parametrize(("given", "there", "python"), [
+    ({}, True, ".venv/bin/python"),
+    ({}, False, "python3"),
+    ({"VIRTUAL_ENV": "/an/environment"}, True, "python3"),
+    ({"PYTHON": "python3.12"}, True, "python3.12"),
+])  # fmt: skip
+def test_the_python_of_make_gpu(tmp_path, given, there, python):
+    """The environment that `make` has made, unless another one is asked for; nothing is installed."""
+    if there:
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        (tmp_path / ".venv/bin/python").touch()
+    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON")} | given
+    command = ["make", "-s", "-n", "-C", tmp_path, "-f", ROOT / "Makefile", "gpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[:3] == [python, "-m", "benchmarks.gpu"]
+
+
+def test_kernels_are_compiled_ahead_of_time(tmp_path):
+    """Without a GPU, into the cache that the parts share; each file is there once."""
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    line = ("--arch", "90", "--model", "resnet20", "--size", "32", "--batch", "2")
+    command = [sys.executable, "-m", "benchmarks.gpu.warm", *line]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    launches = int(re.fullmatch(r"Triton's kernels of (\d+) launches are compiled for sm_90\n", done.stdout).group(1))
+    assert launches >= 5 and 2 <= len(list(tmp_path.rglob("*.cubin"))) <= launches
 
 
 @pytest.mark.parametrize(("line", "message"), [

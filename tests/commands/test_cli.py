@@ -1,5 +1,6 @@
 """The command line: what can go wrong is one line and status 2, and the demo does its job on a photograph."""
 
+import shlex
 import struct
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def files(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("files")
     model = resnet_fused.resnet18(num_classes=3)
     state = model.state_dict()
-    torch.save({"other." + k: v for k, v in state.items()}, tmp_path / "keys.pth")
+    torch.save({"other_" + k: v for k, v in state.items()}, tmp_path / "keys.pth")
     torch.save(state | {"fc.weight": torch.zeros(3, 7)}, tmp_path / "shape.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save(model, tmp_path / "pickled.pth")
@@ -78,7 +79,7 @@ ARGUMENTS = [
     ("bench --seconds nan", "must be at least 0"),
     (
         "bench --model resnet18 --weights IMAGENET1K_V9",
-        "neither a file nor one of torchvision's IMAGENET1K_V1, DEFAULT",
+        "neither a file nor one of torchvision's IMAGENET1K_V1, DEFAULT of ResNet18_Weights",
     ),
     ("explain --size 31", "must be at least 32, not 31"),
     ("explain --train --frozen", "exclude each other"),
@@ -88,6 +89,34 @@ ARGUMENTS = [
     ("summary vgg16", "invalid choice: 'vgg16'"),
     ("summary resnet34 --size 16", "must be at least 32, not 16"),
     ("info --all", "unrecognized arguments: --all"),
+    ("summary --size 100000", "batch 1 at 100000x100000 does not fit into memory, which has"),
+    ("summary resnet20 --size 1000000", "batch 1 at 1000000x1000000 does not fit into memory"),
+    ("summary --threads 1000000", "must be at most 4096, not 1000000"),
+    ("bench --size 9999999", "batch 8 at 9999999x9999999 does not fit into memory"),
+    ("bench --seconds inf", "must be at most"),
+    ("bench --weights /", "no such file: /"),
+    ("bench --weights ''", "neither a file"),
+    ("bench --model resnet20", "invalid choice: 'resnet20'"),
+    ("bench --dtype float64", "invalid choice: 'float64'"),
+    ("explain --batch -1", "must be at least 1, not -1"),
+    ("explain --size 1e3", "'1e3' is not a number"),
+    ("explain --weights nothing.safetensors", "no such file: nothing.safetensors"),
+    ("demo --batch 99999999", "batch 99999999 at 224x224 does not fit into memory"),
+    ("demo --image /", "no such image"),
+    ("demo --output .", "must end in .png"),
+    ("demo --seconds -1", "must be at least 0, not -1"),
+    ("tune resnet34", "the following arguments are required: SHAPE"),
+    ("tune resnet34 8x3x224", "should be such as 8x3x224x224, not 8x3x224"),
+    ("tune resnet34 8x4x224x224", "needs a batch, 3 channels and at least 32x32 pixels, not 8x4x224x224"),
+    ("tune resnet34 99999999x3x224x224", "batch 99999999 at 224x224 does not fit into memory"),
+    ("tune resnet34 1x3x32x32 --train", "more than one value per channel"),
+    ("tune resnet34 8x3x64x64 --train --frozen", "exclude each other"),
+    ("tune resnet34 8x3x64x64 --frozen --dtype float16", "dtype should be"),
+    ("tune resnet34 8x3x64x64 --seconds nan", "must be at least 0, not nan"),
+    ("verify --quick --threads 0", "must be at least 1, not 0"),
+    ("train --sizes 3", "unrecognized arguments: --sizes 3"),
+    ("train --size 4", "must be at least 8, not 4"),
+    ("train --workers -1", "must be at least 0, not -1"),
 ]
 
 
@@ -103,7 +132,7 @@ def test_wrong_weights(capsys, files, name, message):
 
 @pytest.mark.parametrize(("line", "message"), ARGUMENTS)
 def test_wrong_arguments(capsys, line, message):
-    check_error(run(capsys, *line.split()), message)
+    check_error(run(capsys, *shlex.split(line)), message)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

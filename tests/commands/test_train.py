@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from resnet_fused import dispatch, resnet18
+from resnet_fused.commands import photo
 from resnet_fused.commands.main import main
 from resnet_fused.commands.train import CannotTrain, checkpoint, data
 from resnet_fused.commands.train.loop import batches
@@ -164,6 +165,40 @@ def test_cifar_and_image_folders(tmp_path):
     assert train(tmp_path / "run", *options) == 0
 
 
+def test_files_that_are_left_out_are_counted(tmp_path, capsys):
+    folder = image_folder(tmp_path / "i")
+    for name in ("a.tif", "b.TIFF", "c.tif", "README"):
+        (folder / "train" / "cat" / name).write_text("")
+    (folder / "val" / "dog" / "d.heic").write_text("")
+    options = ["--data", str(folder), "--batch", "4", "--size", "32", "--epochs", "1"]
+    assert train(tmp_path / "run", *options) == 0
+    err = capsys.readouterr().err
+    assert "left out of train: 2 .tif, 1 README, 1 .tiff (images end in .jpg, .jpeg, .png, .webp, .bmp)" in err
+    assert "left out of val: 1 .heic (" in err
+
+
+def test_grey_values_of_16_bits_keep_their_range(tmp_path):
+    from PIL import Image
+
+    ramp = numpy.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(numpy.uint16)
+    folder = image_folder(tmp_path / "i", count=1)
+    for part in ("train", "val"):
+        Image.fromarray(ramp).save(folder / part / "cat" / "0.png")
+    _, val, _ = data.load(str(folder), 56, 0)
+    pixels = val[0][0] * data.STD + data.MEAN
+    middle = torch.from_numpy(ramp[4:60, 4:60].astype(numpy.float32) / 65535)  # val takes the middle 7/8
+    assert (pixels - middle).abs().max() <= 1 / 255
+    whole = photo.load(folder / "val" / "cat" / "0.png") * data.STD + data.MEAN
+    assert whole.min() < 0.1 and whole.max() > 0.9 and 0.45 < whole.mean() < 0.55
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK"])
+def test_an_environment_that_torchrun_did_not_make(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "two")
+    assert train(tmp_path / "run") == 2
+    assert f"{name} should be a whole number, as torchrun sets it, not 'two'" in capsys.readouterr().err
+
+
 def bad_pickle(folder):
     (folder / "data_batch_3").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
 
@@ -203,11 +238,31 @@ def bad_pickle(folder):
         (lambda p: p, ["--sync-bn"], "--sync-bn needs several processes: torchrun"),
         (lambda p: (p / "run").write_text(""), [], "--output: "),
         (lambda p: p, ["--epochs", "0"], "must be at least 1, not 0"),
+        (
+            lambda p: image_folder(p / "i"), ["--data", "i", "--batch", "1", "--size", "32", "--stem", "imagenet"],
+            "--batch: 1 image of 32x32 ends in one value per channel: a larger --batch or --size",
+        ),
+        (lambda p: p, ["--batch", "1"], "--batch: 1 image of 8x8 ends in one value per channel"),
+        (
+            lambda p: [f.rename(f.with_suffix(".TIF")) for f in sorted(image_folder(p / "i").rglob("*.png"))],
+            ["--data", "i"], "--data: no image (.jpg, .jpeg, .png, .webp, .bmp) in i/train, but 8 .tif",
+        ),
+        (lambda p: p, ["--seed", "99999999999999999999"], "argument --seed: must be at most 4294967296, not 9999"),
+        (lambda p: p, ["--lr", "inf"], "argument --lr: must be at most"),
+        (lambda p: p, ["--lr", "nan"], "argument --lr: must be at least 0, not nan"),
+        (lambda p: p, ["--ema", "2"], "argument --ema: must be at most 1, not 2"),
+        (lambda p: p, ["--label-smoothing", "1.5"], "argument --label-smoothing: must be at most 1, not 1.5"),
+        (lambda p: p, ["--threads", "99999999999"], "argument --threads: must be at most 4096"),
+        (lambda p: p, ["--data", "digits.zip"], "--data: no such folder: digits.zip"),
+        (lambda p: p, ["--arch", "resnet20"], "invalid choice: 'resnet20'"),
+        (lambda p: p, ["--weights", "."], "--weights: "),
     ],
     ids=[
         "no-folder", "no-data", "bad-pickle", "lacks-a-file", "labels", "val-classes", "no-image", "no-image-in-a-worker",
         "batch", "no-checkpoint", "not-a-checkpoint",
          "other-checkpoint", "class-count", "no-weights", "sync-bn", "output", "epochs",
+        "one-value", "one-value-of-digits", "only-tiff", "seed", "lr-inf", "lr-nan", "ema", "smoothing", "threads", "file",
+        "arch", "weights-folder",
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, prepare, options, message):

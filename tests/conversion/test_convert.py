@@ -126,7 +126,7 @@ def test_converting_twice_or_ours_changes_nothing():
 def test_torchvisions_blocks_get_the_forward_of_ours():
     """So that whatever makes ours faster makes theirs faster."""
     model = convert(tv_net(), strict=True)
-    assert type(model).forward is resnet_fused.ResNet.forward
+    assert type(model)._ours is resnet_fused.ResNet
     assert type(model.layer1[0]).forward is type(model.layer2[0]).forward is resnet_fused.BasicBlock.forward
     assert type(convert(tv_net("Bottleneck")).layer2[0]).forward is resnet_fused.Bottleneck.forward
 
@@ -180,6 +180,20 @@ def test_frozen_batch_norm_changes_the_dtype_of_half_activations():
         out, rows = run(convert(model), x)
     assert torch.equal(out, eager) and not rows
     assert "changes the dtype" in model.layer1[0].why_not_fused(torch.randn(1, 64, 8, 8).bfloat16())
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_frozen_batch_norm_with_any_eps(eps):
+    """torchvision's detectors set eps = 0 in theirs."""
+    model, x = lively(lambda: tv_net(norm_layer=lambda c: FrozenBatchNorm2d(c, eps=eps))), torch.randn(X)
+    eager, exact = run(model, x)[0], copy.deepcopy(model).double()
+    out, rows = run(convert(model), x)
+    assert fused_sites(rows) == 12
+    assert_within_budget(out, eager, run(exact, x.double())[0], "logits", channel_dim=None)
+    for m, t in ((model, x), (exact, x.double())):
+        m(t).square().sum().backward()
+    a, b = (m.layer2[0].conv1.weight.grad for m in (model, exact))
+    assert (a - b).norm() <= 1e-4 * b.norm()
 
 
 def test_backbones():

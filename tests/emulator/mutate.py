@@ -24,7 +24,7 @@ from emulator import build
 
 STATEMENT = re.compile(
     r"ptx::(sync_threads|sync_warp|bar_sync|bar_arrive|cp_async_wait<[^>]*>|cp_async_commit"
-    r"|cluster_arrive|cluster_wait|mbar_arrive_cluster|grid_wait"
+    r"|cluster_arrive|cluster_arrive_reads|cluster_wait|mbar_arrive_cluster|grid_wait"
     r"|mbar_wait|mbar_arrive|mbar_arrive_expect|mbar_init_fence|wgmma_fence|wgmma_commit|wgmma_wait<[^>]*>|wgmma_finish"
     r"|fence_async|store_commit|store_wait_read"
     r")\([^;]*\);"
@@ -58,9 +58,10 @@ WRONG = (
     (CLUSTER, "ptx::cluster_arrive();\n  ptx::cluster_wait();\n  finish", "ptx::sync_threads();\n  finish"),
     (
         CLUSTER,
-        "ptx::cluster_arrive();  // no block may leave while another reads its memory\n  ptx::cluster_wait();",
+        "ptx::cluster_arrive_reads();  // no block may leave while another reads its memory\n  ptx::cluster_wait();",
         "",
     ),
+    (CLUSTER, "store(smem, acc);\n  ptx::cluster_arrive();", "store(smem, acc);\n  ptx::cluster_arrive_reads();"),
     (CLUSTER, "  ptx::grid_wait();", "  ptx::grid_trigger();\n  ptx::grid_wait();"),
     (CLUSTER, "loader.weights_of(i, i)", "loader.next(i)"),
     (CLUSTER, "loader.weights_of(i, i)", "loader.weights_of(0, i)"),

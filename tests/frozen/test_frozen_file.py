@@ -1,6 +1,10 @@
 """engine.save and load_engine: the same logits, nothing unpickled, and errors in one line."""
 
+import copy
 import json
+import multiprocessing
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -76,6 +80,50 @@ def test_a_loaded_engine_keeps_what_was_dropped_for_accuracy(tmp_path, monkeypat
     loaded = load_engine(tmp_path / "e.safetensors")
     same(engine, loaded, x)
     assert loaded.options == engine.options
+
+
+class Holder(torch.nn.Module):
+    def __init__(self, engine):
+        super().__init__()
+        self.engine = engine
+
+
+COPIES = {
+    "pickle": lambda engine: pickle.loads(pickle.dumps(engine)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "deepcopy of a module that has it": lambda engine: copy.deepcopy(Holder(engine)).engine,
+    "a copy of a copy": lambda engine: copy.deepcopy(copy.deepcopy(engine)),
+}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "bfloat16", "static"])
+@pytest.mark.parametrize("way", COPIES)
+def test_engines_are_copied(way, kind):
+    model, x = narrow().eval(), torch.randn(2, 3, 40, 40)
+    if kind == "static":
+        engine = freeze_gpu(model, x, graph=False)
+    else:
+        engine = freeze(model, x, dtype=torch.bfloat16 if kind == "bfloat16" else None)
+    copied = COPIES[way](engine)
+    assert copied is not engine and copied._model is not model and copied.device == engine.device
+    same(engine, copied, x)
+
+
+def answer(engine, x, results):
+    results.put((os.getpid(), engine(x).tolist()))
+
+
+def test_an_engine_goes_to_a_spawned_process(saved):
+    engine, _, x = saved
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=answer, args=(engine, x, results))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    pid, logits = results.get()
+    assert pid == process.pid != os.getpid() and logits == engine(x).tolist()
 
 
 def test_what_is_saved_is_the_model_as_it_is_now(tmp_path):

@@ -113,10 +113,28 @@ def test_faults_of_a_kernel_for_hopper():
         "STG before ACQBULK"
     ]
     pair = row | {"kernel": "conv_plane_kernel<bf16, 1, 2>"}
-    assert list(aot_cuda.faults(pair)) == ["no UCGABAR_ARV", "no UCGABAR_WAIT", "no UTMALDG.2D.MULTICAST", "no UTMASTG"]
-    assert list(aot_cuda.faults(row | {"kernel": "conv_plane_kernel<bf16, 2, 1>"})) == ["no UTMASTG"]
+    assert list(aot_cuda.faults(pair)) == [
+        "no UCGABAR_ARV", "no UCGABAR_WAIT", "no USETMAXREG", "no UTMALDG.2D.MULTICAST", "no UTMASTG",
+    ]  # fmt: skip
+    plane = row | {"kernel": "conv_plane_kernel<bf16, 2, 1>", "hopper": [*row["hopper"], "UTMASTG", "USETMAXREG"]}
+    assert list(aot_cuda.faults(plane | {"registers": 168})) == []
+    assert list(aot_cuda.faults(plane | {"registers": 160})) == [
+        "160 registers, not 168: its exchange of registers would wait for ever"
+    ]
     assert list(aot_cuda.faults(row | {"local": 3})) == ["3 accesses of local memory"]
     assert list(aot_cuda.faults(row | {"warnings": ["C7510: serialized"]})) == ["C7510: serialized"]
+
+
+@needs_nvcc
+def test_what_launches_ask_of_the_runtime(tmp_path):
+    """Shared memory, tensor maps and exchanged registers, with a runtime and a driver that the test program plays."""
+    root, program = TOOLS.parent, tmp_path / "checks"
+    source = root / "tests/emulator/checks/runtime_checks.cpp"
+    command = ["nvcc", "-x", "cu", "-std=c++17", "-cudart", "none", "-Werror", "all-warnings", f"-I{root / 'csrc'}"]
+    built = subprocess.run([*command, source, "-o", program], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "ok\n")
 
 
 @needs_nvcc
@@ -155,6 +173,15 @@ def test_the_joint_command():
 def test_the_e4m3_convolution(arch, case):
     """QGMMA on Hopper, QMMA on Ada, sums promoted by additions in float32, no spill."""
     compiled_without_faults(arch, case, "e4m3", {"_conv_kernel"})
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "case"),
+    [(80, "tf32", "conv_stats stem"), (100, "fp32", "conv_stats ragged"), (100, "fp16", "conv_stats layer4, batch 1")],
+)
+def test_convolutions_with_statistics_do_not_spill(arch, dtype, case):
+    """The epilogue with batch statistics takes the most registers; these three spilled when the kernel took strides."""
+    compiled_without_faults(arch, case, dtype, {"_conv_kernel"})
 
 
 def test_sums_that_are_not_promoted_are_seen():

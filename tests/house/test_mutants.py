@@ -42,6 +42,7 @@ def test_all_kernels_are_mutated(mutants):
         pytest.param("hopper/strip/strip.cuh", "place.column - 1", "of one rounding", id="a-column-off"),
         pytest.param("hopper/strip/strip.cuh", "memory.line(i), x", "never written|race: reads", id="another-slot"),
         pytest.param("conv/cluster.cuh", "ptx::grid_wait();", "before grid_wait", id="wait-for-the-kernel-before"),
+        pytest.param("conv/cluster.cuh", "store(smem, acc);", "race: reads", id="writes-need-a-release"),
         pytest.param("conv/cluster.cuh", "// no block may leave", "leave", id="leaving-too-early"),
     ],
 )

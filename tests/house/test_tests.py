@@ -1,7 +1,10 @@
 """The house of the tests: what they share stands in tests/support or in a conftest.py; the files that are named exist."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 
 import asked
 import pytest
@@ -40,6 +43,30 @@ def test_the_check_sees_imports():
 ])  # fmt: skip
 def test_a_gpu_is_asked_for_by_an_option(arguments, options, expected):
     assert asked.for_a_gpu(arguments.split(), {"PYTEST_ADDOPTS": options}) is expected
+
+
+@pytest.mark.parametrize(("arguments", "before", "after"), [
+    ("pytest", {}, {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}),
+    ("pytest", {"CUDA_VISIBLE_DEVICES": "3"}, {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}),
+    ("pytest --device=cuda", {"CUDA_VISIBLE_DEVICES": "3"}, {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "3"}),
+    ("-c", {"TRITON_INTERPRET": "0"}, {"TRITON_INTERPRET": "0"}),  # a process of xdist, which has no arguments
+])  # fmt: skip
+def test_what_is_settled_before_imports(arguments, before, after):
+    assert before | asked.settled(arguments.split(), before) == after
+
+
+def test_a_machine_with_a_gpu_runs_the_same_tests():
+    """Commands that choose a device themselves and Triton's interpreter run beside a GPU that cannot be used. All tests of
+    three folders are collected for it; all of all folders would take 17 seconds."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support"), str(ROOT)]), "PYTEST_ADDOPTS": ""}
+    folders = ["tests/commands", "tests/reports", "tests/kernels/triton"]
+    few = "test_cli and (test_info or test_explain or test_demo_says) or test_add_relu_tails_and_aliasing"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "fake_gpu", "-p", "no:cacheprovider", *folders, "-k", few]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    last = done.stdout.strip().splitlines()[-1]
+    assert done.returncode == 0 and re.search(r"\b9 passed", last), done.stdout[-3000:] + done.stderr
+    assert int(re.search(r"(\d+) deselected", last).group(1)) > 300, "not all tests were collected"
 
 
 NAMED = re.compile(

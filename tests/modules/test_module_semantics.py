@@ -15,7 +15,7 @@ from resnet_fused import dispatch
 from resnet_fused.commands.train.group import process_group
 
 X = (2, 3, 32, 32)
-# A converted torchvision network runs our forward; tests/reports/test_what_works_modules.py has it too.
+# A converted torchvision network runs our forward; tests/ways has it too.
 HOLDERS = pytest.mark.parametrize("holder", ["ours", "timm"])
 
 

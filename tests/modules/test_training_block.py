@@ -54,6 +54,7 @@ def test_half(backend, numbers_count, device, kind, stride, dtype):
         pytest.param(lambda m: setattr(m, "bn1", nn.BatchNorm2d(32, track_running_stats=False)), id="no-buffers"),
         pytest.param(lambda m: setattr(m, "bn2", nn.BatchNorm2d(32, affine=False)), id="no-affine"),
         pytest.param(lambda m: setattr(m.bn2, "eps", 0.3), id="large-eps"),
+        pytest.param(lambda m: m.bn2.eval() and setattr(m.bn2, "eps", 0.0), id="second-frozen-eps-0"),
     ],
 )
 def test_modes_of_every_batch_norm(backend, device, edit):

@@ -19,12 +19,6 @@ HOLDERS = ("ours", "torchvision", "timm")
 each_holder = pytest.mark.parametrize("holder", HOLDERS)
 
 
-def backward(out, model):
-    """The output and all gradients."""
-    out.square().mean().backward()
-    return [out, *(p.grad for p in model.parameters() if p.grad is not None)]
-
-
 @contextlib.contextmanager
 def reasons_of(model):
     """Collects why blocks of `model` (and of its copies) ran module by module."""

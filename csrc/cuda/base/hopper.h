@@ -43,4 +43,27 @@ inline void require_hopper(const char* op) {
   if (!why.empty()) throw std::runtime_error(std::string(op) + ": " + why);
 }
 
+// Why a kernel whose warpgroups exchange registers (ptx::registers_up) must not run, or "". `found`: registers of a
+// thread as the kernel was compiled. The warpgroups that want more wait until others have given up enough. With fewer
+// registers at the start that never happens.
+inline std::string registers_refusal(int found, int needed) {
+  if (found == needed) return "";
+  return "the kernel was compiled with " + std::to_string(found) + " registers a thread and needs exactly " +
+         std::to_string(needed) + ": build the library with CUDA 13.0";
+}
+
+#ifdef HOST_EMULATION
+inline void require_registers(const char*, const void*, int) {}
+#else
+// Throws std::runtime_error("<op>: <why>"). The kernel is asked once per device.
+inline void require_registers(const char* op, const void* kernel, int needed) {
+  once_per_device(op, kernel, [&](int) {
+    cudaFuncAttributes found{};
+    check(op, "cudaFuncGetAttributes", cudaFuncGetAttributes(&found, kernel));
+    const std::string why = registers_refusal(found.numRegs, needed);
+    if (!why.empty()) throw std::runtime_error(std::string(op) + ": " + why);
+  });
+}
+#endif
+
 }  // namespace resnet_fused::cuda

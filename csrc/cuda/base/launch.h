@@ -25,6 +25,9 @@ struct Grid {
 #else
 #include <cuda_runtime.h>
 
+#include <mutex>
+#include <set>
+
 namespace resnet_fused::cuda {
 
 inline void check(const char* op, const char* what, cudaError_t error) {
@@ -40,10 +43,29 @@ inline int multiprocessors(const char* op) {
   return count;
 }
 
+// Runs action(device) once per kernel and device. Another thread that asks meanwhile waits for the end of the action.
+// After an error the next call runs the action again.
+template <class Action>
+void once_per_device(const char* op, const void* kernel, Action action) {
+  static std::mutex mutex;  // each action has a type of its own, and so its own mutex and set
+  static std::set<std::pair<const void*, int> > done;
+  int device = 0;
+  check(op, "cudaGetDevice", cudaGetDevice(&device));
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (done.count({kernel, device})) return;
+  action(device);
+  done.insert({kernel, device});
+}
+
+// A kernel that needs more than 48 KiB has to ask for it. It asks for the most that the device gives, and not for the
+// bytes of one launch: another thread could lower that number before this thread launches.
 inline void ask_for_shared(const char* op, const void* kernel, size_t bytes) {
-  if (bytes <= 48 * 1024) return;  // a kernel that needs more than 48 KiB has to ask for it, once per device
-  check(op, "cudaFuncSetAttribute",
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  if (bytes <= 48 * 1024) return;
+  once_per_device(op, kernel, [&](int device) {
+    int most = 0;
+    check(op, "cudaDeviceGetAttribute", cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    check(op, "cudaFuncSetAttribute", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  });
 }
 
 template <class... Params, class... Args>

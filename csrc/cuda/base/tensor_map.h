@@ -45,9 +45,7 @@ using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, 
                                  const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
                                  CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-inline EncodeTiled encode_tiled(const char* op) {
-  static void* found = nullptr;  // every thread writes the same value, so the order of threads does not matter
-  if (found != nullptr) return reinterpret_cast<EncodeTiled>(found);
+inline EncodeTiled find_encode_tiled(const char* op) {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult result{};
 #if CUDART_VERSION >= 12050
@@ -60,7 +58,7 @@ inline EncodeTiled encode_tiled(const char* op) {
   if (result != cudaDriverEntryPointSuccess || function == nullptr) {
     throw std::runtime_error(std::string(op) + ": the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
   }
-  return reinterpret_cast<EncodeTiled>(found = function);
+  return reinterpret_cast<EncodeTiled>(function);
 }
 
 // sizes and box: innermost first. strides: bytes, of all dimensions except the innermost.
@@ -72,10 +70,21 @@ ptx::TensorMap encoded(const char* op, const void* data, DType dtype, const cuui
   cuuint32_t steps[Rank];
   for (cuuint32_t& step : steps) step = 1;
   const auto type = dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const CUresult error =
-      encode_tiled(op)(reinterpret_cast<CUtensorMap*>(&map), type, Rank, const_cast<void*>(data), sizes, strides, box,
-                       steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  static const EncodeTiled encode_tiled = find_encode_tiled(op);  // after an error the next call looks again
+  const auto encode = [&] {
+    return encode_tiled(reinterpret_cast<CUtensorMap*>(&map), type, Rank, const_cast<void*>(data), sizes, strides, box,
+                        steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult error = encode();
+  if (error == CUDA_ERROR_INVALID_CONTEXT) {
+    // The driver's function needs a context. A thread that has called only the runtime may have none yet: torch's guard
+    // does not set a device that is current already, as device 0 is in every new thread.
+    int device = 0;
+    check(op, "cudaGetDevice", cudaGetDevice(&device));
+    check(op, "cudaSetDevice", cudaSetDevice(device));
+    error = encode();
+  }
   if (error == CUDA_SUCCESS) return map;
   std::string shape = std::to_string(sizes[Rank - 1]);
   for (int i = Rank - 2; i >= 0; --i) shape += " x " + std::to_string(sizes[i]);

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kShape.blocks)
   ptx::cluster_arrive();
   ptx::cluster_wait();
   finish_share<Tile>(args, smem, Place<Tile>(args, ptx::bid_x_again()));
-  ptx::cluster_arrive();  // no block may leave while another reads its memory
+  ptx::cluster_arrive_reads();  // no block may leave while another reads its memory
   ptx::cluster_wait();
 }
 

@@ -5,7 +5,7 @@ class CannotTrain(Exception):
     """What the user asked for cannot be done; the message is one line."""
 
 
-def add_options(parser, at_least, models, backends):
+def add_options(parser, at_least, models, backends, most_threads):
     """The options of the command line."""
     add = parser.add_argument
     add("--data", default="digits", help="a folder with train/ and val/ (one folder per class in each), a folder with"
@@ -22,9 +22,12 @@ def add_options(parser, at_least, models, backends):
     add("--lr", type=at_least(0, float), default=0.05, help="peak learning rate: one epoch of warm-up, then a cosine")
     add("--momentum", type=at_least(0, float), default=0.9)
     add("--weight-decay", type=at_least(0, float), default=5e-4)
-    add("--label-smoothing", type=at_least(0, float), default=0.1)
+    add("--label-smoothing", type=at_least(0, float, 1), default=0.1)
     add(
-        "--ema", type=at_least(0, float), default=0.0, help="decay of an average of the weights, such as 0.999; 0: none"
+        "--ema",
+        type=at_least(0, float, 1),
+        default=0.0,
+        help="decay of an average of the weights, such as 0.999; 0: none",
     )
     add("--amp", choices=("none", "bf16", "fp16"), default="none")
     add("--contiguous", action="store_true", help="NCHW instead of channels_last")
@@ -33,6 +36,6 @@ def add_options(parser, at_least, models, backends):
     add("--backend", choices=("auto", *backends), default="auto", help="eager: torch's own modules, for comparison")
     add("--workers", type=at_least(0), default=0, help="processes that load images")
     add("--save-every", type=at_least(1), help="steps between checkpoints; default: one per epoch")
-    add("--seed", type=at_least(0), default=0)
+    add("--seed", type=at_least(0, maximum=2**32), default=0)
     add("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-    add("--threads", type=at_least(1), help="CPU threads")
+    add("--threads", type=at_least(1, maximum=most_threads), help="CPU threads")

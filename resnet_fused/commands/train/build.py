@@ -22,6 +22,10 @@ def build(args, classes, size):
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
+    if args.batch == 1 and not args.sync_bn and size <= (8 if type(model.maxpool) is nn.Identity else 32):
+        raise CannotTrain(
+            f"--batch: 1 image of {size}x{size} ends in one value per channel: a larger --batch or --size"
+        )
     if args.weights:
         _load(model, args.arch, args.weights, classes)
     # Eager: torch's modules one by one, on torch's own operators.
@@ -34,8 +38,7 @@ def _load(model, arch, name, classes):
         found = state["fc.bias"].shape[0] if "fc.bias" in state else None
         if found not in (None, classes):
             raise CannotTrain(f"--weights: {name} has {found} classes, the data {classes}")
-        weights.check_keys(state, model, name)
-        model.load_state_dict(state)
+        weights.filled(model, state, name)
     except (OSError, ValueError, RuntimeError) as error:
         raise CannotTrain(f"--weights: {error}") from error
 

@@ -4,6 +4,7 @@ A training item is augmented with random numbers of its own, seeded by (seed, ep
 of workers or processes, and a resume in the middle of an epoch draws the same.
 """
 
+import collections
 import importlib.util
 import io
 import pickle
@@ -12,10 +13,11 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from ..photo import rgb
 from . import CannotTrain
 
-MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+MEAN = torch.tensor([0.485, 0.456, 0.406], device="cpu").view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225], device="cpu").view(3, 1, 1)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -42,7 +44,7 @@ def check_installed(module, package):
 
 def first(dataset, count):
     """The first `count` images of a shuffle that never changes."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0), device="cpu")[:count].tolist()
     return dataset.part(order)
 
 
@@ -74,7 +76,7 @@ class Memory(Dataset):
 def random_numbers(seed, epoch, index, count=8):
     """`count` uniform numbers that depend on the three alone."""
     generator = torch.Generator().manual_seed(hash((seed, epoch, index)) & 0x7FFFFFFFFFFFFFFF)
-    return torch.rand(count, generator=generator).tolist()
+    return torch.rand(count, generator=generator, device="cpu").tolist()
 
 
 def _digits(seed):
@@ -85,7 +87,7 @@ def _digits(seed):
     images = (torch.from_numpy(found.images) * (255 / 16)).round().to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
     labels = torch.from_numpy(found.target).long()
     # A fixed split, whatever the seed, so that runs compare.
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0), device="cpu")
     train, val = order[360:], order[:360]
     sets = Memory(images[train], labels[train], pad=1, seed=seed), Memory(images[val], labels[val])
     return *sets, [str(n) for n in range(10)]
@@ -123,7 +125,7 @@ def _cifar10(folder, seed):
                 raise CannotTrain(f"--data: {folder} lacks {name}") from None
             except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError) as error:
                 raise CannotTrain(f"--data: {folder / name} is no CIFAR-10 batch: {error!r}") from error
-        images, labels = torch.from_numpy(numpy.concatenate(images)), torch.tensor(labels)
+        images, labels = torch.from_numpy(numpy.concatenate(images)), torch.tensor(labels, device="cpu")
         if len(images) != len(labels) or not (labels.min() >= 0 and labels.max() < 10):
             raise CannotTrain(f"--data: {folder}: {len(images)} images, {len(labels)} labels, of 10 classes")
         return images, labels
@@ -134,11 +136,12 @@ def _cifar10(folder, seed):
 
 
 class Files(Dataset):
-    """Image files. In training: random crops of 8 to 100 % of the area, every other one flipped. In validation: the middle."""
+    """Image files. In training: random crops of 8 to 100 % of the area, every other one flipped. In validation: the middle.
+    left_out: how many files of the folder have another ending, {ending: files}."""
 
-    def __init__(self, files, labels, size, train, seed):
+    def __init__(self, files, labels, size, train, seed, left_out=None):
         self.files, self.labels, self.size, self.train, self.seed = files, labels, size, train, seed
-        self.epoch = 0
+        self.epoch, self.left_out = 0, left_out
 
     def __len__(self):
         return len(self.files)
@@ -152,7 +155,7 @@ class Files(Dataset):
 
         try:
             with Image.open(self.files[i]) as file:
-                image = file.convert("RGB")
+                image = rgb(file, file.format)
         except (OSError, UnidentifiedImageError) as error:
             raise CannotTrain(f"--data: not an image: {self.files[i]} ({error})") from error
         numbers = random_numbers(self.seed, self.epoch, i) if self.train else None
@@ -180,6 +183,11 @@ def _middle_box(width, height, share):
     return left, top, left + side, top + side
 
 
+def counted(left_out):
+    """Such as "12 .tif, 1 .txt"."""
+    return ", ".join(f"{count} {ending}" for ending, count in left_out.most_common(5))
+
+
 def _image_folders(folder, size, seed):
     check_installed("PIL", "pillow")
 
@@ -193,10 +201,16 @@ def _image_folders(folder, size, seed):
         raise CannotTrain(f"--data: val/ has classes that train/ has not: {', '.join(unknown[:3])}")
 
     def read(part):
-        found = [(p, k) for k, name in enumerate(names) for p in sorted((folder / part / name).rglob("*"))
-                 if p.suffix.lower() in SUFFIXES]  # fmt: skip
+        found, left_out = [], collections.Counter()
+        for k, name in enumerate(names):
+            for path in sorted((folder / part / name).rglob("*")):
+                if path.suffix.lower() in SUFFIXES:
+                    found.append((path, k))
+                elif path.is_file():
+                    left_out[path.suffix.lower() or path.name] += 1
         if not found:
-            raise CannotTrain(f"--data: no image ({', '.join(SUFFIXES)}) in {folder / part}")
-        return Files(*map(list, zip(*found, strict=True)), size, part == "train", seed)
+            others = f", but {counted(left_out)}" if left_out else ""
+            raise CannotTrain(f"--data: no image ({', '.join(SUFFIXES)}) in {folder / part}{others}")
+        return Files(*map(list, zip(*found, strict=True)), size, part == "train", seed, left_out)
 
     return read("train"), read("val"), names

@@ -29,7 +29,8 @@ def _to(images, labels, args, device):
 
 def batches(length, batch, rank, world, seed, epoch):
     """The indices of every step of this process: a shuffle of all images, cut into whole steps of all processes."""
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+    numbers = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(length, generator=numbers, device="cpu").tolist()
     steps = length // (batch * world)
     first = (order[step * batch * world + rank * batch :][:batch] for step in range(steps))
     return list(first)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -24,14 +25,20 @@ FIXED = ("arch", "stem", "epochs", "batch", "size", "limit", "lr", "momentum", "
          "amp", "contiguous", "sync_bn", "seed")  # fmt: skip
 
 
+def _whole_number(name, default):
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise CannotTrain(f"{name} should be a whole number, as torchrun sets it, not {text!r}")
+    return int(text)
+
+
 @contextlib.contextmanager
 def processes(args):
     """(rank, number of processes, device); initialises torch.distributed under torchrun."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world, local = (_whole_number(name, default) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise CannotTrain("--device cuda: torch sees no CUDA device")
     kind = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if kind == "cuda" and local >= torch.cuda.device_count():
         raise CannotTrain(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
     if args.sync_bn and world == 1:
@@ -56,6 +63,8 @@ def run(args):
     output = Path(args.output)
     with processes(args) as (rank, world, device):
         sets = data.load(args.data, args.size, args.seed)
+        if rank == 0:
+            _say_what_is_left_out(sets)
         settings = {**{name: getattr(args, name) for name in FIXED}, "processes": world}
         state = _earlier(args, output, settings, sets[2], rank)
         with _backend(args), Progress() if rank == 0 else contextlib.nullcontext() as progress:
@@ -133,6 +142,13 @@ def _train(args, settings, output, train, val, classes, state, rank, world, devi
             )
             _say(progress, row, args.epochs)
     return loop.rows
+
+
+def _say_what_is_left_out(sets):
+    for part, images in zip(("train", "val"), sets[:2], strict=True):
+        if left_out := getattr(images, "left_out", None):
+            endings = ", ".join(data.SUFFIXES)
+            print(f"left out of {part}: {data.counted(left_out)} (images end in {endings})", file=sys.stderr)
 
 
 def _say(progress, row, epochs):

@@ -33,7 +33,7 @@ class Calls:
         ]
         self._keep_residuals(parts)
         readers = [part for part, call in zip(parts, self.calls, strict=True) if first in call.reads]
-        self.any_layout = len(readers) == 1 and (len(readers[0]) > 1 or getattr(readers[0][0].run, "any_layout", False))
+        self.any_layout = len(readers) == 1 and (len(readers[0]) > 1 or _takes_any_layout(readers[0][0]))
 
     @property
     def one_call(self):
@@ -92,6 +92,10 @@ def _whole(part, dtype):
 
 def _alone(step, dtype):
     return Call(step.run if isinstance(step, ConvBn) else InDtype(step, dtype), step.reads, step.output)
+
+
+def _takes_any_layout(step):
+    return isinstance(step, ConvBn) and getattr(step.run, "any_layout", False)
 
 
 class _OnACopy:

@@ -35,7 +35,7 @@ class Direct:
                 out_size(x.shape[2], kernel_h, *rest),
                 out_size(x.shape[3], kernel_w, *rest),
             )
-            out = torch.empty(shape, dtype=x.dtype, memory_format=layout.CHANNELS_LAST)
+            out = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=layout.CHANNELS_LAST)
         self.operator(x, self.weight, self.bias, residual, out, *self.geometry, self.relu)
         return out
 

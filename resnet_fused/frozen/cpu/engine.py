@@ -13,7 +13,7 @@ import torch
 from ...kernels import layout
 from ...measure import remembered
 from .. import check
-from ..engine import Engine
+from ..engine import Engine, without_autocast
 from ..function import UNARY, fill, values_of
 from ..network import ConvBn
 from . import measure, one_call
@@ -112,7 +112,7 @@ class CpuEngine(Engine):
 
     def _input_of(self, stretch):
         """Values like those that `stretch` reads."""
-        x = torch.randn(stretch[0].shape).to(self.dtype)
+        x = torch.randn(stretch[0].shape, device="cpu").to(self.dtype)
         return x if stretch[0].input == 0 else x.relu_().contiguous(memory_format=layout.CHANNELS_LAST)
 
     def _load(self):
@@ -178,10 +178,11 @@ class CpuEngine(Engine):
     def memory(self):
         """{"activations", "parameters"} in bytes: of the maps of one call with the example's shape, and of the weights as
         they are packed."""
-        activations = self._calls.activations(torch.zeros(self.example_shape))
+        activations = self._calls.activations(torch.zeros(self.example_shape, device="cpu"))
         return {"activations": activations, "parameters": self._calls.parameters}
 
     @torch.no_grad()
+    @without_autocast
     def __call__(self, x):
         channels = self.example_shape[1]
         if x.dim() != 4 or x.shape[1] != channels:

@@ -97,7 +97,7 @@ class OneCall:
             return step.run.weight, step.run.bias
         weight = step.fc.weight.detach().to(self.dtype).contiguous()
         packed = getattr(self.ops, f"{self.head_kind.unit}_pack")(weight.view(*weight.shape, 1, 1))
-        return packed, torch.zeros(len(weight)) if step.fc.bias is None else step.fc.bias.detach().float()
+        return packed, torch.zeros(len(weight), device="cpu") if step.fc.bias is None else step.fc.bias.detach().float()
 
     def __call__(self, x):
         key = (x.shape, torch.get_num_threads())
@@ -106,7 +106,7 @@ class OneCall:
             if len(self.encodings) >= SHAPES:
                 self.encodings.clear()
             encoding = self.encodings[key] = Encoding(self, x.shape)
-        out = torch.empty(encoding.out_shape, dtype=self.dtype)
+        out = torch.empty(encoding.out_shape, dtype=self.dtype, device="cpu")
         if x.shape[0] > 0:
             arena = self._arena(encoding.bytes)
             self.ops.frozen_network(x, self.constants, encoding.numbers, arena, encoding.activations, out)
@@ -120,7 +120,8 @@ class OneCall:
             arena = self.arenas.pop()
         except IndexError:
             arena = None
-        return arena if arena is not None and len(arena) >= size else torch.empty(size, dtype=torch.uint8)
+        large = arena is not None and len(arena) >= size
+        return arena if large else torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 class _Map(NamedTuple):
@@ -227,7 +228,7 @@ class Encoding:
             return starts[slot] + value.first * math.prod(image) * itemsize
 
         rows = [[kind, *map(place, maps), *numbers] for kind, maps, numbers in self.rows]
-        self.numbers, self.activations = torch.tensor(rows, dtype=torch.int64), size
+        self.numbers, self.activations = torch.tensor(rows, dtype=torch.int64, device="cpu"), size
         self.bytes = size + self.one_call.ops.frozen_network_workspace(self.numbers, self.one_call.bf16)
 
 
@@ -275,5 +276,5 @@ def _lines(size):
 
 def _aligned(size):
     """uint8 memory that starts on a cache line."""
-    room = torch.empty(size + LINE, dtype=torch.uint8)
+    room = torch.empty(size + LINE, dtype=torch.uint8, device="cpu")
     return room[-room.data_ptr() % LINE :][:size]

@@ -26,7 +26,7 @@ class Stem:
         kernel, stride, padding = self.geometry
         pixels = ((size + 2 * padding - kernel) // stride for size in x.shape[2:])  # size of the convolution, minus 1
         shape = (x.shape[0], self.channels, *(p // 2 + 1 for p in pixels))
-        out = torch.empty(shape, dtype=self.dtype, memory_format=layout.CHANNELS_LAST)
+        out = torch.empty(shape, dtype=self.dtype, device="cpu", memory_format=layout.CHANNELS_LAST)
         self.operator(x, self.weight, self.bias, out, *self.geometry)
         return out
 

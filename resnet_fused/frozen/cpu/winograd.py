@@ -23,7 +23,7 @@ class _Winograd:
         if out is None:
             grow = 2 * self.padding - 2
             shape = (x.shape[0], self.channels, x.shape[2] + grow, x.shape[3] + grow)
-            out = torch.empty(shape, dtype=x.dtype, memory_format=layout.CHANNELS_LAST)
+            out = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=layout.CHANNELS_LAST)
         self.ops.winograd_conv(x, self.weight, self.bias, residual, out, self.m, self.padding, self.relu, None)
         return out
 

@@ -14,7 +14,7 @@ from ...measure import remembered
 from ...measure.accuracy import exact
 from ...measure.oracle import by_modules, in_float64
 from .. import check
-from ..engine import Engine
+from ..engine import Engine, without_autocast
 from ..export import FoldedNetwork
 from ..gpu import choose, measure, program
 from ..gpu.engine import head_rows
@@ -162,6 +162,7 @@ class Fp8Engine(Engine):
         return rows
 
     @torch.no_grad()
+    @without_autocast
     def __call__(self, x):
         return self._replay(x)
 

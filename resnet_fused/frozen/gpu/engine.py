@@ -12,7 +12,7 @@ import torch
 from ...kernels import layout
 from ...measure import remembered
 from .. import check
-from ..engine import Engine
+from ..engine import Engine, without_autocast
 from . import choose, measure
 from .program import Program
 from .replay import Replay, check_arguments, first_images
@@ -114,6 +114,7 @@ class GpuEngine(Engine):
         return rows
 
     @torch.no_grad()
+    @without_autocast
     def __call__(self, x):
         return self._replay(x)
 

@@ -32,7 +32,7 @@ def _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, mask):
     return mean, scale, load_channels(bias_ptr, channel, mask, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer"])
 def _bn_relu_kernel(
     x_ptr, mean_ptr, spread_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, eps, outer, channels, inner,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -61,7 +61,7 @@ def bn_relu(x, epilogue, out):
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer"])
 def _bn_add_bn_relu_kernel(
     x_ptr, mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps,
     z_ptr, mean_z_ptr, spread_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, out_ptr, outer, channels, inner,

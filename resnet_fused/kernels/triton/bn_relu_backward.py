@@ -35,7 +35,7 @@ def _masked_grad(grad_ptr, grad2_ptr, out_ptr, offsets, mask):
     return g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "position_tiles", "steps", "slices"])
 def _bn_relu_backward_reduce_kernel(
     grad_ptr, grad2_ptr, x_ptr, out_ptr, mean_ptr, spread_ptr, masked_ptr, partial_ptr, eps,
     outer, channels, inner, position_tiles, steps, slices,
@@ -67,7 +67,7 @@ def _bn_relu_backward_reduce_kernel(
         tl.store(to + plane, sum_positions(sum_gx, CHANNELS_LAST) * invstd, mask=channel_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices"])
 def _sum_slices_kernel(partial_ptr, sum_ptr, channels, slices, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     channel_mask = channel < channels
@@ -79,7 +79,7 @@ def _sum_slices_kernel(partial_ptr, sum_ptr, channels, slices, BLOCK_S: tl.const
     tl.store(sum_ptr + channel, tl.sum(total, axis=0), mask=channel_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "outer"])
 def _bn_relu_backward_apply_kernel(
     grad_ptr, grad2_ptr, x_ptr, out_ptr, mean_ptr, spread_ptr, weight_ptr, sum_g_ptr, sum_gx_ptr, grad_x_ptr,
     grad_residual_ptr, eps, count, outer, channels, inner,
@@ -115,7 +115,7 @@ def bn_relu_backward_reduce(grad, x, out, norm, sum_g, sum_gx, activation, grad2
     mean, spread, eps = (None, None, None) if norm is None else (norm.mean, norm.spread, norm.eps)
     tiles = schedule.reduction(*outer_channels_inner(grad))
     channels, slices = tiles.channels, tiles.slices
-    merge = schedule.merge(slices, channels)
+    merge = schedule.merge(channels)
     sums = (sum_g,) if x is None else (sum_g, sum_gx)
     partial = torch.empty((len(sums), slices, channels), dtype=torch.float32, device=grad.device)
     with torch.cuda.device_of(grad):

@@ -21,7 +21,7 @@ from .common import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "position_tiles", "steps", "slices"])
 def _bn_stats_kernel(
     x_ptr, partial_ptr, outer, channels, inner, position_tiles, steps, slices,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -61,7 +61,7 @@ def _bn_stats_kernel(
     tl.store(partial_ptr + 3 * plane + part, n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "slices"])
 def _bn_finalise_kernel(
     partial_ptr, mean_ptr, invstd_ptr, running_mean_ptr, running_var_ptr, num_batches_tracked_ptr,
     momentum, eps, count, channels, slices, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -107,7 +107,7 @@ def _bn_finalise_kernel(
         tl.store(running_var_ptr + channel, (1.0 - factor) * running_var + factor * unbiased, mask=channel_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["world"])
 def _over_processes_kernel(
     parts_ptr, mean_ptr, invstd_ptr, var_ptr, share_ptr, own_count, eps, channels, world,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -158,7 +158,7 @@ def _over_processes_kernel(
 
 def bn_stats_merge(parts, mean, invstd, var, share, count, eps):
     world, channels = parts.shape[0], parts.shape[1] // 2
-    merge = schedule.merge(world, channels)
+    merge = schedule.merge(channels)
     with torch.cuda.device_of(parts):
         _over_processes_kernel[merge.grid](
             parts, mean, invstd, var, share, float(count), eps, channels, world,
@@ -171,7 +171,7 @@ def finalise(partial, mean, invstd, running_mean, running_var, num_batches_track
     together."""
     channels = mean.numel()
     slices = partial.numel() // (3 * channels + 1)
-    merge = schedule.merge(slices, channels)
+    merge = schedule.merge(channels)
     _bn_finalise_kernel[merge.grid](
         partial, mean, invstd, running_mean, running_var, num_batches_tracked, momentum, eps, count, channels, slices,
         BLOCK_S=merge.block_s, BLOCK_C=merge.block_c, **merge.options,

@@ -5,7 +5,7 @@ scale = bn_weight / sqrt(var + eps) and shift = bn_bias - mean * scale are compu
 Nothing is folded into the weights: no value becomes outdated, and a large scale cannot overflow fp16 weights.
 
 Rows of the matrix product are output positions (n, p, q), columns are output channels, and the depth is taps x input
-channels. Tensors come with their strides. With channels_last tensors and weights every copy has 16 bytes.
+channels. Maps are channels_last and weights KRSC, so no kernel takes a stride, and every copy has 16 bytes.
 """
 
 from dataclasses import replace
@@ -64,12 +64,11 @@ def _inside(coordinate, size):
 
 @triton.jit
 def _finish(
-    acc, start, first, group, m, k, p, q,
-    mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
-    out_n, out_k, out_p, out_q, OFFSET: tl.constexpr, ACTIVATION: tl.constexpr,
+    acc, start, first, base, m, k, channels,
+    mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue of the tile acc: positions from start on, channels from first on of `group`, which has k
-    channels."""
+    """The epilogue of the tile acc: positions from start on, columns from first on of a group that has k of the
+    `channels` and begins at channel `base`."""
     ROWS: tl.constexpr = acc.shape[0]
     COLUMNS: tl.constexpr = acc.shape[1]
     # The epilogue takes 32 channels at a time. In the layout of the matrix product a thread holds every fourth channel,
@@ -80,35 +79,38 @@ def _finish(
         halves = tl.split(tl.permute(tl.reshape(acc, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
         for i in tl.static_range(2):
             _finish(
-                halves[i], start, first + i * (COLUMNS // 2), group, m, k, p, q,
-                mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
-                out_n, out_k, out_p, out_q, OFFSET, ACTIVATION,
+                halves[i], start, first + i * (COLUMNS // 2), base, m, k, channels,
+                mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr, ACTIVATION,
             )  # fmt: skip
     else:
         lane = tl.arange(0, ROWS)
         column = first + tl.arange(0, COLUMNS)
         column_mask = column < k
-        column += group * k
+        column += base
         scale, shift = scale_shift(column, column_mask, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps)
-        image, ahead, row, col = _positions(start, lane, p, q)
-        rows = ahead.to(OFFSET) * out_n + row.to(OFFSET) * out_p + col.to(OFFSET) * out_q
-        offsets = rows[:, None] + (column.to(OFFSET) * out_k)[None, :]
+        at = start * channels  # 64 bits; the offsets within a tile have 32
+        offsets = (lane * channels)[:, None] + column[None, :]
         mask = (lane < m - start)[:, None] & column_mask[None, :]
         y = acc * scale[None, :] + shift[None, :]
         if residual_ptr is not None:
-            added = widen(tl.load(residual_ptr + image * out_n + offsets, mask=mask, other=0.0))
+            added = widen(tl.load(residual_ptr + at + offsets, mask=mask, other=0.0))
             if residual_scale is not None:
                 added *= residual_scale
             y += added
         y = activate(y, ACTIVATION)
-        tl.store(out_ptr + image * out_n + offsets, narrow(y, out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + at + offsets, narrow(y, out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+# Numbers that differ between layers or batches and decide nothing about the code are not specialised: else an odd last batch
+# of an epoch would compile most kernels again.
+@triton.jit(
+    do_not_specialize=[
+        "m", "h", "w", "p", "q", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "iterations",
+    ]
+)  # fmt: skip
 def _conv_kernel(
     x_ptr, weight_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale,
-    out_ptr, partial_ptr, moments_ptr, slices, m, c, h, w, k, p, q,
-    x_n, x_c, x_h, x_w, weight_k, weight_c, weight_r, weight_s, out_n, out_k, out_p, out_q,
+    out_ptr, partial_ptr, moments_ptr, m, c, h, w, k, p, q,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, iterations,
     R: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     OFFSET: tl.constexpr, PRECISION: tl.constexpr, FLAT: tl.constexpr, EVEN: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -129,15 +131,17 @@ def _conv_kernel(
     lane_mask = lane < m - start
     column = (tile - block * blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
     column_mask = column < k
+    x_channels = c * tl.num_programs(1)
+    out_channels = k * tl.num_programs(1)
 
     image, ahead, row, col = _positions(start, lane, p, q)
     # A position past the end gets a row above every image, so the loop needs no mask for it.
     top = tl.where(lane_mask, row * stride_h - pad_h, -(2**30))
     left = col * stride_w - pad_w
-    x_base = x_ptr + image * x_n + group.to(tl.int64) * c * x_c
-    x_rows = ahead.to(OFFSET) * x_n + top.to(OFFSET) * x_h + left.to(OFFSET) * x_w
-    weight_base = weight_ptr + group.to(tl.int64) * k * weight_k
-    weight_columns = column.to(OFFSET) * weight_k
+    x_base = x_ptr + image * h * w * x_channels + group * c
+    x_rows = ((ahead.to(OFFSET) * h + top) * w + left) * x_channels
+    weight_base = weight_ptr + (group * k).to(tl.int64) * (R * S * c)
+    weight_columns = column.to(OFFSET) * (R * S * c)
 
     depth = tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
@@ -147,15 +151,14 @@ def _conv_kernel(
         if FLAT:
             d = step * BLOCK_D + depth
             tap = d // c
-            channel = (d - tap * c).to(OFFSET)
+            channel = d - tap * c
             r = tap // S
-            s = tap - r * S
             dh = r * dilation_h
-            dw = s * dilation_w
+            dw = (tap - r * S) * dilation_w
             inside = _inside(top[:, None] + dh[None, :], h) & _inside(left[:, None] + dw[None, :], w)
             depth_mask = tap < R * S
-            x_depth = dh.to(OFFSET) * x_h + dw.to(OFFSET) * x_w + channel * x_c
-            weight_depth = r.to(OFFSET) * weight_r + s.to(OFFSET) * weight_s + channel * weight_c
+            x_depth = (dh.to(OFFSET) * w + dw) * x_channels + channel
+            weight_depth = d
             x_step = x_base
             weight_step = weight_base
         else:
@@ -165,18 +168,15 @@ def _conv_kernel(
             tap = step - channel_block * (R * S)
             channel = channel_block * BLOCK_D
             r = tap // S
-            s = tap - r * S
             dh = r * dilation_h
-            dw = s * dilation_w
+            dw = (tap - r * S) * dilation_w
             inside = (_inside(top + dh, h) & _inside(left + dw, w))[:, None]
             depth_mask = depth < (BLOCK_D if EVEN else c - channel)
             # Only scalars change from step to step. The offsets of the tile stay in registers.
-            x_depth = depth.to(OFFSET) * x_c
-            weight_depth = depth.to(OFFSET) * weight_c
-            channel = tl.cast(channel, tl.int64)
-            x_step = x_base + (tl.cast(dh, tl.int64) * x_h + tl.cast(dw, tl.int64) * x_w + channel * x_c)
-            tap_offset = tl.cast(r, tl.int64) * weight_r + tl.cast(s, tl.int64) * weight_s
-            weight_step = weight_base + (tap_offset + channel * weight_c)
+            x_depth = depth
+            weight_depth = depth
+            x_step = x_base + (tl.cast(dh, tl.int64) * w + dw) * x_channels + channel
+            weight_step = weight_base + tap * c + channel
         a = tl.load(x_step + (x_rows[:, None] + x_depth[None, :]), mask=inside & depth_mask[None, :], other=0.0)
         b = tl.load(
             weight_step + (weight_depth[:, None] + weight_columns[None, :]),
@@ -186,27 +186,24 @@ def _conv_kernel(
         acc = _multiply(a, b, acc, PRECISION)
 
     if partial_ptr is not None:
-        channels = k * tl.num_programs(1)
-        rows = partial_ptr + (split.to(tl.int64) * m + start + lane) * channels + group * k
+        rows = partial_ptr + (split.to(tl.int64) * m + start + lane) * out_channels + group * k
         tl.store(rows[:, None] + column[None, :], acc, mask=lane_mask[:, None] & column_mask[None, :])
     else:
         _finish(
-            acc, start, (tile - block * blocks) * BLOCK_K, group, m, k, p, q,
-            mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
-            out_n, out_k, out_p, out_q, OFFSET, ACTIVATION,
+            acc, start, (tile - block * blocks) * BLOCK_K, group * k, m, k, out_channels,
+            mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr, ACTIVATION,
         )  # fmt: skip
         if moments_ptr is not None:
             store_moments(
                 acc, lane_mask, tl.minimum(m - start, BLOCK_M).to(tl.float32), block, (tile - block * blocks) * BLOCK_K,
-                k, group * k, k * tl.num_programs(1), out_ptr.dtype.element_ty, moments_ptr, slices,
+                k, group * k, out_channels, out_ptr.dtype.element_ty, moments_ptr, tl.cdiv(m, BLOCK_M),
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "splits"])
 def _conv_merge_kernel(
     partial_ptr, mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
-    m, k, p, q, splits, out_n, out_k, out_p, out_q, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    OFFSET: tl.constexpr, ACTIVATION: tl.constexpr,
+    m, k, splits, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Adds the splits in their order (no atomics, so every run gives the same bits), then runs the epilogue."""
     blocks = tl.cdiv(k, BLOCK_K)
@@ -222,18 +219,22 @@ def _conv_merge_kernel(
     for split in range(splits):
         acc += tl.load(at + tl.cast(split, tl.int64) * m * k, mask=mask, other=0.0)
     _finish(
-        acc, start, first, 0, m, k, p, q,
-        mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr,
-        out_n, out_k, out_p, out_q, OFFSET, ACTIVATION,
+        acc, start, first, 0, m, k, k,
+        mean_ptr, var_ptr, bn_weight_ptr, bn_bias_ptr, eps, residual_ptr, residual_scale, out_ptr, ACTIVATION,
     )  # fmt: skip
 
 
 def _launch(x, weight, norm, out, convolution, activation, statistics=False, config=None):
-    """Launches the kernel once; returns (its configuration, [splits, m, k] sums or None, moments of the tiles or None).
+    """Launches the kernel once; returns (its number of splits, [splits, m, k] sums or None, moments of the tiles or
+    None).
 
-    `config`: fields of schedule.Conv that replace the default ones (schedule.conv_as).
+    `config`: fields of schedule.Conv that replace the default ones (schedule.conv_as). Raises ValueError for maps that
+    are not channels_last: the kernel takes no strides.
     """
     activations.check(activation)
+    for name, t in (("x", x), ("out", out), ("residual", norm[5])):
+        if t is not None and not layout.is_channels_last(t):
+            raise ValueError(f"{name} of shape {tuple(t.shape)} has strides {t.stride()}, but must be channels_last")
     weight = layout.in_format(weight, layout.CHANNELS_LAST)
     n, _, h, w = x.shape
     k, c, r, s = weight.shape
@@ -243,24 +244,22 @@ def _launch(x, weight, norm, out, convolution, activation, statistics=False, con
     precision = schedule.fp32_precision() if x.dtype == torch.float32 else "ieee"
     default = schedule.conv(m, k // groups, c, r * s, groups, x.element_size(), precision)
     config = schedule.conv_as(default, c, r * s, config or {})
-    wide = schedule.wide_offsets(config.block_m, p * q, x.numel() // n, out.numel() // n, weight.numel())
-    offset = tl.int64 if wide else tl.int32
+    wide = schedule.wide_offsets(config.block_m, p * q, x.numel() // n, weight.numel())
     partial = moments = None
-    slices = schedule.cdiv(m, config.block_m)
     if statistics:
         config = replace(config, splits=1)  # moments need finished sums
+        slices = schedule.cdiv(m, config.block_m)
         moments = torch.empty(slices * (3 * k + 1), dtype=torch.float32, device=x.device)
     elif config.splits > 1:
         partial = torch.empty((config.splits, m, k), dtype=torch.float32, device=x.device)
     _conv_kernel[config.grid](
-        x, weight, *norm, out, partial, moments, slices,
-        m, c, h, w, k // groups, p, q, *x.stride(), *weight.stride(), *out.stride(),
-        *stride, *padding, *dilation, config.iterations_per_split,
+        x, weight, *norm, out, partial, moments,
+        m, c, h, w, k // groups, p, q, *stride, *padding, *dilation, config.iterations_per_split,
         R=r, S=s, BLOCK_M=config.block_m, BLOCK_K=config.block_k, BLOCK_D=config.block_d,
-        OFFSET=offset, PRECISION=precision, FLAT=config.flat, EVEN=c % config.block_d == 0,
+        OFFSET=tl.int64 if wide else tl.int32, PRECISION=precision, FLAT=config.flat, EVEN=c % config.block_d == 0,
         ACTIVATION=activation, **config.options,
     )  # fmt: skip
-    return offset, config.splits, partial, moments
+    return config.splits, partial, moments
 
 
 def conv_bn_relu(x, weight, epilogue, out, convolution, config=None):
@@ -273,15 +272,14 @@ def evaluate(x, weight, norm, out, convolution, activation, config):
     """Launches the kernel and, where the reduction is split, the second kernel. `norm`: the kernel's arguments from
     mean to residual_scale."""
     with torch.cuda.device_of(x):
-        offset, splits, partial, _ = _launch(x, weight, norm, out, convolution, activation, config=config)
+        splits, partial, _ = _launch(x, weight, norm, out, convolution, activation, config=config)
         if partial is not None:
-            k, (p, q) = weight.shape[0], out.shape[2:]
+            k = weight.shape[0]
             m = out.numel() // k
             merge = schedule.conv_merge(m, k)
             _conv_merge_kernel[merge.grid](
-                partial, *norm, out, m, k, p, q, splits, *out.stride(),
-                BLOCK_M=merge.block_m, BLOCK_K=merge.block_k, OFFSET=offset, ACTIVATION=activation,
-                **merge.options,
+                partial, *norm, out, m, k, splits,
+                BLOCK_M=merge.block_m, BLOCK_K=merge.block_k, ACTIVATION=activation, **merge.options,
             )  # fmt: skip
 
 

@@ -146,10 +146,11 @@ class Merge(Launch):
     num_warps: int
 
 
-def merge(slices: int, channels: int) -> Merge:
-    # 8 channels are one 32-byte sector. C = 64 then has 8 programs instead of 1.
+def merge(channels: int) -> Merge:
+    # 8 channels are one 32-byte sector. C = 64 then has 8 programs instead of 1. Few slices have the block of many: else
+    # another batch size would need another kernel.
     block_c = min(8, pow2(channels))
-    return Merge((cdiv(channels, block_c),), min(256, pow2(slices)), block_c, num_warps=4)
+    return Merge((cdiv(channels, block_c),), 256, block_c, num_warps=4)
 
 
 @dataclass(frozen=True)
@@ -250,10 +251,10 @@ def conv_alternatives(default: Conv, itemsize: int) -> list[dict]:
     return [config for config in found if config != same]
 
 
-def wide_offsets(block_m: int, pixels: int, x_image: int, out_image: int, weight: int) -> bool:
-    """Whether an offset within one tile needs 64 bits. A tile of block_m positions touches at most block_m // pixels +
-    2 images of x_image and out_image elements each. The padding reaches less than one image beyond them."""
-    return max((block_m // pixels + 3) * max(x_image, out_image), weight) >= 2**31
+def wide_offsets(block_m: int, pixels: int, x_image: int, weight: int) -> bool:
+    """Whether an offset within the input of one tile needs 64 bits. A tile of block_m positions touches at most block_m
+    // pixels + 2 images of x_image elements each. The padding reaches less than one image beyond them."""
+    return max((block_m // pixels + 3) * x_image, weight) >= 2**31
 
 
 @dataclass(frozen=True)

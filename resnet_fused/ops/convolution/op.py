@@ -8,21 +8,23 @@ from ...kernels import layout
 from ...kernels.epilogue import NONE, RELU, Epilogue, Norm, saves_output
 from ...kernels.shapes import convolution_of, out_shape
 from ..bn_relu import apply, backward_apply, sums
-from ..define import LIB, define, why_not
+from ..define import LIB, by_torch, define, why_not
 from .gradients import conv_gradients
 
 
 def only_values(x, weight, parameters, stride, padding, dilation, eps):
     """Whether a caller wants only the values of a convolution with batch norm (one group, running statistics), eagerly,
-    in one dtype, and of tensors that an op without gradient takes."""
+    in one dtype, and of tensors that an op without gradient takes. parameters: mean, var, weight and bias of the norm."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or why_not(x):
         return False
     tensors = [t for t in (weight, *parameters) if t is not None]
+    if parameters[0] is None or parameters[1] is None:
+        return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors)):
         return False
     if x.dim() != 4 or weight.dim() != 4 or weight.dtype != x.dtype or any(t.device != x.device for t in tensors):
         return False
-    if x.shape[1] != weight.shape[1] or x.numel() == 0 or eps <= 0.0 or min(*stride, *dilation) < 1 or min(padding) < 0:
+    if x.shape[1] != weight.shape[1] or x.numel() == 0 or eps < 0.0 or min(*stride, *dilation) < 1 or min(padding) < 0:
         return False
     if min(out_shape(x.shape, weight.shape, stride, padding, dilation)) < 1:
         return False
@@ -142,8 +144,7 @@ def _backward(ctx, grad):
     x, weight, var, bn_weight, out = ctx.saved_tensors
     needs = ctx.needs_input_grad
     want_x, want_weight, want_bias, want_residual = needs[0], needs[1], needs[5], needs[6]
-    twice = torch.is_grad_enabled()  # create_graph=True: the double backward goes through torch's operators
-    run = _differentiable_backward if twice else torch.ops.resnet_fused.conv_bn_relu_backward
+    run = _differentiable_backward if by_torch(grad) else torch.ops.resnet_fused.conv_bn_relu_backward
     grad_x, grad_weight, grad_bias, grad_residual = run(
         grad, x, weight, out, var, bn_weight, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.eps,
         want_x, want_weight, want_bias, want_residual,

@@ -7,7 +7,7 @@ tensor, and torch's batch norm has updated its statistics by then.
 
 import torch
 
-from ..define import LIB
+from ..define import LIB, by_torch
 
 
 def register(name, call_of):
@@ -51,19 +51,22 @@ def _gradients(ctx, grad, want_x, wanted):
     wants = [want_x, *wanted]
     if grad is None:
         return [None] * len(wants)
-    if torch.is_grad_enabled():  # create_graph=True: the double backward goes through torch's operators
-        return _differentiable(ctx.call, grad, x, tensors, wants)
+    if by_torch(grad):
+        return _by_torch(ctx.call, grad, x, tensors, wants)
     found = ctx.call.backward(grad, x, tensors, kept, want_x, wanted)
     return [g if want else None for g, want in zip(found, wants, strict=True)]
 
 
-def _differentiable(call, grad, x, tensors, wants):
+def _by_torch(call, grad, x, tensors, wants):
     if call.groups.strip(","):
         raise RuntimeError(
-            "no double backward through batch statistics over several processes: use nn.BatchNorm2d for it"
+            "no double backward, and no batch of gradients, through batch statistics over several processes: "
+            "use nn.BatchNorm2d for it"
         )
-    inputs = [t for t, want in zip([x, *tensors], wants, strict=True) if want]
-    found = iter(torch.autograd.grad(call.reference(x, tensors), inputs, grad, create_graph=True))
+    inputs, twice = [t for t, want in zip([x, *tensors], wants, strict=True) if want], torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = call.reference(x, tensors)
+    found = iter(torch.autograd.grad(y, inputs, grad, create_graph=twice))
     return [next(found) if want else None for want in wants]
 
 

@@ -31,7 +31,7 @@ def check_model(device, dtype, quick):
 def _model_and_input(shape, device):
     # Channels last for eager too: its error depends on the format, by a factor of 1.8 in float32 on a CPU.
     model = with_lively_norms(resnet34()).to(device, memory_format=torch.channels_last)
-    return model, torch.randn(shape).to(device).contiguous(memory_format=torch.channels_last)
+    return model, torch.randn(shape, device="cpu").to(device).contiguous(memory_format=torch.channels_last)
 
 
 def _errors(ours, eager, oracle, oracle_eager=None):

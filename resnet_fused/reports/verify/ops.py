@@ -65,15 +65,17 @@ def _cases(small, dtype, backend):
 
 
 def _values(shape, device, dtype, memory_format=torch.channels_last, std=1.0):
-    return (torch.randn(shape) * std + 0.3 * std).to(device, dtype).contiguous(memory_format=memory_format)
+    return (
+        (torch.randn(shape, device="cpu") * std + 0.3 * std).to(device, dtype).contiguous(memory_format=memory_format)
+    )
 
 
 def _norm(channels, device):
     return {
-        "bn_weight": torch.randn(channels).to(device),
-        "bn_bias": torch.randn(channels).to(device),
-        "running_mean": torch.randn(channels).to(device),
-        "running_var": (torch.rand(channels) * 2 + 0.05).to(device),
+        "bn_weight": torch.randn(channels, device="cpu").to(device),
+        "bn_bias": torch.randn(channels, device="cpu").to(device),
+        "running_mean": torch.randn(channels, device="cpu").to(device),
+        "running_var": (torch.rand(channels, device="cpu") * 2 + 0.05).to(device),
     }
 
 

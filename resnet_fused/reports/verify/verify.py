@@ -53,7 +53,7 @@ def verify(device=None, dtypes=None, quick=False, progress=None):
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch sees no CUDA device")
     rows = []
-    with torch.random.fork_rng(devices=[]), dispatch.strict():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), dispatch.strict():
         torch.manual_seed(0)
         for dtype in dtypes or DEFAULT_DTYPES[device]:
             for check in (check_ops, check_model):

@@ -17,6 +17,7 @@ enum class Mistake {
   no_barrier,
   no_last_barrier,
   no_last_wait,
+  only_reads,
   no_arrive,
   twice,
   plain_load,
@@ -49,7 +50,11 @@ __global__ void cluster_kernel(const int* x, const int* constant, int* out, int 
   ptx::grid_trigger();
   ptx::st_shared(mine, ptx::Vec<int, 4>{{value, 2 * value, 5 * value, ptx::cluster_rank()}});
   if (kMistake != Mistake::no_barrier) {
-    if (kMistake != Mistake::no_arrive) ptx::cluster_arrive();
+    if (kMistake == Mistake::only_reads) {
+      ptx::cluster_arrive_reads();
+    } else if (kMistake != Mistake::no_arrive) {
+      ptx::cluster_arrive();
+    }
     if (kMistake == Mistake::twice) ptx::cluster_arrive();
     ptx::cluster_wait();
   }
@@ -62,11 +67,11 @@ __global__ void cluster_kernel(const int* x, const int* constant, int* out, int 
     sum += four.v[0] + 7 * four.v[3] + two.v[0] + ptx::ld_cluster<int>(there + 4);
   }
   if (kMistake == Mistake::overwrites) ptx::st_shared(mine, sum);
+  ptx::st_global(out + i, sum);  // uses what was read
   if (kMistake != Mistake::no_last_barrier) {
-    ptx::cluster_arrive();
+    ptx::cluster_arrive_reads();
     if (kMistake != Mistake::no_last_wait) ptx::cluster_wait();
   }
-  ptx::st_global(out + i, sum);
 }
 
 // An ordinary kernel, then two kernels that launch early. Each reads what the previous kernel wrote, and may begin
@@ -152,6 +157,7 @@ int main() {
   checks.push_back(wrong<Mistake::no_barrier>("no barrier before the reads", "reads "));
   checks.push_back(wrong<Mistake::no_last_barrier>("no barrier before the end", "leave"));
   checks.push_back(wrong<Mistake::no_last_wait>("no wait before the end", "between cluster_arrive and cluster_wait"));
+  checks.push_back(wrong<Mistake::only_reads>("an arrival that orders no writes", "race: reads"));
   checks.push_back(wrong<Mistake::no_arrive>("cluster_wait alone", "cluster_wait without cluster_arrive"));
   checks.push_back(wrong<Mistake::twice>("cluster_arrive twice", "cluster_arrive twice"));
   checks.push_back(

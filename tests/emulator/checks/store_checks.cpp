@@ -11,7 +11,7 @@ namespace micro {
 constexpr int kRows = 40, kColumns = 136, kBoxRows = 32;  // of the matrix: no multiples of a box
 constexpr int kBytes = kBoxRows * 128, kUntouched = 0xEEEE;
 
-enum class Mistake { none, no_fence, fence_before, no_barrier, no_wait, not_committed };
+enum class Mistake { none, no_fence, fence_before, no_barrier, no_wait, not_committed, same_place };
 
 __host__ __device__ inline int element(int box, int row, int column) { return 1000 * box + 31 * row + column; }
 
@@ -59,13 +59,14 @@ void right() {
   store(0, 0, 32);     // the second box extends past the last row
   store(64, -40, 32);  // the first box lies outside
   store(128, 5, 64);   // the boxes extend past the last column, the second also past the last row
-  store(-8, 3, 0);     // the first box extends past the first column, the second overwrites a part of the first box
+  store(-8, 3, 32);    // the boxes extend past the first column, the second also past the last row
 }
 
 #ifdef HOST_EMULATION
 template <Mistake kMistake>
 Check wrong(const char* name, const std::string& expected) {
-  return {name, [expected] { reported([] { store<kMistake>(0, 0, 32); }, expected); }};
+  return {name,
+          [expected] { reported([] { store<kMistake>(0, 0, kMistake == Mistake::same_place ? 31 : 32); }, expected); }};
 }
 #endif
 
@@ -80,6 +81,7 @@ int main() {
   checks.push_back(wrong<Mistake::fence_before>("a fence before what is written", "without a fence_async after it"));
   checks.push_back(wrong<Mistake::no_barrier>("no barrier before the store", "reads "));
   checks.push_back(wrong<Mistake::no_wait>("memory that a store still reads", "or a store"));
+  checks.push_back(wrong<Mistake::same_place>("two stores to one place", "PTX gives no order of the two"));
   checks.push_back(wrong<Mistake::not_committed>("a wait for what was not committed", "or a store"));
 #endif
   return run_all(checks, 3) == 0 ? 0 : 1;

@@ -67,6 +67,7 @@ void Machine::run(const std::string& op, Dim dims, int block, size_t shared_byte
   body_ = body;
   context_ = context;
   early.launch(how.early);
+  hopper.launch();
   std::vector<int64_t> order(dims.x * dims.y * dims.z / size);
   std::iota(order.begin(), order.end(), 0);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_.below(static_cast<uint32_t>(i))]);

@@ -71,6 +71,7 @@ struct Barrier {
 struct ClusterBarrier {
   uint32_t arrived, passed, waiting;  // warps
   Clocks gathering, clocks;
+  Clocks gathering_reads, reads;  // of arrivals that order only reads
 };
 
 // How a kernel is launched, besides its grid: see launch.h.
@@ -109,7 +110,8 @@ class Machine {
   void arrive(int id, int expected, bool wait);
   void pause();
   // The whole warp (after meet()) arrives at the cluster's barrier. cluster_wait waits there.
-  void cluster_arrive();
+  void cluster_arrive(bool only_reads);
+  void acquire_cluster(int warp);
   void cluster_wait();
   // One lane alone waits until `wake_lane` is called for it. `what`: the instruction.
   void sleep(const char* what);

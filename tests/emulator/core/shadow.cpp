@@ -167,7 +167,10 @@ void Shadow::store_issued(const char* what, uint32_t addr, int bytes, Who who) {
   }
 }
 
-void Shadow::warp_leaves(int warp) { leaving_[warp / warps_].join(known_[warp]); }
+void Shadow::warp_leaves(int warp) {
+  leaving_[warp / warps_].join(known_[warp]);
+  leaving_[warp / warps_].join(over_[warp]);
+}
 
 void Shadow::block_leaves(int rank) {
   left_[rank] = true;

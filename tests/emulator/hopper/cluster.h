@@ -8,7 +8,12 @@ namespace resnet_fused::ptx {
 inline int cluster_rank() { return machine.rank(); }
 inline void cluster_arrive() {
   int nothing = 0;
-  if (machine.meet("cluster_arrive", &nothing)) machine.cluster_arrive();
+  if (machine.meet("cluster_arrive", &nothing)) machine.cluster_arrive(false);
+  machine.pause();
+}
+inline void cluster_arrive_reads() {
+  int nothing = 0;
+  if (machine.meet("cluster_arrive_reads", &nothing)) machine.cluster_arrive(true);
   machine.pause();
 }
 inline void cluster_wait() {

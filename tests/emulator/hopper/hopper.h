@@ -34,6 +34,7 @@ struct Product {
 class Hopper {
  public:
   void reset();
+  void launch() { stored_.clear(); }
 
   void init(uint32_t addr, int arrivals);
   void init_fence();
@@ -94,6 +95,7 @@ class Hopper {
   void advance(Mbarrier& barrier);
   static void acquire(const Mbarrier& barrier, Who who);
   void stores_end();
+  void record(const Store& store);
   void operands(const Product& product, bool done);
   void compute(const Product& product);
 
@@ -101,6 +103,7 @@ class Hopper {
   int sources_ = 0;
   std::vector<Copy> copies_;
   std::vector<Store> stores_;
+  std::map<const unsigned char*, const unsigned char*> stored_;  // what the stores of this launch write: first, end
   Products products_[kMaxWarps];
   std::vector<std::pair<uint64_t, uint64_t>> issued_[kMaxWarps / 4];  // per warpgroup, by its first warp that issues
   size_t issues_[kMaxWarps] = {};

@@ -1,5 +1,7 @@
 // Stores by tensor maps: boxes of shared memory into a matrix.
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "emulator/core/machine.h"
@@ -14,6 +16,25 @@ void Hopper::store(uint32_t src, const BoxMap& map, int column, int row) {
   const Who who = machine.lane().who;
   for (int i = 0; i < map.box[1]; ++i) machine.shadow.store_issued("bulk store", src + i * kBoxRow, kBoxRow, who);
   stores_.push_back(Store{src, map, column, row, who, false});
+  record(stores_.back());
+}
+
+// Nothing orders two bulk stores, not even a wait of the thread that issued both: each place may be written once.
+void Hopper::record(const Store& store) {
+  const BoxMap& map = store.map;
+  const int64_t from = std::max<int64_t>(store.column, 0);
+  const int64_t to = std::min<int64_t>(int64_t{store.column} + map.box[0], map.size[0]);
+  for (int64_t row = std::max<int64_t>(store.row, 0); from < to && row < map.size[1]; ++row) {
+    if (row >= int64_t{store.row} + map.box[1]) break;
+    const auto* line = static_cast<const unsigned char*>(map.data) + row * map.stride[1];
+    const auto *first = line + from * map.stride[0], *end = line + to * map.stride[0];
+    const auto next = stored_.lower_bound(first);
+    const bool before = next != stored_.begin() && std::prev(next)->second > first;
+    if (before || (next != stored_.end() && next->first < end)) {
+      machine.fail("bulk store where another one of this kernel writes: PTX gives no order of the two");
+    }
+    stored_.emplace_hint(next, first, end);
+  }
 }
 
 void Hopper::store_commit() {

@@ -228,9 +228,9 @@ CONVS = [
 ]
 
 
-def run_conv(randn, x_shape, weight_shape, arguments, residual, dtype, memory_format):
-    x, k = randn(x_shape, dtype, memory_format), weight_shape[0]
-    weight = randn(weight_shape, dtype, memory_format, scale=weight_shape[1:].numel() ** -0.5)
+def run_conv(randn, x_shape, weight_shape, arguments, residual, dtype, weight_format=torch.channels_last):
+    x, k = randn(x_shape, dtype, torch.channels_last), weight_shape[0]
+    weight = randn(weight_shape, dtype, weight_format, scale=weight_shape[1:].numel() ** -0.5)
     mean, var, bn_weight, bn_bias = randn((k,)), randn((k,)).abs() + 0.1, randn((k,)), randn((k,))
     norm = {"weight": bn_weight, "bias": bn_bias} if residual else {"weight": None, "bias": None}
 
@@ -243,8 +243,8 @@ def run_conv(randn, x_shape, weight_shape, arguments, residual, dtype, memory_fo
         return None if t is None else t.double()
 
     like = F.conv2d(x.double(), weight.double(), **arguments)
-    residual = randn(like.shape, dtype, memory_format) if residual else None
-    out = poisoned(like.to(dtype).contiguous(memory_format=memory_format))
+    residual = randn(like.shape, dtype, torch.channels_last) if residual else None
+    out = poisoned(like.to(dtype).contiguous(memory_format=torch.channels_last))
     pairs = [(v, v) if isinstance(v := arguments.get(name, d), int) else v
              for name, d in (("stride", 1), ("padding", 0), ("dilation", 1))]  # fmt: skip
     epilogue = Epilogue(norm_of(mean, var, norm["weight"], norm["bias"], EPS), residual, int(residual is not None))
@@ -254,34 +254,38 @@ def run_conv(randn, x_shape, weight_shape, arguments, residual, dtype, memory_fo
 
 
 @HALF
-@FORMAT
+@pytest.mark.parametrize("weight_format", FORMATS)
 @pytest.mark.parametrize(("x_shape", "weight_shape", "arguments", "residual"), CONVS)
-def test_conv_bn_relu(randn, x_shape, weight_shape, arguments, residual, dtype, memory_format):
+def test_conv_bn_relu(randn, x_shape, weight_shape, arguments, residual, dtype, weight_format):
     out, eager, oracle = run_conv(
-        randn, x_shape, torch.Size(weight_shape), arguments, residual, dtype, memory_format
+        randn, x_shape, torch.Size(weight_shape), arguments, residual, dtype, weight_format
     )  # fmt: skip
     assert_within_budget(out, eager, oracle, "conv_bn_relu")
 
 
+@pytest.mark.parametrize("name", ["x", "residual", "out"])
+def test_conv_bn_relu_refuses_maps_that_are_not_channels_last(randn, name):
+    maps = {key: randn((2, 16, 4, 4), memory_format=torch.channels_last) for key in ("x", "residual", "out")}
+    maps[name] = maps[name].contiguous()
+    before = maps["out"].clone()
+    norm, weight = norm_of(randn((16,)), randn((16,)).abs(), None, None, EPS), randn((16, 16, 1, 1))
+    where = convolution_of(maps["x"], weight, (1, 1), (0, 0), (1, 1), 1)
+    with pytest.raises(ValueError, match=rf"^{name} of shape \(2, 16, 4, 4\) has strides \(256, 16, 4, 1\), but"):
+        conv.conv_bn_relu(maps["x"], weight, Epilogue(norm, maps["residual"]), maps["out"], where)
+    assert torch.equal(maps["out"], before)
+
+
 def test_conv_bn_relu_with_wide_offsets(randn, monkeypatch):
     monkeypatch.setattr(schedule, "wide_offsets", lambda *_: True)
-    arguments = (
-        randn,
-        (1, 32, 6, 5),
-        torch.Size((16, 32, 3, 3)),
-        {"padding": 1},
-        True,
-        torch.float32,
-        torch.channels_last,
-    )
-    assert_within_budget(*run_conv(*arguments), "conv_bn_relu")
+    shapes = (1, 32, 6, 5), torch.Size((16, 32, 3, 3))
+    assert_within_budget(*run_conv(randn, *shapes, {"padding": 1}, True, torch.float32), "conv_bn_relu")
 
 
 def test_conv_bn_relu_keeps_nan_and_overwrites_its_residual(randn):
-    x, weight = randn((1, 16, 4, 4)), randn((16, 16, 1, 1))
+    x, weight = randn((1, 16, 4, 4), memory_format=torch.channels_last), randn((16, 16, 1, 1))
     mean, var = randn((16,)), randn((16,)).abs()
     x[0, 3, 1, 2] = float("nan")
-    residual = randn(x.shape)
+    residual = randn(x.shape, memory_format=torch.channels_last)
     expected = F.batch_norm(F.conv2d(x, weight), mean, var, None, None, False, 0.0, EPS).add(residual).relu()
     epilogue = Epilogue(norm_of(mean, var, None, None, EPS), residual)
     conv.conv_bn_relu(x, weight, epilogue, residual, convolution_of(x, weight, (1, 1), (0, 0), (1, 1), 1))
@@ -292,5 +296,5 @@ def test_conv_bn_relu_keeps_nan_and_overwrites_its_residual(randn):
 def test_bf16_runs(randn):
     """Truncation in the interpreter costs up to one unit in the last place (2^-7) per rounding; a GPU does better."""
     x_shape, weight_shape = (1, 32, 5, 5), torch.Size((16, 32, 3, 3))
-    out, _, oracle = run_conv(randn, x_shape, weight_shape, {"padding": 1}, True, torch.bfloat16, torch.channels_last)
+    out, _, oracle = run_conv(randn, x_shape, weight_shape, {"padding": 1}, True, torch.bfloat16)
     torch.testing.assert_close(out.double(), oracle, rtol=2**-7, atol=2**-7 * oracle.abs().max().item())

@@ -34,6 +34,12 @@ constexpr int
     1023 + kPlaneSlots * kPlaneBytes + kTapSlots * kTapBytes + 2 * kPlaneNormBytes + 8 * kPlaneBarriers;
 static_assert(kPlaneShared <= kMostShared, "more shared memory than a block may have");
 
+constexpr int kPlaneThreads = 3 * 128;  // the first warpgroup copies
+// Registers of a thread: of the copying warpgroup, of the other two, and at the start, when none has been exchanged.
+constexpr int kPlaneCopyRegisters = 40, kPlaneProductRegisters = 232, kPlaneRegisters = 168;
+static_assert(128 * kPlaneCopyRegisters + 256 * kPlaneProductRegisters == kPlaneThreads * kPlaneRegisters,
+              "what one warpgroup gives up is what the others get");
+
 // The table of a convolution: `groups` headers, then records.
 //   header [8]   first record, number of records, the output pixel of places 0 to 3 (-1: none), 0, 0
 //   record [16]  tap, number of planes to load, number of planes to give back, 0,

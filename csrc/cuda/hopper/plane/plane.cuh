@@ -7,7 +7,6 @@
 //
 // Each of the two blocks of a cluster loads one half of every tap and sends it to both blocks. A tap's slot is
 // therefore free only after the warps of both blocks have given it back. Planes are not shared.
-// only when the warps of both blocks have given it back. Planes are not shared.
 #pragma once
 
 #include "cuda/hopper/plane/store.cuh"
@@ -16,9 +15,8 @@
 
 namespace resnet_fused::cuda {
 
-constexpr int kPlaneThreads = 3 * 128;  // the first warpgroup copies
-constexpr int kPlaneConsumers = 8;      // warps, each of which gives every slot back
-constexpr int kBothBlocks = 3;          // a bit for each block of a cluster
+constexpr int kPlaneConsumers = 8;  // warps, each of which gives every slot back
+constexpr int kBothBlocks = 3;      // a bit for each block of a cluster
 
 // Slots of shared memory and their barriers.
 struct PlaneShared {
@@ -284,10 +282,10 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
     ptx::cluster_wait();
   }
   if (ptx::warp() < 4) {
-    ptx::registers_down<40>();
+    ptx::registers_down<kPlaneCopyRegisters>();
     if (ptx::tid() == 0) plane_copy<kCluster>(x, weight, residual, a, shared);
   } else {
-    ptx::registers_up<232>();  // 128 * 40 + 256 * 232 of 65536
+    ptx::registers_up<kPlaneProductRegisters>();
     plane_multiply<T, kPixels, kCluster>(out, a, shared);
   }
   if constexpr (kCluster > 1) {  // no block leaves while the other may still give back its slots

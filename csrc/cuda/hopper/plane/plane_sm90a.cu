@@ -12,12 +12,13 @@ static void launch_plane(const PlaneArgs& args, const ptx::TensorMap& x, const p
   // block.
   const int cluster = args.schedule.cluster;
   const int64_t clusters = std::max(1, std::min(multiprocessors("conv_plane") / cluster, args.schedule.steps()));
+  const auto kernel = cluster == 1 ? conv_plane_kernel<T, kPixels, 1> : conv_plane_kernel<T, kPixels, 2>;
+  require_registers("conv_plane", reinterpret_cast<const void*>(kernel), kPlaneRegisters);
   if (cluster == 1) {
-    launch("conv_plane", conv_plane_kernel<T, kPixels, 1>, {clusters}, kPlaneThreads, kPlaneShared, stream, x, weight,
-           residual, out, args);
+    launch("conv_plane", kernel, {clusters}, kPlaneThreads, kPlaneShared, stream, x, weight, residual, out, args);
   } else {
-    launch_together("conv_plane", conv_plane_kernel<T, kPixels, 2>, 2 * clusters, 2, kPlaneThreads, kPlaneShared,
-                    stream, x, weight, residual, out, args);
+    launch_together("conv_plane", kernel, 2 * clusters, 2, kPlaneThreads, kPlaneShared, stream, x, weight, residual,
+                    out, args);
   }
 }
 

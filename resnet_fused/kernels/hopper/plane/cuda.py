@@ -19,8 +19,8 @@ def table(library, geometry, gradient=False, places=4):
     """The list of a schedule.Geometry as int32 on the CPU. `gradient`: the list for the gradient of the convolution's
     input."""
     sides = (geometry.size, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
-    found = torch.empty(0, dtype=torch.int32)
-    found = torch.empty(library.conv_plane_table(found, *sides, gradient, places), dtype=torch.int32)
+    found = torch.empty(0, dtype=torch.int32, device="cpu")
+    found = torch.empty(library.conv_plane_table(found, *sides, gradient, places), dtype=torch.int32, device="cpu")
     library.conv_plane_table(found, *sides, gradient, places)
     return found
 
