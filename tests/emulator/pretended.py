@@ -115,6 +115,8 @@ def _believe():
         "get_device_name": lambda device=None: "pretended",
         "get_device_properties": lambda device=None: types.SimpleNamespace(L2_cache_size=50 << 20),
         "is_current_stream_capturing": lambda: False,
+        "get_rng_state": lambda device=None: torch.empty(0, dtype=torch.uint8),
+        "set_rng_state": lambda state, device=None: None,
         "current_stream": lambda device=None: Stream(),
         "stream": within,
         "graph": lambda graph, **kwargs: within(graph),
