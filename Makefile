@@ -14,7 +14,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # A PYTHON that was given, and an activated environment, come first.
 HERE = $(if $(filter file,$(origin PYTHON)),$(or $(if $(VIRTUAL_ENV)$(CONDA_PREFIX),,$(wildcard .venv/bin/python)),$(PYTHON)),$(PYTHON))
 
-.PHONY: help demo test nightly fuzz lint format lines aot tune gpu mutants audit docs clean
+.PHONY: help demo test nightly fuzz lint format lines wheel aot tune gpu mutants audit docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,12 +25,13 @@ demo:  ## sets everything up and runs ResNet-34 on a photograph: equality, image
 test:  ## sets everything up and runs the tests, two at a time (ARGS="-k add_relu"; ARGS=--all: also the exhaustive ones)
 	@python=$(call in,test) && $(SHARED) $$python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
+nightly: export RESNET_FUSED_BUILD = all
 nightly:  ## everything, for hours: lint, all tests with the sanitizers, fuzz, every mutant, all kernels for every architecture
 	@$(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory test ARGS=--all \
 	  && $(MAKE) --no-print-directory fuzz && $(MAKE) --no-print-directory mutants && $(MAKE) --no-print-directory aot
 
-lint:  ## checks style: ruff and clang-format; changes nothing
-	@python=$(call in,lint) && $$python -m ruff check . && $$python -m ruff format --check . \
+lint:  ## checks style and types: ruff, clang-format, mypy of the public interface; changes nothing
+	@python=$(call in,lint) && $$python -m ruff check . && $$python -m ruff format --check . && $$python -m mypy \
 	  && $$(dirname $$python)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/emulator/*' | grep -E '\.(cpp|cu|cuh|h)$$')
 	@$(MAKE) --no-print-directory lines
 
@@ -57,6 +58,9 @@ gpu:  ## on a machine with a GPU: all checks and measurements, offline, under 9 
 mutants:  ## removes each synchronisation of the CUDA kernels in turn; a test must notice (long)
 	@python=$(call in,test) && $$python tests/emulator/mutate.py $(ARGS)
 
+wheel:  ## dist/: one wheel for every Python and torch (RESNET_FUSED_BUILD=all: with CUDA kernels for every architecture)
+	@rm -rf dist && $(PYTHON) tools/make_wheel.py
+
 audit:  ## known vulnerabilities in the pinned dependencies: pip-audit, in an environment of its own (needs the network)
 	@$(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit \
 	  && build/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
@@ -65,4 +69,4 @@ docs:  ## docs/reference/api.md from the docstrings
 	@python=$(call in,test) && $$python tools/api.py
 
 clean:  ## removes what was built, keeps .venv
-	rm -rf build resnet_fused/_native.so resnet_fused/_native_build.json
+	rm -rf build dist resnet_fused/_native.so resnet_fused/_native_build.json

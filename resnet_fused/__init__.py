@@ -4,6 +4,7 @@ from . import nn, ops
 from .conversion.convert import convert, unconvert
 from .dispatch import backend, backends, strict
 from .frozen.freeze import freeze, load_engine
+from .kernels.library import warn_of_absence as _warn_of_absence
 from .models.cifar import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
 from .models.resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 from .models.variants import resnext50_32x4d, resnext101_32x8d, resnext101_64x4d, wide_resnet50_2, wide_resnet101_2
@@ -47,3 +48,5 @@ __all__ = [
     "wide_resnet50_2",
     "wide_resnet101_2",
 ]
+
+_warn_of_absence()

@@ -5,7 +5,7 @@ every batch norm it finds, then replaces the child, and the ReLU stays.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import ops
 from .modules.eligible import check_not_scripted, why_not_batch_norm, why_not_convolution, why_not_fused, why_not_relu
@@ -14,6 +14,8 @@ from .ops.define import check_residual
 
 __all__ = ["AddReLU", "BNReLU", "ConvBNReLU"]
 
+
+Size = int | tuple[int, int]
 
 # These modules do not know how to synchronise nn.SyncBatchNorm over processes, so it runs by itself.
 _NORM, _NORM_RELU = (("bn", why_not_batch_norm),), (("bn", why_not_batch_norm), ("relu", why_not_relu))
@@ -46,9 +48,18 @@ class ConvBNReLU(nn.Module):
     __prepare_scriptable__ = check_not_scripted
 
     def __init__(
-        self, in_channels, out_channels, kernel_size, stride=1, padding=None, dilation=1, groups=1, eps=1e-5, momentum=0.1,
-        relu=True,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | None = None,
+        dilation: Size = 1,
+        groups: int = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        relu: bool = True,
+    ) -> None:
         super().__init__()
         if padding is None:
             kernel, spread = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel_size, dilation))
@@ -59,11 +70,11 @@ class ConvBNReLU(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps, momentum)
         self.relu = nn.ReLU(inplace=True) if relu else None
 
-    def why_not_fused(self, x):
+    def why_not_fused(self, x: Tensor) -> str | None:
         """Why the children are called one by one on `x`, or None."""
         return why_not_fused(x, self._modules, _CONV_NORM if self.relu is None else _CONV_NORM_RELU)
 
-    def forward(self, x, residual=None):
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.why_not_fused(x):
             return _by_modules(self.conv(x), self.bn, residual, self.relu)
         return conv_bn_relu(x, self.conv, self.bn, residual, relu=self.relu is not None)
@@ -81,16 +92,24 @@ class BNReLU(nn.Module):
 
     __prepare_scriptable__ = check_not_scripted
 
-    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, relu=True):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        relu: bool = True,
+    ) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(num_features, eps, momentum, affine, track_running_stats)
         self.relu = nn.ReLU(inplace=True) if relu else None
 
-    def why_not_fused(self, x):
+    def why_not_fused(self, x: Tensor) -> str | None:
         """Why the children are called one by one on `x`, or None."""
         return why_not_fused(x, self._modules, _NORM if self.relu is None else _NORM_RELU)
 
-    def forward(self, x, residual=None):
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.why_not_fused(x):
             return _by_modules(x, self.bn, residual, self.relu)
         return norm_relu(x, self.bn, residual, relu=self.relu is not None)
@@ -101,5 +120,5 @@ class AddReLU(nn.Module):
 
     __prepare_scriptable__ = check_not_scripted
 
-    def forward(self, x, residual):
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return ops.add_relu(x, residual)

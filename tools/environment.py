@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMPS = ROOT / "build" / "environment"
 # goal: {module to import: distribution}
-BUILD = {"setuptools": "setuptools", "ninja": "ninja"}
+BUILD = {"setuptools": "setuptools"}
 DEMO = {**BUILD, "numpy": "numpy", "PIL": "pillow", "matplotlib": "matplotlib", "safetensors": "safetensors"}
 TEST = {**DEMO, "pytest": "pytest", "xdist": "pytest-xdist", "hypothesis": "hypothesis", "yaml": "pyyaml",
         "huggingface_hub": "huggingface_hub", "sklearn": "scikit-learn"}  # fmt: skip
-LINT = {"ruff": "ruff", "clang_format": "clang-format"}
+LINT = {"ruff": "ruff", "clang_format": "clang-format", "mypy": "mypy"}
 GOALS = {"demo": DEMO, "test": TEST, "lint": LINT}
 TRITON = "triton==3.9.0"  # for a torch that brings none
 # Peers of the tests. Without their dependencies: they ask for a torch of their own choice.
@@ -79,9 +79,10 @@ def pinned(distributions):
 def digest(python, goal):
     """Of all that the environment and the compiled library are made from."""
     parts = [ROOT / name for name in ("constraints.txt", "pyproject.toml", "setup.py", "MANIFEST.in")]
-    parts += [Path(__file__), ROOT / "tools" / "native_build.py"]
+    parts += [Path(__file__), ROOT / "tools" / "native_build.py", ROOT / "tools" / "native_machine.py"]
     parts += sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file()) if goal != "lint" else []
-    state = hashlib.sha256(f"{python} {os.environ.get('RESNET_FUSED_BUILD')} {sys.version}".encode())
+    asked = [os.environ.get(name) for name in ("RESNET_FUSED_BUILD", "CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST")]
+    state = hashlib.sha256(f"{python} {asked} {sys.version}".encode())
     for part in parts:
         state.update(part.relative_to(ROOT).as_posix().encode() + part.read_bytes())
     return state.hexdigest()
@@ -91,9 +92,8 @@ def install(python, goal, is_own):
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     packages = GOALS[goal]
     if is_own:
-        torch = ["torch"] if goal != "lint" else []
-        say(f"installing {', '.join([*torch, *packages.values()])} into .venv (the first time this takes minutes)")
-        run(*pip, "-c", "constraints.txt", *torch, *packages.values())
+        say(f"installing torch, {', '.join(packages.values())} into .venv (the first time this takes minutes)")
+        run(*pip, "-c", "constraints.txt", "torch", *packages.values())
     elif missing(python, packages):
         lacking = missing(python, packages)
         say(f"adding {', '.join(lacking)} to the activated environment")

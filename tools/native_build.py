@@ -1,24 +1,25 @@
-"""Builds resnet_fused/_native.so: what is on this machine, what follows from it, and the ninja file that does it.
+"""Builds resnet_fused/_native.so: which source is compiled how, and the processes that do it.
 
-Used by setup.py. Imports neither torch nor the package: both may be absent or half installed.
+Used by setup.py. native_machine.py finds what is on this machine. Needs neither torch, whose headers of the stable ABI lie
+in third_party/torch, nor anything else that would have to be installed.
 """
 
-import importlib.metadata
-import importlib.util
+import hashlib
 import json
 import os
 import platform
 import re
-import shlex
-import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import native_machine
+from native_machine import CannotBuild, first_error, jobs, number
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 TORCH_TARGET = "2.11"  # oldest torch whose stable ABI the library may use
-# PTX of the newest plain architecture is added for devices that come later.
-DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0a", "10.0a")
+TORCH_HEADERS = ROOT / "third_party" / "torch" / "include"  # of that torch
 # Sources with Hopper's own instructions (csrc/ptx/hopper.cuh), which no other architecture, and no PTX, can hold.
 HOPPER_SOURCE, HOPPER = "_sm90a.cu", "9.0a"
 # Sources with instructions that it and all later ones have (csrc/ptx/cluster.cuh).
@@ -33,61 +34,13 @@ CXX_FLAGS = (
     "-Wno-unknown-pragmas -Wno-maybe-uninitialized"  # g++ 12 takes _mm512_undefined_ps() at its word
 )
 NVCC_FLAGS = "-std=c++17 -O3 -lineinfo -Xcompiler -fPIC,-fvisibility=hidden -Xptxas --warn-on-spills"
+# What the library needs when it is loaded; torch has loaded both by then. libtorch needs libtorch_cuda where there is one,
+# through which the current stream is looked up.
+TORCH_LIBRARIES = ("libtorch.so", "libtorch_cpu.so")
 
 
-class CannotBuild(Exception):
-    """One line: why there will be no compiled library."""
-
-
-def output_of(*command):
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def find_torch():
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        raise CannotBuild("torch is not importable while building (pip needs --no-build-isolation)")
-    folder = Path(spec.origin).parent
-    if not (folder / "include/torch/csrc/stable/library.h").exists():
-        raise CannotBuild(f"torch {importlib.metadata.version('torch')} has no headers of the stable ABI")
-    return importlib.metadata.version("torch"), folder
-
-
-def find_compiler():
-    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
-        if path := shutil.which(name):
-            return path, output_of(path, "--version").splitlines()[0]
-    raise CannotBuild("no C++ compiler found ($CXX, c++, g++, clang++)")
-
-
-def knows_amx(compiler):
-    """g++ 11, clang 12 and later do."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    command = [compiler, *AMX_FLAGS.split(), "-x", "c++", "-fsyntax-only", "/dev/null"]
-    return subprocess.run(command, capture_output=True).returncode == 0
-
-
-def find_ninja():
-    if path := shutil.which("ninja"):
-        return path
-    if importlib.util.find_spec("ninja"):
-        import ninja
-
-        return str(Path(ninja.BIN_DIR) / "ninja")
-    raise CannotBuild("ninja not found (pip install ninja)")
-
-
-def find_nvcc():
-    """(path, version) or (None, why not). Whether this machine has a GPU is not asked: it may be built elsewhere."""
-    home = os.environ.get("CUDA_HOME")
-    for name in filter(None, (home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc")):
-        if path := shutil.which(name):
-            version = re.search(r"V(\d+\.\d+\.\d+)", output_of(path, "--version")).group(1)
-            if int(version.split(".")[0]) < 12:
-                return None, f"nvcc {version} does not know sm_90a: CUDA 12 or later is needed"
-            return path, version
-    return None, "nvcc not found ($CUDA_HOME, PATH, /usr/local/cuda)"
+class CudaFailed(CannotBuild):
+    """One line: why there will be no CUDA part, although one was wanted."""
 
 
 def compression(version):
@@ -99,52 +52,22 @@ def compression(version):
     return "--compress-mode=size" if int(version.split(".")[0]) >= 13 else "-Xfatbin=-compress-all"
 
 
-def architectures(nvcc):
-    """(-gencode flags, names) from TORCH_CUDA_ARCH_LIST, else the defaults that this nvcc knows and PTX."""
-    known = {int(arch) for arch in re.findall(r"compute_(\d+)$", output_of(nvcc, "--list-gpu-arch"), re.M)}
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
-    if not wanted:
-        plain = [arch for arch in DEFAULT_ARCHITECTURES if number(arch) in known]
-        newest = max(number(arch) for arch in plain)
-        return gencode(plain) + f" -gencode=arch=compute_{newest},code=compute_{newest}", [*plain, f"PTX {newest}"]
-    if unknown := [
-        arch for arch in wanted if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", arch) or number(arch) not in known
-    ]:
-        raise CannotBuild(f"TORCH_CUDA_ARCH_LIST has {unknown[0]}, which {nvcc} does not know")
-    return gencode(wanted), wanted
-
-
 def with_clusters(archs):
     """-gencode flags of those of `archs` that have clusters; Hopper's where none has, as for its own sources."""
-    able = [arch for arch in archs if number(arch.removeprefix("PTX ")) >= number(HOPPER)]
-    plain = [arch for arch in able if not arch.startswith("PTX ")]
-    ptx = [f"-gencode=arch=compute_{number(arch)},code=compute_{number(arch)}" for arch in able if arch not in plain]
-    return " ".join([gencode(plain or [HOPPER]), *ptx])
-
-
-def number(arch):
-    return int(re.sub(r"\D", "", arch.split("+")[0]))
+    able = [arch for arch in archs if number(arch) >= number(HOPPER)]
+    return gencode(able if any(not arch.startswith("PTX ") for arch in able) else [HOPPER, *able])
 
 
 def gencode(archs):
+    """-gencode flags of `archs`: 8.0 is machine code, 8.0+PTX both, and PTX 80 is PTX alone."""
     flags = []
     for arch in archs:
-        name = arch.split("+")[0].replace(".", "")
-        flags.append(f"-gencode=arch=compute_{name},code=sm_{name}")
-        if arch.endswith("+PTX"):
+        name = re.sub(r"PTX|[ .+]", "", arch)
+        if not arch.startswith("PTX "):
+            flags.append(f"-gencode=arch=compute_{name},code=sm_{name}")
+        if "PTX" in arch:
             flags.append(f"-gencode=arch=compute_{name},code=compute_{name}")
     return " ".join(flags)
-
-
-def jobs():
-    """MAX_JOBS, else what cores and free memory allow: a compiler process needs up to 2 GiB."""
-    if os.environ.get("MAX_JOBS"):
-        return int(os.environ["MAX_JOBS"])
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        free = 4 << 30
-    return max(1, min(os.cpu_count() or 1, free >> 31))
 
 
 def stamp():
@@ -154,41 +77,83 @@ def stamp():
     return {"version": version, "abi": int(abi)}
 
 
-def write_if_changed(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+class Compilation:
+    """Commands that make the objects of one library in `folder`, and the one that links them.
 
+    Paths are relative to ROOT, where the commands run. An object is made again when its command, or the text of a file that
+    it was made from, is not what it was.
+    """
 
-def quoted(path):
-    """A path as part of a command in a ninja file."""
-    return shlex.quote(str(path)).replace("$", "$$")
+    def __init__(self, folder, version=""):
+        self.folder, self.version = folder, version  # the version of the compilers: another one makes other objects
+        self.commands = {}  # {object: command}
 
-
-class NinjaFile:
-    """Sources and objects are relative to ROOT, so that a path of the machine never has to be escaped."""
-
-    def __init__(self, folder):
-        self.folder, self.objects = folder, []
-        self.lines = ["ninja_required_version = 1.3", f"builddir = {folder}"]
-
-    def rule(self, name, command, **extra):
-        self.lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
-        self.lines += [f"  {key} = {value}" for key, value in extra.items()]
-
-    def compile(self, rule, source, suffix="", flags=""):
+    def add(self, command, source, suffix="", flags=""):
         out = self.folder / f"{source.relative_to(CSRC)}{suffix}.o"
-        self.lines += [f"build {out}: {rule} {source.relative_to(ROOT)}", f"  flags = {flags}"]
-        self.objects.append(str(out))
+        source = str(source.relative_to(ROOT))
+        self.commands[out] = [*command, *flags.split(), "-MMD", "-MF", f"{out}.d", "-c", source, "-o", str(out)]
 
-    def write(self, target, link_rule):
-        self.lines += [f"build {target}: {link_rule} {' '.join(self.objects)}", f"default {target}"]
-        write_if_changed(ROOT / self.folder / "build.ninja", "\n".join(self.lines) + "\n")
+    def _key(self, command, names):
+        digest = hashlib.sha256(f"{self.version} {command}".encode())
+        for name in names:
+            digest.update((ROOT / name).read_bytes())
+        return digest.hexdigest()
+
+    def _is_current(self, out):
+        try:
+            key, *names = (ROOT / f"{out}.key").read_text().splitlines()
+            return (ROOT / out).exists() and key == self._key(self.commands[out], names)
+        except (OSError, ValueError):
+            return False
+
+    def _make(self, out):
+        (ROOT / out).parent.mkdir(parents=True, exist_ok=True)
+        _run(self.commands[out], CudaFailed if ".cu." in out.name else CannotBuild)
+        listed = (ROOT / f"{out}.d").read_text().replace("\\\n", " ").split(":", 1)[1].split()
+        # nvcc also lists the headers of its toolkit, with paths that may have blanks; the version stands for those.
+        names = sorted(name for name in listed if not os.path.isabs(name) and (ROOT / name).is_file())
+        (ROOT / f"{out}.key").write_text("\n".join([self._key(self.commands[out], names), *names]))
+
+    def run(self, say):
+        todo = [out for out in self.commands if not self._is_current(out)]
+        say(f"{len(todo)} of {len(self.commands)} sources to compile, {jobs(say)} at a time (MAX_JOBS)")
+        with ThreadPoolExecutor(jobs()) as pool:
+            try:
+                for done, _ in enumerate(pool.map(self._make, todo), 1):
+                    if done % 10 == 0:
+                        say(f"{done} of {len(todo)} compiled")
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def link(self, command, libraries):
+        """<folder>/_native.so. Stubs stand for the libraries of torch: their functions are found when it is loaded."""
+        failure = CudaFailed if "-cudart" in command else CannotBuild
+        for name in libraries:
+            stub = [*command, "-x", "c++", "/dev/null", "-o", f"{self.folder}/{name}"]
+            _run([*stub, *_to_linker(command, f"-soname,{name}")], failure)
+        out = f"{self.folder}/_native.so"
+        options = [*_to_linker(command, "--no-as-needed,--exclude-libs,ALL"), f"-L{self.folder}"]
+        names = [f"-l{name.removeprefix('lib').removesuffix('.so')}" for name in libraries]
+        _run([*command, *map(str, self.commands), "-o", out, *options, *names], failure)
+        return ROOT / out
+
+
+def _to_linker(command, options):
+    return ["-Xlinker", options] if "-cudart" in command else [f"-Wl,{options}"]
+
+
+def _run(command, failure):
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.stdout:
+        print(done.stdout, end="", flush=True)
+    if done.returncode != 0:
+        raise failure(f"{Path(command[0]).name} failed: {first_error(done.stdout) or done.returncode}")
 
 
 def build(cuda, say, folder="build/native", extra_flags=""):
-    """Builds <folder>/_native.so, the CUDA part if `cuda` and nvcc is there; returns (path, what it is).
+    """Builds <folder>/_native.so; returns (path, what it is).
 
+    cuda: None (no CUDA part), "here" (for what this machine can run, or TORCH_CUDA_ARCH_LIST) or "all" (every architecture).
     extra_flags: of the C++ compiler, also when it links. Raises CannotBuild.
     """
     if platform.system() != "Linux":
@@ -198,60 +163,77 @@ def build(cuda, say, folder="build/native", extra_flags=""):
     folder = Path(folder)
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     with open(ROOT / folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two ninjas in one folder would write the same objects
-        return _build(folder, cuda, say, extra_flags)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds in one folder would write the same objects
+        compiler, version = native_machine.find_compiler(say)
+        say(f"C++ compiler {' '.join(compiler)}: {version}")
+        info = {**stamp(), "stable_abi": TORCH_TARGET, "compiler": version}
+        try:
+            nvcc, facts = _nvcc(cuda, say)
+            return _build(folder, compiler, nvcc, {**info, **facts}, say, extra_flags)
+        except CudaFailed as why:
+            say(f"the CUDA part is left out: {why}")
+            without = {"cuda": None, "without_cuda": str(why), "cuda_failed": True}
+            return _build(folder, compiler, None, {**info, **without}, say, extra_flags)
 
 
-def _build(folder, cuda, say, extra_flags):
-    torch_version, torch = find_torch()
-    compiler, compiler_version = find_compiler()
-    ninja = find_ninja()
-    nvcc, nvcc_version = find_nvcc() if cuda else (None, "RESNET_FUSED_BUILD=cpu")
-    say(f"torch {torch_version} in {torch}; stable ABI of {TORCH_TARGET}")
-    say(f"C++ compiler {compiler}: {compiler_version}")
-    info = {**stamp(), "torch": torch_version, "stable_abi": TORCH_TARGET, "compiler": compiler_version}
-    gencodes = clusters = None
-    if nvcc:
-        gencodes, info["architectures"] = architectures(nvcc)
-        clusters = f"{with_clusters(info['architectures'])} {compression(nvcc_version)}"
-        gencodes = f"{gencodes} {compression(nvcc_version)}"
-        info["cuda"] = f"nvcc {nvcc_version}"
-        say(f"{nvcc} {nvcc_version}: CUDA part for {', '.join(info['architectures'])}")
-    else:
-        info |= {"cuda": None, "without_cuda": nvcc_version}
-        say(f"{nvcc_version}: no CUDA part")
-    write_if_changed(ROOT / folder / "build_info.h", f'inline constexpr char kBuildInfo[] = R"({json.dumps(info)})";\n')
+def _nvcc(cuda, say):
+    """(path of nvcc or None, what to record of it)."""
 
-    file = NinjaFile(folder)
-    hopper = f"{gencode([HOPPER])} {compression(nvcc_version)}" if nvcc else None
-    _add_rules(file, torch, compiler, nvcc, gencodes, clusters, hopper, extra_flags)
-    _add_sources(file, nvcc, knows_amx(compiler))
-    target = folder / "_native.so"
-    file.write(target, "link")
-    say(f"building with {jobs()} jobs (MAX_JOBS)")
-    done = subprocess.run([ninja, "-f", str(folder / "build.ninja"), "-j", str(jobs())], cwd=ROOT)
-    if done.returncode != 0:
-        raise CannotBuild(f"the compiler failed (exit status {done.returncode}); its messages are in the build output")
-    return ROOT / target, info
+    def without(why):
+        say(f"no CUDA part: {why}")
+        return None, {"cuda": None, "without_cuda": why}
+
+    everything, listed = cuda == "all", os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if cuda is None:
+        return without("RESNET_FUSED_BUILD=cpu")
+    if not everything and native_machine.torch_without_cuda():
+        return without("torch is built without CUDA (RESNET_FUSED_BUILD=all builds it nevertheless)")
+    if not (everything or listed or native_machine.gpus()):
+        return without("no GPU here, and neither TORCH_CUDA_ARCH_LIST nor RESNET_FUSED_BUILD=all asks for one")
+    try:
+        nvcc, version = native_machine.find_nvcc()
+        if nvcc is None:
+            return without(version)
+        archs = native_machine.architectures(nvcc, everything, say)
+    except CannotBuild as why:
+        raise CudaFailed(str(why)) from None
+    if not archs:
+        return without("the GPUs here are older than compute capability 8.0")
+    say(f"{nvcc} {version}: CUDA part for {', '.join(archs)}")
+    return nvcc, {"cuda": f"nvcc {version}", "architectures": archs}
 
 
-def _add_rules(file, torch, compiler, nvcc, gencodes, clusters, hopper, extra_flags=""):
+def _build(folder, compiler, nvcc, info, say, extra_flags):
+    header = ROOT / folder / "build_info.h"
+    header.write_text(f'inline constexpr char kBuildInfo[] = R"json({json.dumps(info)})json";\n')
+    files = Compilation(folder, f"{info['compiler']} {info['cuda']}")
+    cxx, cuda = commands(folder, compiler, nvcc, info, extra_flags)
+    add_sources(files, cxx, cuda, native_machine.knows_amx(compiler, AMX_FLAGS))
+    files.run(say)
+    link = [nvcc, "-shared", "-cudart", "static"] if nvcc else [*compiler, "-shared", *extra_flags.split()]
+    return files.link(link, TORCH_LIBRARIES), info
+
+
+def commands(folder, compiler, nvcc, info, extra_flags=""):
+    """(command of C++, {end of a source's name: command of nvcc})."""
     major, minor = map(int, TORCH_TARGET.split("."))
-    depends, extra = {"depfile": "$out.d", "deps": "gcc"}, extra_flags and f" {extra_flags}"
-    compile_one = f"-I{CSRC.relative_to(ROOT)} $flags -MMD -MF $out.d -c $in -o $out"
-    torch_flags = f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000 -isystem {quoted(torch / 'include')}"
-    file.rule("cxx", f"{quoted(compiler)} {CXX_FLAGS}{extra} {torch_flags} -I{file.folder} {compile_one}", **depends)
-    # libtorch, which needs libtorch_cuda where there is one: Place's stream is looked up through it.
-    linker, libraries = "--no-as-needed,-z,defs", f"-L{quoted(torch / 'lib')} -ltorch -ltorch_cpu"
-    if nvcc:
-        file.rule("nvcc", f"{quoted(nvcc)} {NVCC_FLAGS} {gencodes} {compile_one}", **depends)
-        file.rule("nvcc_sm90", f"{quoted(nvcc)} {NVCC_FLAGS} {clusters} {compile_one}", **depends)
-        file.rule("nvcc_sm90a", f"{quoted(nvcc)} {NVCC_FLAGS} {hopper} {compile_one}", **depends)
-        # cudart is static and knows the driver only through dlopen: the library loads where there is no driver.
-        command = f"{quoted(nvcc)} -shared -cudart static -Xlinker {linker},--exclude-libs,ALL"
-    else:
-        command = f"{quoted(compiler)} -shared{extra} -Wl,{linker}"
-    file.rule("link", f"{command} $in -o $out {libraries}")
+    include = f"-I{CSRC.relative_to(ROOT)}"
+    torch = [
+        f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000",
+        "-isystem",
+        str(TORCH_HEADERS.relative_to(ROOT)),
+    ]
+    cxx = [*compiler, *CXX_FLAGS.split(), *extra_flags.split(), *torch, f"-I{folder}", include]
+    if not nvcc:
+        return cxx, {}
+    archs, compressed = info["architectures"], compression(info["cuda"].split()[-1])
+    # Without $CXX nvcc takes the g++ that it finds; a compiler with arguments is none of its own options.
+    host = ["-ccbin", *compiler] if os.environ.get("CXX") and len(compiler) == 1 else []
+    flags = {HOPPER_SOURCE: gencode([HOPPER]), CLUSTER_SOURCE: with_clusters(archs), ".cu": gencode(archs)}
+    return cxx, {
+        end: [nvcc, *host, *NVCC_FLAGS.split(), *gencodes.split(), compressed, include]
+        for end, gencodes in flags.items()
+    }
 
 
 def instruction_sets(name, amx):
@@ -264,16 +246,15 @@ def instruction_sets(name, amx):
     return INSTRUCTION_SETS | ({"avx512_bf16": BF16_FLAGS} if "_bf16" in name else {})
 
 
-def _add_sources(file, nvcc, amx):
+def add_sources(files, cxx, cuda, amx):
     """The folder and the name of a source say what it is compiled for (csrc/README.md); its text is not read."""
-    defines = {"cpu": "-DRESNET_FUSED_WITH_AMX" if amx else "", "register": "-DRESNET_FUSED_WITH_CUDA" if nvcc else ""}
+    defines = {"cpu": "-DRESNET_FUSED_WITH_AMX" if amx else "", "register": "-DRESNET_FUSED_WITH_CUDA" if cuda else ""}
+    for source in sorted(CSRC.rglob("*.cu")) if cuda else ():
+        files.add(next(command for end, command in cuda.items() if source.name.endswith(end)), source)
     for source in sorted(CSRC.rglob("*.cpp")):
         folders = source.relative_to(CSRC).parts[:-1]
         if "isa" in folders:
             for isa, flags in instruction_sets(source.stem, amx).items():
-                file.compile("cxx", source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
-        elif nvcc or "cuda" not in folders:
-            file.compile("cxx", source, flags=defines[folders[0]])
-    for source in sorted(CSRC.rglob("*.cu")) if nvcc else ():
-        rules = {HOPPER_SOURCE: "nvcc_sm90a", CLUSTER_SOURCE: "nvcc_sm90"}
-        file.compile(next((rule for end, rule in rules.items() if source.name.endswith(end)), "nvcc"), source)
+                files.add(cxx, source, f".{isa}", f"-DRESNET_FUSED_ISA={isa} {flags}")
+        elif cuda or "cuda" not in folders:
+            files.add(cxx, source, flags=defines[folders[0]])

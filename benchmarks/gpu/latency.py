@@ -66,7 +66,7 @@ def main(argv=None):
     args = options.settle(options.parser("gpu.latency", __doc__.splitlines()[0]).parse_args(argv), (1, 8), (1,))
     if args.device != "cuda":
         raise UsageError("argument --device: clusters of blocks need a GPU, but it is cpu")
-    if (why := cuda.why_not()) is not None:
+    if (why := cuda.why_not(torch.device("cuda"))) is not None:
         raise UsageError(why)
     seconds = 0.3 if args.seconds is None else args.seconds
     log, deadline = record.Log("latency", args.device, args.output), options.deadline(args)

@@ -21,7 +21,11 @@ EAGER = dispatch.EAGER.name
 def backends(device, op):
     """Names of our backends that run `op` here in earnest; "eager" competes as a peer. One that hands the call on to another
     is told by `runs_itself`."""
-    return [name for name, b in dispatch.BACKENDS.items() if name != EAGER and b.worth_measuring(op, device)]
+    return [
+        name
+        for name, b in dispatch.BACKENDS.items()
+        if name != EAGER and dispatch.worth_measuring(b, op, torch.device(device))
+    ]
 
 
 def forward(case, device, peers, exactly=False):

@@ -23,7 +23,34 @@ class UsageError(Exception):
     """What the user asked for cannot be done; the message is one line."""
 
 
+class Help(argparse.HelpFormatter):
+    """Shows the default of every option that has one and does not tell it in words, and no list that breaks the line."""
+
+    def _metavar_formatter(self, action, default_metavar):
+        if _long_list(action):
+            return lambda count: (default_metavar,) * count
+        return super()._metavar_formatter(action, default_metavar)
+
+    def _get_help_string(self, action):
+        default, text = action.default, action.help or ""
+        if _long_list(action):
+            text += f"{';' if text else ''} one of {', '.join(action.choices)}"
+        if default is None or default is False or default == argparse.SUPPRESS or "default" in text:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
+        return f"{text} (default: {shown})".replace("%", "%%")
+
+
+def _long_list(action):
+    return action.metavar is None and action.choices is not None and sum(len(name) + 1 for name in action.choices) > 24
+
+
 class Parser(argparse.ArgumentParser):
+    """Raises UsageError instead of leaving the process. Its help shows defaults."""
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": Help, **options})
+
     def error(self, message):
         raise UsageError(message)
 

@@ -39,16 +39,16 @@ def _in(model, dtype):
 
 @torch.no_grad()
 def equality(model, x, frozen_dtypes, step):
-    """Rows with the keys of EQUALITY; errors against float64, relative to the largest logit. `step(text)`: progress."""
+    """Yields rows with the keys of EQUALITY; errors against float64, relative to the largest logit. `step(text)`:
+    progress. What needs a measurement of kernels comes after what does not."""
     step("float64")
     oracle = in_float64(model)(exact(x))
     scale = oracle.abs().max()
-    rows = []
 
     def error(logits):
         return ((logits.double() - oracle).abs().max() / scale).item()
 
-    def add(name, logits, eager):
+    def row_of(name, logits, eager):
         row = dict.fromkeys(EQUALITY, "") | {
             "name": name,
             "dtype": str(logits.dtype)[6:],
@@ -58,19 +58,20 @@ def equality(model, x, frozen_dtypes, step):
             share = budget_used(logits, eager, oracle, channel_dim=0)
             row["apart"] = f"{((logits.double() - eager.double()).abs().max() / scale).item():.1e}"
             row |= {"budget": f"{share:.2f}", "verdict": "equal" if share <= 1 else "NOT EQUAL"}
-        rows.append(row)
+        return row
 
     for dtype in dict.fromkeys((x.dtype, *frozen_dtypes)):
         step(f"eager and ours in {str(dtype)[6:]}")
         plain = by_modules(_in(model, dtype))
         eager = plain(x.to(dtype))
-        add("eager", eager, None)
-        add("eager, channels_last", plain.to(memory_format=torch.channels_last)(_nhwc(x.to(dtype))), None)
+        yield row_of("eager", eager, None)
+        plain = plain.to(memory_format=torch.channels_last)
+        yield row_of("eager, channels_last", plain(_nhwc(x.to(dtype))), None)
         if dtype == x.dtype:
-            add("live", model(x), eager)
+            yield row_of("live", model(x), eager)
         if dtype in frozen_dtypes:
-            add("frozen", freeze(model, x, dtype=dtype)(x).to(dtype), eager)
-    return rows
+            step(f"freezing in {str(dtype)[6:]}: measuring kernels")
+            yield row_of("frozen", freeze(model, x, dtype=dtype)(x).to(dtype), eager)
 
 
 def contestants(model, x, dtype=None):
@@ -115,8 +116,10 @@ def speed(model, x, frozen_dtypes, seconds, step):
     return rows, timings
 
 
-def equality_text(rows):
-    return table.render(EQUALITY, rows)
+def equality_line(row):
+    """A row of `equality`, or EQUALITY itself, in columns that fit every row: it is shown before the next one is known."""
+    widths = {"name": 20, "dtype": 8, "error": 7, "apart": 10, "budget": 9, "verdict": 9}
+    return "  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip()
 
 
 def speed_text(rows):

@@ -10,15 +10,20 @@ from . import bench, photo
 FROZEN = (torch.float32, torch.bfloat16)
 
 
-def run(name, model, image, weights, batches, seconds, chart, step, device):
-    """Prints the report, saves the chart; True if every output is within the error budget. `step(text)`: progress."""
+def run(name, model, image, weights, batches, seconds, chart, progress, device):
+    """Prints the report, saves the chart; True if every output is within the error budget. `progress` is a Progress."""
+    step, clear = progress.step, progress.clear
     for fact, value in info.environment().items():
         print(f"{fact:<17} {value}")
     x = image[None].to(device)
     print(f"\nlogits of {name}, {'weights from ' + str(weights) if weights else RANDOM}:")
     frozen = bench.freezable(device, FROZEN)
-    equality = bench.equality(model, x, frozen, step)
-    print(bench.equality_text(equality))
+    print(bench.equality_line(bench.EQUALITY))
+    equality = []
+    for row in bench.equality(model, x, frozen, step):
+        clear()
+        print(bench.equality_line(row), flush=True)
+        equality.append(row)
     if weights:
         print("\n" + top5(model, x))
     rows, timings = [], {}

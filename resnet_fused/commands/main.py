@@ -1,4 +1,5 @@
-"""python -m resnet_fused demo | verify | bench | explain | summary | tune | train | info.
+"""python -m resnet_fused demo | check | verify | bench | explain | summary | tune | train | info; also installed as
+resnet-fused.
 
 What a user can get wrong is one line on stderr and exit status 2; 1 means that something is not equal to eager. What one
 command alone needs and `import resnet_fused` does not load (0.1 s in all) is imported where that command runs.
@@ -19,6 +20,7 @@ from ..models import CIFAR_MODELS, MODELS
 from ..reports import info
 from ..reports.explain import explain
 from ..reports.verify.verify import verify
+from ..version import __version__
 from . import train
 from .arguments import (
     DTYPES,
@@ -39,8 +41,9 @@ from .progress import Progress
 
 def parser():
     main = Parser(prog="resnet_fused", description="ResNets on fused kernels, equal to torch eager.")
+    main.add_argument("--version", action="version", version=f"resnet_fused {__version__}")
     commands = main.add_subparsers(
-        dest="command", required=True, metavar="demo | verify | bench | explain | summary | tune | train | info"
+        dest="command", required=True, metavar="demo | check | verify | bench | explain | summary | tune | train | info"
     )
 
     def command(name, function, help):
@@ -49,31 +52,38 @@ def parser():
         return sub
 
     def model_options(sub):
-        sub.add_argument("--model", choices=MODELS, default="resnet34")
-        sub.add_argument("--weights", help="a .pth or .safetensors state dict, or a weight name of torchvision")
-        sub.add_argument("--backend", choices=("auto", *dispatch.BACKENDS), default="auto")
+        sub.add_argument("--model", choices=MODELS, default="resnet34", help="the network")
+        sub.add_argument(
+            "--weights",
+            help="a .pth or .safetensors state dict, or a weight name of torchvision; default: random weights",
+        )
+        sub.add_argument("--backend", choices=("auto", *dispatch.BACKENDS), default="auto", help="of every fused op")
 
     def machine_options(sub):
         sub.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-        sub.add_argument("--threads", type=at_least(1, maximum=MAX_THREADS), help="CPU threads")
+        sub.add_argument("--threads", type=at_least(1, maximum=MAX_THREADS), help="CPU threads; default: torch's")
 
     def input_options(sub, batch):
-        sub.add_argument("--batch", type=at_least(1), default=batch)
-        sub.add_argument("--size", type=at_least(MIN_SIZE), default=224)
-        sub.add_argument("--dtype", choices=DTYPES, default="float32")
+        sub.add_argument("--batch", type=at_least(1), default=batch, help="images")
+        sub.add_argument("--size", type=at_least(MIN_SIZE), default=224, help="pixels of a side of an image")
+        sub.add_argument("--dtype", choices=DTYPES, default="float32", help="of model and images")
 
     demo = command("demo", run_demo, "runs a model on a photograph: equality with eager, images/s, a chart")
     demo.add_argument("--image", help="default: the photograph of a cat that comes with the package")
     demo.add_argument("--batch", type=at_least(1), nargs="+", default=[1, 8], help="batch sizes to time")
-    demo.add_argument("--seconds", type=at_least(0, float), default=8.0, help="of timing for every batch size")
+    demo.add_argument("--seconds", type=at_least(0, float), default=5.0, help="of timing for every batch size")
     demo.add_argument("--output", default="resnet_fused_demo.png", help="the chart, a PNG file")
+
+    check = command(
+        "check", run_check, "runs every kernel of this machine on small inputs, and keeps what is wrong off it"
+    )
 
     verify = command("verify", run_verify, "every op and the model against float64, beside eager's own error")
     verify.add_argument("--quick", action="store_true", help="small shapes")
-    verify.add_argument("--dtype", choices=DTYPES, nargs="+")
+    verify.add_argument("--dtype", choices=DTYPES, nargs="+", help="default: those that the device has kernels for")
 
     bench = command("bench", run_bench, "times eager, live and frozen models, taking turns")
-    bench.add_argument("--seconds", type=at_least(0, float), default=10.0)
+    bench.add_argument("--seconds", type=at_least(0, float), default=10.0, help="of timing")
 
     explain = command("explain", run_explain, "which backend every fused op takes, and why")
     explain.add_argument("--train", action="store_true", help="in training mode")
@@ -82,7 +92,7 @@ def parser():
     tune = command("tune", run_tune, "measures every backend for the shapes of a model and keeps the fastest choices")
     tune.add_argument("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
     tune.add_argument("shape", type=shape_of, metavar="SHAPE", help="of the input, such as 32x3x224x224")
-    tune.add_argument("--dtype", choices=DTYPES, default="float32")
+    tune.add_argument("--dtype", choices=DTYPES, default="float32", help="of model and images")
     tune.add_argument("--train", action="store_true", help="a training step instead of an evaluation")
     tune.add_argument("--frozen", action="store_true", help="the engine of freeze() instead of the live model")
     tune.add_argument("--seconds", type=at_least(0, float), default=120.0, help="at most, about")
@@ -94,12 +104,12 @@ def parser():
     )  # fmt: skip
 
     summary = command("summary", run_summary, "the paper's table: layers, sizes, parameters, FLOPs, fused kernels")
-    summary.add_argument("model", choices=MODELS | CIFAR_MODELS, nargs="?", default="resnet34")
+    summary.add_argument("model", choices=MODELS | CIFAR_MODELS, nargs="?", default="resnet34", help="the network")
     summary.add_argument("--size", type=at_least(MIN_SIZE), help="default: 224, and 32 for the CIFAR networks")
 
     for sub in (demo, bench, explain):
         model_options(sub)
-    for sub in (demo, verify, bench, explain, summary, tune):
+    for sub in (demo, check, verify, bench, explain, summary, tune):
         machine_options(sub)
     input_options(bench, batch=8)
     input_options(explain, batch=1)
@@ -126,8 +136,17 @@ def run_demo(args):
     check_fits(max(args.batch), photo.CROP, photo.CROP, device)
     with backend_of(args), Progress() as progress:
         model = model_of(args, device)
-        equal = demo.run(args.model, model, image, args.weights, args.batch, args.seconds, chart, progress.step, device)
+        equal = demo.run(args.model, model, image, args.weights, args.batch, args.seconds, chart, progress, device)
     return 0 if equal else 1
+
+
+def run_check(args):
+    from . import check
+
+    with Progress() as progress:
+        reports = [check.check(device, progress.step) for device in check.devices(device_of(args))]
+    print("\n\n".join(map(str, reports)))
+    return 0 if all(report.passed for report in reports) else 1
 
 
 def run_verify(args):

@@ -49,9 +49,9 @@ class Fused:
             match_again(self)
 
     def __delattr__(self, name):
-        is_child = name in self.__dict__.get("_modules", {})
+        is_child, before = name in self.__dict__.get("_modules", {}), self.__dict__.get(name)
         super().__delattr__(name)
-        if is_child:
+        if is_child or (not is_compared(before) and type(self)._reads(name)):
             match_again(self)
 
     def add_module(self, name, module):

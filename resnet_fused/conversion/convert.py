@@ -6,6 +6,8 @@ attributes and keys stay the very same objects, so optimizers, DDP and checkpoin
 copies and pickles stay converted, and a call that cannot be fused runs the forward of the original class.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
@@ -19,8 +21,10 @@ from .trace import is_norm, see_through
 
 _OURS = (BasicBlock, Bottleneck, ResNet, ConvBNReLU, BNReLU)  # whose forward is fused already
 
+M = TypeVar("M", bound=nn.Module)
 
-def convert(model, *, strict=False, memory_efficient=False):
+
+def convert(model: M, *, strict: bool = False, memory_efficient: bool = False) -> M:
     """Fuses, in place, every module of `model` whose forward has chains of convolution, batch norm and ReLU.
 
     Args:
@@ -69,7 +73,7 @@ def _remember(module, memory_efficient):
         module.__dict__["memory_efficient"] = True
 
 
-def unconvert(model):
+def unconvert(model: M) -> M:
     """Gives every converted module its own class back, in place; returns `model`. See `convert`."""
     _check_module(model, "unconvert")
     for module in model.modules():

@@ -1,12 +1,13 @@
 """Which backend runs an op on these tensors, and why.
 
-`asked`: what was asked for, and who listens. `choice`: asked for, else measured, else the default. The module is not named
-`choose`, since a function of this package is.
+`asked`: what was asked for, and who listens. `able`: whether a backend runs an op on a device. `choice`: asked for, else
+measured, else the default. The module is not named `choose`, since a function of this package is.
 """
 
 from ..kernels.backend import Backend
 from ..kernels.precision import tf32_allowed
 from ..kernels.table import BACKENDS, EAGER, TORCH
+from .able import able, configurations, why_not, why_not_here, worth_measuring
 from .asked import (
     Choice,
     FallbackError,

@@ -1,10 +1,14 @@
 """What was asked of the dispatcher, and who listens: backends by name, STRICT mode, records of what runs."""
 
 import contextlib
+from contextlib import AbstractContextManager
 from typing import NamedTuple
+
+import torch
 
 from ..kernels import env, layout
 from ..kernels.table import BACKENDS, EAGER
+from .able import state, why_not_here
 
 
 class Choice(NamedTuple):
@@ -31,7 +35,7 @@ def _set(key, value):
         _state[key] = before
 
 
-def backend(name):
+def backend(name: str) -> AbstractContextManager[str]:
     """Context manager: every op inside uses backend `name` ("auto" lets the dispatcher choose).
 
     Raises ValueError for an unknown name and RuntimeError for a backend that cannot run here.
@@ -45,7 +49,7 @@ def check_backend(name):
         return
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, not {name!r}")
-    if (why := BACKENDS[name].why_not()) is not None:
+    if (why := why_not_here(BACKENDS[name])) is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {why}")
 
 
@@ -64,7 +68,7 @@ def configuration():
     return _state["config"]
 
 
-def strict(on=True):
+def strict(on: bool = True) -> AbstractContextManager[bool]:
     """Context manager: inside it a fallback to eager raises FallbackError (on) or is allowed (off)."""
     return _set("strict", on)
 
@@ -84,9 +88,16 @@ def observed():
     return _state["rows"] is not None or _state["keys"] is not None
 
 
-def backends():
-    """{name: "available" or why not} for every backend."""
-    return {name: b.why_not() or "available" for name, b in BACKENDS.items()}
+def backends(device: torch.device | str | None = None) -> dict[str, str]:
+    """{name: "available", or why not} for every backend.
+
+    Args:
+        device: a torch.device or its name; default: every device of this machine, of which one is enough.
+
+    What the check of a GPU's kernels has refused there follows after "available". This function checks nothing itself.
+    """
+    device = None if device is None else torch.device(device)
+    return {name: state(backend, device) for name, backend in BACKENDS.items()}
 
 
 def note_key(key):

@@ -8,12 +8,13 @@ import functools
 
 import torch
 
-from ..kernels import layout
+from ..kernels import layout, torch_convolution
 from ..kernels.epilogue import ACTIVATIONS, RELU
 from ..kernels.precision import tf32_allowed
 from ..kernels.table import BACKENDS, EAGER, TORCH
 from ..kernels.triton import schedule
 from ..measure import remembered
+from .able import why_not
 from .asked import Choice, asked_for, configuration, note, note_key, observed
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,7 +45,7 @@ def automatic(op, x, convolution=None):
         runs, reason = backend.default(op, convolution)
         if not runs:
             return Choice(TORCH.name, reason)
-        if (why := backend.why_not()) is None:
+        if (why := why_not(backend, op, x.device)) is None:
             return Choice(backend.name, f"{reason}: {'; '.join(missing)}" if missing else reason)
         missing.append(why)
     return Choice(EAGER.name, "; ".join(missing) or f"device {device}")
@@ -85,9 +86,10 @@ def _measured(op, x, others, convolution):
         return None
     entries = remembered.table(x.device).entries
     entry = entries.get(_key(op, x, others, convolution)) if entries else None
-    if entry is None or (b := BACKENDS.get(entry.choice)) is None or not b.takes(x.device.type) or b.why_not():
+    if entry is None or (b := BACKENDS.get(entry.choice)) is None or not b.takes(x.device.type):
         return None
-    return Choice(entry.choice, entry.reason(), entry.config.get(entry.choice))
+    config = entry.config.get(entry.choice)
+    return Choice(entry.choice, entry.reason(), config) if why_not(b, op, x.device, config) is None else None
 
 
 def setting(device):
@@ -98,10 +100,11 @@ def setting(device):
 def _handed_on(op, x, convolution, choice, asked):
     """`choice`, or what runs in its place where its backend does not."""
     backend = BACKENDS[choice.backend]
-    if (why := backend.why_not_op(op, convolution)) is None:
+    why = why_not(backend, op, x.device, choice.config)
+    if why is None and (convolution is None or (why := backend.refusal(op, convolution)) is None):
         return choice, asked
     if op in BACKENDS[backend.otherwise].kernels:
-        return Choice(backend.otherwise, why), asked
+        return _handed_on(op, x, convolution, Choice(backend.otherwise, why), asked)
     return automatic(op, x, convolution), False
 
 
@@ -135,6 +138,9 @@ def pick(op, x, *others, convolution=None, activation=RELU):
     ):
         choice = Choice(TORCH.name, "contiguous NCHW: torch's convolution, then one fused pass")
     backend = BACKENDS[choice.backend]
+    composed = convolution is not None and backend in (TORCH, EAGER)
+    if composed and (wrong := torch_convolution.why_wrong_of(convolution, x.device.type)) is not None:
+        choice = Choice(choice.backend, f"{wrong}: in float32, rounded once, then one pass")
     if convolution is not None and activation not in backend.activations and backend.kernels.get(op) is not None:
         why = f"{choice.backend} has no {ACTIVATIONS[activation]}: torch's convolution, then one fused pass"
         choice = Choice(TORCH.name, why)
@@ -232,6 +238,8 @@ def _choose_conv_input_grad(op, grad, others, convolution, activation):
             choice = Choice(TORCH.name, why)
         elif not backend.takes(grad.device.type):
             choice = Choice(TORCH.name, f"backend {choice.backend!r} does not take {grad.device.type} tensors")
+        elif (why := why_not(backend, op, grad.device, choice.config)) is not None:
+            choice = Choice(TORCH.name, why)
         elif not layout.is_channels_last(grad):
             choice = Choice(TORCH.name, "contiguous NCHW")
     return note(op, grad, choice)
@@ -243,7 +251,7 @@ def choose_fp8(op, x):
         return note(op, x, Choice(EAGER.name, f"backend {EAGER.name!r} was asked for"), asked=True)
     for backend in BACKENDS.values():
         if op in backend.kernels and backend is not EAGER:
-            if (why := backend.why_not()) is None and backend.takes(x.device.type):
+            if (why := why_not(backend, op, x.device)) is None and backend.takes(x.device.type):
                 return note(op, x, Choice(backend.name, "the only kernels for e4m3"))
             raise RuntimeError(f"{op}: {why or f'no kernel takes {x.device.type} tensors'}")
     raise RuntimeError(f"{op}: no backend has a kernel for it")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves
 
 from ..kernels import layout
-from ..measure.accuracy import budget_used, channel_dim_of, exact
+from ..measure.accuracy import absurd, budget_used, channel_dim_of, exact, off_by
 from ..measure.oracle import by_modules, in_float64
 from ..ops.bn_relu import reference
 from .network import ConvBn, InDtype, walk
@@ -16,7 +16,6 @@ from .network import ConvBn, InDtype, walk
 CHECKED = 4  # images whose logits are compared with float64
 FEW = 1 << 22  # values of x that are compared in float64; images are independent, so a few of them suffice
 ANOTHER_NETWORK = 10.0  # times the error budget, which no rounding reaches
-ABSURD = 0.5  # relative to the norm of the result; rounding never makes eager err so much
 
 
 class Errors(NamedTuple):
@@ -31,22 +30,6 @@ class Errors(NamedTuple):
 def tensors_of(result):
     """The tensors with a fraction in what a network returns, in order."""
     return [t for t in tree_leaves(result) if torch.is_tensor(t) and t.is_floating_point()]
-
-
-def absurd(eager, oracle):
-    """Whether eager's result is wrong by more than rounding: torch 2.13 computes some bfloat16 convolutions wrongly on
-    CPUs with a matrix unit. Values that float64 does not have either do not count."""
-    return off_by(eager, oracle) > ABSURD
-
-
-def off_by(ours, oracle):
-    """The norm of the error of tensors relative to their own norm: the largest."""
-    found = [0.0]
-    for t, wide in zip(ours, oracle, strict=True):
-        finite = wide.isfinite()
-        off = ((exact(t) - wide)[finite].norm() / wide[finite].norm().clamp_min(1e-30)).item()
-        found.append(off if off == off else float("inf"))
-    return max(found)
 
 
 def rounded(model, x, dtype):

@@ -4,8 +4,12 @@ import abc
 import contextlib
 import functools
 from collections import Counter
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..measure import remembered, timing
 from ..modules.zero_pad import ZeroPadShortcut
@@ -98,7 +102,7 @@ class Engine(abc.ABC):
         return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
 
     @torch.no_grad()
-    def refresh(self, state_dict=None):
+    def refresh(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Reads the model's weights and statistics again, or those of `state_dict`, which has the model's keys and shapes.
         The model stays as it is. Measurements, choices and a captured graph stay.
 
@@ -111,11 +115,11 @@ class Engine(abc.ABC):
     def _refresh(self):
         """Reads the model's weights and statistics again."""
 
-    def save(self, path):
+    def save(self, path: str | PathLike[str]) -> None:
         """Writes the engine to a file that `resnet_fused.load_engine` reads (see frozen/file.py)."""
         file.save(self, path)
 
-    def module(self):
+    def module(self) -> nn.Module:
         """The frozen network as an nn.Module of torch's own operators, for torch.export, AOTInductor and ONNX."""
         return FoldedNetwork(self._steps, self._result, self.dtype)
 
@@ -128,11 +132,11 @@ class Engine(abc.ABC):
         return found + [f"{name} is called as it is: its forward {why}" for name, why in self._opaque.items()]
 
     @property
-    def dtype_name(self):
+    def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
     @property
-    def rows(self):
+    def rows(self) -> list[dict[str, Any]]:
         return [
             {
                 "name": s.name, "op": s.op, "shape": s.shape, "dtype": self.dtype, "backend": s.choice.name,
@@ -142,7 +146,7 @@ class Engine(abc.ABC):
         ]  # fmt: skip
 
     @abc.abstractmethod
-    def __call__(self, x): ...
+    def __call__(self, x: torch.Tensor) -> Any: ...
 
 
 def _kind(module):

@@ -19,6 +19,7 @@ from ..measure import remembered
 from ..modules.zero_pad import ZeroPadShortcut
 from . import format_1
 from .function import NAMES, Constant, Function, Value, function_of
+from .gate import Gate
 from .network import Apply, ConvBn, Head, Network
 
 FORMAT = 3
@@ -40,6 +41,7 @@ KINDS = {
     nn.ZeroPad2d: ("padding",),
     nn.Upsample: ("size", "scale_factor", "mode", "align_corners"),
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid), ()),
+    Gate: ("relu",),
     ZeroPadShortcut: ("in_planes", "out_planes", "stride"),
 }
 BY_NAME = {kind.__name__: kind for kind in KINDS}
@@ -70,6 +72,8 @@ def _describe(name, module):
         elif (target := module.name) is None:
             raise TypeError(f"save: {name} is {module.extra_repr()}, which a file cannot describe")
         return {"kind": "Function", "target": target, "args": _text(module.args), "kwargs": _text(module.kwargs)}
+    if type(module) is nn.Sequential:
+        return [_describe(name, part) for part in module]
     if type(module) is Constant:
         return {"kind": "Constant", "shape": list(module.value.shape)}
     if type(module) not in KINDS:
@@ -141,12 +145,16 @@ def _described_step(step):
     return {"step": type(step).__name__} | parts
 
 
+def _is_module(described):
+    return isinstance(described, dict) or (isinstance(described, list) and described and isinstance(described[0], dict))
+
+
 def _built_step(described):
     kind = STEPS[described["step"]]
     if kind is Apply and "input" in described:  # format 2
         described = described | {"inputs": [described["input"]]}
     fields = [field for field in FIELDS[kind] if field in described]  # format 2 has no `unary`, no name of a head
-    parts = {f: _build(described[f]) if isinstance(described[f], dict) else described[f] for f in fields}
+    parts = {f: _build(described[f]) if _is_module(described[f]) else described[f] for f in fields}
     if kind is Apply:
         parts["inputs"] = tuple(parts["inputs"])
     return kind(**parts)

@@ -7,18 +7,31 @@ does not follow later changes of the weights: see `Engine.refresh`.
 
 import contextlib
 import copyreg
+from os import PathLike
+from typing import Literal
 
 import torch
+from torch import nn
 
 from ..kernels import e4m3 as fp8
 from ..measure import remembered
 from . import file
 from .cpu.engine import CpuEngine, freeze_cpu
+from .engine import Engine
 from .fp8.engine import Fp8Engine, freeze_fp8
 from .gpu.engine import GpuEngine, freeze_gpu
 
 
-def freeze(model, example_input, *, dtype=None, exact=False, graph=True, batch="exact", memory="fast"):
+def freeze(
+    model: nn.Module,
+    example_input: torch.Tensor,
+    *,
+    dtype: torch.dtype | Literal["fp8"] | None = None,
+    exact: bool = False,
+    graph: bool = True,
+    batch: Literal["exact", "pad"] = "exact",
+    memory: Literal["fast", "small"] = "fast",
+) -> Engine:
     """An engine that computes `model.eval()(x)` as fast as the device of the model can.
 
     Args:
@@ -67,7 +80,7 @@ def _undisturbed(device):
         yield
 
 
-def load_engine(path, device=None):
+def load_engine(path: str | PathLike[str], device: str | torch.device | None = None) -> Engine:
     """The engine that `engine.save(path)` wrote.
 
     Args:

@@ -1,29 +1,33 @@
 """The steps of any network, from the graph of its forward: see network.py for what a step is."""
 
 import copy
-import operator
 from dataclasses import dataclass, replace
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..conversion.effects import NotTraceable
 from ..conversion.whole import flat_graph
-from ..modules.eligible import watched, why_not_convolution, why_not_pool
-from ..modules.norms import why_not_norm, with_activation
+from ..modules.eligible import watched
+from ..modules.norms import with_activation
 from ..modules.torchs_own import why_not_torchs_own
 from .function import Function, Value, template_of
 from .functional import Calls, Op, observe, templates
+from .gate import Gate
 from .network import Apply, ConvBn, Head, Network
-
-POINTWISE = {
-    nn.Hardswish: "hardswish", F.hardswish: "hardswish", nn.SiLU: "silu", F.silu: "silu", nn.ReLU6: "relu6",
-    F.relu6: "relu6", nn.Sigmoid: "sigmoid", torch.sigmoid: "sigmoid", F.sigmoid: "sigmoid", "sigmoid": "sigmoid",
-    nn.Hardsigmoid: "hardsigmoid", F.hardsigmoid: "hardsigmoid",
-}  # fmt: skip
-RELUS = (nn.ReLU, F.relu, torch.relu, "relu")
-ADDS = (operator.add, torch.add, "add")
+from .patterns import (
+    ADDS,
+    POINTWISE,
+    RELUS,
+    gated,
+    is_convolution,
+    is_norm,
+    is_pool,
+    is_unwatched,
+    norm_of,
+    other_addend,
+    pool_before,
+    relu_after,
+)
 
 
 def read(model, example, unary=()):
@@ -85,16 +89,16 @@ class _Matcher:
 
     def steps(self):
         """(the steps, {call: the number of its value})."""
-        chains = [_Chain(op, norm, norm or op) for op in self.ops if _is_convolution(op) for norm in [_norm_of(op)]]
+        chains = [_Chain(op, norm, norm or op) for op in self.ops if is_convolution(op) for norm in [norm_of(op)]]
         for chain in chains:
             self.inside |= set() if chain.norm is None else {chain.conv}
             self.last.add(chain.last)
         # Of two convolutions that are added, the one that stands deeper in the network takes the sum.
         for chain in sorted(chains, key=lambda c: -c.conv.only.position):
             self.follow(chain)
-        ends = {chain.last: chain for chain in chains}
+        ends = {chain.last: chain for chain in chains} | self.passes()
         for op in self.ops:
-            if type(op.target) is nn.Linear and not watched(op.target) and (before := _pool_before(op)):
+            if type(op.target) is nn.Linear and not watched(op.target) and (before := pool_before(op)):
                 ends[op] = before[0]
                 self.inside.update(before)
         steps, numbers, names = [], {}, {}
@@ -113,23 +117,47 @@ class _Matcher:
         user, last = chain.last.user, chain.last
         if user in self.last | self.inside:  # the chain of the other summand has it
             return
-        if user is not None and user.kind in ADDS and (other := _other_addend(user, last)) is not None:
+        if user is not None and user.kind in ADDS and (other := other_addend(user, last)) is not None:
             chain.residual = other
             user = self.take(chain, user)
-        if user is not None and user.kind in RELUS and _is_unwatched(user):
+        if user is not None and user.kind in RELUS and is_unwatched(user):
             chain.relu = True
             user = self.take(chain, user)
-            if chain.residual is None and user is not None and _is_pool(user) and chain.conv.target.in_channels <= 4:
+            if chain.residual is None and user is not None and is_pool(user) and chain.conv.target.in_channels <= 4:
                 chain.pool = True
                 self.take(chain, user)
         elif (
             user is not None
             and chain.residual is None
             and POINTWISE.get(user.kind) in self.unary
-            and _is_unwatched(user)
+            and is_unwatched(user)
         ):
             chain.unary = POINTWISE[user.kind]
             self.take(chain, user)
+
+    def passes(self):
+        """{last call: (module, its inputs)} of norms and gates that no convolution takes in, with what follows."""
+        found = {}
+        for op in self.ops:
+            if op in self.last | self.inside:
+                continue
+            taken, relu = [op], relu_after(op)
+            if is_norm(op) and relu is not None:
+                module, inputs = nn.Sequential(_plain(op.target), nn.ReLU()), op.inputs
+            elif (of_gate := gated(op)) is not None:
+                inputs = list(of_gate)
+                add = op.user
+                free = add is not None and add.kind in ADDS and add not in self.last | self.inside
+                if free and (other := other_addend(add, op)) is not None:
+                    inputs, relu = [*inputs, other], relu_after(add)
+                    taken.append(add)
+                module = Gate(relu is not None)
+            else:
+                continue
+            taken += [] if relu is None else [relu]
+            self.inside.update(taken[:-1])
+            found[taken[-1]] = module, tuple(inputs)
+        return found
 
     def take(self, chain, op):
         self.inside.add(chain.last)
@@ -137,82 +165,6 @@ class _Matcher:
         self.last.add(op)
         chain.last = op
         return op.user
-
-
-def _is_unwatched(op):
-    return op.only is not None and not (isinstance(op.target, nn.Module) and watched(op.target))
-
-
-def _is_convolution(op):
-    if op.only is None or not isinstance(op.target, nn.Conv2d) or watched(op.target) or op.only.shape is None:
-        return False
-    return why_not_convolution(op.target) in (None, "has a bias") and len(op.only.shape) == 4
-
-
-def _norm_of(conv):
-    """The batch norm that alone reads the result of the call `conv`, if it can be folded."""
-    op = conv.user
-    if op is None or not _is_unwatched(op):
-        return None
-    bn = op.target
-    if with_activation(bn) or type(bn) is nn.SyncBatchNorm:
-        known = {"weight", "bias"} <= bn._parameters.keys()
-    else:
-        known = isinstance(bn, nn.Module) and hasattr(bn, "running_var") and why_not_norm(bn) is None
-    return op if known and bn.running_var is not None else None
-
-
-def _other_addend(add, last):
-    """The value that the call `add` adds to `last`, if it is a map of the same shape."""
-    if len(add.args) != 2 or add.kwargs or add.args[0] is add.args[1]:
-        return None
-    other = add.args[1] if add.args[0] is last else add.args[0]
-    return other if isinstance(other, Op) and other.shape == last.shape and len(last.shape) == 4 else None
-
-
-def _is_pool(op):
-    if isinstance(op.target, nn.Module):
-        return why_not_pool(op.target) is None
-    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    given = dict(zip(names, op.args[1:], strict=False)) | op.kwargs
-    wanted = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False, "return_indices": False}
-    plain = {"padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False, "stride": None} | given
-    return op.target is F.max_pool2d and plain == wanted
-
-
-def _pool_before(linear):
-    """The calls between the map and `linear` where they are the mean of all pixels, else an empty list."""
-    op, found = linear.only, []
-    flattened = op is not None and op.user is linear and _flattens(op)
-    if flattened:
-        found, op = [op], op.args[0]
-    if op is None or len(op.users) != 1 or not _is_mean(op, flat=not flattened) or len(op.args[0].shape or ()) != 4:
-        return []
-    return [op, *found]
-
-
-def _flattens(op):
-    """Whether a call flattens everything but the batch."""
-    if type(op.target) is nn.Flatten:
-        return (op.target.start_dim, op.target.end_dim) == (1, -1) and _is_unwatched(op)
-    given = dict(zip(("start_dim", "end_dim"), op.args[1:], strict=False)) | op.kwargs
-    return op.target in (torch.flatten, "flatten") and given in ({"start_dim": 1}, {"start_dim": 1, "end_dim": -1})
-
-
-def _is_mean(op, flat):
-    """Whether a call is the mean of all pixels, as [N, C] or else as [N, C, 1, 1]."""
-    if type(op.target) is nn.AdaptiveAvgPool2d:
-        return not flat and op.target.output_size in (1, (1, 1)) and _is_unwatched(op)
-    if op.target is F.adaptive_avg_pool2d:
-        return not flat and len(op.args) == 2 and op.args[1] in (1, (1, 1), [1, 1])
-    if op.target in ("mean", torch.mean):
-        names = ("dim", "keepdim")
-        given = dict(zip(names, op.args[1:], strict=False)) | op.kwargs
-        dims = given.pop("dim", None)
-        keeps = given.pop("keepdim", False)
-        whole = isinstance(dims, (tuple, list)) and sorted(d % 4 for d in dims) == [2, 3]
-        return whole and not given and keeps is not flat
-    return False
 
 
 def _step(op, end, number, numbers, names):
@@ -223,6 +175,9 @@ def _step(op, end, number, numbers, names):
         name = _unique(_name(end), names)
         x = numbers[end.conv.only]
         return ConvBn(name, end.conv.target, bn, x, residual, number, end.relu, end.pool, end.unary)
+    if isinstance(end, tuple):
+        module, inputs = end
+        return Apply(_unique(op.name, names), module, tuple(numbers[source] for source in inputs), number)
     if end is not None:
         return Head(nn.AdaptiveAvgPool2d(1), op.target, numbers[end.args[0]], number, name=_unique(op.name, names))
     inputs = tuple(numbers[source] for source in op.inputs)

@@ -3,8 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import torch
+
 from .epilogue import NONE, RELU
 
+# Kernels for a whole residual block, made of other kernels of their backend: these are checked and trusted one by one.
+WHOLE = ("residual_block", "conv_block")
 ANY = "any"  # device of a backend that takes tensors of every device
 
 
@@ -55,7 +59,7 @@ class Backend(NamedTuple):
 
     name: str
     device: str  # type of the device that the backend is made for, or ANY
-    why_not: Callable[[], str | None]  # why the backend cannot run here
+    why_not: Callable[[torch.device], str | None]  # why the backend cannot run on a device
     # op -> launcher; None: the op is composed of other ops, which are dispatched
     kernels: Mapping[str, Callable | None]
     refusal: Callable = _nothing_refused  # (op, convolution) -> why the backend does not run it, or None
@@ -69,23 +73,9 @@ class Backend(NamedTuple):
     simulated: str | None = None  # device type whose tensors an interpreter or emulator takes: right, but slow
     compiles: bool = False  # whether a new configuration takes a compiler's time
     for_any_values: bool = True  # whether no launcher ever returns False; a caller then needs no other backend
+    clusters: tuple[str, ...] = ()  # ops some of whose configurations use clusters of blocks
+    proves: bool = False  # whether each kernel is checked on a device before it first runs there (measure/trust)
+    module: str = ""  # of a backend that is not in `table`: the module that has it as a constant, for the check
 
     def takes(self, device_type):
         return self.device == device_type or self.device is ANY or self.simulated == device_type
-
-    def able(self, op, device_type):
-        """Whether the backend runs `op` on a device of this type here."""
-        return op in self.kernels and self.takes(device_type) and self.why_not() is None
-
-    def worth_measuring(self, op, device_type, convolution=None):
-        """Whether the backend runs `op` on a device of this type without simulation, and may be the fastest for this
-        convolution."""
-        if not self.able(op, device_type) or self.simulated == device_type:
-            return False
-        return convolution is None or (self.refusal(op, convolution) is None and self.suits(op, convolution))
-
-    def why_not_op(self, op, convolution=None):
-        """Why the backend does not run here, or None."""
-        if op not in self.kernels:
-            return f"{self.name} has no kernel for {op}"
-        return None if convolution is None else self.refusal(op, convolution)

@@ -146,7 +146,7 @@ def _default(op, convolution):
 BACKEND = Backend(
     "native",
     "cpu",
-    library.why_absent,
+    lambda device: library.why_absent(),
     Kernels((*passes.OPS, *CONVOLUTIONS, *COMPOSED, *WHOLE), _launcher),
     refusal,
     default=_default,

@@ -8,7 +8,7 @@ import functools
 import torch
 
 from . import epilogue as activations
-from . import layout, library, passes
+from . import gpu, layout, library, passes
 from .backend import Backend, Kernels
 from .precision import tf32_allowed
 from .shapes import Convolution
@@ -17,15 +17,14 @@ TILE = 64  # output channels of the smallest tile; with fewer in a group most of
 MOST_SPLITS = 32  # slices of a reduction that are worth measuring
 
 
-@functools.cache
-def why_not():
+@gpu.per_device
+def why_not(device):
+    """Why the compiled CUDA kernels cannot run on a torch.device, or None."""
     if (why := library.why_absent()) is not None:
         return why
     if not library.has_cuda():
-        return "the compiled library has no CUDA part (nvcc was not found when it was built)"
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return None
+        return f"the compiled library has no CUDA part: {library.build_info()['without_cuda']}"
+    return gpu.why_no_device(device) or gpu.why_not_library(device)
 
 
 def _nhwc(weight):
@@ -111,6 +110,8 @@ def configurations(namespace, device, op, convolution):
     cluster come last."""
     if op not in ("conv_bn_relu", "conv_bn_relu_pair", "conv_stats"):
         return []
+    if op == "conv_bn_relu_pair" and convolution.x[1] * convolution.dtype.itemsize % 16:
+        return []  # one launch for both copies channels by 16 bytes
     x, weight = (
         torch.empty(shape, dtype=convolution.dtype, device=device).to(memory_format=layout.CHANNELS_LAST)
         for shape in (convolution.x, convolution.weight)
@@ -164,4 +165,6 @@ BACKEND = Backend(
     kernels(library.namespace),
     configurations=functools.partial(configurations, library.namespace, "cuda"),
     default=_default,
+    clusters=("conv_bn_relu",),
+    proves=True,
 )

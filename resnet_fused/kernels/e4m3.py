@@ -7,8 +7,10 @@ value; below 2^-6 they are 2^-9.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from . import env
+from .epilogue import NONE, activate
 from .triton import schedule
 
 E4M3 = torch.float8_e4m3fn
@@ -17,6 +19,7 @@ LARGEST = 448.0
 CHANNELS = 16  # 16 channels are 16 bytes, which is one copy
 CAPABILITY = (8, 9)
 CHOICES = 2  # launch configurations that freeze() measures besides the default
+SLACK = 2.0**-11  # relative to the sizes of all terms: four instructions that keep 14 bits of the largest term each
 TILE = ("block_m", "block_k", "num_warps", "num_stages", "splits")  # of a configuration
 
 
@@ -70,6 +73,22 @@ def quantised_weight(weight):
     value."""
     scale = scale_of(weight.flatten(1).abs().amax(1))
     return narrow(weight / scale.view(-1, 1, 1, 1), E4M3), scale
+
+
+def reference(
+    x, weight, scale, shift, residual, residual_scale, stride, padding, dilation, activation, dtype=torch.float64
+):
+    """The result of conv_fp8 before it is stored, computed in `dtype`."""
+    y = F.conv2d(x.to(dtype), weight.to(dtype), None, stride, padding, dilation)
+    y = y * scale.to(dtype).view(1, -1, 1, 1) + shift.to(dtype).view(1, -1, 1, 1)
+    y = y if residual is None else y + residual.to(dtype) * residual_scale
+    return activate(y, activation)
+
+
+def magnitude(x, weight, scale, shift, residual, residual_scale, stride, padding, dilation):
+    """The sum of the sizes of all terms of each result. Errors of the result's sum are relative to it."""
+    sizes = [None if t is None else t.double().abs() for t in (x, weight, scale, shift, residual)]
+    return reference(*sizes, residual_scale, stride, padding, dilation, NONE)
 
 
 def half_step(y, dtype):

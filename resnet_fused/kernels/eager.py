@@ -74,12 +74,12 @@ def apply(x, epilogue, out):
     if norm.bias is not None:
         y = y + _channel(norm.bias, x)
     if residual is not None:
-        y = y + _wide(residual)
+        y = y.to(x.dtype) + residual  # rounded first, as modules do: see gather_norm in csrc/cpu/base/norm.h
     out.copy_(activate(y, activation))
 
 
 def apply_two(x, norm, z, norm_z, out):
-    shortcut = torch.empty_like(z, dtype=_wide(z[:0]).dtype)
+    shortcut = torch.empty_like(z)
     apply(z, Epilogue(norm_z, None, NONE), shortcut)
     apply(x, Epilogue(norm, shortcut), out)
 
@@ -88,7 +88,7 @@ def backward_reduce(grad, x, out, norm, sum_g, sum_gx, activation, grad2=None, m
     g = _masked(grad, out if saves_output(activation) else None, grad2)
     if masked is not None:
         masked.copy_(g)
-    g = g.float()
+    g = _wide(g)
     sum_g.copy_(g.sum(_others(g)))
     if sum_gx is not None:
         xhat = (_wide(x) - _channel(norm.mean, x)) * _channel(_invstd(norm), x)
@@ -139,7 +139,11 @@ PASSES = {
     "bn_relu_backward_apply": backward_apply,
 }
 # Neither backend has a kernel for a convolution: each op composes it.
-TORCH = Backend("torch", ANY, lambda: None, dict.fromkeys((*CONVOLUTIONS, "conv_input_grad")))
+TORCH = Backend("torch", ANY, lambda device: None, dict.fromkeys((*CONVOLUTIONS, "conv_input_grad")))
 EAGER = Backend(
-    "eager", ANY, lambda: None, PASSES | dict.fromkeys((*CONVOLUTIONS, "conv_fp8", "quantise_fp8")), otherwise="eager"
+    "eager",
+    ANY,
+    lambda device: None,
+    PASSES | dict.fromkeys((*CONVOLUTIONS, "conv_fp8", "quantise_fp8")),
+    otherwise="eager",
 )

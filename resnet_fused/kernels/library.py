@@ -5,7 +5,10 @@ Importing this module loads nothing. The library has private ops that only launc
 """
 
 import functools
+import importlib.metadata
 import json
+import shlex
+import warnings
 from pathlib import Path
 
 import torch
@@ -25,16 +28,46 @@ def why_absent():
         torch.ops.load_library(LIBRARY)
         info = json.loads(torch.ops.resnet_fused_native.build_info())
     except (OSError, AttributeError, RuntimeError) as error:
-        return (
-            f"the compiled library, built against torch {_record().get('torch', 'of unknown version')}, "
+        return _warned(
+            f"the compiled library, built for torch {_record().get('stable_abi', 'of unknown version')} and later, "
             f"does not load in torch {torch.__version__}: {str(error).splitlines()[0]}"
         )
     if (info["version"], info["abi"]) != (__version__, ABI):
-        return (
+        return _warned(
             f"the compiled library is stale: built for version {info['version']} (ABI {info['abi']}), "
             f"this is {__version__} (ABI {ABI}); build it again"
         )
     return None
+
+
+def warn_of_absence():
+    """Warns, when the package is imported, of what installing could not build; pip does not show what the build said.
+
+    A library that was not asked for (RESNET_FUSED_BUILD=0) is not missed. Loads nothing.
+    """
+    record = _record()
+    if not LIBRARY.exists() and record.get("not_built") != "RESNET_FUSED_BUILD=0":
+        _warned(f"the compiled library was not built: {_why_not_built()}")
+    elif record.get("cuda_failed"):
+        _warned(f"the CUDA kernels were not built: {record['without_cuda']}")
+
+
+def _warned(why):
+    warnings.warn(f"resnet_fused: {why}. Slower kernels run instead. To build it: {_remedy()}", stacklevel=3)
+    return why
+
+
+def _remedy():
+    """The command that builds the library again."""
+    source = LIBRARY.parents[1]
+    if (source / "setup.py").is_file():
+        return f"cd {shlex.quote(str(source))} && python setup.py build_ext --inplace"
+    try:
+        origin = json.loads(importlib.metadata.distribution("resnet_fused").read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        origin = {}
+    what = f"{origin['vcs_info']['vcs']}+{origin['url']}" if "vcs_info" in origin else origin.get("url", "resnet_fused")
+    return f"pip install --force-reinstall --no-deps --no-cache-dir {shlex.quote(what)}"
 
 
 def namespace():

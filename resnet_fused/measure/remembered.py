@@ -11,8 +11,6 @@ import functools
 import hashlib
 import json
 import math
-import os
-import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ..kernels import env
-from . import machine
+from . import files, machine
 
 VERSION = 1
 SHIPPED = Path(__file__).with_name("data")
@@ -114,41 +112,17 @@ class Table:
         self.entries = self.entries | entries
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(self.path.with_suffix(".lock")):
+            with files.locked(self.path.with_suffix(".lock")):
                 before, problem = self._read()
                 if problem:  # the broken file stays beside the new one and can be looked into
                     self.path.replace(self.path.with_suffix(".corrupt"))
-                _replace(self.path, {
+                files.replace(self.path, {
                     "version": VERSION,
                     "machine": self.facts,
                     "entries": {k: e._asdict() for k, e in sorted((before | entries).items())},
                 })  # fmt: skip
         except OSError as error:
             _warn(f"tuning results cannot be kept in {self.folder} ({error}): they are lost when this process ends")
-
-
-def _replace(path, content):
-    """Writes a file so that readers see the old content or the new, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as f:
-            json.dump(content, f, indent=1)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-@contextlib.contextmanager
-def _locked(path):
-    try:
-        import fcntl
-    except ImportError:  # not a Unix: the replacement is still atomic, a concurrent writer may win
-        yield
-        return
-    with open(path, "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
 
 
 @functools.cache

@@ -1,10 +1,13 @@
 """The networks of the paper's section 4.2 for 32x32 images: 6n + 2 layers, three stages of n blocks, option A."""
 
+from os import PathLike
+from typing import Any, Literal
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import weights as checkpoints
-from .resnet import BasicBlock, ResNet, conv3x3
+from .resnet import BasicBlock, NormLayer, ResNet, conv3x3
 
 _NO_POOL = nn.Identity()
 _BLOCKS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
@@ -22,7 +25,13 @@ class CifarResNet(ResNet):
         ValueError: n < 1; an unknown `shortcut`.
     """
 
-    def __init__(self, n, num_classes=10, shortcut="zero_pad", norm_layer=None):
+    def __init__(
+        self,
+        n: int,
+        num_classes: int = 10,
+        shortcut: Literal["projection", "zero_pad"] = "zero_pad",
+        norm_layer: NormLayer | None = None,
+    ) -> None:
         if n < 1:
             raise ValueError(f"n should be at least 1, got {n}")
         # Another stem and three stages: ResNet's own constructor would build the wrong network.
@@ -38,7 +47,7 @@ class CifarResNet(ResNet):
         self.fc = nn.Linear(64, num_classes)
         self._initialise(zero_init_residual=False)
 
-    def _forward_impl(self, x):
+    def _forward_impl(self, x: Tensor) -> Tensor:
         x = self._fused_stem(x, _NO_POOL)
         for layer in (self.layer1, self.layer2, self.layer3):
             x = self._fused_layer(layer, x)
@@ -52,7 +61,7 @@ def _cifar(name, weights, progress, kwargs):
     return checkpoints.filled(CifarResNet(_BLOCKS[name], **kwargs), state_dict, weights)
 
 
-def resnet20(weights=None, progress=True, **kwargs):
+def resnet20(weights: str | PathLike[str] | None = None, progress: bool = True, **kwargs: Any) -> CifarResNet:
     """ResNet-20 for 32x32 images: 269,722 parameters, 40.6 MMAC.
 
     Args:
@@ -65,21 +74,21 @@ def resnet20(weights=None, progress=True, **kwargs):
     return _cifar("resnet20", weights, progress, kwargs)
 
 
-def resnet32(weights=None, progress=True, **kwargs):
+def resnet32(weights: str | PathLike[str] | None = None, progress: bool = True, **kwargs: Any) -> CifarResNet:
     """ResNet-32 for 32x32 images. See `resnet20`."""
     return _cifar("resnet32", weights, progress, kwargs)
 
 
-def resnet44(weights=None, progress=True, **kwargs):
+def resnet44(weights: str | PathLike[str] | None = None, progress: bool = True, **kwargs: Any) -> CifarResNet:
     """ResNet-44 for 32x32 images. See `resnet20`."""
     return _cifar("resnet44", weights, progress, kwargs)
 
 
-def resnet56(weights=None, progress=True, **kwargs):
+def resnet56(weights: str | PathLike[str] | None = None, progress: bool = True, **kwargs: Any) -> CifarResNet:
     """ResNet-56 for 32x32 images. See `resnet20`."""
     return _cifar("resnet56", weights, progress, kwargs)
 
 
-def resnet110(weights=None, progress=True, **kwargs):
+def resnet110(weights: str | PathLike[str] | None = None, progress: bool = True, **kwargs: Any) -> CifarResNet:
     """ResNet-110 for 32x32 images. See `resnet20`."""
     return _cifar("resnet110", weights, progress, kwargs)

@@ -4,14 +4,22 @@ Modules, names, initial values and random numbers are torchvision's, so checkpoi
 directions. Only `forward` differs: a block calls fused ops instead of its children, unless a child has a hook or was changed.
 """
 
+from collections.abc import Callable, Sequence
+from enum import Enum
+from os import PathLike
+from typing import Any, Literal
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..modules import one_call, training
 from ..modules.eligible import check_not_scripted, checks_of, why_not_fused
 from ..modules.evaluation import conv_bn_relu, conv_bn_relu_and_shortcut, conv_bn_relu_pool, network_input
 from ..modules.zero_pad import ZeroPadShortcut
 from . import weights as checkpoints
+
+NormLayer = Callable[[int], nn.Module]
+Weights = str | PathLike[str] | Enum | None
 
 
 def conv3x3(in_planes, out_planes, stride=1, groups=1, dilation=1):
@@ -30,7 +38,7 @@ _OF_STEM, _OF_BASIC_BLOCK, _OF_BOTTLENECK = checks_of(1), checks_of(2), checks_o
 class _Residual(nn.Module):
     """Runs a block by fused ops where a caller cannot tell the difference, else module by module."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.why_not_fused(x):
             return self.forward_by_modules(x)
         main, downsample = chain = self._fused_chain()
@@ -55,8 +63,9 @@ class BasicBlock(_Residual):
     __prepare_scriptable__ = check_not_scripted
 
     def __init__(
-        self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
-    ):
+        self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, groups: int = 1,
+        base_width: int = 64, dilation: int = 1, norm_layer: NormLayer | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         norm_layer = norm_layer or nn.BatchNorm2d
         if groups != 1 or base_width != 64:
@@ -71,7 +80,7 @@ class BasicBlock(_Residual):
         self.downsample = downsample
         self.stride = stride
 
-    def why_not_fused(self, x):
+    def why_not_fused(self, x: Tensor) -> str | None:
         return why_not_fused(x, self._modules, _OF_BASIC_BLOCK, self.downsample)
 
     def _fused_chain(self):
@@ -93,8 +102,9 @@ class Bottleneck(_Residual):
     __prepare_scriptable__ = check_not_scripted
 
     def __init__(
-        self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1, norm_layer=None
-    ):
+        self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, groups: int = 1,
+        base_width: int = 64, dilation: int = 1, norm_layer: NormLayer | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         norm_layer = norm_layer or nn.BatchNorm2d
         width = int(planes * (base_width / 64.0)) * groups
@@ -108,7 +118,7 @@ class Bottleneck(_Residual):
         self.downsample = downsample
         self.stride = stride
 
-    def why_not_fused(self, x):
+    def why_not_fused(self, x: Tensor) -> str | None:
         return why_not_fused(x, self._modules, _OF_BOTTLENECK, self.downsample)
 
     def _fused_chain(self):
@@ -142,26 +152,25 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block,
-        layers,
-        num_classes=1000,
-        zero_init_residual=False,
-        groups=1,
-        width_per_group=64,
-        replace_stride_with_dilation=None,
-        norm_layer=None,
-        shortcut="projection",
-        memory_efficient=False,
-    ):
+        block: type[BasicBlock | Bottleneck],
+        layers: Sequence[int],
+        num_classes: int = 1000,
+        zero_init_residual: bool = False,
+        groups: int = 1,
+        width_per_group: int = 64,
+        replace_stride_with_dilation: Sequence[bool] | None = None,
+        norm_layer: NormLayer | None = None,
+        shortcut: Literal["projection", "zero_pad"] = "projection",
+        memory_efficient: bool = False,
+    ) -> None:
         super().__init__()
         self.memory_efficient = memory_efficient
         self._set_up(norm_layer, shortcut, inplanes=64)
         if replace_stride_with_dilation is None:
             replace_stride_with_dilation = [False, False, False]
         if len(replace_stride_with_dilation) != 3:
-            raise ValueError(
-                f"replace_stride_with_dilation should be None or a 3-element tuple, got {replace_stride_with_dilation}"
-            )
+            got = replace_stride_with_dilation
+            raise ValueError(f"replace_stride_with_dilation should be None or a 3-element tuple, got {got}")
         self.groups = groups
         self.base_width = width_per_group
         self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
@@ -219,7 +228,7 @@ class ResNet(nn.Module):
             layers.append(block(self.inplanes, planes, 1, None, *args, self.dilation, self._norm_layer))
         return nn.Sequential(*layers)
 
-    def why_not_fused(self, x):
+    def why_not_fused(self, x: Tensor) -> str | None:
         """Why the stem runs module by module, or None."""
         return why_not_fused(x, self._modules, _OF_STEM)
 
@@ -237,10 +246,10 @@ class ResNet(nn.Module):
         chains = training.chains_of(x, layer, _Residual.forward)
         return layer(x) if chains is None else training.residual(x, chains, recompute=self.memory_efficient)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self._forward_impl(x)
 
-    def _forward_impl(self, x):
+    def _forward_impl(self, x: Tensor) -> Tensor:
         x = self._fused_stem(x, self.maxpool)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = self._fused_layer(layer, x)
@@ -254,12 +263,12 @@ def build(name, block, layers, weights, progress, kwargs):
     return checkpoints.filled(ResNet(block, layers, **kwargs), state_dict, weights)
 
 
-def resnet18(weights=None, progress=True, **kwargs):
+def resnet18(weights: Weights = None, progress: bool = True, **kwargs: Any) -> ResNet:
     """ResNet-18. See `resnet34`."""
     return build("resnet18", BasicBlock, [2, 2, 2, 2], weights, progress, kwargs)
 
 
-def resnet34(weights=None, progress=True, **kwargs):
+def resnet34(weights: Weights = None, progress: bool = True, **kwargs: Any) -> ResNet:
     """ResNet-34: 21,797,672 parameters, 3.67 GMAC at 224x224.
 
     Args:
@@ -276,16 +285,16 @@ def resnet34(weights=None, progress=True, **kwargs):
     return build("resnet34", BasicBlock, [3, 4, 6, 3], weights, progress, kwargs)
 
 
-def resnet50(weights=None, progress=True, **kwargs):
+def resnet50(weights: Weights = None, progress: bool = True, **kwargs: Any) -> ResNet:
     """ResNet-50. See `resnet34`."""
     return build("resnet50", Bottleneck, [3, 4, 6, 3], weights, progress, kwargs)
 
 
-def resnet101(weights=None, progress=True, **kwargs):
+def resnet101(weights: Weights = None, progress: bool = True, **kwargs: Any) -> ResNet:
     """ResNet-101. See `resnet34`."""
     return build("resnet101", Bottleneck, [3, 4, 23, 3], weights, progress, kwargs)
 
 
-def resnet152(weights=None, progress=True, **kwargs):
+def resnet152(weights: Weights = None, progress: bool = True, **kwargs: Any) -> ResNet:
     """ResNet-152. See `resnet34`."""
     return build("resnet152", Bottleneck, [3, 8, 36, 3], weights, progress, kwargs)

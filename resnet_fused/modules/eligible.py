@@ -31,9 +31,13 @@ def is_projection(downsample):
 def watched(child):
     """Whether a caller would notice that `child.forward` is not called: it has hooks, or its forward or call was replaced."""
     state = child.__dict__  # faster than attributes, which ask the class first
+    return state["_forward_pre_hooks"] or _watched_otherwise(state)
+
+
+def _watched_otherwise(state):
+    """Whether something else than a forward pre-hook watches the module with the attributes `state`."""
     return (
         state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
@@ -58,8 +62,8 @@ def blind(hook):
 
 def _only_blind_hooks(child):
     state = child.__dict__
-    others = state["_forward_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"] or "forward" in state
-    return not others and all(hasattr(hook, "blind") for hook in state["_forward_pre_hooks"].values())
+    blind_alone = all(hasattr(hook, "blind") for hook in state["_forward_pre_hooks"].values())
+    return blind_alone and not _watched_otherwise(state)
 
 
 def layout_is_seen(module):

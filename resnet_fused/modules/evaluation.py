@@ -117,5 +117,5 @@ def prefers_channels_last(x, weight, evaluation):
     if torch.compiler.is_compiling():  # would trace the loading of the library
         return False
     ours = dispatch.default_backend(x.device.type)
-    ours_run = ours is not None and dispatch.asked_for() in ("auto", ours.name) and ours.why_not() is None
+    ours_run = ours is not None and dispatch.asked_for() in ("auto", ours.name) and ours.why_not(x.device) is None
     return evaluation and ours_run and x.dtype == weight.dtype

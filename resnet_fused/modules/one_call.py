@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from .. import dispatch
-from ..kernels import layout
+from ..kernels import layout, torch_convolution
+from ..kernels.backend import WHOLE
 from ..kernels.precision import tf32_allowed
 from ..kernels.shapes import Convolution
 from ..ops.conv_bn_relu import geometry
@@ -20,7 +21,7 @@ from .eligible import is_projection, watched
 from .zero_pad import ZeroPadShortcut
 
 # The kernels for a whole block. The first runs torch's convolution and a pass where the backend has no convolution.
-_WITH_TORCH, _ALONE = "residual_block", "conv_block"
+_WITH_TORCH, _ALONE = WHOLE
 _PLAIN = frozenset((torch.Tensor, nn.Parameter))
 
 
@@ -144,12 +145,12 @@ def _suits(x):
     )
 
 
-def _backend(device_type):
-    """(the backend whose kernel may run whole blocks on this type of device, the name of the kernel), or None."""
+def _backend(device):
+    """(the backend whose kernel may run whole blocks on `device`, the name of the kernel), or None."""
     asked = dispatch.BACKENDS.get(dispatch.asked_for())
-    for backend in (asked, dispatch.default_backend(device_type)):
+    for backend in (asked, dispatch.default_backend(device.type)):
         for op in (_WITH_TORCH, _ALONE) if backend is not None else ():
-            if backend.able(op, device_type):
+            if op in backend.kernels and backend.takes(device.type) and backend.why_not(device) is None:
                 return backend, op
     return None
 
@@ -162,7 +163,7 @@ def _call(device, block):
     whether the backend's own kernel runs the convolution; for `_ALONE`, of the first convolution, whether the projection
     runs in its launch.
     """
-    if (found := _backend(device.type)) is None:
+    if (found := _backend(device)) is None:
         return None
     backend, op = found
     if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) < 0.0:
@@ -184,6 +185,8 @@ def _call(device, block):
         if any((block.memory_format == layout.CHANNELS_LAST) != layout.is_channels_last(t) for t in (source, result)):
             return None  # dense in both formats: the ops decide
         conv = Convolution(before, convolution.weight, block.dtype, *convolution.geometry())
+        if op == _WITH_TORCH and torch_convolution.why_wrong_of(conv, device.type) is not None:
+            return None  # the library calls torch's own
         weight = torch.empty(
             convolution.weight, dtype=convolution.dtype, device="meta", memory_format=convolution.memory_format
         )

@@ -62,7 +62,7 @@ def _backward(ctx, grad):
 torch.library.register_autograd("resnet_fused::add_relu", _backward, setup_context=_setup, lib=LIB)
 
 
-def add_relu(x, residual):
+def add_relu(x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """relu(x + residual) in one pass over memory.
 
     Args:

@@ -11,6 +11,7 @@ channel and xhat = (x - mean) * invstd (Ioffe & Szegedy, arXiv:1502.03167, secti
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .. import dispatch
 from ..kernels import eager, layout
@@ -180,19 +181,19 @@ torch.library.register_autograd("resnet_fused::bn_relu", _backward, setup_contex
 
 
 def bn_relu(
-    x,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    residual=None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None = None,
     *,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-    relu=True,
-    num_batches_tracked=None,
-):
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    relu: bool = True,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
     """relu(batch_norm(x) [+ residual]), with the arithmetic and the side effects of `torch.nn.functional.batch_norm`.
 
     Args:

@@ -7,13 +7,16 @@ fused `bn_relu`.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..kernels import layout
 from ..kernels.epilogue import NONE, RELU
 from ..kernels.shapes import out_shape
+from ..kernels.torch_convolution import convolve_in_autocast
 from .bn_relu import bn_relu
 from .bn_relu import reference as bn_relu_reference
 from .convolution.op import run
@@ -70,24 +73,24 @@ _remembered_geometry = functools.lru_cache(maxsize=4096)(geometry)
 
 
 def conv_bn_relu(
-    x,
-    weight,
-    bn_weight,
-    bn_bias,
-    running_mean,
-    running_var,
-    residual=None,
+    x: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None = None,
     *,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-    relu=True,
-    num_batches_tracked=None,
-):
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    relu: bool = True,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
     """relu(batch_norm(conv2d(x, weight, stride, padding, dilation, groups)) [+ residual]).
 
     Args:
@@ -115,7 +118,7 @@ def conv_bn_relu(
     stride, padding, dilation = _pair(stride, "stride"), _pair(padding, "padding"), _pair(dilation, "dilation")
     wants_bn_weight = torch.is_grad_enabled() and bn_weight is not None and bn_weight.requires_grad
     if training or wants_bn_weight or running_mean is None or running_var is None:
-        z = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+        z = convolve_in_autocast(x, weight, stride, padding, dilation, groups)
         return bn_relu(
             z, bn_weight, bn_bias, running_mean, running_var, residual, training=training, momentum=momentum, eps=eps,
             relu=relu, num_batches_tracked=num_batches_tracked,

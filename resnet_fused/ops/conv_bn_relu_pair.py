@@ -4,7 +4,10 @@ Both convolutions read x, so a GPU may compute them in one launch. The op is for
 other cases `conv_bn_relu` runs twice. The projection has no ReLU and no padding, as in every ResNet.
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from .. import dispatch
 from ..kernels import layout
@@ -66,7 +69,20 @@ define(
 )
 
 
-def conv_bn_relu_pair(x, weight, norm, weight2, norm2, *, stride, padding, dilation, eps, stride2, eps2):
+def conv_bn_relu_pair(
+    x: Tensor,
+    weight: Tensor,
+    norm: Sequence[Tensor | None],
+    weight2: Tensor,
+    norm2: Sequence[Tensor | None],
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    eps: float,
+    stride2: Sequence[int],
+    eps2: float,
+) -> tuple[Tensor, Tensor]:
     """(conv_bn_relu(x, weight, *norm, ...), conv_bn_relu(x, weight2, *norm2, stride=stride2, relu=False)), in evaluation.
 
     norm, norm2: bn_weight, bn_bias, running_mean, running_var; everything else as in `conv_bn_relu`. One launch where a

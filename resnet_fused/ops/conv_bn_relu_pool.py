@@ -3,8 +3,11 @@
 The op is for evaluation without gradients; in all other cases `conv_bn_relu` and torch's pooling run.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .. import dispatch
 from ..kernels import layout
@@ -56,7 +59,18 @@ define(
 )
 
 
-def conv_bn_relu_pool(x, weight, bn_weight, bn_bias, running_mean, running_var, *, stride, padding, eps=1e-5):
+def conv_bn_relu_pool(
+    x: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    eps: float = 1e-5,
+) -> Tensor:
     """max_pool2d(conv_bn_relu(x, weight, ..., stride=stride, padding=padding), 3, 2, 1), in evaluation.
 
     The arguments are those of `conv_bn_relu`. Where gradients are wanted, under autocast, in a compiler, and where no

@@ -1,12 +1,15 @@
 """The ops in torch's own operators, for programs that run without this package."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from ..kernels.epilogue import activate
 
 
-def decompositions():
+def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     """{operator: the same in torch's operators}, for `ExportedProgram.run_decompositions` of a model in evaluation.
 
     `torch.export.export(model, (x,)).run_decompositions(resnet_fused.decompositions())` can be loaded without this package,

@@ -5,8 +5,11 @@ they are. That needs no hook on the children of a block; a hook would switch fus
 """
 
 import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import dispatch
@@ -24,14 +27,14 @@ class Report:
     """`rows`: one dict per op in order of execution, with the keys of COLUMNS; `notes`: sentences about the whole; `str()` is
     a table and the notes."""
 
-    def __init__(self, rows, notes=()):
+    def __init__(self, rows: list[dict[str, Any]], notes: Iterable[str] = ()) -> None:
         self.rows, self.notes = rows, list(notes)
 
-    def __str__(self):
-        return "\n".join([table.render(COLUMNS, self.rows), *self.notes])
+    def __str__(self) -> str:
+        return "\n".join([table.render(COLUMNS, self.rows), *map(table.fit, self.notes)])
 
 
-def explain(model, x):
+def explain(model: Callable[[Tensor], Any], x: Tensor) -> Report:
     """Runs `model` on `x` once, without gradients and in its present mode, and reports what every fused op did.
 
     Running statistics are put back afterwards. A block that runs module by module has one row, of backend "modules"; so has

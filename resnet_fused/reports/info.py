@@ -7,9 +7,10 @@ import sys
 import torch
 
 from .. import dispatch
-from ..kernels import env, library
+from ..kernels import env, gpu, library
 from ..measure import machine
 from ..version import __version__
+from . import table
 
 
 def environment():
@@ -34,12 +35,16 @@ def variables():
 
 def text():
     """Everything, for `python -m resnet_fused info`."""
-    parts = (("", environment()), ("backends", dispatch.backends()), ("environment variables", variables()))
+    # A backend runs on some GPUs and not on others, so that there is a list for each.
+    devices = [torch.device("cpu"), *gpu.devices()] if gpu.devices() else [None]
+    backends = [("backends" if d is None else f"backends on {d}", dispatch.backends(d)) for d in devices]
+    parts = (("", environment()), *backends, ("environment variables", variables()))
     lines = []
     for title, facts in parts:
         lines += ["", f"{title}:"] if title else []
         width = max(map(len, facts))
-        lines += [f"{'  ' if title else ''}{name:<{width}}  {value}" for name, value in facts.items()]
+        left = "  " if title else ""
+        lines += [table.fit(f"{left}{name:<{width}}  {value}", len(left) + width + 2) for name, value in facts.items()]
     return "\n".join(lines)
 
 
@@ -47,9 +52,14 @@ def _gpu():
     if not torch.cuda.is_available():
         built = f"torch built with CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
         return {"gpu": f"none ({built})"}
-    major, minor = torch.cuda.get_device_capability()
-    name = torch.cuda.get_device_name()
-    return {"gpu": f"{name}, sm_{major}{minor}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"}
+    versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    found = {}
+    for device in gpu.devices():
+        major, minor = torch.cuda.get_device_capability(device)
+        found[f"gpu {device.index}".removesuffix(" 0")] = (
+            f"{torch.cuda.get_device_name(device)}, sm_{major}{minor}, {versions}"
+        )
+    return found
 
 
 def _library():
@@ -59,7 +69,7 @@ def _library():
     cuda = f"{built['cuda']} for {', '.join(built['architectures'])}" if built["cuda"] else built["without_cuda"]
     return {
         "compiled library": str(library.LIBRARY),
-        "built with": f"{built['compiler']}, torch {built['torch']}; {cuda}",
+        "built with": f"{built['compiler']}; for torch {built['stable_abi']} and later; {cuda}",
         "CPU kernels": _isa(library.cpu_isa()),
     }
 

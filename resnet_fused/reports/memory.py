@@ -6,8 +6,11 @@ saves, without those of parameters, for three ways to run: module by module in t
 """
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .. import dispatch
@@ -22,11 +25,11 @@ class Report:
     """`eager`, `fused`, `efficient`: bytes. `rows`: a dict per block with the keys of COLUMNS, in bytes. `str()`: a table
     in megabytes (10^6 bytes) with the shares of eager's in its last line."""
 
-    def __init__(self, rows):
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
         self.eager, self.fused, self.efficient = (sum(row[way] for row in rows) for way in WAYS)
 
-    def __str__(self):
+    def __str__(self) -> str:
         total = {"name": "all", **{way: getattr(self, way) for way in WAYS}}
         lines = [{"name": r["name"], **{way: f"{r[way] / 1e6:.2f}" for way in WAYS}} for r in (*self.rows, total)]
         shares = (
@@ -35,7 +38,7 @@ class Report:
         return f"{table.render(COLUMNS, lines)}\n{shares} (computed)"
 
 
-def memory(model, shape, dtype=None):
+def memory(model: nn.Module, shape: Sequence[int], dtype: torch.dtype | None = None) -> Report:
     """What a training step of `model` on an input of `shape` keeps for its backward pass.
 
     Args:

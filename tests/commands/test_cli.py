@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision_shim import torchvision
 
 import resnet_fused
-from resnet_fused.commands import bench, photo
+from resnet_fused.commands import bench, main, photo
 from resnet_fused.reports import info
 
 
@@ -144,6 +144,27 @@ def test_no_gpu(capsys, line, message):
     check_error(run(capsys, *line.split()), message)
 
 
+@pytest.mark.parametrize("command", ["", "demo", "verify", "bench", "explain", "summary", "tune", "train", "info"])
+def test_help_fits_80_columns_and_shows_defaults(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as left:
+        main.main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0 and max(map(len, text.splitlines())) <= 80
+    options = main.parser()._subparsers._group_actions[0].choices[command]._actions if command else []
+    for action in options:
+        assert action.help, action.dest
+        default = action.default[0] if isinstance(action.default, list) else action.default
+        told = default in (None, "==SUPPRESS==") or default is False or "default" in action.help
+        assert told or f"(default: {default}" in " ".join(text.split()), action.dest
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        main.main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"resnet_fused {resnet_fused.__version__}\n"
+
+
 def test_exit_status_of_the_process():
     command = [sys.executable, "-m", "resnet_fused", "bench", "--batch", "0"]
     result = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True)
@@ -191,6 +212,21 @@ def test_demo(capsys, tmp_path):
     assert out.count(" equal") == 3, "live, frozen in float32, frozen in bfloat16"
     assert out.count(" %  class ") == 5, "top 5 of 7 classes"
     assert Image.open(chart).format == "PNG" and min(Image.open(chart).size) > 300
+
+
+def test_the_demo_has_numbers_before_it_measures_kernels(monkeypatch):
+    def freeze(*args, **options):
+        raise AssertionError("measures every kernel of every layer, which takes time")
+
+    monkeypatch.setattr(bench, "freeze", freeze)
+    model, x = resnet_fused.resnet18().eval(), torch.randn(1, 3, 32, 32)
+    rows = bench.equality(model, x, [torch.float32], lambda text: None)
+    first = [next(rows) for _ in range(3)]
+    assert [row["name"] for row in first] == ["eager", "eager, channels_last", "live"]
+    lines = [bench.equality_line(row) for row in (bench.EQUALITY, *first)]
+    assert len({line.index(word) for line, word in zip(lines, ["dtype", *["float32"] * 3], strict=True)}) == 1
+    with pytest.raises(AssertionError, match="measures every kernel"):
+        next(rows)
 
 
 def test_demo_says_when_it_is_not_equal(capsys, tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_what_is_wrong_is_never_chosen_however_fast(monkeypatch):
     def zero(x, weight, epilogue, out, convolution):
         out.zero_()
 
-    lazy = dispatch.Backend("lazy", "cpu", lambda: None, {"conv_bn_relu": zero})
+    lazy = dispatch.Backend("lazy", "cpu", lambda device: None, {"conv_bn_relu": zero})
     monkeypatch.setitem(dispatch.BACKENDS, "lazy", lazy)
     x = calls.tensors(call, "cpu")
     assert "lazy" in tune.options(call, torch.device("cpu"))
@@ -111,7 +111,7 @@ def test_a_backend_that_fails_is_left_out(monkeypatch):
 
     call = next(iter(calls.calls(narrow().eval(), SHAPE, torch.float32)))
     kernels = dict.fromkeys(dispatch.BACKENDS["eager"].kernels, refuses)
-    monkeypatch.setitem(dispatch.BACKENDS, "refuses", dispatch.Backend("refuses", "cpu", lambda: None, kernels))
+    monkeypatch.setitem(dispatch.BACKENDS, "refuses", dispatch.Backend("refuses", "cpu", lambda device: None, kernels))
     assert "refuses" in tune.options(call, torch.device("cpu"))
     entry = tune.measure(call, calls.tensors(call, "cpu"), torch.device("cpu"), 0.1)
     assert "refuses" not in entry.seconds

@@ -35,7 +35,7 @@ def call(x, weight, mean, var, activation):
 
 def test_a_pass_follows_a_convolution_without_the_activation(relu6, monkeypatch):
     x, weight, mean, var = tensors()
-    monkeypatch.setitem(dispatch.BACKENDS, "native", dispatch.BACKENDS["native"]._replace(why_not=lambda: None))
+    monkeypatch.setitem(dispatch.BACKENDS, "native", dispatch.BACKENDS["native"]._replace(why_not=lambda device: None))
     convolution = convolution_of(x, weight, *GEOMETRY)
     asked = {
         a: dispatch.pick("conv_bn_relu", x, weight, convolution=convolution, activation=a)[0] for a in (RELU, RELU6)

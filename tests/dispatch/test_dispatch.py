@@ -10,7 +10,6 @@ from resnet_fused.frozen.gpu import layers
 from resnet_fused.frozen.network import ConvBn
 from resnet_fused.kernels import cuda
 from resnet_fused.kernels.epilogue import Epilogue, Norm
-from resnet_fused.kernels.hopper.plane import schedule as plane
 from resnet_fused.kernels.shapes import Convolution
 from resnet_fused.measure import remembered
 
@@ -159,14 +158,6 @@ def test_where_the_strip_kernel_is_measured(gpu, monkeypatch, n, stride, candida
     table.entries = {keys[0]: remembered.entry({"cuda_strip": 1e-5, "cuda": 2e-5}, {})}
     monkeypatch.setattr(remembered, "table", lambda device: table)
     assert dispatch.pick("conv_bn_relu", OnGpu(), convolution=STRIP)[0].backend == "cuda_strip"
-
-
-@pytest.mark.parametrize(("major", "runs"), [(8, False), (9, True), (10, False)])
-def test_plane_kernels_are_for_hopper(monkeypatch, major, runs):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
-    why = plane.why_not_hopper.__wrapped__()
-    assert (why is None) is runs and (runs or f"this is {major}.0" in why)
 
 
 @pytest.mark.parametrize("op", CONVOLUTIONS)

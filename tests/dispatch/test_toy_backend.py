@@ -34,7 +34,12 @@ def refusal(op, convolution):
 
 
 TOY = dispatch.Backend(
-    "toy", "cpu", lambda: None, {"conv_bn_relu": conv_bn_relu}, refusal, configurations=lambda *_: [{"chunks": 2}]
+    "toy",
+    "cpu",
+    lambda device: None,
+    {"conv_bn_relu": conv_bn_relu},
+    refusal,
+    configurations=lambda *_: [{"chunks": 2}],
 )
 WAYS = {"toy", "toy chunks=2"}
 

@@ -13,7 +13,7 @@ NAME = "emulator"
 
 
 @functools.cache
-def _why_not():
+def _why_not(device):
     if (why := build.why_not()) is not None:
         return why
     build.load()
@@ -43,4 +43,4 @@ def measured(monkeypatch):
     """Adds the backend for one test, as if it ran on a device of its own, so that it is measured. Returns why it cannot
     run, or None."""
     monkeypatch.setitem(dispatch.BACKENDS, NAME, BACKEND._replace(simulated=None))
-    return BACKEND.why_not()
+    return BACKEND.why_not(torch.device("cpu"))

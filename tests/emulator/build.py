@@ -186,7 +186,7 @@ def cpu_library():
     sys.path.insert(0, str(ROOT / "tools"))
     import native_build
 
-    return native_build.build(False, lambda text: None, "build/native-sanitized", " ".join(SANITIZED))[0]
+    return native_build.build(None, lambda text: None, "build/native-sanitized", " ".join(SANITIZED))[0]
 
 
 @functools.cache

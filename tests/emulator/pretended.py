@@ -141,7 +141,7 @@ def _backends():
     """The backends of the package, with launchers that check and do nothing."""
     table = dispatch.BACKENDS
     for name, make in (("cuda", cuda.kernels), ("cuda_plane", plane.kernels), ("cuda_strip", strip.kernels)):
-        table[name] = table[name]._replace(why_not=lambda *device: None, kernels=make(lambda: _library))
+        table[name] = table[name]._replace(why_not=lambda *device: None, kernels=make(lambda: _library), proves=False)
     choices = functools.partial(cuda.configurations, lambda: _library, "cuda")
     table["cuda"] = table["cuda"]._replace(configurations=choices)
     table["triton"] = table["triton"]._replace(why_not=lambda *device: "its kernels are not pretended")

@@ -21,6 +21,9 @@ def _quick_tuning(monkeypatch):
     monkeypatch.setattr(cpu_engine, "TUNING_SECONDS", 0.0)
 
 
+onednn_has_bfloat16 = pytest.mark.skipif(not convolutions._has_bfloat16(), reason="oneDNN has no bfloat16 on this CPU")
+
+
 def net():
     return with_lively_norms(narrow()).eval()
 
@@ -65,7 +68,9 @@ def test_an_engine_past_its_budget_says_so_with_the_worst_layer(monkeypatch):
     ("dtype", "errors", "far"),
     [
         pytest.param(torch.float32, Errors(1.3, False), "1.3 times their error budget away", id="budget"),
-        pytest.param(torch.bfloat16, Errors(0.9, True), "further off than eager's", id="eager"),
+        pytest.param(
+            torch.bfloat16, Errors(0.9, True), "further off than eager's", id="eager", marks=onednn_has_bfloat16
+        ),
     ],
 )
 def test_a_dropped_choice_says_why(monkeypatch, dtype, errors, far):
@@ -104,6 +109,7 @@ def garbage(monkeypatch, request):
     return monkeypatch
 
 
+@onednn_has_bfloat16
 def test_a_right_engine_is_not_refused_where_eager_is_wrong(garbage):
     model, x = net(), torch.randn(2, 3, 40, 40)
     engine = resnet_fused.freeze(model, x, dtype=torch.bfloat16, exact=True)
@@ -118,6 +124,7 @@ def test_a_right_engine_is_not_refused_where_eager_is_wrong(garbage):
     assert_within_budget(engine(x), eager, oracle, "frozen beside an eager that is right", channel_dim=None)
 
 
+@onednn_has_bfloat16
 def test_a_wrong_engine_is_refused_where_eager_is_wrong(garbage):
     with_a_wrong_layer(garbage, "layer2.0.conv1")
     garbage.setattr(Wrong, "__call__", convolutions.OneDNN.__call__)
@@ -143,3 +150,18 @@ def test_what_is_absurd():
     assert check.absurd([torch.tensor([1.0, 5.0, float("nan")])], [oracle])
     for value in (float("nan"), float("inf")):
         assert check.absurd([torch.tensor([1.0, value, float("nan")])], [oracle])
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["library", "torch alone"])
+def test_bfloat16_where_onednn_has_none(monkeypatch, library):
+    """As on CPUs without AVX-512."""
+    monkeypatch.setattr(convolutions, "_has_bfloat16", lambda: False)
+    if not library:
+        for kind in (convolutions.Direct, stem.Stem, *convolutions.WINOGRAD):
+            monkeypatch.setattr(kind, "why_not", staticmethod(lambda step, dtype: "absent"))
+    model, x = net(), torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        oracle, eager = copy.deepcopy(model).double()(x.double()), by_modules(model).bfloat16()(x.bfloat16())
+    engine = resnet_fused.freeze(model, x, dtype=torch.bfloat16)
+    assert_within_budget(engine(x), eager, oracle, "frozen", channel_dim=None)
+    assert not any("onednn" in row["backend"] for row in engine.rows)

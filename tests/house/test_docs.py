@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from foreign import timm, tv  # noqa: F401 (the pages import torchvision and timm, which need the shim)
-from repository import ROOT
+from repository import ROOT, tracked
 
 import resnet_fused
 
@@ -111,8 +111,8 @@ def test_the_path_check_sees_paths():
 
 
 def test_pages_that_sources_name_exist():
-    command = ["git", "grep", "-hoE", r"docs/[a-z/0-9-]+\.md", "--", "*.py", "csrc", "tests/emulator", "Makefile"]
-    named = set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+    sources = tracked("*.py", "csrc/*", "tests/emulator/*", "Makefile")
+    named = set(re.findall(r"docs/[a-z/0-9-]+\.md", "".join(path.read_text() for path in sources)))
     assert named and [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 

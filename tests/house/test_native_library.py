@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_empty_maps_launch_nothing():
 
 def test_library_tells_what_it_is():
     info = library.build_info()
-    assert info["abi"] == library.ABI and info["stable_abi"] == "2.11" and info["torch"] and info["compiler"]
+    assert info["abi"] == library.ABI and info["stable_abi"] == "2.11" and info["compiler"]
     assert library.has_cuda() == (info["cuda"] is not None)
     assert info["cuda"] is None or "9.0a" in info["architectures"] or os.environ.get("TORCH_CUDA_ARCH_LIST")
     assert info["cuda"] is not None or info["without_cuda"]
@@ -128,10 +129,63 @@ def test_absence_is_told_not_raised(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "_native.so")
     assert "never ran here" in ask()
-    (tmp_path / "record.json").write_text('{"not_built": "no C++ compiler found", "torch": "2.99"}')
+    (tmp_path / "record.json").write_text('{"not_built": "no C++ compiler found", "stable_abi": "2.99"}')
     assert ask() == "the compiled library was not built: no C++ compiler found"
     (tmp_path / "_native.so").write_bytes(b"not a library")
-    assert "built against torch 2.99" in ask() and "does not load in torch " + torch.__version__ in ask()
+    with pytest.warns(UserWarning, match="does not load in torch"):
+        assert "built for torch 2.99" in ask() and "does not load in torch " + torch.__version__ in ask()
     monkeypatch.undo()
     monkeypatch.setattr(library, "ABI", library.ABI + 1)
-    assert "stale" in ask() and f"ABI {library.ABI}" in ask()
+    with pytest.warns(UserWarning, match="stale"):
+        assert "stale" in ask() and f"ABI {library.ABI}" in ask()
+
+
+@pytest.mark.parametrize(
+    ("record", "present", "missing"),
+    [
+        ('{"not_built": "no C++ compiler found"}', False, "the compiled library was not built: no C++ compiler found"),
+        ("{}", False, "the compiled library was not built: `python setup.py build_ext --inplace` never ran here"),
+        ('{"not_built": "RESNET_FUSED_BUILD=0"}', False, None),
+        ('{"cuda_failed": true, "without_cuda": "nvcc failed"}', True, "the CUDA kernels were not built: nvcc failed"),
+        ('{"without_cuda": "no GPU here"}', True, None),
+    ],
+    ids=["failed", "never", "not-asked-for", "cuda-failed", "not-wanted"],
+)
+def test_an_import_says_what_is_missing_and_the_command_that_mends_it(monkeypatch, tmp_path, record, present, missing):
+    monkeypatch.setattr(library, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "in stalled" / "_native.so")
+    library.LIBRARY.parent.mkdir()
+    library.RECORD.write_text(record)
+    if present:
+        library.LIBRARY.touch()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        library.warn_of_absence()
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == (missing is not None) and all("\n" not in text for text in texts)
+    if missing:
+        assert (
+            texts[0].startswith(f"resnet_fused: {missing}. ") and "pip install --force-reinstall --no-deps" in texts[0]
+        )
+        (tmp_path / "setup.py").touch()
+        with pytest.warns(UserWarning, match=r"cd .* && python setup\.py build_ext --inplace$"):
+            library.warn_of_absence()
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ('{"url": "file:///a%20b", "dir_info": {}}', "file:///a%20b"),
+        ('{"url": "file:///a", "vcs_info": {"vcs": "git"}}', "git+file:///a"),
+        (None, "resnet_fused"),
+    ],
+    ids=["folder", "git", "index"],
+)
+def test_the_command_names_what_was_installed(monkeypatch, tmp_path, origin, command):
+    class Distribution:
+        def read_text(self, name):
+            return origin if name == "direct_url.json" else None
+
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "package" / "_native.so")
+    monkeypatch.setattr(library.importlib.metadata, "distribution", lambda name: Distribution())
+    assert library._remedy().endswith(f" --no-cache-dir {command}")

@@ -145,7 +145,7 @@ def conv_stats(request, device):
             from emulator import as_backend
 
             as_backend.register()
-    if (why := dispatch.BACKENDS[name].why_not()) is not None:
+    if (why := dispatch.why_not_here(dispatch.BACKENDS[name])) is not None:
         pytest.skip(f"backend {name}: {why}")
     return dispatch.BACKENDS[name].kernels["conv_stats"]
 
@@ -203,8 +203,8 @@ def test_statistics_of_a_mean_far_from_zero(conv_stats, device):
 
 
 def test_the_dispatcher_takes_the_kernel_where_there_are_enough_tiles(monkeypatch):
-    monkeypatch.setitem(dispatch.BACKENDS, "triton", dispatch.BACKENDS["triton"]._replace(why_not=lambda: None))
-    without = dispatch.BACKENDS["cuda"]._replace(why_not=lambda: "no compiled part")
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", dispatch.BACKENDS["triton"]._replace(why_not=lambda device: None))
+    without = dispatch.BACKENDS["cuda"]._replace(why_not=lambda device: "no compiled part")
     monkeypatch.setitem(dispatch.BACKENDS, "cuda", without)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr("resnet_fused.dispatch.choice._measured", lambda *_: None)

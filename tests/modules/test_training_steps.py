@@ -87,7 +87,7 @@ def test_a_few_steps_of_the_gpu_kernels(name):
         from emulator import as_backend
 
         as_backend.register()
-    if (why := dispatch.BACKENDS[name].why_not()) is not None:
+    if (why := dispatch.why_not_here(dispatch.BACKENDS[name])) is not None:
         pytest.skip(why)
     torch.manual_seed(0)
     blocks = (

@@ -132,14 +132,14 @@ def compiled(request, device, monkeypatch):
     """The name of a backend that can run here: without a GPU it, and the one that runs what it refuses, are the emulator's."""
     name, module = request.param
     if device == "cuda":
-        if (why := dispatch.BACKENDS[name].why_not()) is not None:
+        if (why := dispatch.why_not_here(dispatch.BACKENDS[name])) is not None:
             pytest.skip(why)
     else:
         as_backend.register()
         emulator = dispatch.BACKENDS["emulator"]
-        if (why := emulator.why_not()) is not None:
+        if (why := dispatch.why_not_here(emulator)) is not None:
             pytest.skip(why)
-        here = {"device": "cpu", "why_not": lambda: None, "kernels": module.kernels(build.load)}
+        here = {"device": "cpu", "why_not": lambda device: None, "kernels": module.kernels(build.load)}
         monkeypatch.setitem(dispatch.BACKENDS, name, module.BACKEND._replace(**here))
         monkeypatch.setitem(dispatch.BACKENDS, "cuda", emulator)
     return name

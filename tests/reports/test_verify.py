@@ -180,6 +180,16 @@ def test_the_rule_while_tf32_is_allowed():
     assert not accuracy.rounds_to_tf32(ours), "CPUs do not round to TF32"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_rule_sees_a_factor(monkeypatch, dtype):
+    """Logits that are all a little too small: their errors have no mean, and are no larger than rounding may make them."""
+    exact = torch.randn(4, 1000, dtype=torch.float64)
+    rounded, smaller = exact.to(dtype), (exact * (1 - torch.finfo(dtype).eps / 2)).to(dtype)
+    assert not budget_used(smaller, rounded, exact, channel_dim=None) <= 1
+    monkeypatch.setattr(accuracy, "SIGMAS", math.inf)
+    assert budget_used(smaller, rounded, exact, channel_dim=None) <= 1, "the other two norms do not see it"
+
+
 def test_the_rule_for_gradients():
     exact = [torch.randn(n, dtype=torch.float64) for n in (5, 700, 64)]
     rounded = [g.float() for g in exact]

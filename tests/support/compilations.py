@@ -31,7 +31,9 @@ def take_meta_for_a_gpu():
         for name in [name for name, value in vars(module).items() if value is original]:
             setattr(module, name, why_not)
     torch.is_autocast_enabled = lambda *device: device != ("meta",) and autocast(*device)
-    dispatch.BACKENDS["triton"] = dispatch.BACKENDS["triton"]._replace(device="meta", why_not=lambda: None)
+    dispatch.BACKENDS["triton"] = dispatch.BACKENDS["triton"]._replace(
+        device="meta", why_not=lambda device: None, proves=False
+    )
 
 
 def tensor(n):

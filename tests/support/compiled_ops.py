@@ -11,7 +11,7 @@ from resnet_fused.kernels import library
 @pytest.fixture
 def ops(device):
     """Their namespace; tensors that a test makes are on the device they take."""
-    why = dispatch.BACKENDS["cuda"].why_not() if device == "cuda" else build.why_not()
+    why = dispatch.why_not_here(dispatch.BACKENDS["cuda"]) if device == "cuda" else build.why_not()
     if why is not None:
         pytest.skip(why)
     with torch.device(device):

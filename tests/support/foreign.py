@@ -2,9 +2,9 @@
 
 import copy
 import functools
-import importlib
 import random
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,7 +14,7 @@ import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.measure.oracle import with_lively_norms
 
-timm = importlib.import_module("timm")  # after the shim: timm imports torchvision
+timm = pytest.importorskip("timm")  # after the shim: timm imports torchvision
 
 tv = torchvision.models
 tv_resnet = tv.resnet

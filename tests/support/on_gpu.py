@@ -27,10 +27,10 @@ def gpu(monkeypatch, tmp_path):
     """A machine where both backends run and nothing was tuned; yields what to change."""
     present = {"cuda": None, "triton": None}
     for name in present:
-        backend = dispatch.BACKENDS[name]._replace(why_not=lambda name=name: present[name])
+        backend = dispatch.BACKENDS[name]._replace(why_not=lambda device, name=name: present[name])
         monkeypatch.setitem(dispatch.BACKENDS, name, backend)
     for name in NARROW:
-        monkeypatch.setitem(dispatch.BACKENDS, name, dispatch.BACKENDS[name]._replace(why_not=lambda: None))
+        monkeypatch.setitem(dispatch.BACKENDS, name, dispatch.BACKENDS[name]._replace(why_not=lambda device: None))
     monkeypatch.setattr(
         remembered, "table", lambda device: remembered.Table({"device": "none", "arch": "none"}, tmp_path)
     )

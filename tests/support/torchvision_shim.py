@@ -4,8 +4,13 @@ torchvision then fails on import, since it registers fakes for operators that on
 Python models alone, so the two schemas are declared first; calling those operators still fails.
 """
 
+import importlib.util
+
+import pytest
 import torch
 
+if importlib.util.find_spec("torchvision") is None:
+    pytest.skip("torchvision is not installed", allow_module_level=True)
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _library = torch.library.Library("torchvision", "FRAGMENT")
 

@@ -245,7 +245,7 @@ class Ways(list):
                 continue
             kinds[w] = turn = kinds.get(w, 0) + 1
             rare = cell.way.slow or (KINDS[cell.kind].late and w % 3)  # each conversion takes a tenth of a second
-            default = (turn + w) % (12 if rare else 4) == 0
+            default = (turn + w) % (15 if rare else 5) == 0
             marks = () if default else pytest.mark.exhaustive("the same way with other kinds of networks")
             params.append(pytest.param(cell, marks=marks, id=str(cell)))
 

@@ -10,7 +10,7 @@ from ways import Ways
 
 ways = Ways()
 CONVERTED = ("torchvision", "converted late", "somebody's", "sequence")  # whose own forward calls it
-PATCHED = "patched|replaced|carries a hook"
+PATCHED = "replaced|carries a hook|of its own"
 
 
 def patched(owner, name, change, **fields):
@@ -73,9 +73,10 @@ def on_instance(role, name="forward", **fields):
     ways(act, name=f"{name} of one {role} replaced", **{"why": PATCHED, "needs": (role,), **fields})
 
 
-for _role in ("conv", "norm", "relu", "stem", "stem norm", "shortcut", "pool"):
+for _role in ("conv", "norm", "relu", "stem", "stem norm"):
     on_instance(_role)
-for _role in ("block", "layer", "network", "fc"):
+on_instance("shortcut", but={"of our modules": {"why": None}})  # there it is a module that is called
+for _role in ("block", "layer", "network", "fc", "pool"):
     on_instance(_role, why=None)
 on_instance("conv", "_conv_forward")
 

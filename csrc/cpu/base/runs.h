@@ -37,10 +37,16 @@ void for_each_run(Layout layout, const Fill& fill, const Body& body) {
   const int64_t grain = ceil_div(kGrain, std::min(layout.inner, kSegment));
   parallel_for(layout.outer * channels * segments, grain, [&](int64_t begin, int64_t end) {
     Strip<kCount> strip;
+    int64_t first = 0, filled = 0;  // the channels that the strip holds
     for (int64_t run = begin; run < end; ++run) {
-      const int64_t plane = run / segments, from = run % segments * kSegment;
-      fill(strip, plane % channels, 1);
-      body(Uniform<kCount>(strip), plane * layout.inner + from, std::min(kSegment, layout.inner - from));
+      const int64_t plane = run / segments, channel = plane % channels, from = run % segments * kSegment;
+      if (channel < first || channel >= first + filled) {
+        first = channel;
+        filled = std::min(std::min<int64_t>(kStrip, channels - first), ceil_div(end, segments) - plane);
+        fill(strip, first, static_cast<int>(filled));
+      }
+      body(Uniform<kCount>(strip, channel - first), plane * layout.inner + from,
+           std::min(kSegment, layout.inner - from));
     }
   });
 }

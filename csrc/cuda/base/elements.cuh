@@ -50,6 +50,23 @@ __device__ __forceinline__ float inverse_deviation(const Norm& norm, int64_t cha
   return norm.has_var ? ptx::div(1.0f, ptx::sqrt(ptx::add(spread, static_cast<float>(norm.eps)))) : spread;
 }
 
+// weight * inverse_deviation for a pass over values of type T. The scale of a norm as it is born, 0.999995, becomes 1:
+// gather_norm in csrc/cpu/base/norm.h says why.
+template <class T>
+__device__ __forceinline__ float scale_of(const Norm& norm, int64_t channel) {
+  const float scale = ptx::mul(parameter(norm.weight, channel, 1.0f), inverse_deviation(norm, channel));
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return scale;
+  } else {
+    constexpr float kNear = ptx::is_f16<T> ? 0x1p-17f : 0x1p-14f;
+    const float rounded = ptx::to_float(ptx::from_float<T>(scale)), off = ptx::add(rounded, -scale);
+    const float most = ptx::mul(kNear, rounded < 0.0f ? -rounded : rounded);
+    const bool born =
+        norm.has_var && parameter(norm.mean, channel, 0.0f) == 0.0f && parameter(norm.bias, channel, 0.0f) == 0.0f;
+    return born && -most <= off && off <= most ? rounded : scale;
+  }
+}
+
 // ReLU is a comparison instead of fmaxf: NaN stays NaN and -0.0 stays -0.0, as in torch.relu.
 __device__ __forceinline__ float activate(float y, Activation activation) {
   return activation == Activation::relu ? (y < 0.0f ? 0.0f : y) : y;

@@ -14,8 +14,8 @@ __global__ void __launch_bounds__(kWalkThreads)
   W walk(share);
   float constants[5][W::kChannels];
   channel_constants(share, walk, constants, [&](int64_t c) {
-    const float scale = ptx::mul(parameter(norm.weight, c, 1.0f), inverse_deviation(norm, c));
-    const float scale_z = ptx::mul(parameter(norm_z.weight, c, 1.0f), inverse_deviation(norm_z, c));
+    const float scale = scale_of<T>(norm, c);
+    const float scale_z = scale_of<T>(norm_z, c);
     const float bias = ptx::add(parameter(norm.bias, c, 0.0f), parameter(norm_z.bias, c, 0.0f));
     return Constants<5>{{parameter(norm.mean, c, 0.0f), scale, parameter(norm_z.mean, c, 0.0f), scale_z, bias}};
   });

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kWalkThreads)
   // deviation.
   float constants[3][W::kChannels];
   channel_constants(share, walk, constants, [&](int64_t c) {
-    const float scale = ptx::mul(parameter(norm.weight, c, 1.0f), inverse_deviation(norm, c));
+    const float scale = scale_of<T>(norm, c);
     return Constants<3>{{parameter(norm.mean, c, 0.0f), scale, parameter(norm.bias, c, 0.0f)}};
   });
   const auto& [mean, scale, bias] = constants;

@@ -67,8 +67,22 @@ def run(args):
             _say_what_is_left_out(sets)
         settings = {**{name: getattr(args, name) for name in FIXED}, "processes": world}
         state = _earlier(args, output, settings, sets[2], rank)
+        if rank == 0:
+            _announce(args, *sets, world, device)
         with _backend(args), Progress() if rank == 0 else contextlib.nullcontext() as progress:
             return _train(args, settings, output, *sets, state, rank, world, device, progress)
+
+
+def _announce(args, train, val, classes, world, device):
+    """What the run will do, and for how long it will not return."""
+    count = min(len(train), args.limit or len(train))
+    processes = f"{world} processes" if world > 1 else "one process"
+    print(
+        f"training {args.arch} on {args.data}: {count} images of {len(classes)} classes, {args.epochs} epochs of"
+        f" {count // (args.batch * world)} steps, batch {args.batch}, on {device.type} in {processes};"
+        f"\nresults go to {args.output} after every epoch (--help lists the options)",
+        flush=True,
+    )
 
 
 def _backend(args):

@@ -25,10 +25,10 @@ def options(call, device):
     """{name: (backend, launch configuration or None)} that may run `call`; "eager" is always one of them, of the
     gradient of a convolution's input "torch"."""
     op, convolution = PART.get(call.op, call.op), convolution_of(call)
-    able = [b for b in dispatch.BACKENDS.values() if b.worth_measuring(op, device.type, convolution)]
+    able = [b for b in dispatch.BACKENDS.values() if dispatch.worth_measuring(b, op, device, convolution)]
     found = {backend.name: (backend.name, None) for backend in able}
     # What needs no compiler first: there may be no time for the rest.
     for backend in sorted(able, key=lambda backend: backend.compiles):
-        for config in backend.configurations(op, convolution) if convolution is not None else ():
+        for config in dispatch.configurations(backend, op, convolution, device) if convolution is not None else ():
             found[" ".join([backend.name, *(f"{k}={v}" for k, v in config.items())])] = backend.name, config
     return found

@@ -8,6 +8,7 @@ import torch
 from ...kernels import layout
 from ..network import ConvBn, InDtype
 from .one_call import OneCall
+from .passes import pass_of
 
 
 class Call(NamedTuple):
@@ -91,7 +92,8 @@ def _whole(part, dtype):
 
 
 def _alone(step, dtype):
-    return Call(step.run if isinstance(step, ConvBn) else InDtype(step, dtype), step.reads, step.output)
+    run = step.run if isinstance(step, ConvBn) else pass_of(step, dtype) or InDtype(step, dtype)
+    return Call(run, step.reads, step.output)
 
 
 def _takes_any_layout(step):
@@ -116,4 +118,5 @@ def _bytes_of(run):
         return _bytes_of(run.run)
     if isinstance(run, InDtype):
         return sum(t.nbytes for t in run.module.state_dict().values())
-    return sum(t.numel() * t.element_size() for t in (run.weight, run.bias))
+    tensors = run.tensors if hasattr(run, "tensors") else (run.weight, run.bias)
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

@@ -5,8 +5,8 @@ may overwrite it. Which class is fastest depends on the layer, the batch and the
 """
 
 import torch
-import torch.nn.functional as F
 
+from ...kernels.torch_convolution import convolve, why_wrong_of
 from ..fold import fold
 from ..function import UNARY, Unary
 from .amx import Amx, AmxStem
@@ -15,6 +15,10 @@ from .stem import Stem, ThenPool
 from .winograd import WINOGRAD
 
 _onednn = torch.ops.mkldnn
+
+
+def _has_bfloat16():
+    return _onednn._is_mkldnn_bf16_supported()
 
 
 class OneDNN:
@@ -41,7 +45,11 @@ class OneDNN:
 
     @staticmethod
     def why_not(step, dtype):
-        return None if torch.backends.mkldnn.is_available() else "this torch has no oneDNN"
+        if not torch.backends.mkldnn.is_available():
+            return "this torch has no oneDNN"
+        if dtype == torch.bfloat16 and not _has_bfloat16():
+            return "oneDNN has no bfloat16 on this CPU"
+        return why_wrong_of(step.convolution(dtype), "cpu")
 
 
 class OneDNNThenReLU(OneDNN):
@@ -72,7 +80,7 @@ class Torch:
 
     def __call__(self, x, residual=None):
         conv = self.conv
-        out = F.conv2d(x, self.weight, self.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        out = convolve(x, self.weight, conv.stride, conv.padding, conv.dilation, conv.groups, self.bias)
         if residual is not None:
             out = out.add_(residual)
         out = out if self.unary is None else UNARY[self.unary].function(out)

@@ -50,6 +50,6 @@ def options(head, device):
     found, pool = {}, head.avgpool
     standard = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) and type(head.fc) is nn.Linear
     for name, backend in dispatch.BACKENDS.items() if standard else ():
-        if backend.worth_measuring("pool_linear", device.type):
+        if dispatch.worth_measuring(backend, "pool_linear", device):
             found[name] = lambda head, dtype, name=name: FusedPoolLinear(head, dtype, name)
     return found | {"torch": PoolLinear}

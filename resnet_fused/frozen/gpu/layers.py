@@ -143,9 +143,9 @@ def named(backend, config):
     return f"{backend} {config['tile']} splits={config['splits']}" + (", cluster" if "cluster" in config else "")
 
 
-def _configurations(backend, convolution):
+def _configurations(backend, convolution, device):
     """The configurations of `backend` that are worth measuring here, where none needs a compiler."""
-    found = [] if backend.compiles else backend.configurations("conv_bn_relu", convolution)
+    found = [] if backend.compiles else dispatch.configurations(backend, "conv_bn_relu", convolution, device)
     # Slices that are the blocks of a cluster may fetch the layer's weights early: only `load()` writes these weights,
     # outside of the graph (csrc/cuda/conv/cluster.cuh).
     early = [config | {"early_weights": True} for config in found if config.keys() >= {"splits", "cluster"}]
@@ -159,15 +159,16 @@ def options(step, dtype, device):
     found, convolution = {}, step.convolution(dtype)
     for name, backend in dispatch.BACKENDS.items():
         # An engine has no second backend for a launcher that returns False.
-        if not backend.for_any_values or not backend.worth_measuring("conv_bn_relu", device.type, convolution):
+        if not backend.for_any_values or not dispatch.worth_measuring(backend, "conv_bn_relu", device, convolution):
             continue
         if backend.kernels["conv_bn_relu"] is None:
             continue
         found[name] = _plain(functools.partial(Epilogue, backend=name), step)
-        for config in _configurations(backend, convolution):
+        for config in _configurations(backend, convolution, device):
             make = functools.partial(Epilogue, backend=name, config=config)
             found[named(name, config)] = _plain(make, step)
         fused = step.pool and backend.kernels.get("conv_bn_relu_pool") is not None
+        fused = fused and dispatch.able(backend, "conv_bn_relu_pool", device)
         if fused and step.conv.groups == 1 and tuple(step.conv.dilation) == (1, 1):
             found[f"{name}, pool fused"] = functools.partial(EpiloguePool, backend=name)
     if device.type == "cuda" and step.relu:

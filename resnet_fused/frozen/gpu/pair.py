@@ -63,7 +63,7 @@ def options(first, second, dtype, device):
     found = {}
     convolution = first.convolution(dtype)
     for name, backend in dispatch.BACKENDS.items() if why_not(first, second) is None else ():
-        if not backend.worth_measuring(OP, device.type, convolution) or backend.kernels[OP] is None:
+        if not dispatch.worth_measuring(backend, OP, device, convolution) or backend.kernels[OP] is None:
             continue
         together = [c for c in backend.configurations(OP, convolution) if c.get("tile") != "apart"]
         for config in together[: layers.CHOICES]:

@@ -3,10 +3,14 @@
 import functools
 import importlib
 import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
-from .. import cuda, env, epilogue
+from .. import cuda, env, epilogue, gpu
 from ..backend import Backend, Kernels
 from . import schedule
 
@@ -30,12 +34,31 @@ MODULES = {
 }
 
 
-@functools.cache
-def why_not():
-    if importlib.util.find_spec("triton") is None:
+@gpu.per_device
+def why_not(device):
+    """Why Triton's kernels cannot run on a torch.device, or None."""
+    package = importlib.util.find_spec("triton")
+    if package is None:
         return "the package triton is not installed"
-    if not torch.cuda.is_available() and not env.TRITON_INTERPRET:
-        return "no CUDA device (TRITON_INTERPRET=1 runs its kernels on CPU tensors, slowly)"
+    if env.TRITON_INTERPRET:
+        return None
+    if (why := gpu.why_no_device(device)) is not None:
+        return f"{why} (TRITON_INTERPRET=1 runs its kernels on CPU tensors, slowly)"
+    return _why_no_compiler(Path(package.origin).parent)
+
+
+def _why_no_compiler(package):
+    """Why Triton cannot compile here, or None. It compiles its launchers in C and assembles its kernels by ptxas."""
+    compilers = [env.CC] if env.CC else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        return f"Triton needs a C compiler, found none of {', '.join(compilers)} (CC names another)"
+    scheme = sysconfig.get_default_scheme()  # posix_local is Debian's: Triton includes from posix_prefix then
+    include = sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
+    if not Path(include, "Python.h").is_file():
+        return f"Triton needs Python.h, {include} has none (python3-dev installs it)"
+    ptxas = env.PTXAS or package / "backends/nvidia/bin/ptxas"
+    if not os.access(ptxas, os.X_OK):
+        return f"Triton needs ptxas, {ptxas} is no program (TRITON_PTXAS_PATH names another)"
     return None
 
 
@@ -72,4 +95,5 @@ BACKEND = Backend(
     default=_default,
     simulated="cpu" if env.TRITON_INTERPRET else None,
     compiles=True,
+    proves=True,
 )

@@ -15,6 +15,7 @@ from .common import (
     blocks,
     inverse_std,
     load_channels,
+    narrow,
     outer_channels_inner,
     over_positions,
     program_channels,
@@ -24,12 +25,20 @@ from .common import (
 
 
 @triton.jit
-def _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, mask):
+def _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, mask, OF: tl.constexpr):
+    """(mean, scale, bias) for values of dtype OF. The scale of a norm as it is born, 0.999995, becomes 1: gather_norm in
+    csrc/cpu/base/norm.h says why."""
     mean = load_channels(mean_ptr, channel, mask, 0.0)
+    bias = load_channels(bias_ptr, channel, mask, 0.0)
     scale = inverse_std(load_channels(spread_ptr, channel, mask, 1.0), eps) * load_channels(
         weight_ptr, channel, mask, 1.0
     )
-    return mean, scale, load_channels(bias_ptr, channel, mask, 0.0)
+    if eps is not None and OF != tl.float32:  # noqa: SIM300
+        near: tl.constexpr = 2.0**-14 if tl.bfloat16 == OF else 2.0**-17
+        rounded = narrow(scale, OF).to(OF).to(tl.float32)
+        born = (mean == 0.0) & (bias == 0.0) & (tl.abs(rounded - scale) <= near * tl.abs(rounded))
+        scale = tl.where(born, rounded, scale)
+    return mean, scale, bias
 
 
 @triton.jit(do_not_specialize=["outer"])
@@ -40,7 +49,9 @@ def _bn_relu_kernel(
     tile, channel, channel_mask = program_channels(channels, BLOCK_C)
     offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
     offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
-    mean, scale, bias = _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask)
+    mean, scale, bias = _constants(
+        mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask, x_ptr.dtype.element_ty
+    )
     # The mean is subtracted first: x * scale + shift would cancel where |mean| is much larger than the deviation.
     x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
     y = (x - over_positions(mean, CHANNELS_LAST)) * over_positions(scale, CHANNELS_LAST)
@@ -71,9 +82,11 @@ def _bn_add_bn_relu_kernel(
     tile, channel, channel_mask = program_channels(channels, BLOCK_C)
     offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
     offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
-    mean, scale, bias = _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask)
+    mean, scale, bias = _constants(
+        mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask, x_ptr.dtype.element_ty
+    )
     mean_z, scale_z, bias_z = _constants(
-        mean_z_ptr, spread_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, channel, channel_mask
+        mean_z_ptr, spread_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, channel, channel_mask, z_ptr.dtype.element_ty
     )
     x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
     z = tl.load(z_ptr + offsets, mask=mask).to(tl.float32)

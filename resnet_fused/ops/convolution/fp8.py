@@ -6,32 +6,15 @@ units of the output's scale. The ops are for evaluation: channels_last, one grou
 """
 
 import torch
-import torch.nn.functional as F
 
 from ... import dispatch
 from ...kernels import e4m3 as fp8
 from ...kernels import layout
-from ...kernels.epilogue import NONE, activate
+from ...kernels.e4m3 import reference
 from ...kernels.shapes import convolution_of
 from ..define import define
 
 STORED = (fp8.E4M3, torch.bfloat16)
-
-
-def reference(
-    x, weight, scale, shift, residual, residual_scale, stride, padding, dilation, activation, dtype=torch.float64
-):
-    """The result before it is stored, computed in `dtype`."""
-    y = F.conv2d(x.to(dtype), weight.to(dtype), None, stride, padding, dilation)
-    y = y * scale.to(dtype).view(1, -1, 1, 1) + shift.to(dtype).view(1, -1, 1, 1)
-    y = y if residual is None else y + residual.to(dtype) * residual_scale
-    return activate(y, activation)
-
-
-def magnitude(x, weight, scale, shift, residual, residual_scale, stride, padding, dilation):
-    """The sum of the sizes of all terms of each result. Errors of the result's sum are relative to it."""
-    sizes = [None if t is None else t.double().abs() for t in (x, weight, scale, shift, residual)]
-    return reference(*sizes, residual_scale, stride, padding, dilation, NONE)
 
 
 def _check(x, weight, scale, shift, residual, out, convolution):

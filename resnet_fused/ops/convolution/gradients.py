@@ -4,7 +4,7 @@ one was chosen."""
 import torch
 
 from ... import dispatch
-from ...kernels import layout
+from ...kernels import layout, torch_convolution
 from ...kernels.shapes import Convolution
 
 
@@ -16,10 +16,9 @@ def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, w
     geometry = *map(tuple, (stride, padding, dilation)), groups
     grad_x = _input_grad(grad, x, weight, geometry) if want_x else None
     grad_weight = None
-    left = [want_x and grad_x is None, want_weight, False]
+    left = [want_x and grad_x is None, want_weight]
     if any(left):
-        convolution = stride, padding, dilation, False, [0, 0], groups
-        torch_x, torch_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *convolution, left)
+        torch_x, torch_weight = torch_convolution.gradients(grad, x, weight, stride, padding, dilation, groups, left)
         grad_x = torch_x if left[0] else grad_x
         # Distributed training lays gradients over buckets in the strides of the weights. torch's own gradient of a 1x1
         # weight has other strides.

@@ -1,12 +1,12 @@
 """The op resnet_fused::conv_bn_relu (evaluation) and its backward: implementation, fake, autograd."""
 
 import torch
-import torch.nn.functional as F
 
 from ... import dispatch
 from ...kernels import layout
 from ...kernels.epilogue import NONE, RELU, Epilogue, Norm, saves_output
 from ...kernels.shapes import convolution_of, out_shape
+from ...kernels.torch_convolution import convolve
 from ..bn_relu import apply, backward_apply, sums
 from ..define import LIB, by_torch, define, why_not
 from .gradients import conv_gradients
@@ -55,7 +55,7 @@ def _convolution(x, weight, stride, padding, dilation, groups):
     than the input, the input is reordered instead."""
     if x.device.type == "cpu" and weight.numel() > 8 * x.numel() and weight.is_contiguous():
         x = x.contiguous()
-    return F.conv2d(x, weight, None, stride, padding, dilation, groups)
+    return convolve(x, weight, stride, padding, dilation, groups)
 
 
 def _fake(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, activation):

@@ -44,6 +44,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...kernels import torch_convolution
 from .unit import Block, Unit
 
 _PER_UNIT = 10
@@ -146,7 +147,7 @@ def reference(x, blocks):
 
 def reference_unit(x, unit):
     """A convolution and its batch norm, without a ReLU."""
-    z = torch.ops.aten.convolution(x, unit.weight, None, *unit.convolution, False, [0, 0], unit.groups)
+    z = torch_convolution.convolve(x, unit.weight, *unit.convolution, unit.groups)
     return torch.nn.functional.batch_norm(
         z, unit.mean, unit.var, unit.bn_weight, unit.bn_bias, unit.mean is None, 0.0, unit.eps
     )

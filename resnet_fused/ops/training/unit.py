@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ... import dispatch
-from ...kernels import layout
+from ...kernels import layout, torch_convolution
 from ...kernels.epilogue import NONE, RELU, Epilogue, Norm
 from ...kernels.shapes import convolution_of, out_shape
 from ..bn_relu import apply, backward_apply, sums
@@ -100,7 +100,7 @@ def convolve(x, unit, stats=None):
                 x, unit.weight, z, mean, stats[INVSTD], stats[SCRATCH], var, None, convolution, 1.0, unit.eps
             )  # fmt: skip
             return z, _over_processes(z, unit, stats, part)
-    z = torch.ops.aten.convolution(x, unit.weight, None, *unit.convolution, False, [0, 0], unit.groups)
+    z = torch_convolution.convolve(x, unit.weight, *unit.convolution, unit.groups)
     z = layout.in_format(z, memory_format)
     if unit.mean is None:
         if z.numel() > 0:

@@ -1,4 +1,4 @@
-"""The ReLU masks of one forward pass, and a forward pass with given masks."""
+"""The ReLU masks of one forward pass, a forward pass with given masks, and one whose convolutions are in float32."""
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -44,3 +44,13 @@ class WithMasks(TorchFunctionMode):
         if func in (torch.relu, torch.relu_, torch.nn.functional.relu):
             return args[0] * next(self.masks)
         return func(*args, **(kwargs or {}))
+
+
+class ConvolutionsInFloat32(TorchFunctionMode):
+    """While active, torch's convolutions of 16-bit types are computed in float32 and rounded once."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch.conv2d or args[0].dtype not in (torch.float16, torch.bfloat16):
+            return func(*args, **(kwargs or {}))
+        x, weight, *others = args
+        return func(x.float(), weight.float(), *others, **(kwargs or {})).to(x.dtype)

@@ -52,7 +52,7 @@ Tensor convolution(const Tensor& x, const Tensor& weight, const Optional& bias, 
   }
   Tensor out = empty(size, x.scalar_type(), x.device(), format);
   note("aten::convolution", {&dense, &filter, &out});
-  if (bias) note("aten::add_", {&out, &out});
+  if (bias && bias->defined()) note("aten::add_", {&out, &out});
   return out;
 }
 

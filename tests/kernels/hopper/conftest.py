@@ -12,7 +12,7 @@ from resnet_fused.kernels import library as compiled
 def library(request, device):
     """The ops that have the kernel BACKEND of the test's module: on the emulator, or with --device=cuda the library's."""
     on_cuda = device == "cuda"
-    why = dispatch.BACKENDS[request.module.BACKEND].why_not() if on_cuda else build.why_not()
+    why = dispatch.why_not_here(dispatch.BACKENDS[request.module.BACKEND]) if on_cuda else build.why_not()
     if why is not None:
         pytest.skip(why)
     return compiled.namespace() if on_cuda else build.load()

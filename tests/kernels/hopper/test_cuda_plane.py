@@ -156,7 +156,7 @@ def test_dispatcher_and_library_refuse_the_same(library, device, x_shape, weight
 
 def test_the_public_op_runs_it(library, device, monkeypatch):
     """By name; the op notes what ran, and differentiates as with any backend."""
-    here = {"device": device, "why_not": lambda: None, "kernels": cuda_plane.kernels(lambda: library)}
+    here = {"device": device, "why_not": lambda device: None, "kernels": cuda_plane.kernels(lambda: library)}
     monkeypatch.setitem(dispatch.BACKENDS, "cuda_plane", cuda_plane.BACKEND._replace(**here))
     x, weight, params, r = make(device, torch.bfloat16, (3, 64, 4, 4), (128, 64, 3, 3), True, {"padding": 1})
     with dispatch.record() as rows, dispatch.backend("cuda_plane"), dispatch.configured({"places": 2}):

@@ -106,7 +106,7 @@ def test_wrong_tensors_are_refused_in_one_line(library, device):
 
 def test_the_public_op_runs_it(library, device, monkeypatch):
     """By name; the op notes what ran."""
-    here = {"device": device, "why_not": lambda: None, "kernels": cuda_strip.kernels(lambda: library)}
+    here = {"device": device, "why_not": lambda device: None, "kernels": cuda_strip.kernels(lambda: library)}
     monkeypatch.setitem(dispatch.BACKENDS, "cuda_strip", cuda_strip.BACKEND._replace(**here))
     x, weight, params, residual = make(device, torch.bfloat16, (3, 64, 4, 4))
     with dispatch.record() as rows, dispatch.backend("cuda_strip"):

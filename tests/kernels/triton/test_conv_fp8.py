@@ -9,12 +9,11 @@ import torch
 
 import resnet_fused
 from resnet_fused import dispatch
-from resnet_fused.frozen.fp8 import layers as fp8_layers
+from resnet_fused.frozen.fp8 import layers as _registered  # noqa: F401 (the ops)
 from resnet_fused.kernels import e4m3 as fp8
 from resnet_fused.kernels.e4m3 import E4M3
 from resnet_fused.kernels.shapes import out_shape
 from resnet_fused.kernels.triton import schedule
-from resnet_fused.ops.convolution import fp8 as conv_fp8
 
 pytest.importorskip("triton")
 op, quantise = torch.ops.resnet_fused.conv_fp8, torch.ops.resnet_fused.quantise_fp8
@@ -29,7 +28,7 @@ def _a_device_for_it(device):
 
 @pytest.fixture
 def slack(device):
-    return fp8_layers.SLACK if device == "cuda" else 2.0**-20
+    return fp8.SLACK if device == "cuda" else 2.0**-20
 
 
 def e4m3(shape, device, spread=60.0):
@@ -82,8 +81,8 @@ def test_numbers(device, slack, x, weight, where, added, stored, tile):
     arguments, where = made(x, weight, device, added, **where)
     for relu in (True, False):
         ours = run(arguments, where, relu, stored, tile)
-        oracle = conv_fp8.reference(*arguments, *where, relu)
-        used = fp8.share(ours, oracle, conv_fp8.magnitude(*arguments, *where), slack)
+        oracle = fp8.reference(*arguments, *where, relu)
+        used = fp8.share(ours, oracle, fp8.magnitude(*arguments, *where), slack)
         assert used <= 1, f"{used:.3f} of a rounding and the sums' own error"
         assert 10 < oracle.std() < 300, "a test of zeros, or of saturation"
 
@@ -99,7 +98,7 @@ def test_saturation_and_nan(device):
     """Beyond 448 is 448, of either sign, and never NaN; a NaN goes to what reads it and nowhere else."""
     arguments, where = made((1, 16, 6, 6), (16, 16, 3, 3), device, padding=1, channels_scale=40.0)
     x, scale = arguments[0], arguments[2]
-    oracle = conv_fp8.reference(*arguments, *where, False)
+    oracle = fp8.reference(*arguments, *where, False)
     ours = run(arguments, where, False, E4M3).float()
     assert (oracle > 448).sum() > 20 and (oracle < -448).sum() > 20
     assert (ours[oracle > 464] == 448).all() and (ours[oracle < -464] == -448).all() and ours.isfinite().all()

@@ -5,22 +5,12 @@ namespace {
 
 enum { kMean, kScale, kMeanZ, kScaleZ, kBias, kCount };
 
-void fill_norm(const Norm& norm, int64_t first, int n, float* mean, float* scale) {
-  float invstd[kStrip];
-  gather_invstd(norm, first, n, invstd);
-  gather_mean(norm, first, n, mean);
-  gather(norm.weight, first, n, 1, scale);
-  for (int i = 0; i < n; ++i) scale[i] *= invstd[i];
-}
-
 template <class T>
 void apply(Layout layout, const T* x, const Norm& norm, const T* z, const Norm& norm_z, T* out) {
   const auto fill = [&](Strip<kCount>& strip, int64_t first, int n) {
     float bias[kStrip];
-    fill_norm(norm, first, n, strip.values[kMean], strip.values[kScale]);
-    fill_norm(norm_z, first, n, strip.values[kMeanZ], strip.values[kScaleZ]);
-    gather(norm.bias, first, n, 0, strip.values[kBias]);
-    gather(norm_z.bias, first, n, 0, bias);
+    gather_norm<T>(norm, first, n, strip.values[kMean], strip.values[kScale], strip.values[kBias]);
+    gather_norm<T>(norm_z, first, n, strip.values[kMeanZ], strip.values[kScaleZ], bias);
     for (int i = 0; i < n; ++i) strip.values[kBias][i] += bias[i];
   };
   for_each_run<kCount>(layout, fill, [&](const auto& constants, int64_t offset, int64_t n) {

@@ -8,12 +8,7 @@ enum { kMean, kScale, kBias, kCount };
 template <class T, bool kResidual, Activation kActivation>
 void apply(Layout layout, const T* x, const Norm& norm, const T* residual, T* out) {
   const auto fill = [&](Strip<kCount>& strip, int64_t first, int n) {
-    float invstd[kStrip];
-    gather_invstd(norm, first, n, invstd);
-    gather_mean(norm, first, n, strip.values[kMean]);
-    gather(norm.weight, first, n, 1, strip.values[kScale]);
-    gather(norm.bias, first, n, 0, strip.values[kBias]);
-    for (int i = 0; i < n; ++i) strip.values[kScale][i] *= invstd[i];
+    gather_norm<T>(norm, first, n, strip.values[kMean], strip.values[kScale], strip.values[kBias]);
   };
   for_each_run<kCount>(layout, fill, [&](const auto& constants, int64_t offset, int64_t n) {
     const auto f = [&](int64_t i, Vec x, Vec residual) {

@@ -88,10 +88,12 @@ def kernels(namespace):
 BACKEND = Backend(
     "cuda_plane",
     "cuda",
-    lambda: cuda.why_not() or schedule.why_not_hopper(),
+    schedule.why_not,
     kernels(library.namespace),
     schedule.refusal,
     schedule.suits,
     schedule.configurations,
     otherwise=cuda.BACKEND.name,
+    clusters=("conv_bn_relu", "conv_input_grad"),
+    proves=True,
 )

@@ -5,15 +5,16 @@ then reads one dense block [images, channels] at column (h * W + w) * C + c, whi
 A tap in the padding is left out instead of being multiplied by zeros: 18 % of the products at 7x7, 9 % at 14x14
 (computed).
 
-All functions are pure, so tests need no GPU.
+All functions but `why_not` and `refuse_capture` are pure, so tests need no GPU.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
+
+from ... import cuda, gpu
 
 DEPTH = 64  # channels of one step: 128 bytes, the widest swizzle of shared memory
 LEAST = 128  # output channels; a tile with half of them would load as much and multiply half as much
@@ -31,10 +32,12 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
 
 
-@functools.cache
-def why_not_hopper():
-    """Why the GPU of this machine cannot run these kernels, or None."""
-    if torch.cuda.is_available() and (found := torch.cuda.get_device_capability())[0] != 9:
+@gpu.per_device
+def why_not(device):
+    """Why a torch.device cannot run these kernels, or None."""
+    if (why := cuda.why_not(device)) is not None:
+        return why
+    if (found := torch.cuda.get_device_capability(device)) != (9, 0):
         return f"the Hopper kernels need compute capability 9.0, this is {found[0]}.{found[1]}"
     return None
 

@@ -8,7 +8,7 @@ import torch
 from ... import cuda, library
 from ...backend import Backend, Kernels
 from ..plane.cuda import nhwc
-from ..plane.schedule import dense, why_not_hopper
+from ..plane.schedule import dense, why_not
 
 CHANNELS = 64
 SUITS = 8  # with fewer images a part of every product is empty
@@ -75,9 +75,10 @@ def kernels(namespace):
 BACKEND = Backend(
     "cuda_strip",
     "cuda",
-    lambda: cuda.why_not() or why_not_hopper(),
+    why_not,
     kernels(library.namespace),
     refusal,
     suits,
     otherwise=cuda.BACKEND.name,
+    proves=True,
 )
