@@ -16,7 +16,8 @@ def test_no_number_has_risen(case):
         ours = both["ours"]
         risen = {n: (before[mode]["ours"][n], ours[n]) for n in launches.NUMBERS if ours[n] > before[mode]["ours"][n]}
         assert not risen, f"{mode}: {risen}; where that is right, run python -m benchmarks.host.launches"
-        assert ours["launches"] < both["eager"]["launches"] or mode == "evaluation"
+        # With contiguous weights a step copies each of them three times, more than fusing saves in a small batch.
+        assert ours["launches"] < both["eager"]["launches"] or (mode == "step" and not case.channels_last)
 
 
 def test_the_page_is_that_of_the_file():
