@@ -190,10 +190,13 @@ def write(rows):
         "ResNet-18 was compared with eager torch, outside of the source tree.", "",
         "| way | Python, torch | outcome |", "|---|---|---|",
     ]  # fmt: skip
+    order = [*WAYS, "wheel"]
+    rows = dict(sorted(rows.items(), key=lambda item: order.index(item[0].split()[0])))
     lines += [f"| {row['way']} | {row['python']}, {row['torch']} | {row['outcome']} |" for row in rows.values()]
     date = datetime.date.today()
     compiler = subprocess.run(["c++", "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
-    lines += ["", f"Last tried {date}, on {platform.machine()} without a GPU, with {(compiler or ['no compiler'])[0]}."]
+    cached = " ccache kept objects between the ways." if "ccache" in os.environ.get("CXX", "") else ""
+    lines += ["", f"Last tried {date} on {platform.machine()}, with {(compiler or ['no compiler'])[0]}.{cached}"]
     PAGE.write_text("\n".join(lines) + "\n")
 
 

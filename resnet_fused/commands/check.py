@@ -25,7 +25,7 @@ class Report:
 
     def __str__(self):
         name = machine.identity(self.device)["device"]
-        return "\n".join([f"{self.device}: {name}", table.render(COLUMNS, self.rows), *self.notes])
+        return "\n".join([f"{self.device}: {name}", table.render(COLUMNS, self.rows), *map(table.fit, self.notes)])
 
 
 def devices(kind):

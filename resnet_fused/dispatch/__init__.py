@@ -32,5 +32,6 @@ from .choice import (
     default_backend,
     kernel,
     pick,
+    picked,
     setting,
 )

@@ -15,7 +15,7 @@ from ..kernels.table import BACKENDS, EAGER, TORCH
 from ..kernels.triton import schedule
 from ..measure import remembered
 from .able import why_not
-from .asked import Choice, asked_for, configuration, note, note_key
+from .asked import Choice, asked_for, configuration, note, note_key, observed
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -58,8 +58,23 @@ def default_backend(device_type):
 
 def _key(op, x, others, convolution):
     precision = tf32_allowed() if op.startswith("conv") and x.dtype == torch.float32 else None
-    detail = () if convolution is None else (convolution.weight, *convolution.geometry)
-    return _text_key(op, x.dtype, layout.format_of(x), x.shape, sum(t is not None for t in others), *detail, precision)
+    detail, memory_format = (), layout.format_of(x)
+    if convolution is not None:
+        detail = convolution.weight, *convolution.geometry
+        if others:
+            if _gives_channels_last(op, x, others[0], convolution):
+                memory_format = layout.CHANNELS_LAST  # also of an input with both formats
+            if memory_format is not None and not others[0].is_contiguous(memory_format=memory_format):
+                detail = ("weight copied", *detail)  # into that format, at every call
+    return _text_key(op, x.dtype, memory_format, x.shape, sum(t is not None for t in others), *detail, precision)
+
+
+def _gives_channels_last(op, x, weight, convolution):
+    """Whether a kernel may run: the input and the result of the convolution are channels_last."""
+    if not layout.is_channels_last(x):
+        return False
+    # The pool is always written in channels_last, and the map before it is never written.
+    return op == "conv_bn_relu_pool" or layout.gives_channels_last(x, weight, convolution.out_shape)
 
 
 _text_key = functools.lru_cache(maxsize=4096)(remembered.key)
@@ -115,7 +130,12 @@ def pick(op, x, *others, convolution=None, activation=RELU):
     else:
         choice = Choice(name, f"backend {name!r} was asked for", configuration())
         choice, asked = _handed_on(op, x, convolution, choice, asked)
-    if convolution is not None and choice.backend not in (TORCH.name, EAGER.name) and not layout.is_channels_last(x):
+    weight = others[0] if others else x
+    if (
+        convolution is not None
+        and choice.backend not in (TORCH.name, EAGER.name)
+        and not _gives_channels_last(op, x, weight, convolution)
+    ):
         choice = Choice(TORCH.name, "contiguous NCHW: torch's convolution, then one fused pass")
     backend = BACKENDS[choice.backend]
     composed = convolution is not None and backend in (TORCH, EAGER)
@@ -127,29 +147,84 @@ def pick(op, x, *others, convolution=None, activation=RELU):
     return choice, asked
 
 
+class Remembered:
+    """Choices that were made, for each device as long as its `setting` stays what it was: an answer in 5 us instead of 25
+    (measured: Intel Xeon, 2026-11-30). A fallback to eager is not remembered, since STRICT mode must see it."""
+
+    MOST = 4096  # choices for a device
+
+    def __init__(self):
+        self.choices = {}  # device -> (setting, {what the choice depends on: choice})
+
+    def choose(self, ask, op, x, others, convolution, activation):
+        """`ask(op, x, others, convolution, activation)`, a noted choice."""
+        if observed():
+            return ask(op, x, others, convolution, activation)
+        device = x.device
+        now = setting(device), tf32_allowed() if x.dtype is torch.float32 else None
+        before, choices = self.choices.get((device, x.dtype), (None, ()))
+        if now != before or len(choices) > self.MOST:
+            choices = {}
+            self.choices[device, x.dtype] = now, choices
+        # The strides of a weight decide the format of a result, and so do those of x.
+        weight = None if convolution is None else others[0].stride()
+        key = op, x.shape, x.stride(), weight, convolution, activation, *[t is None or t.dtype for t in others]
+        choice = choices.get(key)
+        if choice is None:
+            choice = ask(op, x, others, convolution, activation)
+            if choice.backend != EAGER.name:
+                choices[key] = choice
+        return choice
+
+
+_remembered = Remembered()
+
+
 def choose(op, x, *others, convolution=None, activation=RELU):
     """`pick`, noted."""
+    return _remembered.choose(_choose, op, x, others, convolution, activation)
+
+
+def _choose(op, x, others, convolution, activation):
     return note(op, x, *pick(op, x, *others, convolution=convolution, activation=activation))
 
 
-def choose_conv_stats(x, weight, out, convolution):
+def picked(op, x, *others, convolution=None):
+    """The choice of `pick`, not noted: for callers that may run something else after all."""
+    return _remembered.choose(_picked, op, x, others, convolution, RELU)
+
+
+def _picked(op, x, others, convolution, activation):
+    return pick(op, x, *others, convolution=convolution)[0]
+
+
+def choose_conv_stats(x, weight, convolution):
     """The backend of a convolution with batch statistics in its epilogue; "torch": a convolution, then another pass.
 
     The kernel cannot cut its reduction (statistics need finished sums), so below half a wave of tiles it leaves a GPU idle
     and torch's split convolution wins, for all that the other pass costs (predicted, not measured).
     """
-    choice, asked = pick("conv_stats", x, weight, convolution=convolution)
-    tiles = -(-out.numel() // out.shape[1] // 128) * -(-out.shape[1] // 128)
+    return _remembered.choose(_choose_conv_stats, "conv_stats", x, (weight,), convolution, RELU)
+
+
+def _choose_conv_stats(op, x, others, convolution, activation):
+    choice, asked = pick(op, x, *others, convolution=convolution)
+    n, k, p, q = convolution.out_shape
+    tiles = -(-n * p * q // 128) * -(-k // 128)
     if x.device.type == "cuda" and not asked and choice.backend != EAGER.name and tiles < schedule.SMS // 2:
         choice = Choice(TORCH.name, f"{tiles} tiles are too few for the kernel (predicted, not measured)")
-    return note("conv_stats", x, choice, asked)
+    return note(op, x, choice, asked)
 
 
 def choose_conv_input_grad(grad, weight, convolution):
     """The backend of the gradient of a convolution's input: one with a kernel for it where that was asked for or measured,
     else "torch". Torch's own is noted only where there was a choice: it is no op of ours.
     """
-    op, name = "conv_input_grad", asked_for()
+    return _remembered.choose(_choose_conv_input_grad, "conv_input_grad", grad, (weight,), convolution, RELU)
+
+
+def _choose_conv_input_grad(op, grad, others, convolution, activation):
+    (weight,), name = others, asked_for()
     note_key(lambda: _key(op, grad, (), convolution))
     if name == "auto":
         choice = _measured(op, grad, (), convolution)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..measure import remembered
+from ..measure import remembered, timing
 from ..modules.zero_pad import ZeroPadShortcut
 from . import file
 from .export import FoldedNetwork
@@ -59,10 +59,11 @@ class Engine(abc.ABC):
     @torch.no_grad()
     def _made(self, example):
         """Runs the four steps that each kind of engine has, and returns the engine."""
-        self._read(example)
-        self._choose(example)
-        self._load()
-        self._prove(example)
+        with timing.on(self.device):
+            self._read(example)
+            self._choose(example)
+            self._load()
+            self._prove(example)
         self.notes += self._parts()
         return self
 

@@ -7,6 +7,8 @@ import torch
 
 from .epilogue import NONE, RELU
 
+# Kernels for a whole residual block, made of other kernels of their backend: these are checked and trusted one by one.
+WHOLE = ("residual_block", "conv_block")
 ANY = "any"  # device of a backend that takes tensors of every device
 
 

@@ -65,12 +65,17 @@ CONVOLUTIONS = {"conv_bn_relu": conv_bn_relu, "conv_bn_relu_pool": conv_bn_relu_
 
 @functools.cache
 def _launcher(op):
+    if op in WHOLE:
+        return getattr(library.namespace(), op)
     if op in CONVOLUTIONS:
         return functools.partial(CONVOLUTIONS[op], library.namespace())
     return None if op in COMPOSED else passes.launcher(library.namespace(), op)
 
 
 COMPOSED = ("conv_bn_relu_pair", "conv_stats")
+WHOLE = (
+    "residual_block",
+)  # residual_block(x, tensors, numbers, eps, projection, shortcut): csrc/register/cpu/block.cpp
 
 
 @functools.lru_cache(maxsize=4096)
@@ -142,7 +147,7 @@ BACKEND = Backend(
     "native",
     "cpu",
     lambda device: library.why_absent(),
-    Kernels((*passes.OPS, *CONVOLUTIONS, *COMPOSED), _launcher),
+    Kernels((*passes.OPS, *CONVOLUTIONS, *COMPOSED, *WHOLE), _launcher),
     refusal,
     default=_default,
     for_any_values=False,

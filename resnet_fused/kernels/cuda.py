@@ -13,6 +13,7 @@ from .backend import Backend, Kernels
 from .precision import tf32_allowed
 from .shapes import Convolution
 
+TILE = 64  # output channels of the smallest tile; with fewer in a group most of the products are not used
 MOST_SPLITS = 32  # slices of a reduction that are worth measuring
 
 
@@ -74,11 +75,17 @@ def conv_stats(
     )  # fmt: skip
 
 
+def conv_block(library, allow_tf32, x, tensors, numbers, eps, projection, shortcut):
+    """A whole residual block in evaluation; None for tensors that no kernel takes (csrc/register/cuda/block.cpp)."""
+    return library.conv_block(x, tensors, numbers, eps, projection, shortcut, allow_tf32)
+
+
 CONVOLUTIONS = {
     "conv_bn_relu": conv_bn_relu,
     "conv_bn_relu_pair": conv_bn_relu_pair,
     "conv_bn_relu_pool": conv_bn_relu_pool,
     "conv_stats": conv_stats,
+    "conv_block": conv_block,
 }
 
 
@@ -129,11 +136,19 @@ def tiles(text):
     return found
 
 
+_THEN_A_PASS = "cuDNN's convolution, then one fused pass (predicted, not measured)"  # noqa: S105 (over memory)
+
+
 def torch_is_faster(convolution):
     """Why torch's convolution is the default, or None."""
-    if convolution is not None and convolution.dtype == torch.float32 and not tf32_allowed():
+    if convolution is None:
+        return None
+    channels = convolution.weight[0] // convolution.groups
+    if convolution.groups > 1 and channels < TILE:
+        return f"{channels} channels in each of {convolution.groups} groups: {_THEN_A_PASS}"
+    if convolution.dtype == torch.float32 and not tf32_allowed():
         # IEEE float32 does not use tensor cores, for which the kernels are made.
-        return "IEEE float32: cuDNN's convolution, then one fused pass (predicted, not measured)"
+        return f"IEEE float32: {_THEN_A_PASS}"
     return None
 
 

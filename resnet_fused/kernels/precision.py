@@ -5,7 +5,5 @@ import torch
 
 def tf32_allowed():
     """Whether torch would let a float32 convolution use TF32. torch's flags can change between two calls."""
-    precision = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
-    if precision in ("tf32", "ieee"):
-        return precision == "tf32"
-    return torch.backends.cudnn.allow_tf32
+    # `torch.backends.cudnn.allow_tf32` raises where convolutions and recurrent networks have different settings.
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"

@@ -4,6 +4,10 @@ import math
 
 import torch
 
+from ..kernels.precision import tf32_allowed
+
+TF32 = 2.0**-11  # the largest relative error of a value that is rounded to TF32
+
 SIGMAS = 6.0  # how far from 0 the mean of errors without a bias may be by chance: one channel in 10^9
 
 ABSURD = 0.5  # relative to the norm of the result; rounding never makes eager err so much
@@ -12,6 +16,11 @@ ABSURD = 0.5  # relative to the norm of the result; rounding never makes eager e
 def exact(t):
     """Float64 copy of the (already rounded) values, detached, in the same memory format."""
     return None if t is None else t.detach().double()
+
+
+def rounds_to_tf32(t):
+    """Whether convolutions may have rounded their factors to TF32 before they computed `t`."""
+    return t.dtype == torch.float32 and t.device.type == "cuda" and tf32_allowed()
 
 
 def absurd(eager, oracle):
@@ -30,7 +39,7 @@ def off_by(ours, oracle):
     return max(found)
 
 
-def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.0):
+def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.0, tf32=None):
     """Share of the error budget that `ours` uses; <= 1 passes, infinite where NaNs or infinities differ.
 
     `oracle_eager`: the exact values that eager is compared with, where they differ from `oracle`. A gradient is exact for the
@@ -40,7 +49,9 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
     There are several norms, because each misses something: the largest error of all values, and the RMS error of every channel
     (in bfloat16 one channel that is 2 % off passes the first and not the second). The budget has a floor, in units in the
     last place of a typical value: half a unit in 16-bit types, where eager's own rounding is always there to compare with, and
-    four in float32, where the few values of a small channel may all happen to round well in eager.
+    four in float32, where the few values of a small channel may all happen to round well in eager. While TF32 is allowed
+    (`tf32`; None: as `rounds_to_tf32` says) the floor is one rounding to TF32, since cuDNN may choose a kernel without TF32
+    for eager, whose error is then a thousand times smaller.
 
     In 16-bit types a third norm is the bias, the mean error of every channel: rounding errors are as often up as down, so over
     n values their mean is about the RMS over sqrt(n), and values that are truncated are seen. Where `channel_dim` is None, the
@@ -59,7 +70,7 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
         ours[~finite].nan_to_num(), eager[~finite].nan_to_num()
     ):
         return math.inf
-    step = torch.finfo(ours.dtype).eps * (4.0 if ours.dtype == torch.float32 else 0.5)
+    step = _step(ours, tf32)
     zero = torch.zeros((), dtype=torch.float64, device=ours.device)
     scale = torch.where(finite, oracle, zero)
     error_ours = torch.where(finite, ours.double() - oracle, zero)
@@ -90,6 +101,13 @@ def budget_used(ours, eager, oracle, oracle_eager=None, channel_dim=1, factor=2.
     return max(shares)
 
 
+def _step(ours, tf32):
+    """The floor of a budget, relative to a typical value."""
+    if rounds_to_tf32(ours) if tf32 is None else tf32:
+        return TF32
+    return torch.finfo(ours.dtype).eps * (4.0 if ours.dtype == torch.float32 else 0.5)
+
+
 def channel_dim_of(t):
     """The `channel_dim` of `budget_used` for any tensor: 1, or None where a channel has fewer than 64 values, which eager may
     all round well by chance (measured: 8 values a channel, one convolution 0.94 to 1.47 of the budget in eight draws)."""
@@ -115,5 +133,5 @@ def gradient_budget_used(ours, eager, oracle, oracle_eager, factor=2.0):
             for g, e in zip(grads, exact_grads, strict=True)
         )
 
-    floor = 4 * torch.finfo(ours[0].dtype).eps
+    floor = TF32 if rounds_to_tf32(ours[0]) else 4 * torch.finfo(ours[0].dtype).eps
     return worst(ours, oracle) / (factor * worst(eager, oracle_eager) + floor)

@@ -5,6 +5,7 @@ are medians with the 20th and 80th percentile; a ratio is the median of the rati
 `fastest`: the best of a few short samples, where a choice between kernels must not take long.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -43,6 +44,31 @@ class Timing:
     def speedup_over(self, other):
         """How many times faster than `other`, round by round."""
         return statistics.median(b / a for a, b in zip(self.samples, other.samples, strict=True))
+
+
+def on(device):
+    """Context manager: a CUDA torch.device is the current one. Events, streams and graphs belong to the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+class Trials:
+    """Candidates that are tried one after the other: an error of one leaves the others.
+
+    Whatever a compiler or a launch raises is kept (Triton's errors are no RuntimeError). An error of the device itself would
+    fail every later candidate as well: it is raised. `first`: the first error that was kept, or None.
+    """
+
+    def __init__(self, device):
+        self.device, self.first = device, None
+
+    @contextlib.contextmanager
+    def trial(self):
+        try:
+            yield
+        except Exception as error:
+            self.first = self.first or error
+            with on(self.device):
+                _synchronise(self.device.type)  # raises where the device does not answer any more
 
 
 def _synchronise(device):

@@ -54,10 +54,13 @@ def network_input(x, network):
     layout, but the gradient of x and maps that a hook sees have."""
     conv, bn = network.conv1, network.bn1
     evaluation = _evaluates(bn) and not (torch.is_grad_enabled() and conv.weight.requires_grad)
-    if layout.is_channels_last(x) or not prefers_channels_last(x, conv.weight, evaluation):
+    # On CUDA an image of one channel gets the strides too: the maps after it are then channels_last, as kernels need them.
+    gray = x.shape[1] == 1 and x.device.type != "cpu" and not layout.has_strides_of_channels_last(x)
+    if (layout.is_channels_last(x) and not gray) or not prefers_channels_last(x, conv.weight, evaluation):
         return x
-    seen = (torch.is_grad_enabled() and x.requires_grad) or layout_is_seen(network)
-    return x if seen else layout.in_format(x, layout.CHANNELS_LAST)
+    if (torch.is_grad_enabled() and x.requires_grad) or layout_is_seen(network):
+        return x
+    return layout.with_strides_of_channels_last(x) if gray else layout.in_format(x, layout.CHANNELS_LAST)
 
 
 def conv_bn_relu_pool(x, conv, bn, pool):

@@ -1,9 +1,9 @@
-"""A residual block in evaluation on a CPU as one call of the compiled library, which runs the same kernels in the same order.
+"""A residual block in evaluation as one call of the compiled library, which runs the same kernels in the same order.
 
 Python between two convolutions takes 50 to 100 us when it has gone cold, as much as the smaller convolutions themselves:
 live ResNet-34 in bfloat16 at batch 1 took 13.7 ms, 10.2 of them in kernels; torch's modules 12.1 and 11.0 (measured: 2-core
-Intel Xeon, torch 2.13, 2026-11-24). The dispatcher is asked once for every convolution of such shapes, formats and
-settings; nothing that depends on the values of weights is kept.
+Intel Xeon, torch 2.13, 2026-11-24). On a GPU the host has to launch faster than the kernels run. The dispatcher is asked
+once for every convolution of such shapes, formats and settings; nothing that depends on the values of weights is kept.
 """
 
 from typing import NamedTuple
@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from .. import dispatch
-from ..kernels import cpu, layout, torch_convolution
+from ..kernels import layout, torch_convolution
+from ..kernels.backend import WHOLE
+from ..kernels.precision import tf32_allowed
 from ..kernels.shapes import Convolution
 from ..ops.conv_bn_relu import geometry
 from .eligible import is_projection, watched
 from .zero_pad import ZeroPadShortcut
 
-_LIBRARY = cpu.BACKEND  # whose op for a whole block runs the kernels that it has for each part
-_CPU = torch.device("cpu")
+# The kernels for a whole block. The first runs torch's convolution and a pass where the backend has no convolution.
+_WITH_TORCH, _ALONE = WHOLE
 _PLAIN = frozenset((torch.Tensor, nn.Parameter))
 
 
@@ -54,24 +56,27 @@ class _Block(NamedTuple):
 
 
 class Remembered:
-    """The numbers of blocks that were asked for, as long as the dispatcher's setting stays what it was."""
+    """The calls for blocks that were asked for, for each device as long as the dispatcher's setting stays what it was."""
 
     MOST = 4096  # blocks
 
     def __init__(self):
-        self.numbers, self.setting = {}, None
+        self.calls = {}  # (device, whether float32 may be TF32) -> (setting, {kind: call})
 
     def of(self, device, kind):
-        """`_numbers` of the block on `device` that `kind` describes: (a _Block without convolutions, a _Layer, ...), as
-        plain tuples, which are made faster."""
+        """`_call` of the block on `device` that `kind` describes: (a _Block without convolutions, a _Layer, ...), as plain
+        tuples, which are made faster."""
         setting = dispatch.setting(device)
-        if setting != self.setting or len(self.numbers) > self.MOST:
-            self.numbers, self.setting = {}, setting
+        where = device, kind[0][1] is torch.float32 and device.type == "cuda" and tf32_allowed()
+        before, calls = self.calls.get(where, (None, ()))
+        if setting != before or len(calls) > self.MOST:
+            calls = {}
+            self.calls[where] = setting, calls
         try:
-            return self.numbers[kind]
+            return calls[kind]
         except KeyError:
             block, *convolutions = kind
-            self.numbers[kind] = found = _numbers(_Block(*block, [_Layer(*c) for c in convolutions]))
+            calls[kind] = found = _call(device, _Block(*block, [_Layer(*c) for c in convolutions]))
             return found
 
 
@@ -96,11 +101,12 @@ def evaluate(x, main, downsample):
             return None
         kind.append(found)
         eps.append(found[_EPS])
-    numbers = _remembered.of(x.device, tuple(kind))
-    if numbers is None:
+    call = _remembered.of(x.device, tuple(kind))
+    if call is None:
         return None
+    kernel, numbers = call
     shortcut = layout.in_format(downsample(x), memory_format) if pads else None
-    return torch.ops.resnet_fused_native.residual_block(x, tensors, numbers, eps, projects, shortcut)
+    return kernel(x, tensors, numbers, eps, projects, shortcut)
 
 
 def _read(conv, bn, tensors):
@@ -130,24 +136,40 @@ def _suits(x):
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or x.device.type != "cpu"
+        or x.device.type not in ("cpu", "cuda")
         or type(x) is not torch.Tensor
         or dispatch.observed()
-        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled(x.device.type)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
     )
 
 
-def _numbers(block):
-    """What the library gets for every convolution, flat: stride, padding, dilation, groups, whether Winograd's kernel runs
-    it. None where another backend runs a convolution or a pass, or where only the ops can tell what the tensors are."""
-    if dispatch.BACKENDS.get(_LIBRARY.name) is not _LIBRARY or _LIBRARY.why_not(_CPU) is not None:
+def _backend(device):
+    """(the backend whose kernel may run whole blocks on `device`, the name of the kernel), or None."""
+    asked = dispatch.BACKENDS.get(dispatch.asked_for())
+    for backend in (asked, dispatch.default_backend(device.type)):
+        for op in (_WITH_TORCH, _ALONE) if backend is not None else ():
+            if op in backend.kernels and backend.takes(device.type) and backend.why_not(device) is None:
+                return backend, op
+    return None
+
+
+def _call(device, block):
+    """(the kernel for a whole block on `device`, its numbers), or None: another backend runs a convolution or a pass, or only
+    the ops can tell what the tensors are.
+
+    The numbers of every convolution, flat: stride, padding, dilation, groups, and one more. For `_WITH_TORCH` it tells
+    whether the backend's own kernel runs the convolution; for `_ALONE`, of the first convolution, whether the projection
+    runs in its launch.
+    """
+    if (found := _backend(device)) is None:
         return None
+    backend, op = found
     if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) < 0.0:
         return None
     numbers, shape, last = [], block.shape, len(block.convolutions) - 1 - block.projects
-    identity = block.shape
+    identity, paired = block.shape, None
     if block.pad is not None:
         identity = ZeroPadShortcut(*block.pad).forward(torch.empty(block.shape, device="meta")).shape
     for i, convolution in enumerate(block.convolutions):
@@ -158,28 +180,43 @@ def _numbers(block):
         if block.memory_format == layout.CONTIGUOUS and convolution.memory_format == layout.CHANNELS_LAST:
             return None  # torch's result is channels_last then
         source, result = (
-            torch.empty(s, dtype=block.dtype, device="cpu", memory_format=block.memory_format) for s in (before, after)
+            torch.empty(s, dtype=block.dtype, device=device, memory_format=block.memory_format) for s in (before, after)
         )
         if any((block.memory_format == layout.CHANNELS_LAST) != layout.is_channels_last(t) for t in (source, result)):
             return None  # dense in both formats: the ops decide
         conv = Convolution(before, convolution.weight, block.dtype, *convolution.geometry())
-        if torch_convolution.why_wrong_of(conv, "cpu") is not None:
+        if op == _WITH_TORCH and torch_convolution.why_wrong_of(conv, device.type) is not None:
             return None  # the library calls torch's own
-        winograd = _by_winograd(source, conv, result, residual=result if i == last else None)
-        if winograd is None:
+        weight = torch.empty(
+            convolution.weight, dtype=convolution.dtype, device="meta", memory_format=convolution.memory_format
+        )
+        if i == 0 and op == _ALONE and block.projects and _plain(conv, block.convolutions[-1]):
+            paired = _by_kernel(backend, "conv_bn_relu_pair", source, weight, None, conv)
+            own = paired
+        elif i > last and paired:
+            own = True
+        else:
+            own = _by_kernel(backend, "conv_bn_relu", source, weight, result if i == last else None, conv)
+        if own is False and op == _WITH_TORCH:
+            residual = result if i == last else None
+            own = None if dispatch.pick("bn_relu", result, residual)[0].backend != backend.name else False
+        if own is None or (own is False and op == _ALONE):
             return None
         stride, padding, dilation, groups = convolution.geometry()
-        numbers += (*stride, *padding, *dilation, groups, winograd)
+        numbers += (*stride, *padding, *dilation, groups, own if op == _WITH_TORCH else bool(paired) and i == 0)
         identity, shape = (after, shape) if i > last else (identity, after)
-    return numbers if shape == tuple(identity) else None
+    return (backend.kernels[op], numbers) if shape == tuple(identity) else None
 
 
-def _by_winograd(source, convolution, result, residual):
-    """Whether the dispatcher chooses the library's kernel for a convolution (True), or torch's and then a pass of the library
-    (False); None where it chooses anything else."""
-    weight = torch.empty(convolution.weight, dtype=convolution.dtype, device="meta")
-    of_conv, _ = dispatch.pick("conv_bn_relu", source, weight, residual, convolution=convolution)
-    of_pass, _ = dispatch.pick("bn_relu", result, residual)
-    if of_conv.backend not in (_LIBRARY.name, dispatch.TORCH.name) or of_pass.backend != _LIBRARY.name:
-        return None
-    return of_conv.backend == _LIBRARY.name
+def _plain(first, projection):
+    """Whether one op may run both convolutions (modules/evaluation.py)."""
+    return projection.padding == (0, 0) and projection.dilation == (1, 1) and first.groups == projection.groups == 1
+
+
+def _by_kernel(backend, op, source, weight, residual, convolution):
+    """Whether the dispatcher chooses the backend's own kernel for a convolution (True), or torch's and then a pass (False);
+    None where it chooses anything else."""
+    choice, _ = dispatch.pick(op, source, weight, residual, convolution=convolution)
+    if choice.backend == backend.name:
+        return None if choice.config else True
+    return False if choice.backend == dispatch.TORCH.name else None

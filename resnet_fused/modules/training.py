@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import dispatch
+from ..kernels import layout
 from ..kernels.shapes import out_shape
 from ..ops import training
 from ..ops.define import cannot_be_saved
@@ -198,7 +199,7 @@ class _Pass:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {torch.Size(shape)}"
             )
-        weight = conv.weight if self.low is None else conv.weight.to(self.low)
+        weight = conv.weight if self.low is None else layout.lowered(conv.weight, self.low, self.x)
         mean, var = (None, None) if batch else (bn.running_mean, bn.running_var)
         # An empty batch teaches nothing, unless other processes have more of it.
         self.norms.append(bn if bn.training and (group or shape[0] > 0) else None)
@@ -217,8 +218,8 @@ class _Pass:
 
     def count(self):
         """Counts the batch in every batch norm that trains, after all of them were checked."""
-        for counter in self.counters:
-            counter.add_(1)
+        if self.counters:
+            torch._foreach_add_(self.counters, 1)
 
     def finish(self, statistics):
         """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
@@ -227,14 +228,21 @@ class _Pass:
             for bn, stats in zip(self.norms, statistics, strict=True):
                 if bn is None or not bn.track_running_stats or bn.running_mean is None:
                     continue
-                if bn.momentum is not None and bn.running_mean.dtype == bn.running_var.dtype == torch.float32:
-                    running, batch = together.setdefault(bn.momentum, ([], []))
+                if bn.momentum is not None and bn.running_mean.dtype == bn.running_var.dtype:
+                    running, batch = together.setdefault((bn.momentum, bn.running_mean.dtype), ([], []))
                     running += [bn.running_mean, bn.running_var]
                     batch += [stats[MEAN], stats[VAR]]
                 else:
                     _update_alone(bn, stats)
-            for momentum, (running, batch) in together.items():  # one launch for all of them
-                torch._foreach_lerp_(running, batch, momentum)
+            for (momentum, dtype), (running, batch) in together.items():  # one launch for all of them, or three
+                if dtype == torch.float32:
+                    torch._foreach_lerp_(running, batch, momentum)
+                    continue
+                sizes = [b.numel() for b in batch]
+                wide = batch[0].new_empty(sum(sizes)).split(sizes)
+                torch._foreach_copy_(wide, running)
+                torch._foreach_lerp_(wide, batch, momentum)
+                torch._foreach_copy_(running, wide)
 
 
 def _update_alone(bn, stats):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import layout
 from ..kernels.epilogue import NONE, RELU
 from ..kernels.shapes import out_shape
 from ..kernels.torch_convolution import convolve_in_autocast
@@ -125,7 +126,8 @@ def conv_bn_relu(
     device = x.device.type
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
-        x, weight = x.to(low), weight.to(low)
+        x = x.to(low)
+        weight = layout.lowered(weight, low, x)
     shape_of = geometry if torch.compiler.is_compiling() else _remembered_geometry
     shape = shape_of(x.shape, weight.shape, stride, padding, dilation, groups)
     if (

@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..kernels import layout
 from ..kernels.epilogue import NONE, RELU, Norm
 from ..kernels.shapes import convolution_of
 from .conv_bn_relu import conv_bn_relu
-from .convolution.op import only_values, out_format
+from .convolution.op import only_values
 from .convolution.op import run as run_conv
 from .define import call, check, define
 
 
-def _one_launch(x, weight, convolution):
+def _one_launch(x, weight, first, weight2, second):
     """The choice of the backend that takes both convolutions in one launch, or None."""
-    choice, _ = dispatch.pick("conv_bn_relu_pair", x, weight, None, convolution=convolution)
-    return choice if dispatch.kernel(choice, "conv_bn_relu_pair") is not None else None
+    choice = dispatch.picked("conv_bn_relu_pair", x, weight, None, convolution=first)
+    if dispatch.kernel(choice, "conv_bn_relu_pair") is None:
+        return None
+    return choice if layout.gives_channels_last(x, weight2, second.out_shape) else None
 
 
 def _run(
@@ -30,7 +33,7 @@ def _run(
 ):  # fmt: skip
     first = convolution_of(x, weight, stride, padding, dilation, 1)
     second = convolution_of(x, weight2, stride2, (0, 0), (1, 1), 1)
-    choice = _one_launch(x, weight, first)
+    choice = _one_launch(x, weight, first, weight2, second)
     if choice is None:
         return (
             run_conv(x, weight, mean, var, bn_weight, bn_bias, None, *first.geometry, eps, RELU),
@@ -44,7 +47,7 @@ def _run(
 
 
 def _empty(x, weight, convolution):
-    memory_format = out_format(x, weight)
+    memory_format = layout.result_format(x, weight)
     return torch.empty(convolution.out_shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
@@ -90,7 +93,10 @@ def conv_bn_relu_pair(
     statistics, statistics2 = (*norm[2:], *norm[:2]), (*norm2[2:], *norm2[:2])
     both = only_values(x, weight, statistics, stride, padding, dilation, eps)
     both = both and only_values(x, weight2, statistics2, stride2, (0, 0), (1, 1), eps2)
-    if both and _one_launch(x, weight, convolution_of(x, weight, stride, padding, dilation, 1)) is not None:
+    if both and _one_launch(
+        x, weight, convolution_of(x, weight, stride, padding, dilation, 1),
+        weight2, convolution_of(x, weight2, stride2, (0, 0), (1, 1), 1),
+    ) is not None:  # fmt: skip
         arguments = x, weight, *statistics, stride, padding, dilation, eps, weight2, *statistics2, stride2, eps2
         return call(torch.ops.resnet_fused.conv_bn_relu_pair, _run, *arguments)
     return (

@@ -26,7 +26,7 @@ def reference(x, weight, bn_weight, bn_bias, running_mean, running_var, *, strid
 
 def _choice(x, weight, convolution):
     """The choice of the backend that has a kernel for the whole stem, or None."""
-    choice, _ = dispatch.pick("conv_bn_relu_pool", x, weight, None, convolution=convolution)
+    choice = dispatch.picked("conv_bn_relu_pool", x, weight, None, convolution=convolution)
     return choice if dispatch.kernel(choice, "conv_bn_relu_pool") is not None else None
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import dispatch
 from ..conversion.convert import candidates, why_not_converted
+from ..kernels import layout
 from ..kernels.epilogue import ACTIVATIONS, NONE, RELU
 from ..modules.eligible import blind
 from . import table
@@ -43,7 +44,7 @@ def explain(model: Callable[[Tensor], Any], x: Tensor) -> Report:
     if hasattr(model, "rows"):
         return Report([_row(**row) for row in model.rows], getattr(model, "notes", ()))
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper: the watcher must see every op
-    rows, unfused = [], set()
+    rows, unfused, copied = [], set(), {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored(model))
         stack.enter_context(torch.no_grad())
@@ -51,9 +52,17 @@ def explain(model: Callable[[Tensor], Any], x: Tensor) -> Report:
             hook = blind(_note(rows, unfused, name, why))  # any other hook may change the layout of what follows
             stack.callback(module.register_forward_pre_hook(hook).remove)
         recorded = stack.enter_context(dispatch.record())
-        stack.enter_context(_Watcher(model, rows, unfused, recorded))
+        stack.enter_context(_Watcher(model, rows, unfused, recorded, copied))
         model(x)
-    return Report(rows)
+    return Report(rows, [_copies(copied)] if copied else ())
+
+
+def _copies(copied):
+    """The note about weights {id: bytes} whose layout no kernel reads."""
+    return (
+        f"{len(copied)} weights are not channels_last: each forward copies them, {sum(copied.values()) / 1e6:.1f} MB; "
+        "model.to(memory_format=torch.channels_last) avoids the copies"
+    )
 
 
 @contextlib.contextmanager
@@ -104,9 +113,9 @@ def _row(name, op, shape, dtype, backend, reason):
 class _Watcher(TorchDispatchMode):
     """Turns the choices that a fused op records while it runs into rows with the names of the modules whose tensors it got."""
 
-    def __init__(self, model, rows, unfused, recorded):
+    def __init__(self, model, rows, unfused, recorded, copied):
         super().__init__()
-        self.rows, self.unfused, self.recorded = rows, unfused, recorded
+        self.rows, self.unfused, self.recorded, self.copied = rows, unfused, recorded, copied
         self.owner = {
             id(tensor): name
             for name, module in model.named_modules()
@@ -120,6 +129,7 @@ class _Watcher(TorchDispatchMode):
         flat = [t for value in named.values() for t in (value if isinstance(value, list) else [value])]
         owners = list(dict.fromkeys(self.owner[id(t)] for t in flat if id(t) in self.owner))
         if func.namespace == "resnet_fused":
+            self._note_copies(flat, self.recorded[first:])
             ops = [op for op, _, _ in self.recorded[first:]]
             if "tensors" in named:  # a whole block in training, or the stem
                 found = names_in_training(ops, *args[1:5], self.owner)
@@ -131,6 +141,14 @@ class _Watcher(TorchDispatchMode):
             why = "torch's own operator: not in a fused block, or tensors that no kernel takes"
             self.rows.append(_row(owners[0], "batch_norm", args[0].shape, args[0].dtype, "eager", why))
         return out
+
+    def _note_copies(self, tensors, recorded):
+        """Notes the weights that the kernels of a GPU cannot read as they are."""
+        kernels = (dispatch.BACKENDS[choice.backend] for op, _, choice in recorded if op.startswith("conv"))
+        if any(backend.device == "cuda" for backend in kernels):
+            for t in tensors:
+                if id(t) in self.owner and t.dim() == 4 and not layout.is_channels_last(t):
+                    self.copied[id(t)] = t.nbytes
 
     def _by_modules(self, name):
         parent = name.rpartition(".")[0]

@@ -172,11 +172,11 @@ def test_where_a_convolution_stays_torchs(gpu, op, monkeypatch):
 def test_a_measured_kernel_with_statistics_runs_however_few_its_tiles(gpu):
     x, weight = OnGpu(), OnGpu()
     with dispatch.record_keys() as keys:
-        assert dispatch.choose_conv_stats(x, weight, x, DETAIL).reason.startswith("1 tiles are too few")
+        assert dispatch.choose_conv_stats(x, weight, DETAIL).reason.startswith("1 tiles are too few")
     remembered.table(x.device).store(
         {keys[0]: remembered.entry({"cuda": 1e-6, "torch": 2e-6}, {"cuda": {"tile": "64x64"}})}
     )
-    choice = dispatch.choose_conv_stats(x, weight, x, DETAIL)
+    choice = dispatch.choose_conv_stats(x, weight, DETAIL)
     assert (choice.backend, choice.config) == ("cuda", {"tile": "64x64"}) and choice.reason.startswith(
         "measured: 1.0 us"
     )

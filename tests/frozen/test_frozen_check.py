@@ -1,10 +1,11 @@
 """How a CPU engine is checked: the worst layer by name, choices dropped for accuracy, an eager that is wrong."""
 
+import contextlib
 import copy
 
+import broken_torch
 import pytest
 import torch
-import torch.nn.functional as F
 from resnets import narrow
 
 import resnet_fused
@@ -97,16 +98,14 @@ def test_a_dropped_choice_says_why(monkeypatch, dtype, errors, far):
 
 
 @pytest.fixture(params=[1e6, float("inf")], ids=["finite", "infinite"])
-def garbage(monkeypatch, request):
-    """torch's bfloat16 convolutions are wrong, as on CPUs with a matrix unit; oneDNN's own operators are not."""
-    conv2d = F.conv2d
-
-    def wrong(x, *args, **kwargs):
-        out = conv2d(x, *args, **kwargs)
-        return out * request.param if x.dtype == torch.bfloat16 else out
-
-    monkeypatch.setattr(F, "conv2d", wrong)
-    return monkeypatch
+def garbage(request):
+    """torch's bfloat16 convolutions are wrong, as on CPUs with a matrix unit, until it is closed; oneDNN's own operators are
+    not."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            broken_torch.convolutions(lambda y, _: y * request.param if y.dtype == torch.bfloat16 else y)
+        )
+        yield stack
 
 
 @onednn_has_bfloat16
@@ -119,16 +118,16 @@ def test_a_right_engine_is_not_refused_where_eager_is_wrong(garbage):
     with torch.no_grad():
         wrong = by_modules(model).bfloat16()(x.bfloat16())
         assert not (wrong.double() - model(x)).norm() < 1e3
-        garbage.undo()
+        garbage.close()
         oracle, eager = copy.deepcopy(model).double()(x.double()), by_modules(model).bfloat16()(x.bfloat16())
     assert_within_budget(engine(x), eager, oracle, "frozen beside an eager that is right", channel_dim=None)
 
 
 @onednn_has_bfloat16
-def test_a_wrong_engine_is_refused_where_eager_is_wrong(garbage):
-    with_a_wrong_layer(garbage, "layer2.0.conv1")
-    garbage.setattr(Wrong, "__call__", convolutions.OneDNN.__call__)
-    garbage.setattr(
+def test_a_wrong_engine_is_refused_where_eager_is_wrong(garbage, monkeypatch):
+    with_a_wrong_layer(monkeypatch, "layer2.0.conv1")
+    monkeypatch.setattr(Wrong, "__call__", convolutions.OneDNN.__call__)
+    monkeypatch.setattr(
         Wrong, "__init__", lambda self, *args: (convolutions.OneDNN.__init__(self, *args), self.bias.add_(4))[0]
     )
     with pytest.raises(ValueError, match=r"the worst layer is layer2.0.conv1 \(wrong\) with "):

@@ -61,11 +61,11 @@ def test_a_machine_with_a_gpu_runs_the_same_tests():
     environment = {k: v for k, v in os.environ.items() if k not in ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET")}
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support"), str(ROOT)]), "PYTEST_ADDOPTS": ""}
     folders = ["tests/commands", "tests/reports", "tests/kernels/triton"]
-    few = "test_cli and (test_info or test_explain or test_demo_says) or test_add_relu_tails_and_aliasing"
+    few = "test_cli and (test_info or test_explain) or test_add_relu_tails_and_aliasing"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "fake_gpu", "-p", "no:cacheprovider", *folders, "-k", few]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     last = done.stdout.strip().splitlines()[-1]
-    assert done.returncode == 0 and re.search(r"\b9 passed", last), done.stdout[-3000:] + done.stderr
+    assert done.returncode == 0 and re.search(r"\b8 passed", last), done.stdout[-3000:] + done.stderr
     assert int(re.search(r"(\d+) deselected", last).group(1)) > 300, "not all tests were collected"
 
 

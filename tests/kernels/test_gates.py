@@ -12,6 +12,7 @@ from resnet_fused.reports import info
 
 BUILT = {
     "compiler": "g++",
+    "stable_abi": "2.11",
     "torch": "2.13",
     "cuda": "nvcc 13.0.88",
     "architectures": ["8.0", "8.6", "8.9", "9.0a", "10.0a", "PTX 100"],

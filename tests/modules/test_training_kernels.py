@@ -223,7 +223,7 @@ def test_the_dispatcher_takes_the_kernel_where_there_are_enough_tiles(monkeypatc
     big, small = OnCuda(256, 64, 56, 56), OnCuda(1, 64, 7, 7)
 
     def choose(x):
-        return dispatch.choose_conv_stats(x, weight, x, convolution_of(x, weight, *where))
+        return dispatch.choose_conv_stats(x, weight, convolution_of(x, weight, *where))
 
     assert choose(big).backend == "triton"
     choice = choose(small)

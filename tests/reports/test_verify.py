@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from resnet_fused import dispatch, verify
 from resnet_fused.kernels import library
@@ -160,6 +161,23 @@ def test_the_rule_sees_values_that_are_truncated(monkeypatch, dtype):
     assert not budget_used(truncated, rounded, exact) <= 1
     monkeypatch.setattr(accuracy, "SIGMAS", math.inf)
     assert budget_used(truncated, rounded, exact) <= 1, "the other two norms do not see it"
+
+
+def test_the_rule_while_tf32_is_allowed():
+    """Eager may have got a kernel without TF32: ours is right with TF32's rounding, and wrong with twice of it everywhere."""
+    x, weight = torch.randn(2, 64, 14, 14), torch.randn(64, 64, 3, 3)
+
+    def to_tf32(t, bits=13):
+        as_int = t.view(torch.int32)
+        return ((as_int + (1 << (bits - 1))) & -(1 << bits)).view(torch.float32)
+
+    oracle = F.conv2d(x.double(), weight.double())
+    eager = F.conv2d(x, weight)
+    ours = F.conv2d(to_tf32(x), to_tf32(weight))
+    assert budget_used(ours, eager, oracle, tf32=True) <= 1 < 50 < budget_used(ours, eager, oracle)
+    coarse = F.conv2d(to_tf32(x, 15), to_tf32(weight, 15))  # two bits fewer
+    assert budget_used(coarse, eager, oracle, tf32=True) > 1
+    assert not accuracy.rounds_to_tf32(ours), "CPUs do not round to TF32"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

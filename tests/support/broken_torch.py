@@ -9,9 +9,21 @@ from resnet_fused.kernels import torch_convolution
 from resnet_fused.modules import one_call
 
 
-def _convolution(x, weight, bias, *geometry):
-    y = torch.ops.aten._convolution(x, weight, bias, *geometry, False, False, True, True)
-    stride = geometry[0]
+@contextlib.contextmanager
+def convolutions(spoil):
+    """Context manager: torch's convolutions on CPUs, also those inside of ops, give spoil(the right result, stride)."""
+
+    def convolution(x, weight, bias, stride, *others):
+        y = torch.ops.aten._convolution(x, weight, bias, stride, *others, False, False, True, True)
+        return spoil(y, stride)
+
+    with warnings.catch_warnings(), torch.library._scoped_library("aten", "IMPL") as library:
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        library.impl("convolution", convolution, "CPU")
+        yield
+
+
+def _as_with_a_matrix_unit(y, stride):
     return y * 1e4 if y.dtype == torch.bfloat16 and max(stride) == 2 and y.shape[3] == 1 < y.shape[2] else y
 
 
@@ -20,7 +32,5 @@ def broken_torch(monkeypatch, known=True):
     """Context manager. `known`: whether the package sees that the machine has a matrix unit."""
     monkeypatch.setattr(torch_convolution, "has_matrix_unit", lambda: known)
     monkeypatch.setattr(one_call, "_remembered", one_call.Remembered())
-    with warnings.catch_warnings(), torch.library._scoped_library("aten", "IMPL") as library:
-        warnings.filterwarnings("ignore", message="Warning only once for all operators")
-        library.impl("convolution", _convolution, "CPU")
+    with convolutions(_as_with_a_matrix_unit):
         yield

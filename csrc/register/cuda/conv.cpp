@@ -1,6 +1,6 @@
 // Schemas and checks of the fused convolutions. They exist for `cuda::` alone. On a CPU torch's own convolution does
 // the work, and one bn_relu pass follows.
-#include "register/cuda/conv.h"
+#include "register/cuda/conv_op.h"
 
 namespace resnet_fused {
 namespace {
@@ -100,6 +100,27 @@ void conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& mean
 }
 
 }  // namespace
+
+void run_conv_bn_relu(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
+                      const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& residual,
+                      const Tensor& out, const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
+                      double eps, Activation activation, bool allow_tf32) {
+  conv_bn_relu<cuda::conv_bn_relu, cuda::conv_bn_relu_scratch>(
+      x, weight, mean, var, bn_weight, bn_bias, residual, out, stride, padding, dilation, groups, eps,
+      static_cast<int64_t>(activation), allow_tf32, "auto", 0, false, false);
+}
+
+void run_conv_bn_relu_pair(const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& var,
+                           const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const Tensor& out,
+                           const Pair& stride, const Pair& padding, const Pair& dilation, double eps,
+                           const Tensor& weight2, const Tensor& mean2, const Tensor& var2,
+                           const OptionalTensor& bn_weight2, const OptionalTensor& bn_bias2, const Tensor& out2,
+                           const Pair& stride2, const Pair& padding2, double eps2, bool allow_tf32) {
+  conv_bn_relu_pair<cuda::conv_bn_relu_pair, cuda::conv_bn_relu_pair_scratch>(
+      x, weight, mean, var, bn_weight, bn_bias, out, stride, padding, dilation, eps, weight2, mean2, var2, bn_weight2,
+      bn_bias2, out2, stride2, padding2, eps2, allow_tf32, "auto", 0);
+}
+
 }  // namespace resnet_fused
 
 // allow_tf32: the value of torch's cudnn flags at the time of the call, which the stable ABI cannot ask for. tile,
@@ -128,13 +149,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "Tensor(a!) out, int[2] stride, int[2] padding, float eps, bool allow_tf32=False) -> ()");
 }
 
-#ifdef RESNET_FUSED_EMULATION
-#define RESNET_FUSED_CONV_KEY CPU
-#else
-#define RESNET_FUSED_CONV_KEY CUDA
-#endif
-
-STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_CONV_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_CUDA_KEY, m) {
   using namespace resnet_fused;
   m.impl("conv_bn_relu", TORCH_BOX((&conv_bn_relu<cuda::conv_bn_relu, cuda::conv_bn_relu_scratch>)));
   m.impl("conv_bn_relu_pair",

@@ -39,13 +39,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
   m.def("pool_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
 }
 
-#ifdef RESNET_FUSED_EMULATION
-#define RESNET_FUSED_HEAD_KEY CPU
-#else
-#define RESNET_FUSED_HEAD_KEY CUDA
-#endif
-
-STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_HEAD_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_CUDA_KEY, m) {
   using namespace resnet_fused;
   m.impl("pool_linear", TORCH_BOX((&pool_linear<cuda::pool_linear>)));
 }

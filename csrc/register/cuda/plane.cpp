@@ -126,13 +126,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "conv_plane_refusal(Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups) -> str");
 }
 
-#ifdef RESNET_FUSED_EMULATION
-#define RESNET_FUSED_PLANE_KEY CPU
-#else
-#define RESNET_FUSED_PLANE_KEY CUDA
-#endif
-
-STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_PLANE_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(RESNET_FUSED_NAMESPACE, RESNET_FUSED_CUDA_KEY, m) {
   using namespace resnet_fused;
   m.impl("conv_plane", TORCH_BOX(&conv_plane));
   m.impl("conv_plane_gradient", TORCH_BOX(&conv_plane_gradient));

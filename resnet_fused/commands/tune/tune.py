@@ -37,6 +37,11 @@ def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=la
         (rows with the keys of COLUMNS, number of calls there was no time for).
     """
     device = next(model.parameters()).device
+    with timing.on(device):
+        return _tune(model, device, shape, dtype, train, seconds, again, step)
+
+
+def _tune(model, device, shape, dtype, train, seconds, again, step):
     found = dict(calls.calls(model, shape, dtype, train))
     for call in [call for call in found if call.op == "conv_bn_relu_pair"]:
         for alone in calls.convolutions(call):  # where two launches are faster, each convolution runs as it is fastest
@@ -95,22 +100,19 @@ def measure(call, arguments, device, seconds, patience=math.inf):
     size = sum(t.nbytes for t in arguments if isinstance(t, torch.Tensor))
     count = min(4, timing.sets_needed(size, device.type))  # cold enough; more would only cost memory
     sets = [arguments, *(calls.tensors(call, device, seed) for seed in range(1, count))]
-    gate = _Gate(call, arguments)
+    gate, trials = _Gate(call, arguments), timing.Trials(device)
     runs, backends = {}, {}
     for name, (backend, config) in options(call, device).items():
         if config is not None and time.monotonic() - start > patience:
             continue
         run = functools.partial(_run, call, backend, config)
-        try:
+        with trials.trial():
             with dispatch.record() as noted:
                 results = run(_fresh(call, arguments))
             # A backend that hands the call on to another (contiguous NCHW, say) is not measured under its own name.
             if noted[0][2].backend == backend and gate.passes(results):
                 runs[name] = timing.rotating([functools.partial(run, one) for one in sets])
                 backends[name] = (backend, config)
-        # Whatever a compiler or a launch raises (Triton's errors are no RuntimeError): the other ways remain.
-        except Exception:  # noqa: S112
-            continue
     if not runs:
         return None
     if len(runs) > FINALISTS:

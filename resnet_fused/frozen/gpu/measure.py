@@ -17,20 +17,19 @@ from ...measure.accuracy import budget_used, exact
 from .. import check
 
 
-def compare(able, made, device, graphed, budget):
-    """{candidate: seconds per call}, {} if nothing runs. `made(candidate)`: (functions that take turns, share of budget)."""
-    runs = {}
+def compare(able, made, device, graphed, budget, what):
+    """{candidate: seconds per call} of what runs `what`. `made(candidate)`: (functions that take turns, share of budget).
+
+    Raises ValueError where nothing runs, from the first error of a candidate, and the error of a device that fails.
+    """
+    runs, trials = {}, timing.Trials(device)
     for candidate in able:
-        try:
+        with trials.trial():
             functions, share = made(candidate)
             if share <= 1:
                 runs[candidate] = timing.rotating(functions, graphed)
-        # A compiler or a launch may raise any exception (Triton's errors are no RuntimeError). The other candidates
-        # remain.
-        except Exception:  # noqa: S112
-            continue
     if not runs:
-        return {}
+        raise ValueError(f"freeze: nothing runs {what}") from trials.first
     timings = timing.compare(runs, seconds=budget, min_rounds=3, device=device.type)
     return dict.fromkeys(able, math.inf) | {candidate: t.median for candidate, t in timings.items()}
 
@@ -54,10 +53,7 @@ def layer(steps, able, dtype, device, graphed, budget):
         share = check.layer_share(steps[0], found[0], x, residual, out)
         return [functools.partial(one, x, residual, out) for one in found], share
 
-    seconds = compare(able, made, device, graphed, budget)
-    if not seconds:
-        raise ValueError(f"freeze: nothing runs {steps[0].name} within the error budget in {dtype}")
-    return seconds
+    return compare(able, made, device, graphed, budget, f"{steps[0].name} within the error budget in {dtype}")
 
 
 def pair(steps, able, dtype, device, graphed, budget):
@@ -73,7 +69,8 @@ def pair(steps, able, dtype, device, graphed, budget):
         ]
         return [functools.partial(both, x, None, outs)], max(shares)
 
-    return compare(able, made, device, graphed, budget)
+    what = f"{steps[0].name} and {steps[1].name} within the error budget in {dtype}"
+    return compare(able, made, device, graphed, budget, what)
 
 
 def head(step, shape, able, dtype, device, graphed, budget):
@@ -90,7 +87,8 @@ def head(step, shape, able, dtype, device, graphed, budget):
         run = candidate.make(step, dtype)
         return [functools.partial(run, x)], budget_used(run(x), eager, oracle, channel_dim=None)
 
-    return compare(able, made, device, graphed, budget)
+    what = f"the pool and the linear layer within the error budget in {dtype}"
+    return compare(able, made, device, graphed, budget, what)
 
 
 @torch.no_grad()

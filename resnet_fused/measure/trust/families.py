@@ -6,7 +6,7 @@ Launch configurations in clusters are a family of their own, because they use in
 from typing import NamedTuple
 
 from ...kernels import e4m3
-from ...kernels.backend import ANY
+from ...kernels.backend import ANY, WHOLE
 from ...kernels.table import BACKENDS
 
 CLUSTERS = " in clusters"
@@ -34,7 +34,7 @@ def family(backend, name):
 def families(backend, device):
     """The Families of `backend` on a torch.device that `backend.why_not` does not refuse."""
     found = []
-    for op in backend.kernels:
+    for op in (op for op in backend.kernels if op not in WHOLE):
         if op.endswith("fp8") and e4m3.device_refusal(device) is not None:
             continue
         if backend.kernels[op] is not None:

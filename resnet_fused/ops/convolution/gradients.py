@@ -30,7 +30,8 @@ def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, w
 
 def _input_grad(grad, x, weight, geometry):
     """The gradient of x by a fused kernel, or None where torch computes it."""
-    convolution = Convolution(grad.shape, weight.transpose(0, 1).shape, grad.dtype, *geometry)
+    k, c, r, s = weight.shape
+    convolution = Convolution(grad.shape, (c, k, r, s), grad.dtype, *geometry)
     choice = dispatch.choose_conv_input_grad(grad, weight, convolution)
     kernel = dispatch.kernel(choice, "conv_input_grad")
     # A kernel does not compute a larger map from one pixel: the pixel is channels_last in every network, the map is

@@ -12,13 +12,6 @@ from ..define import LIB, by_torch, define, why_not
 from .gradients import conv_gradients
 
 
-def out_format(x, weight):
-    """The format of torch's convolution: channels_last if the input or the weight is."""
-    if layout.nearest_format(x) is layout.CHANNELS_LAST or layout.nearest_format(weight) is layout.CHANNELS_LAST:
-        return layout.CHANNELS_LAST
-    return layout.CONTIGUOUS
-
-
 def only_values(x, weight, parameters, stride, padding, dilation, eps):
     """Whether a caller wants only the values of a convolution with batch norm (one group, running statistics), eagerly,
     in one dtype, and of tensors that an op without gradient takes. parameters: mean, var, weight and bias of the norm."""
@@ -39,7 +32,7 @@ def only_values(x, weight, parameters, stride, padding, dilation, eps):
 
 
 def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, activation):
-    memory_format = out_format(x, weight)
+    memory_format = layout.result_format(x, weight)
     x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
     convolution = convolution_of(x, weight, stride, padding, dilation, groups)
     choice = dispatch.choose("conv_bn_relu", x, weight, residual, convolution=convolution, activation=activation)
@@ -67,7 +60,7 @@ def _convolution(x, weight, stride, padding, dilation, groups):
 
 def _fake(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, activation):
     shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=out_format(x, weight))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.result_format(x, weight))
 
 
 define(
@@ -86,7 +79,7 @@ def _run_backward(
     grad, x, weight, out, var, bn_weight, stride, padding, dilation, groups, eps, want_x, want_weight, want_bias, want_residual
 ):  # fmt: skip
     shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
-    memory_format = out_format(x, weight)
+    memory_format = layout.result_format(x, weight)
     grad, out = layout.in_format(grad, memory_format), layout.in_format(out, memory_format)
     activation = NONE if out is None else RELU
     none = grad.new_empty(0)
@@ -112,7 +105,7 @@ def _fake_backward(
     grad, x, weight, out, var, bn_weight, stride, padding, dilation, groups, eps, want_x, want_weight, want_bias, want_residual
 ):  # fmt: skip
     shape = out_shape(x.shape, weight.shape, stride, padding, dilation)
-    like = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=out_format(x, weight))
+    like = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.result_format(x, weight))
     bias = torch.empty(weight.shape[0] if want_bias else 0, dtype=torch.float32, device=x.device)
     return _empty(x, want_x), _empty(weight, want_weight), bias, _empty(like, want_residual)
 

@@ -118,7 +118,7 @@ def gradients(blocks, grads, wanted):
     An op cannot return None, so a tensor without values stands for a gradient that is not wanted. wanted: the blocks of
     flags.
     """
-    out = []
+    out, found, narrow = [], [], []
     for b, (block, flags) in enumerate(zip(blocks, wanted, strict=True)):
         for u, (unit, flag) in enumerate(zip(block.all_units(), flags.all_units(), strict=True)):
             for name in ("weight", "bn_weight", "bn_bias", "mean", "var"):
@@ -126,9 +126,12 @@ def gradients(blocks, grads, wanted):
                 if parameter is None:
                     continue
                 g = grads.get((b, u, name)) if getattr(flag, name) else None
-                out.append(
-                    parameter.new_empty(0) if g is None else g if g.dtype == parameter.dtype else g.to(parameter.dtype)
-                )
+                if g is not None and g.dtype != parameter.dtype:
+                    found.append(g)
+                    narrow.append(g := torch.empty_like(g, dtype=parameter.dtype))
+                out.append(parameter.new_empty(0) if g is None else g)
+    if found:
+        torch._foreach_copy_(narrow, found)  # one launch
     return out
 
 

@@ -17,24 +17,33 @@ import torch
 from ...kernels import layout, torch_convolution
 from ..define import call, define
 from . import autograd, encoding
-from .unit import conv_backward, convolve, empty_output, empty_stats, end_of_block, norm_backward, normalise
+from .unit import (
+    all_empty_stats,
+    conv_backward,
+    convolve,
+    empty_output,
+    empty_stats,
+    end_of_block,
+    norm_backward,
+    normalise,
+)
 
 
 def _dense(x):
     return layout.in_format(x, layout.nearest_format(x))
 
 
-def _forward(x, block):
-    """(y, [(z, statistics) of every unit])"""
+def _forward(x, block, empty):
+    """(y, [(z, statistics) of every unit]). `empty`: an iterator over the units' empty statistics."""
     saved, h = [], x
     for i, unit in enumerate(block.units):
-        z, stats = convolve(h, unit)
+        z, stats = convolve(h, unit, next(empty))
         saved.append((z, stats))
         if i < len(block.units) - 1:
             h = normalise(z, unit, stats)
     if block.projection is None:
         return end_of_block(z, unit, stats, x), saved
-    saved.append(convolve(_beside(z, x), block.projection))
+    saved.append(convolve(_beside(z, x), block.projection, next(empty)))
     return end_of_block(z, unit, stats, saved[-1][0], block.projection, saved[-1][1]), saved
 
 
@@ -54,8 +63,9 @@ def _again(x, block, saved):
 
 def _run(x, tensors, numbers, eps, groups, recompute):
     blocks, saved, between, h = encoding.decode(tensors, numbers, eps, groups), [], [], _dense(x)
+    empty = all_empty_stats(x, [unit for block in blocks for unit in block.all_units()])
     for block in blocks:
-        h, of_block = _forward(h, block)
+        h, of_block = _forward(h, block, empty)
         for u, (z, stats) in enumerate(of_block):
             saved += [z.new_empty(0) if recompute and u >= len(block.units) else z, stats]
         between.append(h)

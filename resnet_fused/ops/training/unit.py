@@ -13,7 +13,6 @@ from ...kernels.epilogue import NONE, RELU, Epilogue, Norm
 from ...kernels.shapes import convolution_of, out_shape
 from ..bn_relu import apply, backward_apply, sums
 from ..convolution.gradients import conv_gradients
-from ..convolution.op import out_format
 from . import sync
 
 # Rows of the statistics [4, C] of a unit, float32. VAR is unbiased, for the running statistics. SCRATCH is the kernels'
@@ -62,31 +61,41 @@ class Block(NamedTuple):
 
 def empty_output(x, unit):
     shape = out_shape(x.shape, unit.weight.shape, *unit.convolution)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=out_format(x, unit.weight))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout.result_format(x, unit.weight))
+
+
+def stats_shape(unit):
+    rows = 0 if unit.mean is not None else 5 if unit.group else 4
+    return (rows, unit.weight.shape[0]) if rows else (0,)
 
 
 def empty_stats(x, unit):
     """Float32 zeros [4, C], [5, C] over processes, or [0]. They are zeros because the kernels blend them in with weight
     0."""
-    rows = 0 if unit.mean is not None else 5 if unit.group else 4
-    return torch.zeros((rows, unit.weight.shape[0]) if rows else (0,), dtype=torch.float32, device=x.device)
+    return torch.zeros(stats_shape(unit), dtype=torch.float32, device=x.device)
 
 
-def convolve(x, unit):
-    """(z, statistics of z): z [N, K, P, Q] as stored; statistics as `empty_stats` says."""
-    stats = empty_stats(x, unit)
-    memory_format = out_format(x, unit.weight)
+def all_empty_stats(x, units):
+    """An iterator over `empty_stats` of each unit, which one launch fills. An op returns them, so they share no memory."""
+    found = [torch.empty(stats_shape(unit), dtype=torch.float32, device=x.device) for unit in units]
+    if filled := [stats for stats in found if stats.numel()]:
+        torch._foreach_zero_(filled)
+    return iter(found)
+
+
+def convolve(x, unit, stats=None):
+    """(z, statistics of z): z [N, K, P, Q] as stored; the statistics are written to `stats`, else to `empty_stats`."""
+    stats = empty_stats(x, unit) if stats is None else stats
+    memory_format = layout.result_format(x, unit.weight)
     x = layout.in_format(x, memory_format)
     if unit.mean is None:
         part = sync.empty_part(stats) if unit.group else None
         mean, var = (stats[MEAN], stats[VAR]) if part is None else sync.moments(part)
-        z = empty_output(x, unit)
         convolution = convolution_of(x, unit.weight, *unit.convolution, unit.groups)
-        choice = dispatch.choose_conv_stats(x, unit.weight, z, convolution)
+        choice = dispatch.choose_conv_stats(x, unit.weight, convolution)
         kernel = dispatch.kernel(choice, "conv_stats")
-        # A kernel does not compute a larger map from one pixel: the pixel is channels_last in every network, the map is
-        # not.
-        if kernel is not None and layout.is_channels_last(z):
+        if kernel is not None:
+            z = empty_output(x, unit)
             kernel(
                 x, unit.weight, z, mean, stats[INVSTD], stats[SCRATCH], var, None, convolution, 1.0, unit.eps
             )  # fmt: skip
@@ -163,5 +172,5 @@ def conv_backward(grad_z, x, unit, want_x, want_weight):
     """(grad_x, grad_weight), None where not wanted. The gradient of the weight has the weight's strides."""
     if not (want_x or want_weight):
         return None, None
-    x = layout.in_format(x, out_format(x, unit.weight))
+    x = layout.in_format(x, layout.result_format(x, unit.weight))
     return conv_gradients(grad_z, x, unit.weight, *unit.convolution, unit.groups, want_x, want_weight)
