@@ -5,7 +5,7 @@ from torch import nn
 from ways import LIVE, Ways
 
 ways = Ways()
-RESNETS = ("ours", "torchvision", "converted late")
+RESNETS = ("ours", "converted late")
 
 
 def derive(module, **methods):
