@@ -178,7 +178,7 @@ class Cell(NamedTuple):
             raise exact.error
         compare(way, ours, eager, exact)
         without_kernels = (
-            dispatch.BACKENDS["native"].why_not() is not None
+            resnet_fused.backends()["native"] != "available"
         )  # then eager runs everywhere, for that reason
         return "equal" if self.kind == "frozen" or without_kernels else self._check_reasons(way, seed)
 
