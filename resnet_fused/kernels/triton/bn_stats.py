@@ -107,7 +107,7 @@ def _bn_finalise_kernel(
         tl.store(running_var_ptr + channel, (1.0 - factor) * running_var + factor * unbiased, mask=channel_mask)
 
 
-@triton.jit(do_not_specialize=["world"])
+@triton.jit
 def _over_processes_kernel(
     parts_ptr, mean_ptr, invstd_ptr, var_ptr, share_ptr, own_count, eps, channels, world,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -158,7 +158,7 @@ def _over_processes_kernel(
 
 def bn_stats_merge(parts, mean, invstd, var, share, count, eps):
     world, channels = parts.shape[0], parts.shape[1] // 2
-    merge = schedule.merge(channels)
+    merge = schedule.merge(channels, min(256, schedule.pow2(world)))  # the number of processes does not change in a run
     with torch.cuda.device_of(parts):
         _over_processes_kernel[merge.grid](
             parts, mean, invstd, var, share, float(count), eps, channels, world,

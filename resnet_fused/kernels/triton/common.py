@@ -103,7 +103,8 @@ def tile_positions(tile, outer, channels, inner, BLOCK_R: tl.constexpr, CHANNELS
         first = tl.cast(tile - plane * tiles_per_plane, tl.int64) * BLOCK_R
         left = inner - first
         offset = tl.cast(plane, tl.int64) * channels * inner + first + lane
-    return offset, lane < left, tl.minimum(left, BLOCK_R).to(tl.int32)
+    valid = tl.minimum(left, BLOCK_R).to(tl.int32)  # the mask compares 32 bits, which takes fewer registers
+    return offset, lane < valid, valid
 
 
 @triton.jit

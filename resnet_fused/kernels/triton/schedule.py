@@ -146,11 +146,11 @@ class Merge(Launch):
     num_warps: int
 
 
-def merge(channels: int) -> Merge:
+def merge(channels: int, block_s: int = 256) -> Merge:
     # 8 channels are one 32-byte sector. C = 64 then has 8 programs instead of 1. Few slices have the block of many: else
     # another batch size would need another kernel.
     block_c = min(8, pow2(channels))
-    return Merge((cdiv(channels, block_c),), 256, block_c, num_warps=4)
+    return Merge((cdiv(channels, block_c),), block_s, block_c, num_warps=4)
 
 
 @dataclass(frozen=True)
