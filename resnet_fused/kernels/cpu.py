@@ -65,7 +65,7 @@ CONVOLUTIONS = {"conv_bn_relu": conv_bn_relu, "conv_bn_relu_pool": conv_bn_relu_
 
 @functools.cache
 def _launcher(op):
-    if op in WHOLE:
+    if op in BLOCKS:
         return getattr(library.namespace(), op)
     if op in CONVOLUTIONS:
         return functools.partial(CONVOLUTIONS[op], library.namespace())
@@ -73,7 +73,7 @@ def _launcher(op):
 
 
 COMPOSED = ("conv_bn_relu_pair", "conv_stats")
-WHOLE = (
+BLOCKS = (
     "residual_block",
 )  # residual_block(x, tensors, numbers, eps, projection, shortcut): csrc/register/cpu/block.cpp
 
@@ -147,7 +147,7 @@ BACKEND = Backend(
     "native",
     "cpu",
     lambda device: library.why_absent(),
-    Kernels((*passes.OPS, *CONVOLUTIONS, *COMPOSED, *WHOLE), _launcher),
+    Kernels((*passes.OPS, *CONVOLUTIONS, *COMPOSED, *BLOCKS), _launcher),
     refusal,
     default=_default,
     for_any_values=False,

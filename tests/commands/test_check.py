@@ -5,7 +5,7 @@ import torch
 
 from resnet_fused import dispatch
 from resnet_fused.commands.main import main
-from resnet_fused.measure.trust import run, verdicts
+from resnet_fused.measure.trust import families, run, verdicts
 
 NATIVE = dispatch.BACKENDS["native"]
 pytestmark = pytest.mark.skipif(NATIVE.why_not(torch.device("cpu")) is not None, reason="there is no compiled library")
@@ -29,7 +29,7 @@ def test_the_cpu_kernels_are_checked_and_right(own_cache, capsys):
     assert main(["check", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     ran = [line.split()[:2] for line in out.splitlines() if line.startswith("native ") and line.endswith(" ok")]
-    assert ran == [["native", op] for op in NATIVE.kernels if NATIVE.kernels[op] is not None]
+    assert ran == [["native", family.name] for family in families.families(NATIVE, torch.device("cpu"))]
 
 
 def test_a_refused_family_ends_with_status_1_and_is_kept(refused, capsys):

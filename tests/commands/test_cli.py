@@ -234,7 +234,8 @@ def test_demo_says_when_it_is_not_equal(capsys, tmp_path, monkeypatch):
     equality = bench.equality
 
     def off(model, x, *args):
-        model.register_forward_hook(lambda m, a, out: out * 1.01 if out.dtype == torch.float32 and m is model else None)
+        fc = model.fc  # copies of the model, which are the eager side, have another
+        fc.register_forward_hook(lambda m, a, out: out * 1.01 if out.dtype == torch.float32 and m is fc else None)
         return equality(model, x, *args)
 
     monkeypatch.setattr(bench, "equality", off)

@@ -68,8 +68,8 @@ def test_a_case_can_be_repeated_from_the_printed_line():
 
 # What goes wrong, where, and the plainest case that must see it.
 MISTAKES = {
-    "eps of a plan": (blocks, "_count_batch", lambda facts: facts | {"eps": facts["eps"] + 1e-4}, "by plan"),
-    "momentum of a plan": (blocks, "_count_batch", lambda facts: facts | {"momentum": 0.1001}, "by plan"),
+    "eps of a plan": (blocks, "_statistics", lambda facts: facts | {"eps": facts["eps"] + 1e-4}, "by plan"),
+    "momentum of a plan": (blocks, "_statistics", lambda facts: facts | {"momentum": 0.1001}, "by plan"),
     "eps of a block": (training, "Unit", lambda unit: unit._replace(eps=unit.eps + 1e-4), "ours"),
     "bias of a block": (training, "Unit", lambda unit: unit._replace(bn_bias=unit.bn_bias + 1e-4), "converted"),
 }
