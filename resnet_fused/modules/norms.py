@@ -61,6 +61,10 @@ def why_not_here(bn, x):
         and (x.dtype != bn.weight.dtype or torch.is_autocast_enabled(x.device.type))
     ):
         return f"is a FrozenBatchNorm2d in {bn.weight.dtype}, which changes the dtype of half activations"
+    parameters, buffers = bn._parameters, bn._buffers
+    for t in (*parameters.values(), buffers.get("running_mean"), buffers.get("running_var")):
+        if t is not None and not t.is_contiguous():
+            return f"has values in strides of {t.stride(0)}"
     return None
 
 

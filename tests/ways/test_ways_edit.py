@@ -55,6 +55,12 @@ def synchronised(net):
     net.model = nn.SyncBatchNorm.convert_sync_batchnorm(net.model)
 
 
+def strided(net):
+    bn = net.part("norm")
+    for name in ("running_mean", "running_var"):
+        setattr(bn, name, torch.stack([getattr(bn, name)] * 2, 1)[:, 0])
+
+
 def with_bias(net):
     net.part("conv").bias = nn.Parameter(torch.ones(net.part("conv").out_channels, dtype=net.x.dtype))
 
@@ -85,6 +91,7 @@ EDITS = {
     ),
     "a norm of another eps and momentum": (["norm"], swap("norm", norm(eps=0.1, momentum=None)), {}),
     "a norm without running statistics": (["norm"], swap("norm", norm(track_running_stats=False)), {}),
+    "a norm with strided statistics": (["norm"], strided, {"why": "has values in strides of 2"}),
     "SyncBatchNorm in one process": (
         ["norm"], synchronised, {"why": "SyncBatchNorm", "but": {"ours": {"why": None}}},
     ),
