@@ -1,19 +1,17 @@
-"""The CUDA path without a GPU, in processes of their own where torch believes in two CUDA devices (emulator/pretended.py)."""
+"""Runs a file of tests in a process of its own where torch believes in two CUDA devices (emulator/pretended.py)."""
 
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from emulator import build
 
-HERE = Path(__file__).parent
+HERE = build.ROOT / "tests" / "gpu_path"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in HERE.glob("check_*.py")))
-def test_on_a_pretended_gpu(name):
+def run(name):
     if (why := build.why_not()) is not None:
         pytest.skip(why)
     path = os.pathsep.join(map(str, (build.ROOT, build.ROOT / "tests", build.ROOT / "tests" / "support", HERE)))
