@@ -28,6 +28,7 @@ from torch import nn
 
 import resnet_fused
 from resnet_fused import convert, dispatch, explain, unconvert
+from resnet_fused.conversion import classes
 from resnet_fused.conversion.convert import candidates, is_converted
 from resnet_fused.measure.accuracy import assert_within_budget
 
@@ -286,3 +287,11 @@ def test_explain_has_a_row_for_every_block():
     assert {"2.norm_a+relu", "2.second+norm_b+add+relu"} <= set(rows)
     model[2].second.register_forward_hook(lambda *a: None)
     assert {row["name"]: row for row in explain(model, x).rows}["2"]["reason"] == "second carries a hook"
+
+
+def test_the_random_numbers_of_the_caller_stay():
+    """Also at the first conversion of a process, which builds blocks of this package to compare with."""
+    classes._known.cache_clear()
+    model, before = tv_net(), torch.get_rng_state()
+    resnet_fused.convert(model)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -84,7 +84,9 @@ GROWN = {"but": {kind: {"why": "other children"} for kind in ("torchvision", "ti
 EDITS = {
     "a convolution replaced": (["conv"], swap("conv", conv()), {}),
     "a convolution replaced in _modules": (["conv"], in_modules, {}),
-    "a norm deleted and added again": (["norm"], deleted_and_added, {}),
+    "a norm deleted and added again": (
+        ["norm"], deleted_and_added, {"but": {"sequence": {"why": "other children"}}},  # they stand in another order
+    ),
     "a norm replaced by register_module": (["norm"], registered, {}),
     "a norm becomes InstanceNorm2d": (
         ["norm"], swap("norm", norm(nn.InstanceNorm2d, affine=True)), {"why": "InstanceNorm"},

@@ -57,7 +57,7 @@ patched(F, "linear", scaled, why=None)
 patched(nn.MaxPool2d, "forward", scaled, needs=("pool",))
 patched(F, "max_pool2d", scaled, needs=("pool",))
 patched(nn.AdaptiveAvgPool2d, "forward", scaled, why=None)
-patched(torch, "flatten", scaled, why=None, but={kind: {"why": PATCHED} for kind in CONVERTED})
+patched(torch, "flatten", scaled, why=None, but={kind: {"why": PATCHED} for kind in (*CONVERTED, "timm")})
 
 
 def on_instance(role, name="forward", **fields):
