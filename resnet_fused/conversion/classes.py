@@ -21,8 +21,9 @@ class Fused:
     """What the class of a converted module has before the module's own class, `_origin`.
 
     `_program`: what runs, or None, and `_why` then says why. `_block`: the residual block that the program is, or None.
-    `_ours`: the class of this package whose forward runs in place of the program, or None. `_why_not_code()`: what of the
-    code behind the program was replaced, or None. `_reads(name)`: whether that code may read such an attribute.
+    `_own`: this class; others may derive from it. `_ours`: the class of this package whose forward runs in place of the
+    program, or None. `_why_not_code()`: what of the code behind the program was replaced, or None. `_reads(name)`: whether
+    that code may read such an attribute.
     """
 
     _origin = _program = _block = _ours = None
@@ -183,7 +184,9 @@ def _make_class(origin, program, why, code, base):
     if (ours := _ours(program)) is not None:
         namespace |= {name: getattr(ours, name) for name in _OF_OURS if hasattr(ours, name)}
         namespace |= {"_ours": ours, "forward": _network_forward if issubclass(ours, ResNet) else ours.forward}
-    return type(origin)(origin.__name__, (base, origin), namespace)
+    made = type(origin)(origin.__name__, (base, origin), namespace)
+    made._own = made
+    return made
 
 
 def _nothing(name):

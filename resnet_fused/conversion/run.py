@@ -57,10 +57,22 @@ def why_not_as_converted(module):
     cls = type(module)
     if (why := cls._why_not_code()) is not None:
         return why
+    if cls._own is not cls and (why := _overridden(cls)) is not None:
+        return why
     for name in cls._program.absent:
         if getattr(module, name) is not None:
             return f"{name} was None when the module was converted"
     return why_not_current(module, cls._program)
+
+
+def _overridden(cls):
+    """What a class that somebody derived from a converted one defines anew and the code behind the program calls, or
+    None."""
+    for derived in cls.__mro__[: cls.__mro__.index(cls._own)]:
+        for name in derived.__dict__:
+            if not name.startswith("__") and cls._reads(name):
+                return f"{derived.__qualname__} overrides {name}"
+    return None
 
 
 def run(module, x):

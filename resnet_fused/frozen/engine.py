@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from ..measure import remembered, timing
-from ..modules.zero_pad import ZeroPadShortcut
 from . import file
 from .export import FoldedNetwork
 from .function import Function
@@ -125,11 +124,14 @@ class Engine(abc.ABC):
 
     def _parts(self):
         """Sentences about what no kernel of this package runs."""
-        modules = [step.module for step in self._steps if isinstance(step, Apply)]
-        others = Counter(_kind(module) for module in modules if not isinstance(module, ZeroPadShortcut))
+        others = Counter(_kind(step.module) for step in self._steps if self._is_torchs(step))
         kinds = ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in others.most_common())
         found = [f"torch runs {kinds}"] if others else []
         return found + [f"{name} is called as it is: its forward {why}" for name, why in self._opaque.items()]
+
+    def _is_torchs(self, step):
+        """Whether torch runs `step`."""
+        return isinstance(step, Apply)
 
     @property
     def dtype_name(self) -> str:
@@ -151,6 +153,8 @@ class Engine(abc.ABC):
 
 def _kind(module):
     """What a module is, for a sentence."""
+    if type(module) is torch.nn.Sequential:
+        return "+".join(map(_kind, module))
     if not isinstance(module, Function):
         return type(module).__name__
     return _kind(module.target) if isinstance(module.target, torch.nn.Module) else module.extra_repr()

@@ -128,11 +128,11 @@ def name_of(target):
 
 
 def function_of(name):
-    """The function that `name_of` named; ".relu" is the method of a tensor."""
+    """The function that `name_of` named."""
     if name == "getattr":
         return getattr
     room, _, function = name.rpartition(".")
-    return getattr(ROOMS[room], function) if room else operator.methodcaller
+    return getattr(ROOMS[room], function)
 
 
 class Function(nn.Module):

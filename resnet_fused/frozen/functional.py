@@ -148,6 +148,8 @@ def _out_of_place(target, args, kwargs):
         return target, args, kwargs, getattr(target, "inplace", False) is True
     if isinstance(target, str):
         if target.endswith("_") and not target.endswith("__"):
+            if not callable(getattr(torch.Tensor, target[:-1], None)):
+                raise NotTraceable(f"writes in place by {target}")
             return target[:-1], args, kwargs, True
         size = args[1:] and not isinstance(args[1], torch.dtype) and not kwargs
         return ("reshape" if target == "view" and size else target), args, kwargs, False
@@ -174,7 +176,8 @@ def _may_share(op):
     name = op.target if isinstance(op.target, str) else getattr(op.target, "__name__", "")
     known = isinstance(op.target, str) or op.target is getattr or getattr(op.target, "__module__", "") in (
         "torch", "torch.nn.functional", "_operator", "torch._C._nn", None)  # fmt: skip
-    return name in VIEWS or not known
+    of_data = op.target is getattr and op.args[1] in ("data", "T", "mT", "H", "mH", "real")
+    return name in VIEWS or of_data or not known
 
 
 def _needed(ops, result):

@@ -166,19 +166,27 @@ def test_values_that_are_written_in_place():
     assert_eager(engine, model, (2, 3, 12, 12))
 
 
-def test_a_write_into_a_view_is_refused():
-    class Half(nn.Module):
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        pytest.param(lambda x: x.chunk(2, 1)[0].add_(1), r"\(add_\) into memory that another", id="chunk"),
+        pytest.param(lambda x: x.data.mul_(2), r"\(mul_\) into memory that another", id="data"),
+        pytest.param(lambda x: x.zero_(), "by zero_", id="no-such-function"),
+    ],
+)
+def test_a_write_that_nothing_can_stand_for_is_refused(write, message):
+    class Writes(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv = nn.Conv2d(3, 8, 3)
 
         def forward(self, x):
             x = self.conv(x)
-            x.chunk(2, 1)[0].add_(1)
+            write(x)
             return x
 
-    with pytest.raises(TypeError, match=r"the forward of Half writes in place \(add_\) into memory that another"):
-        resnet_fused.freeze(Half(), torch.randn(1, 3, 8, 8))
+    with pytest.raises(TypeError, match=f"the forward of Writes writes in place {message}"):
+        resnet_fused.freeze(Writes(), torch.randn(1, 3, 8, 8))
 
 
 def test_parts_that_cannot_be_traced_run_as_they_are():

@@ -67,3 +67,24 @@ def test_forward_impl_of_one_network():
         assert torch.equal(model(x), model._forward_impl(x))
         model._forward_impl = lambda x: model.layer1(model.bn1(model.conv1(x)))
         assert model(x).shape == (1, 16, 32, 32)
+
+
+def doubled(base, method):
+    def twice(self, *args):
+        return 2 * getattr(super(Derived, self), method)(*args)
+
+    Derived = type("Derived", (base,), {method: twice})
+    return Derived
+
+
+@torch.no_grad()
+def test_a_class_derived_from_a_converted_one():
+    """What it overrides is called, although the instance was converted before; other names of its own change nothing."""
+    x = torch.randn(X)
+    model = resnet_fused.convert(lively(lambda: tv_resnet.resnet18()))
+    expected = model(x)
+    model.__class__ = type("Named", (type(model),), {"something": 1})
+    assert torch.equal(model(x), expected) and model.why_not_fused(x) is None
+    model.__class__ = doubled(type(model), "_forward_impl")
+    torch.testing.assert_close(model(x), 2 * expected)
+    assert "Derived overrides _forward_impl" in str(resnet_fused.explain(model, x))

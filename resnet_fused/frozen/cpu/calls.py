@@ -8,7 +8,7 @@ import torch
 from ...kernels import layout
 from ..network import ConvBn, InDtype
 from .one_call import OneCall
-from .passes import pass_of
+from .passes import is_pass, pass_of
 
 
 class Call(NamedTuple):
@@ -45,9 +45,8 @@ class Calls:
     def _keep_residuals(self, parts):
         """A kernel writes its result over the residual. Where the residual is also what the kernel reads, or a later call reads
         it, or a value that may share its memory, the kernel gets a copy."""
-        shared = {
-            self.first
-        }  # what the caller has, and what torch's operators read or gave: one may be a view of the other
+        # What the caller has, and what torch's operators read or gave: one of them may be a view of another.
+        shared = {self.first}
         for i, (part, call) in enumerate(zip(parts, self.calls, strict=True)):
             step = part[0]
             if not isinstance(step, ConvBn):
@@ -63,25 +62,26 @@ class Calls:
 
     def activations(self, x):
         """Bytes of the values that are alive at once while `calls(x)` runs, at most."""
-        most, alive, values = 0, {}, {self.first: x}
-        if not self.any_layout:
-            values[self.first] = x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST)
-        for run, reads, output, dead in self.calls:
-            y = values[output] = run(*[values[value] for value in reads])
-            alive[output] = y.untyped_storage().nbytes() if torch.is_tensor(y) else 0
+        most = 0
+
+        def note(run, values):
+            nonlocal most
             arena = max(map(len, run.arenas)) if isinstance(run, OneCall) else 0
-            most = max(most, sum(alive.values()) + arena)
-            for value in dead:
-                alive.pop(value, None)
-                del values[value]
+            made = [y for value, y in values.items() if value != self.first and torch.is_tensor(y)]
+            most = max(most, arena + sum(y.untyped_storage().nbytes() for y in made))
+
+        self(x, note)
         return most
 
-    def __call__(self, x):
+    def __call__(self, x, note=None):
+        """`note(run, values)` is called after every call."""
         if not self.any_layout:
             x = x.to(self.dtype).contiguous(memory_format=layout.CHANNELS_LAST)
         values = {self.first: x}
         for run, reads, output, dead in self.calls:
             values[output] = run(*[values[value] for value in reads])
+            if note is not None:
+                note(run, values)
             for value in dead:
                 del values[value]  # the next call may use its memory
         return values
@@ -92,8 +92,9 @@ def _whole(part, dtype):
 
 
 def _alone(step, dtype):
-    run = step.run if isinstance(step, ConvBn) else pass_of(step, dtype) or InDtype(step, dtype)
-    return Call(run, step.reads, step.output)
+    if isinstance(step, ConvBn):
+        return Call(step.run, step.reads, step.output)
+    return Call(pass_of(step) if is_pass(step) else InDtype(step, dtype), step.reads, step.output)
 
 
 def _takes_any_layout(step):

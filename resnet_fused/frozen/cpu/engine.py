@@ -16,7 +16,7 @@ from .. import check
 from ..engine import Engine, without_autocast
 from ..function import UNARY, fill, values_of
 from ..network import ConvBn
-from . import measure, one_call
+from . import measure, one_call, passes
 from .calls import Calls
 from .convolutions import candidates
 from .winograd import F4
@@ -173,6 +173,9 @@ class CpuEngine(Engine):
 
     def _refresh(self):
         self._load()
+
+    def _is_torchs(self, step):
+        return super()._is_torchs(step) and not one_call.is_able(step) and not passes.is_pass(step)
 
     @property
     def memory(self):

@@ -33,7 +33,7 @@ def own_candidate(step):
     return next((candidate for candidate in step.ranking if candidate in KINDS), None)
 
 
-def _able(step):
+def is_able(step):
     """Whether the library has a kernel for `step`."""
     if isinstance(step, ConvBn):
         return own_candidate(step) is not None
@@ -51,7 +51,7 @@ def stretches(steps, results):
         for j in range(i, len(steps)):
             step = steps[j]
             outside |= set(step.reads) - made
-            if not _able(step) or len(outside) > 1:
+            if not is_able(step) or len(outside) > 1:
                 break
             made.add(step.output)
             if all(last_reads.get(value, -1) <= j for value in made - {step.output}):

@@ -16,8 +16,8 @@ from ..network import Apply
 class NormRelu:
     """`run(x)` -> relu(bn(x))."""
 
-    def __init__(self, bn, dtype):
-        self.bn_relu, self.dtype, self.eps = library.namespace().bn_relu, dtype, bn.eps
+    def __init__(self, bn):
+        self.bn_relu, self.eps = library.namespace().bn_relu, bn.eps
         names = ("running_mean", "running_var", "weight", "bias")
         self.tensors = [None if (t := getattr(bn, n)) is None else t.detach().float().clone() for n in names]
 
@@ -30,10 +30,13 @@ class NormRelu:
 class GateOf:
     """`run(x, gate, residual)` -> [relu](x * gate [+ residual]): for each image a norm with the gate as its weight."""
 
-    def __init__(self, gate, dtype):
+    def __init__(self, gate):
         self.bn_relu, self.activation, self.tensors = library.namespace().bn_relu, RELU if gate.relu else NONE, []
+        self.by_torch = gate
 
     def __call__(self, x, gate, residual=None):
+        if any(t is not None and t.dtype != x.dtype for t in (gate, residual)):
+            return self.by_torch(x, gate, residual)  # promotes
         gate, one = gate.reshape(gate.shape[:2]).float(), x.new_ones(x.shape[1], dtype=torch.float32)
         zero, out = torch.zeros_like(one), torch.empty_like(x)
         for i in range(x.shape[0]):
@@ -42,15 +45,19 @@ class GateOf:
         return out
 
 
-def pass_of(step, dtype):
-    """What runs `step` in one pass of the library, or None."""
+def is_pass(step):
+    """Whether the library runs `step` in one pass."""
     if not isinstance(step, Apply) or library.why_absent() is not None:
-        return None
-    if type(step.module) is Gate:
-        return _ChannelsLast(GateOf(step.module, dtype))
-    if type(step.module) is nn.Sequential and [type(m) for m in step.module] == [nn.BatchNorm2d, nn.ReLU]:
-        return _ChannelsLast(NormRelu(step.module[0], dtype))
-    return None
+        return False
+    module = step.module
+    kinds = [type(m) for m in module] if type(module) is nn.Sequential else type(module)
+    return kinds in (Gate, [nn.BatchNorm2d, nn.ReLU])
+
+
+def pass_of(step):
+    """What runs a step for which `is_pass` holds."""
+    module = step.module
+    return _ChannelsLast(GateOf(module) if type(module) is Gate else NormRelu(module[0]))
 
 
 class _ChannelsLast:
