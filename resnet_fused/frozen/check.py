@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils._pytree import tree_leaves
 
 from ..kernels import layout
 from ..measure.accuracy import absurd, budget_used, channel_dim_of, exact, off_by
 from ..measure.oracle import by_modules, in_float64
 from ..ops.bn_relu import reference
+from .function import tensors_in
 from .network import ConvBn, InDtype, walk
 
 CHECKED = 4  # images whose logits are compared with float64
@@ -29,7 +29,7 @@ class Errors(NamedTuple):
 
 def tensors_of(result):
     """The tensors with a fraction in what a network returns, in order."""
-    return [t for t in tree_leaves(result) if torch.is_tensor(t) and t.is_floating_point()]
+    return [t for t in tensors_in(result) if t.is_floating_point()]
 
 
 def rounded(model, x, dtype):
@@ -80,6 +80,11 @@ def eager_and_oracle(model, x, dtype):
 def errors(model, result, x):
     """The Errors of an engine's `result` for the images `x`."""
     ours = tensors_of(result)
+    if not ours:
+        raise TypeError(
+            f"freeze: {type(model).__name__} returns a {type(result).__name__}, in which no tensor is found to compare; "
+            "use the live model"
+        )
     eager, oracle, why = eager_and_oracle(model, x, ours[0].dtype)
     if [t.shape for t in ours] != [t.shape for t in eager]:
         shapes = ([tuple(t.shape) for t in found] for found in (ours, eager))

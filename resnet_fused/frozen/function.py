@@ -1,5 +1,6 @@
 """Functions of torch as modules: what a network calls between its modules, with the values that it reads left open."""
 
+import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable
@@ -77,6 +78,28 @@ def items_of(nest, kind):
 
     template_of(nest, note)
     return found
+
+
+def tensors_in(nest):
+    """The tensors in a nest of containers, in order. torch's pytree would have to be told of some of the containers."""
+    found = []
+
+    def note(item):
+        if not torch.is_tensor(item):
+            return None
+        found.append(item)
+        return item
+
+    template_of(nest, note)
+    return found
+
+
+def mapped(change, *nests):
+    """The first of `nests` with `change(*tensors)` for the tensors that stand at one place of all of them."""
+    changed = [change(*tensors) for tensors in zip(*map(tensors_in, nests), strict=True)]
+    places = itertools.count()
+    template = template_of(nests[0], lambda item: Value(next(places)) if torch.is_tensor(item) else None)
+    return fill(template, changed)
 
 
 def values_of(template):

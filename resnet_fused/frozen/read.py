@@ -10,7 +10,7 @@ from ..conversion.whole import flat_graph
 from ..modules.eligible import watched
 from ..modules.norms import with_activation
 from ..modules.torchs_own import why_not_torchs_own
-from .function import Function, Value, template_of
+from .function import Function, Value, items_of, template_of
 from .functional import Calls, Op, observe, templates
 from .gate import Gate
 from .network import Apply, ConvBn, Head, Network
@@ -47,6 +47,8 @@ def read(model, example, unary=()):
     try:
         graph, modules, returned, opaque = flat_graph(model)
         ops, result = Calls(graph, model, modules).made(returned)
+        if not items_of(result, Op):
+            raise NotTraceable(f"returns a {type(result).__name__}, in which a trace finds no tensor")
         if not any(isinstance(op.target, nn.Conv2d) for op in ops):
             why = "; ".join(f"{name.removeprefix('model.')} {reason}" for name, reason in opaque.items())
             raise NotTraceable(f"calls no convolution{f' ({why})' if why else ''}")

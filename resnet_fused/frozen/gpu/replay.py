@@ -4,10 +4,10 @@ import threading
 
 import torch
 import torch.nn.functional as F
-from torch.utils._pytree import tree_map
 
 from ...kernels import layout
 from ...measure import timing
+from ..function import mapped
 
 BATCH = ("exact", "pad")
 
@@ -37,7 +37,7 @@ class Replay:
         if x.shape[0] == full:
             return self._run(x)
         pieces = [first_images(self._run(piece), len(piece)) for piece in x.split(full)]
-        return tree_map(lambda *parts: torch.cat(parts) if torch.is_tensor(parts[0]) else parts[0], *pieces)
+        return mapped(lambda *parts: torch.cat(parts), *pieces)
 
     def _check(self, x):
         wanted = f"[{self.shape[0] if self.batch == 'exact' else 'N'}, {', '.join(map(str, self.shape[1:]))}]"
@@ -61,7 +61,7 @@ class Replay:
                 stream.wait_event(self.done)  # the last call may still run on another stream
                 self.x[: x.shape[0]].copy_(x)
                 self.graph.replay()
-                result = tree_map(lambda t: t.clone() if torch.is_tensor(t) else t, self.result)
+                result = mapped(torch.clone, self.result)
                 self.done.record(stream)
             return result
 
@@ -74,7 +74,7 @@ class Replay:
 
 def first_images(result, images):
     """What a network returns, without the results of images after the first `images`."""
-    return tree_map(lambda t: t[:images] if torch.is_tensor(t) else t, result)
+    return mapped(lambda t: t[:images], result)
 
 
 def check_arguments(model, example, graph, batch):
