@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from emulator import build
 
 HERE = build.ROOT / "tests" / "gpu_path"
@@ -14,6 +15,8 @@ HERE = build.ROOT / "tests" / "gpu_path"
 def run(name, *options):
     if (why := build.why_not()) is not None:
         pytest.skip(why)
+    if torch.version.cuda:
+        pytest.skip("this torch is built with CUDA, whose device the pretended one cannot replace")
     path = os.pathsep.join(map(str, (build.ROOT, build.ROOT / "tests", build.ROOT / "tests" / "support", HERE)))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "emulator.pretended", "-p", "no:cacheprovider"]
     done = subprocess.run(
