@@ -1,6 +1,7 @@
 // The steps after a convolution whose batch norm is folded into its weights and a shift.
 #pragma once
 
+#include "cpu/base/pointwise.h"
 #include "ops.h"
 
 namespace resnet_fused::cpu {
@@ -9,7 +10,7 @@ namespace resnet_fused::cpu {
 struct FoldedEpilogue {
   const float* shift;
   const void* residual;
-  Activation activation;
+  Pointwise activation;
 };
 
 }  // namespace resnet_fused::cpu

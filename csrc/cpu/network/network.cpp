@@ -6,9 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "cpu/base/bf16.h"
 #include "cpu/base/parallel.h"
+#include "cpu/depthwise/depthwise.h"
 #include "cpu/direct/direct.h"
+#include "cpu/maps/maps.h"
+#include "cpu/network/values.h"
 #include "cpu/stem/amx_stem.h"
 #include "cpu/stem/stem.h"
 #include "cpu/winograd/winograd.h"
@@ -29,6 +31,12 @@ StemShape stem_shape(const Step& s) { return {s.convolution()}; }
 AmxStemShape amx_stem_shape(const Step& s, bool bf16) { return {stem_shape(s), bf16 ? 1 : 3}; }
 WinogradShape winograd_shape(const Step& s, bool bf16) {
   return {s.convolution(), static_cast<int>(s.m), bf16 ? DType::bf16 : DType::f32};
+}
+DepthwiseShape depthwise_shape(const Step& s, bool bf16) {
+  return {s.n, s.h, s.w, s.c, s.kernel_h, s.stride, s.padding, bf16};
+}
+PoolShape pool_shape(const Step& s) {
+  return {{s.n, s.h, s.w, s.c}, s.kernel_h, s.stride, s.padding, s.convolution().p, s.convolution().q};
 }
 WinogradWeights weights_of(const Step& s, bool bf16) {
   return s.taps && !bf16 ? WinogradWeights::taps : WinogradWeights::points;
@@ -78,6 +86,8 @@ int64_t weights_size(const Step& s, bool bf16) {
       return direct_packed_size(direct_shape(s, bf16)) * 2;
     case StepKind::winograd:
       return winograd_packed_size(winograd_shape(s, bf16), weights_of(s, bf16)) * 4;
+    case StepKind::depthwise:
+      return s.kernel_h * s.kernel_w * s.c * 4;
     default:
       return 0;
   }
@@ -112,10 +122,21 @@ void check_sizes(const Network& network) {
     if (s.h + 2 * s.padding <= (s.kernel_h - 1) * s.dilation || s.w + 2 * s.padding <= (s.kernel_w - 1) * s.dilation) {
       refuse(i, "has no output pixel");
     }
+    const bool depthwise = s.kind == StepKind::depthwise, pool = s.kind == StepKind::max_pool;
+    if ((depthwise || pool || s.kind == StepKind::gate) &&
+        (s.c != s.k || s.kernel_h != s.kernel_w || s.dilation != 1)) {
+      refuse(i, "does not keep its channels, or has a kernel that is not square");
+    }
+    if (s.kind == StepKind::gate && (s.kernel_h != 1 || s.stride != 1 || s.padding != 0)) refuse(i, "is no gate");
+    if (depthwise && (!depthwise_is_able(s.kernel_h, s.stride) || s.residual != kNone)) refuse(i, "is not depthwise");
+    if (pool && (2 * s.padding > s.kernel_h || s.residual != kNone)) refuse(i, "is no pool");
     const bool stem = s.kind == StepKind::stem || s.kind == StepKind::amx_stem;
-    if (s.activation != kRelu && (stem || s.activation != kNoActivation)) {
+    const bool any = depthwise || s.kind == StepKind::direct || s.kind == StepKind::amx;
+    if (any ? !is_pointwise(s.activation) : s.activation != kRelu && (stem || s.activation != kNoActivation)) {
       refuse(i, "has activation " + std::to_string(s.activation) + ", but its kernels have " +
-                    (stem ? "1 (relu)" : "0 (none), 1 (relu)"));
+                    (stem  ? "1 (relu)"
+                     : any ? "0 to 6"
+                           : "0 (none), 1 (relu)"));
     }
     if (s.kind == StepKind::pad && (s.k < s.c || s.kernel_h != 1 || s.kernel_w != 1 || s.padding != 0)) {
       refuse(i, "is no zero padding of channels");
@@ -140,8 +161,8 @@ void check_places(const Network& network, const NetworkInput& x, int64_t activat
   for (int64_t i = 0; i < network.count; ++i) {
     const Step& s = network.steps[i];
     const auto inside = [](int64_t place, int64_t bytes, int64_t size) { return place >= 0 && place <= size - bytes; };
-    const bool reads_x = s.kind == StepKind::copy || s.kind == StepKind::stem || s.kind == StepKind::amx_stem;
-    if (reads_x) {
+    const bool any_layout = s.kind == StepKind::copy || s.kind == StepKind::stem || s.kind == StepKind::amx_stem;
+    if (any_layout || (s.from == kInput && x.is_nhwc(network.bf16))) {
       if (s.from != kInput || s.first < 0 || s.first > x.sizes[0] - s.n || x.sizes[1] != s.c || x.sizes[2] != s.h ||
           x.sizes[3] != s.w) {
         refuse(i, "reads an input of another shape");
@@ -153,31 +174,21 @@ void check_places(const Network& network, const NetworkInput& x, int64_t activat
     if (s.to == kOutput ? written != out_size : !inside(s.to, written, activations)) {
       refuse(i, "writes outside of the arena or the output");
     }
-    if (s.residual != kNone && !inside(s.residual, written, activations))
+    const bool adds_x = s.residual == kInput && x.is_nhwc(network.bf16) && s.first >= 0 &&
+                        s.first <= x.sizes[0] - s.n && written == s.n * x.sizes[1] * x.sizes[2] * x.sizes[3] * item;
+    if (s.residual != kNone && !adds_x && !inside(s.residual, written, activations)) {
       refuse(i, "adds what is outside of the arena");
+    }
+    if (s.kind == StepKind::gate && !inside(s.gate, s.n * s.c * item, activations)) {
+      refuse(i, "has a gate outside of the arena");
+    }
+    if ((s.kind == StepKind::gate) && (s.to == s.residual || s.to == s.gate)) refuse(i, "writes over what it reads");
     if (s.to == s.from) refuse(i, "writes over what it reads");
     const bool has_weights = weights_size(s, network.bf16) > 0;
     if (has_weights && (!inside(s.weight, weights_size(s, network.bf16), network.constants_size) ||
                         !inside(s.shift, shift_size(s) * 4, network.constants_size) || s.weight % 64 || s.shift % 64)) {
       refuse(i, "has weights outside of the constants");
     }
-  }
-}
-
-template <class From>
-float value_of(From value) {
-  if constexpr (sizeof(From) == 2) {
-    return float_of(value);
-  } else {
-    return value;
-  }
-}
-template <class To>
-To from_value(float value) {
-  if constexpr (sizeof(To) == 2) {
-    return bf16_of(value);
-  } else {
-    return value;
   }
 }
 
@@ -212,41 +223,22 @@ void pad(const Step& s, const T* from, T* to) {
 }
 
 template <class T>
-void mean(const Step& s, const T* from, T* to) {
-  constexpr int64_t kChannels = 64;
-  const int64_t pieces = (s.c + kChannels - 1) / kChannels;
-  parallel_for(s.n * pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t c = i % pieces * kChannels, channels = std::min(kChannels, s.c - c);
-      const T* pixel = from + i / pieces * s.h * s.w * s.c + c;
-      float sums[kChannels] = {};
-      for (int64_t p = 0; p < s.h * s.w; ++p, pixel += s.c) {
-        for (int64_t lane = 0; lane < channels; ++lane) sums[lane] += value_of(pixel[lane]);
-      }
-      T* out = to + i / pieces * s.c + c;
-      for (int64_t lane = 0; lane < channels; ++lane) {
-        out[lane] = from_value<T>(sums[lane] / static_cast<float>(s.h * s.w));
-      }
-    }
-  });
-}
-
-template <class T>
 void run_step(const Step& s, const Network& network, const NetworkInput& x, char* arena, char* workspace, void* out) {
   const bool bf16 = network.bf16;
   void* to = s.to == kOutput ? out : arena + s.to;
-  const char* from = s.from == kInput ? nullptr : arena + s.from;
-  const char* residual = s.residual == kNone ? nullptr : arena + s.residual;
   const char* weight = network.constants + s.weight;
   const auto* shift = reinterpret_cast<const float*>(network.constants + s.shift);
-  const FoldedEpilogue epilogue{shift, residual, static_cast<Activation>(s.activation)};
-  const void* input = static_cast<const char*>(x.data) + s.first * x.strides[0] * (x.bf16 ? 2 : 4);
+  const char* input = static_cast<const char*>(x.data) + s.first * x.strides[0] * (x.bf16 ? 2 : 4);
+  const char* from = s.from == kInput ? input : arena + s.from;
+  const char* residual = s.residual == kNone ? nullptr : s.residual == kInput ? input : arena + s.residual;
+  const auto function = static_cast<Pointwise>(s.activation);
+  const FoldedEpilogue epilogue{shift, residual, function};
   switch (s.kind) {
     case StepKind::copy:
       if (x.bf16) {
-        copy_input(s, static_cast<const uint16_t*>(input), x.strides, static_cast<T*>(to));
+        copy_input(s, reinterpret_cast<const uint16_t*>(input), x.strides, static_cast<T*>(to));
       } else {
-        copy_input(s, static_cast<const float*>(input), x.strides, static_cast<T*>(to));
+        copy_input(s, reinterpret_cast<const float*>(input), x.strides, static_cast<T*>(to));
       }
       return;
     case StepKind::stem:
@@ -267,7 +259,13 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
     case StepKind::pad:
       return pad(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
     case StepKind::mean:
-      return mean(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
+      return map_mean({s.n, s.h, s.w, s.c}, bf16, from, to);
+    case StepKind::depthwise:
+      return depthwise_run(depthwise_shape(s, bf16), from, reinterpret_cast<const float*>(weight), shift, function, to);
+    case StepKind::gate:
+      return map_gate({s.n, s.h, s.w, s.c}, bf16, from, arena + s.gate, residual, function == Pointwise::relu, to);
+    case StepKind::max_pool:
+      return map_max_pool(pool_shape(s), bf16, from, to);
     case StepKind::count:
       return;
   }

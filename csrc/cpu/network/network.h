@@ -10,33 +10,37 @@
 namespace resnet_fused::cpu {
 
 enum class StepKind : int64_t {
-  copy,      // copies the input, in its own layout and dtype, to NHWC of the network's dtype
-  stem,      // from the input to the pooled map
-  amx_stem,  // a stem on the matrix unit
-  direct,    // convolution
-  amx,       // a convolution on the matrix unit
-  winograd,  // F(m x m, 3x3)
-  pad,       // copies every stride-th pixel and adds channels of zeros
-  mean,      // mean of all pixels
+  copy,       // copies the input, in its own layout and dtype, to NHWC of the network's dtype
+  stem,       // from the input to the pooled map
+  amx_stem,   // a stem on the matrix unit
+  direct,     // convolution
+  amx,        // a convolution on the matrix unit
+  winograd,   // F(m x m, 3x3)
+  pad,        // copies every stride-th pixel and adds channels of zeros
+  mean,       // mean of all pixels
+  depthwise,  // depthwise convolution
+  gate,       // [relu](x * gate [+ residual])
+  max_pool,
   count
 };
 
-// A step as it lies in the list, 20 numbers. Places are bytes from the start of the arena. kInput and kOutput are the
-// tensors outside of the arena.
+// A step as it lies in the list, 21 numbers. Places are bytes from the start of the arena. kInput and kOutput are the
+// tensors outside of the arena. Each step may read the input where it is NHWC of the network's dtype.
 struct Step {
   StepKind kind;
   int64_t from, residual, to;  // residual: kNone or a place, which may be equal to `to`
   int64_t weight, shift;       // bytes from the start of the constants
   int64_t n, h, w, c, k, kernel_h, kernel_w, stride, padding, dilation;
-  int64_t activation;  // an Activation; a stem has ReLU always
+  int64_t activation;  // a Pointwise; a stem has ReLU always
   int64_t m, taps;     // of Winograd: outputs per tile and axis, and whether the weights are taps
   int64_t first;       // first image of the batch, for a step that reads the input
+  int64_t gate;        // place of the gate [n, c]
 
   Convolution convolution() const {
     return {n, h, w, c, k, kernel_h, kernel_w, 1, stride, stride, padding, padding, dilation, dilation};
   }
 };
-static_assert(sizeof(Step) == 20 * sizeof(int64_t), "the numbers of a step");
+static_assert(sizeof(Step) == 21 * sizeof(int64_t), "the numbers of a step");
 constexpr int64_t kNone = -1, kInput = -2, kOutput = -3;
 
 struct Network {
@@ -57,6 +61,11 @@ struct NetworkInput {
   const void* data;
   bool bf16;
   int64_t sizes[4], strides[4];
+  // Whether x lies as the maps of a network in that dtype do.
+  bool is_nhwc(bool network_bf16) const {
+    return bf16 == network_bf16 && strides[1] == 1 && strides[3] == sizes[1] && strides[2] == sizes[3] * sizes[1] &&
+           strides[0] == sizes[2] * strides[2];
+  }
 };
 void network_run(const Network& network, const NetworkInput& x, char* arena, int64_t activations, char* workspace,
                  void* out, int64_t out_size);

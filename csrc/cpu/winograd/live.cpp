@@ -58,8 +58,8 @@ bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradF
     shift[k] = static_cast<float>((bias ? bias[k] : 0.0) - mean[k] * factor);
   }
   pack(shape, filters, packed);
-  return winograd_run(plan, x, packed, scale, {shift, epilogue.residual, epilogue.activation}, out,
-                      shift + padded(shape.k));
+  return winograd_run(plan, x, packed, scale, {shift, epilogue.residual, static_cast<Pointwise>(epilogue.activation)},
+                      out, shift + padded(shape.k));
 }
 
 }  // namespace resnet_fused::cpu

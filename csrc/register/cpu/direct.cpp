@@ -70,9 +70,10 @@ void conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual,
       STD_TORCH_CHECK(residual->size(axis) == out.size(axis), "direct: residual must have the shape of out");
     }
   }
-  const cpu::FoldedEpilogue epilogue{
-      shift.const_data_ptr<float>(), residual ? residual->const_data_ptr() : nullptr,
-      activation_of(kMatrix ? "amx_conv" : "direct_conv", activation, {Activation::none, Activation::relu})};
+  STD_TORCH_CHECK(cpu::is_pointwise(activation), kMatrix ? "amx_conv" : "direct_conv", ": activation is ", activation,
+                  ", but the kernel has 0 to ", static_cast<int>(cpu::Pointwise::count) - 1);
+  const cpu::FoldedEpilogue epilogue{shift.const_data_ptr<float>(), residual ? residual->const_data_ptr() : nullptr,
+                                     static_cast<cpu::Pointwise>(activation)};
   if (out.numel() == 0) return;
   STD_TORCH_CHECK(x.const_data_ptr() != out.const_data_ptr(), "direct: out must not be x");
   const cpu::DirectPlan plan = cpu::direct_plan(shape, cpu::num_threads());

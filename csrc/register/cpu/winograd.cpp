@@ -112,7 +112,7 @@ void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> 
   const cpu::WinogradWeights kind = kind_of(packed, shape);
   check_vector(shift, shape.k, "shift");
   const cpu::FoldedEpilogue epilogue{shift.const_data_ptr<float>(), residual ? residual->const_data_ptr() : nullptr,
-                                     limit_of("winograd_conv", activation)};
+                                     static_cast<cpu::Pointwise>(limit_of("winograd_conv", activation))};
   if (out.numel() == 0) return;
   const cpu::WinogradPlan plan = cpu::winograd_plan(shape, kind, cpu::num_threads());
   const int64_t needed = cpu::winograd_workspace_size(plan) + kAlignment;

@@ -19,7 +19,7 @@ def why_not_unit():
 
 
 class Amx(Direct):
-    """A convolution with its shift, residual and ReLU. It takes any kernel, stride, padding and dilation, and one
+    """A convolution with its shift, residual and activation. It takes any kernel, stride, padding and dilation, and one
     group."""
 
     name, unit = "amx", "amx"

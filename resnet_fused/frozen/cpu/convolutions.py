@@ -10,6 +10,7 @@ from ...kernels.torch_convolution import convolve, why_wrong_of
 from ..fold import fold
 from ..function import UNARY, Unary
 from .amx import Amx, AmxStem
+from .depthwise import Depthwise
 from .direct import Direct
 from .stem import Stem, ThenPool
 from .winograd import WINOGRAD
@@ -91,10 +92,10 @@ class Torch:
         return None
 
 
-DIRECT = (Direct, OneDNN, Torch)
+DIRECT = (Direct, Depthwise, OneDNN, Torch)
 STEM = (Stem, AmxStem, ThenPool(OneDNN), ThenPool(Torch))
 # These classes put a NaN or an infinity into the outputs that read it, and into no other output.
-EXACT, EXACT_STEM = (Direct, OneDNNThenReLU, Torch), (Stem, ThenPool(OneDNNThenReLU), ThenPool(Torch))
+EXACT, EXACT_STEM = (Direct, Depthwise, OneDNNThenReLU, Torch), (Stem, ThenPool(OneDNNThenReLU), ThenPool(Torch))
 
 
 def candidates(step, dtype, exact):
@@ -102,9 +103,9 @@ def candidates(step, dtype, exact):
     if step.pool:
         kinds = EXACT_STEM if exact else STEM
     elif exact:
-        kinds = (Torch,) if step.unary else EXACT if step.relu else DIRECT
+        kinds = (Direct, Depthwise, Torch) if step.unary else EXACT if step.relu else DIRECT
     elif step.unary is not None:
-        kinds = (OneDNN, Torch)
+        kinds = (Amx, *DIRECT)
     else:
         kinds = (*WINOGRAD, Amx, *DIRECT)
     able = [kind for kind in kinds if kind.why_not(step, dtype) is None]

@@ -9,10 +9,11 @@ import torch
 from ...kernels import layout, library
 from ...kernels.shapes import out_size
 from ..fold import fold
+from .pointwise import number_of
 
 
 class Direct:
-    """A convolution with its shift, residual and ReLU; float32, bfloat16."""
+    """A convolution with its shift, residual and activation; float32, bfloat16."""
 
     name, unit, growth = "direct", "direct", 1.0
 
@@ -22,7 +23,7 @@ class Direct:
         self.weight = getattr(operators, f"{self.unit}_pack")(weight.to(dtype).contiguous())
         self.operator = getattr(operators, f"{self.unit}_conv")
         conv = step.conv
-        self.channels, self.relu = weight.shape[0], step.relu
+        self.channels, self.function = weight.shape[0], number_of(step)
         self.geometry = (*conv.kernel_size, conv.stride[0], conv.padding[0], conv.dilation[0])
 
     def __call__(self, x, residual=None):
@@ -36,7 +37,7 @@ class Direct:
                 out_size(x.shape[3], kernel_w, *rest),
             )
             out = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=layout.CHANNELS_LAST)
-        self.operator(x, self.weight, self.bias, residual, out, *self.geometry, self.relu)
+        self.operator(x, self.weight, self.bias, residual, out, *self.geometry, self.function)
         return out
 
     @staticmethod

@@ -121,6 +121,7 @@ class CpuEngine(Engine):
         while (done := sum(map(len, parts))) < len(self._steps):
             parts.append(whole.get(self._steps[done], self._steps[done : done + 1]))
         self._calls = Calls(parts, self.dtype, self._results)
+        self._inside = {step.output for part in parts if len(part) > 1 for step in part}
 
     def _load_layers(self, steps):
         for step in steps:
@@ -175,7 +176,8 @@ class CpuEngine(Engine):
         self._load()
 
     def _is_torchs(self, step):
-        return super()._is_torchs(step) and not one_call.is_able(step) and not passes.is_pass(step)
+        inside = step.output in self._inside
+        return super()._is_torchs(step) and not inside and not passes.is_pass(step)
 
     @property
     def memory(self):

@@ -12,20 +12,27 @@ from torch import nn
 
 from ...kernels import library
 from ...modules.zero_pad import ZeroPadShortcut
+from ..gate import Gate
 from ..memory_plan import MemoryPlan
 from ..network import Apply, ConvBn, Head, dead_values
 from . import amx
 from .amx import Amx, AmxStem
+from .depthwise import Depthwise
 from .direct import Direct
+from .maps import is_able_apply, map_after, pool_of, shape_after
+from .pointwise import number_of
 from .stem import Stem
 from .winograd import WINOGRAD
 
-COPY, STEM, AMX_STEM, DIRECT, AMX, WINOGRAD_CONV, PAD, MEAN = range(8)  # StepKind
+COPY, STEM, AMX_STEM, DIRECT, AMX, WINOGRAD_CONV, PAD, MEAN, DEPTHWISE, GATE, MAX_POOL = range(11)  # StepKind
 NONE, INPUT, OUTPUT = -1, -2, -3
 LINE = 64
 SHAPES = 16  # shapes of the input whose encodings are remembered
 PIECE = 7 << 19  # bytes of a map that stays in the caches: 4 images of 64 channels at 56x56 in float32
-KINDS = {Stem: STEM, AmxStem: AMX_STEM, Direct: DIRECT, Amx: AMX, **dict.fromkeys(WINOGRAD, WINOGRAD_CONV)}
+KINDS = {
+    Stem: STEM, AmxStem: AMX_STEM, Direct: DIRECT, Amx: AMX, Depthwise: DEPTHWISE,
+    **dict.fromkeys(WINOGRAD, WINOGRAD_CONV),
+}  # fmt: skip
 
 
 def own_candidate(step):
@@ -37,7 +44,7 @@ def is_able(step):
     """Whether the library has a kernel for `step`."""
     if isinstance(step, ConvBn):
         return own_candidate(step) is not None
-    return type(step.module) is ZeroPadShortcut if isinstance(step, Apply) else type(step.fc) is nn.Linear
+    return is_able_apply(step.module) if isinstance(step, Apply) else type(step.fc) is nn.Linear
 
 
 def stretches(steps, results):
@@ -84,13 +91,13 @@ class OneCall:
         self.ops.large_pages(self.constants)
         views = []
         for t, start in zip(tensors, starts, strict=True):
-            views.append(self.constants[start : start + t.nbytes].view(t.dtype))
-            views[-1].copy_(t.reshape(-1))
+            views.append(self.constants[start : start + t.nbytes].view(t.dtype).view(t.shape))
+            views[-1].copy_(t)
         for i, step in enumerate(owners):
             if isinstance(step, ConvBn):
                 step.run.weight, step.run.bias = views[2 * i : 2 * i + 2]  # memory holds one copy of each
         self.starts = {step.output: starts[2 * i : 2 * i + 2] for i, step in enumerate(owners)}
-        self.encodings, self.arenas = {}, []  # {(shape, threads): Encoding}; arenas that no call uses
+        self.encodings, self.arenas = {}, []  # {(shape, dense, threads): Encoding}; arenas that no call uses
 
     def _constants_of(self, step):
         if isinstance(step, ConvBn):
@@ -100,14 +107,17 @@ class OneCall:
         return packed, torch.zeros(len(weight), device="cpu") if step.fc.bias is None else step.fc.bias.detach().float()
 
     def __call__(self, x):
-        key = (x.shape, torch.get_num_threads())
+        count, channels, height, width = x.shape
+        strides = height * width * channels, 1, width * channels, channels
+        dense = x.dtype == self.dtype and x.stride() == strides
+        key = (x.shape, dense, torch.get_num_threads())
         encoding = self.encodings.get(key)
         if encoding is None:
             if len(self.encodings) >= SHAPES:
                 self.encodings.clear()
-            encoding = self.encodings[key] = Encoding(self, x.shape)
+            encoding = self.encodings[key] = Encoding(self, x.shape, dense)
         out = torch.empty(encoding.out_shape, dtype=self.dtype, device="cpu")
-        if x.shape[0] > 0:
+        if count > 0:
             arena = self._arena(encoding.bytes)
             self.ops.frozen_network(x, self.constants, encoding.numbers, arena, encoding.activations, out)
             self.arenas.append(arena)
@@ -136,11 +146,12 @@ class _Map(NamedTuple):
 
 
 class Encoding:
-    """The steps for one shape of the input: `numbers` as csrc/cpu/network/network.h defines them, and `bytes` of an
-    arena. The first `activations` bytes of the arena are for maps."""
+    """The steps for one shape of the input, and whether it lies as the maps do (`dense`): `numbers` as
+    csrc/cpu/network/network.h defines them, and `bytes` of an arena. The first `activations` bytes of the arena are for
+    maps."""
 
-    def __init__(self, one_call, shape):
-        self.one_call, self.shape, self.images = one_call, tuple(shape), shape[0]
+    def __init__(self, one_call, shape, dense=False):
+        self.one_call, self.shape, self.images, self.dense = one_call, tuple(shape), shape[0], dense
         self.plan, self.rows = MemoryPlan(), []
         steps = one_call.steps
         self.dead = dict(zip(steps, dead_values(steps), strict=True))
@@ -163,20 +174,24 @@ class Encoding:
         """Appends `steps`. The first reads `x`, the last writes to `result`."""
         image, source = x, steps[0].input
         maps = {source: x}
-        if x.place == INPUT and any(source in step.reads and not _reads_image(step) for step in steps):
+        if x.place == INPUT and any(source in step.reads and not self._reads_in_place(step, source) for step in steps):
             maps[source] = self._append(COPY, x, self._take(*x[1:4]))
         for step in steps:
             x, residual, out = maps[step.input], maps.get(step.residual), result if step is steps[-1] else None
             if isinstance(step, ConvBn):
                 if step.input == source and _reads_image(step):
                     x = image
-                if out is None and step.adds and step.residual in self.dead[step] and step.residual != step.input:
+                if (
+                    out is None
+                    and step.adds
+                    and step.residual in self.dead[step]
+                    and step.residual != step.input
+                    and residual.place != INPUT
+                ):
                     out = residual  # nobody else reads it
                 maps[step.output] = self._convolution(step, x, residual, out)
             elif isinstance(step, Apply):
-                pad, (height, width) = step.module, (-(-size // step.module.stride) for size in x[2:4])
-                out = out or self._take(pad.out_planes, height, width)
-                maps[step.output] = self._append(PAD, x, out, stride=pad.stride)
+                maps[step.output] = self._apply(step, maps, out)
             else:
                 mean = self._append(MEAN, x, self._take(x.channels, 1, 1))
                 self._append(KINDS[self.one_call.head_kind], mean, out, constants=self.one_call.starts[step.output])
@@ -184,6 +199,25 @@ class Encoding:
                 place = maps.pop(value).place
                 if place >= 0 and place != maps.get(step.output, result).place:
                     self.plan.give_back(place)
+
+    def _reads_in_place(self, step, source):
+        """Whether the kernel of `step` reads the value `source` from the input itself."""
+        is_gate = isinstance(step, Apply) and type(step.module) is Gate
+        return _reads_image(step) or (self.dense and not (is_gate and step.reads[1] == source))
+
+    def _apply(self, step, maps, out):
+        """Writes the result of an Apply to `out`, or where `out` is None to a new map."""
+        module, (x, *others) = step.module, (maps[value] for value in step.reads)
+        out = out or self._take(*shape_after(module, x[1:4]))
+        if type(module) is Gate:
+            gate, residual = (*others, None)[:2]
+            return self._append(GATE, x, out, residual=residual, gate=gate, activation=module.relu)
+        if type(module) is ZeroPadShortcut:
+            return self._append(PAD, x, out, stride=module.stride)
+        if (pool := pool_of(module)) is None:
+            return self._append(MEAN, x, out)
+        kernel, stride, padding = pool
+        return self._append(MAX_POOL, x, out, kernel=(kernel, kernel), stride=stride, padding=padding)
 
     def _convolution(self, step, x, residual, out):
         """Writes the result to `out`, or where `out` is None to a new map."""
@@ -196,17 +230,17 @@ class Encoding:
         return self._append(
             kind, x, out or self._take(*shape), residual=residual, constants=self.one_call.starts[step.output],
             kernel=conv.kernel_size, stride=conv.stride[0], padding=conv.padding[0], dilation=conv.dilation[0],
-            relu=step.relu, m=m, taps=taps,
+            activation=number_of(step), m=m, taps=taps,
         )  # fmt: skip
 
     def _append(
         self, kind, x, to, *, residual=None, constants=(0, 0), kernel=(1, 1), stride=1, padding=0, dilation=1,
-        relu=False, m=0, taps=False,
+        activation=0, m=0, taps=False, gate=None,
     ):  # fmt: skip
         self.rows.append(
-            (kind, (x, residual, to),
+            (kind, (x, residual, to), gate,
              (*constants, self.images, x.height, x.width, x.channels, to.channels, *kernel, stride, padding, dilation,
-              relu, m, taps, x.first if x.place == INPUT else 0))
+              activation, m, taps, next((y.first for y in (x, residual) if y is not None and y.place == INPUT), 0)))
         )  # fmt: skip
         return to
 
@@ -227,7 +261,7 @@ class Encoding:
             slot, (_, *image) = self.plan.values[value.place]
             return starts[slot] + value.first * math.prod(image) * itemsize
 
-        rows = [[kind, *map(place, maps), *numbers] for kind, maps, numbers in self.rows]
+        rows = [[kind, *map(place, maps), *numbers, place(gate)] for kind, maps, gate, numbers in self.rows]
         self.numbers, self.activations = torch.tensor(rows, dtype=torch.int64, device="cpu"), size
         self.bytes = size + self.one_call.ops.frozen_network_workspace(self.numbers, self.one_call.bf16)
 
@@ -235,20 +269,6 @@ class Encoding:
 def _reads_image(step):
     """Whether the kernel of `step` reads an image of any layout."""
     return isinstance(step, ConvBn) and KINDS[step.choice] in (STEM, AMX_STEM)
-
-
-def map_after(steps, image):
-    """(channels, height, width) of the result of the last of `steps` for an image of that shape; logits have one pixel."""
-    maps = {steps[0].input: image}
-    for step in steps:
-        if isinstance(step, ConvBn):
-            maps[step.output] = step.out_shape((1, *maps[step.input]))[1:]
-        elif isinstance(step, Head):
-            maps[step.output] = step.fc.out_features, 1, 1
-        else:
-            size = (-(-size // step.module.stride) for size in maps[step.input][1:])
-            maps[step.output] = (step.module.out_planes, *size)
-    return maps[steps[-1].output]
 
 
 def pieces(steps, shape, itemsize):

@@ -27,8 +27,8 @@ struct DirectOutput {
   const void* residual;
   void* out;
   int64_t pixel_stride, pixels;
-  int channels;           // at most 32
-  Activation activation;  // none or relu
+  int channels;  // at most 32
+  Pointwise activation;
 };
 
 struct DirectKernels {

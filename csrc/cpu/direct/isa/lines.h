@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/base/vec.h"
+#include "cpu/base/pointwise_vec.h"
 #include "cpu/direct/isa/kernels.h"
 
 namespace resnet_fused::cpu::RESNET_FUSED_ISA {
@@ -38,7 +38,7 @@ void direct_output(const DirectOutput& o) {
         value += whole ? load(residual) : load(residual, lanes);
         residual += o.pixel_stride;
       }
-      value = activate(value, o.activation);
+      value = pointwise(value, o.activation);
       if (whole) {
         store(out, value);
       } else {

@@ -34,7 +34,7 @@ struct WinogradOutput {
   const float* shift;
   int64_t row_stride, pixel_stride;
   int height, width, channels;
-  Activation activation;  // none or relu
+  Pointwise activation;  // none or relu
 };
 
 // products[r][0..31] (+)= sum over c of v[c / 16][r][c % 16] * u[c][0..31] for each tile r.

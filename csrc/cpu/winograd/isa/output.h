@@ -85,7 +85,7 @@ template <int H, int W, class T, bool kWhole, bool kResidual>
   constexpr int kWide = W + 2;
   const auto channels = [&](const float* p) { return kWhole ? load(p + lane) : load_lanes(p + lane, lanes); };
   OutputLanes with{to.scale ? channels(to.scale) : splat(1.0f), channels(to.shift),
-                   splat(to.activation == Activation::relu ? 0.0f : -__builtin_inff()), Vec{}};
+                   splat(to.activation == Pointwise::relu ? 0.0f : -__builtin_inff()), Vec{}};
   const auto column = [&](int j, Vec(&m)[H + 2]) {
 #pragma GCC unroll 6
     for (int i = 0; i < H + 2; ++i) {
