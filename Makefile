@@ -22,7 +22,7 @@ help:  ## this list
 demo:  ## sets everything up and runs ResNet-34 on a photograph: equality, images/s, a chart (ARGS="--image my.jpg")
 	@python=$(call in,demo) && $$python -m resnet_fused demo $(ARGS)
 
-test:  ## sets everything up and runs the tests, two at a time (ARGS="-k add_relu"; ARGS=--all: also the exhaustive ones)
+test:  ## sets everything up and runs the tests, two at a time (ARGS="-k add_relu"; ARGS=--slow: the slow ones; ARGS=--all: everything)
 	@python=$(call in,test) && $(SHARED) $$python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 nightly: export RESNET_FUSED_BUILD = all

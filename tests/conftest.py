@@ -24,11 +24,19 @@ from resnet_fused import dispatch
 from resnet_fused.measure import remembered
 
 
+def _left_out(item, config):
+    """Whether a test is not among those that were asked for: by default neither `slow` nor `exhaustive`."""
+    if config.getoption("--all"):
+        return False
+    slow, exhaustive = (item.get_closest_marker(name) is not None for name in ("slow", "exhaustive"))
+    return exhaustive or slow != config.getoption("--slow")
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is marked `exhaustive`, unless --all was asked for, and what is another process's share."""
-    if not config.getoption("--all"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("exhaustive")])
-        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+    """Leaves out what was not asked for, and what is another process's share."""
+    if out := [item for item in items if _left_out(item, config)]:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if not _left_out(item, config)]
     if share := config.getoption("--share"):
         i, n = map(int, share.split("/"))
         config.hook.pytest_deselected(items=[item for at, item in enumerate(items) if at % n != i - 1])
@@ -41,7 +49,8 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="also what is marked exhaustive")
+    parser.addoption("--all", action="store_true", help="also what is marked slow or exhaustive")
+    parser.addoption("--slow", action="store_true", help="only what is marked slow")
     parser.addoption(
         "--share", metavar="I/N", help="only the I-th of N shares of the tests, for processes side by side"
     )

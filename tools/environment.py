@@ -106,6 +106,9 @@ def install(python, goal, is_own):
     if goal != "lint":
         say("building the compiled library (RESNET_FUSED_BUILD=0 leaves it out)")
         run(python, "setup.py", "--quiet", "build_ext", "--inplace")
+    if goal == "test":
+        say("building the emulator of the tests, which runs the CUDA kernels on a CPU")
+        run(python, "tests/emulator/build.py")
 
 
 def main():

@@ -46,6 +46,7 @@ def results(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow("runs every command again")
 @pytest.mark.parametrize("name", LINES)
 def test_a_command(results, name):
     status, err = results[name]

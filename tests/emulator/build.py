@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -181,6 +182,23 @@ def library(sanitize=SANITIZE):
     return link("emulated.so", objects, [*flags, *libraries], folder)
 
 
+@_alone()
+def pretended_library():
+    """The library of a CUDA device that is not there (pretended.py): the checks of csrc/register, and launchers that record."""
+    torch_folder, folder = Path(importlib.util.find_spec("torch").origin).parent, ROOT / "build" / "emulator" / "device"
+    flags = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+    flags += [f"-I{ROOT}/csrc", f"-I{ROOT}/tests", f"-isystem{torch_folder}/include"]
+    objects = _compile(
+        [HERE / "device" / f"{name}.cpp" for name in ("launchers", "device", "operators")], flags, folder
+    )
+    names = ["-DRESNET_FUSED_NAMESPACE=resnet_fused_pretended", "-DRESNET_FUSED_CUDA_KEY=CUDA"]
+    stable = [*flags, *names, "-DRESNET_FUSED_EMULATION", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    registered = [CSRC / "register" / name for name in ("check.cpp", "norms.cpp")]
+    objects += _compile([*registered, *sorted(CSRC.glob("register/cuda/*.cpp"))], stable, folder)
+    libraries = [f"-L{torch_folder}/lib", f"-Wl,-rpath,{torch_folder}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+    return link("pretended.so", objects, [*flags, *libraries], folder)
+
+
 def cpu_library():
     """The package's own library with the sanitizers, without the CUDA part: every op on CPU tensors."""
     sys.path.insert(0, str(ROOT / "tools"))
@@ -236,3 +254,16 @@ def sanitizer_env():
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter itself leaks
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
+
+
+def main():
+    """Builds what the tests will ask for, before them: then every core compiles, and no test waits."""
+    if (why := why_not()) is not None:
+        print(f"no emulator: {why}", file=sys.stderr)
+        return
+    library()
+    pretended_library()
+
+
+if __name__ == "__main__":
+    main()

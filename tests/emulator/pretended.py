@@ -9,44 +9,16 @@ which asks for devices once.
 import contextlib
 import ctypes
 import functools
-import importlib.util
 import sys
 import types
-from pathlib import Path
 
 from . import build
-
-DEVICE = build.HERE / "device"
-DEFINED = [
-    "-DRESNET_FUSED_NAMESPACE=resnet_fused_pretended",
-    "-DRESNET_FUSED_CUDA_KEY=CUDA",
-    "-DRESNET_FUSED_EMULATION",
-]
-
-
-@build._alone()
-def library():
-    """The compiled library."""
-    torch_folder, folder = (
-        Path(importlib.util.find_spec("torch").origin).parent,
-        build.ROOT / "build" / "emulator" / "device",
-    )
-    flags = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
-    flags += [f"-I{build.ROOT}/csrc", f"-I{build.ROOT}/tests", f"-isystem{torch_folder}/include"]
-    objects = build._compile([DEVICE / "launchers.cpp"], flags, folder)
-    objects += build._compile([DEVICE / "device.cpp", DEVICE / "operators.cpp"], flags, folder)
-    registered = [build.CSRC / "register" / name for name in ("check.cpp", "norms.cpp")]
-    registered += sorted(build.CSRC.glob("register/cuda/*.cpp"))
-    stable = [*flags, *DEFINED, "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    objects += build._compile(registered, stable, folder)
-    libraries = [f"-L{torch_folder}/lib", f"-Wl,-rpath,{torch_folder}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
-    return build.link("pretended.so", objects, [*flags, *libraries], folder)
 
 
 def _load():
     if "torch" in sys.modules:
         raise RuntimeError("emulator.pretended has to be imported before torch")
-    found = ctypes.CDLL(str(library()), ctypes.RTLD_GLOBAL)
+    found = ctypes.CDLL(str(build.pretended_library()), ctypes.RTLD_GLOBAL)
     found.pretended_recorded.restype = ctypes.c_char_p
     return found
 

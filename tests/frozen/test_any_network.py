@@ -92,12 +92,11 @@ def assert_eager(engine, model, *shapes, most=1.0):
         assert check.errors(model, ours, x).share <= most
 
 
-BF16_TOO = ("torchvision", "timm, squeeze and excitation", "MobileNet v3", "DenseNet", "feature pyramid")
+BF16_TOO = {"timm, squeeze and excitation": (), "DenseNet": ()}
+BF16_TOO |= dict.fromkeys(("torchvision", "MobileNet v3", "feature pyramid"), pytest.mark.slow("as DenseNet"))
 REST = pytest.mark.exhaustive("the same in another dtype")
 CASES = [pytest.param(name, torch.float32, id=f"{name}-fp32") for name in NETS]
-CASES += [
-    pytest.param(name, torch.bfloat16, id=f"{name}-bf16", marks=() if name in BF16_TOO else REST) for name in NETS
-]
+CASES += [pytest.param(name, torch.bfloat16, id=f"{name}-bf16", marks=BF16_TOO.get(name, REST)) for name in NETS]
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)

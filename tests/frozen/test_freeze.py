@@ -242,6 +242,7 @@ assert torch.equal(engine(x), expected)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+@pytest.mark.slow("10,000 calls")
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 def test_memory_does_not_grow_over_10000_calls():
     model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4).eval()

@@ -11,6 +11,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 import aot_cuda  # noqa: E402
 
+COMPILES = pytest.mark.slow("compiles kernels for a GPU; nobody without a change to them learns anything")
 needs_nvcc = pytest.mark.skipif(aot_cuda.why_not() is not None, reason=str(aot_cuda.why_not()))
 
 
@@ -93,6 +94,7 @@ def test_sources_for_clusters_are_compiled_for_those_who_have_them(tmp_path, mon
         assert list(aot_cuda.faults(row)) == ["no ACQBULK", "no CCTL.E.PF2", "no LD.E.128", "no PREEXIT"]
 
 
+@COMPILES
 @needs_nvcc
 @pytest.mark.parametrize("arch", [90, pytest.param(100, marks=pytest.mark.exhaustive("as for 90, in another binary"))])
 def test_the_cluster_convolution_waits_before_it_reads(arch):
@@ -167,6 +169,7 @@ def test_the_joint_command():
     assert done.returncode == 0 and "--arch" in done.stdout
 
 
+@COMPILES
 @pytest.mark.parametrize(
     ("arch", "case"), [(90, "conv_fp8 layer2"), (90, "conv_fp8 layer1 first"), (89, "conv_fp8 layer2")]
 )
@@ -175,6 +178,7 @@ def test_the_e4m3_convolution(arch, case):
     compiled_without_faults(arch, case, "e4m3", {"_conv_kernel"})
 
 
+@COMPILES
 @pytest.mark.parametrize(
     ("arch", "dtype", "case"),
     [(80, "tf32", "conv_stats stem"), (100, "fp32", "conv_stats ragged"), (100, "fp16", "conv_stats layer4, batch 1")],
@@ -184,6 +188,7 @@ def test_convolutions_with_statistics_do_not_spill(arch, dtype, case):
     compiled_without_faults(arch, case, dtype, {"_conv_kernel"})
 
 
+@COMPILES
 def test_sums_that_are_not_promoted_are_seen():
     """With tl.dot's accumulator in place of the addition there is none left (Triton 3.9)."""
     pytest.importorskip("triton")

@@ -66,11 +66,13 @@ def test_clusters_and_early_launches():
     assert len(names) == 9 and all(re.search(rf"ptx::{name}\b", source) for name in names)
 
 
+@pytest.mark.slow("compiles the emulator once more, for other processors")
 def test_fibers_without_assembly():
     """The ucontext fallback that other processors use."""
     run(build.executable("micro", extra=("-DEMU_UCONTEXT",)))
 
 
+@pytest.mark.slow("the checks above, compiled again with the sanitizers")
 @pytest.mark.parametrize(
     "name", ["micro", "faults", "hopper_checks", "hopper_boxes", "multicast_checks", "store_checks", "cluster_checks"]
 )

@@ -27,24 +27,23 @@ def test_all_kernels_are_mutated(mutants):
     assert set(mutate.REDUNDANT) <= {(m.file, m.number) for m in mutants}
 
 
+SLOW = pytest.mark.slow("as the first two, in other kernels")
+MUTANTS = {
+    "constants-before-use": ("base/walk.cuh", "sync_threads", "race: reads|never written"),
+    "copy-before-use": ("conv/mainloop.cuh", "cp_async_wait", "has not been waited for"),
+    "products-before-give-back": ("hopper/plane/plane.cuh", "wgmma_wait<kPixels>", "a product is still reading"),
+    "weights-before-use": ("hopper/strip/strip.cuh", "mbar_wait(memory.weights_full", "race: reads"),
+    "a-column-off": ("hopper/strip/strip.cuh", "place.column - 1", "of one rounding"),
+    "another-slot": ("hopper/strip/strip.cuh", "memory.line(i), x", "never written|race: reads"),
+    "wait-for-the-kernel-before": ("conv/cluster.cuh", "ptx::grid_wait();", "before grid_wait"),
+    "writes-need-a-release": ("conv/cluster.cuh", "store(smem, acc);", "race: reads"),
+    "leaving-too-early": ("conv/cluster.cuh", "// no block may leave", "leave"),
+}
+
+
 @pytest.mark.parametrize(
     ("file", "statement", "reason"),
-    [
-        pytest.param("base/walk.cuh", "sync_threads", "race: reads|never written", id="constants-before-use"),
-        pytest.param(
-            "hopper/plane/plane.cuh",
-            "wgmma_wait<kPixels>",
-            "a product is still reading",
-            id="products-before-give-back",
-        ),
-        pytest.param("conv/mainloop.cuh", "cp_async_wait", "has not been waited for", id="copy-before-use"),
-        pytest.param("hopper/strip/strip.cuh", "mbar_wait(memory.weights_full", "race: reads", id="weights-before-use"),
-        pytest.param("hopper/strip/strip.cuh", "place.column - 1", "of one rounding", id="a-column-off"),
-        pytest.param("hopper/strip/strip.cuh", "memory.line(i), x", "never written|race: reads", id="another-slot"),
-        pytest.param("conv/cluster.cuh", "ptx::grid_wait();", "before grid_wait", id="wait-for-the-kernel-before"),
-        pytest.param("conv/cluster.cuh", "store(smem, acc);", "race: reads", id="writes-need-a-release"),
-        pytest.param("conv/cluster.cuh", "// no block may leave", "leave", id="leaving-too-early"),
-    ],
+    [pytest.param(*m, id=name, marks=SLOW if i > 1 else ()) for i, (name, m) in enumerate(MUTANTS.items())],
 )
 def test_a_removed_statement_is_noticed(mutants, file, statement, reason):
     mutant = next(m for m in mutants if m.file == file and statement in m.statement)

@@ -93,20 +93,22 @@ def test_the_check_of_names_sees_absent_files():
     assert absent(text) == ["tests/test_tests.py", "test_gone.py", "tools/gone/x.py"]
 
 
+LEFT_OUT = ("slow", "exhaustive")
+MARKS = [f"pytest.mark.{name}" for name in (*LEFT_OUT, "skip")]
+
+
 def marks(path):
-    """(line, arguments) of every pytest.mark.exhaustive and pytest.mark.skip in a file; None where it is not called."""
+    """(name, line, arguments) of every pytest.mark.slow, exhaustive and skip in a file; None where it is not called."""
     tree = ast.parse(path.read_text())
     calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("pytest.mark.exhaustive", "pytest.mark.skip"):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in MARKS:
             call = calls.get(id(node))
             yield node.attr, node.lineno, call and [a.value for a in call.args if isinstance(a, ast.Constant)]
 
 
 def test_what_is_left_out_by_default_has_a_reason():
-    found = {
-        f"{path.name}:{line}": reason for path in FILES for name, line, reason in marks(path) if name == "exhaustive"
-    }
+    found = {f"{path.name}:{line}": reason for path in FILES for name, line, reason in marks(path) if name in LEFT_OUT}
     assert found and {place: reason for place, reason in found.items() if not reason or len(reason[0]) < 10} == {}
 
 

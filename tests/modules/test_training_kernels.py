@@ -208,6 +208,8 @@ def test_the_dispatcher_takes_the_kernel_where_there_are_enough_tiles(monkeypatc
     monkeypatch.setitem(dispatch.BACKENDS, "cuda", without)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr("resnet_fused.dispatch.choice._measured", lambda *_: None)
+    monkeypatch.setattr("resnet_fused.measure.remembered._tables", {})
+    monkeypatch.setattr("resnet_fused.measure.machine.identity", lambda device: {"device": "none", "arch": "sm_90"})
 
     class OnCuda:
         """A tensor as far as the dispatcher looks; no GPU is here."""
