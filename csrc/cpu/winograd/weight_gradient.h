@@ -16,13 +16,14 @@ struct WeightGradient {
   int64_t k_stride, c_stride, tap_stride;
 };
 
-// How the work is divided. `block` follows from the shape alone, because it decides the order of sums. The other
-// numbers also depend on the threads, and change no bit.
+// How the work is divided. `parts` and `block` follow from the shape alone, because they decide the order of sums. The
+// other numbers also depend on the threads, and change no bit.
 struct WeightGradientPlan {
   Convolution shape;
   int64_t rows, columns, tiles;  // tiles of an image along each axis, and of the batch
+  int64_t parts;                 // of the tiles, each with sums of its own; 1: threads divide the channels
   int64_t block;                 // tiles whose products are summed before the next tiles are transformed
-  int64_t lines, panels;  // parts of 16 input channels that one piece of work multiplies with parts of 32 outputs
+  int64_t lines, panels;         // groups of 16 input channels that one piece of work multiplies with 32 outputs each
 };
 
 WeightGradientPlan winograd_weight_gradient_plan(const Convolution& shape, int threads);

@@ -98,7 +98,8 @@ void transpose(const float* from, int64_t count, int64_t filters, float* to, int
   }
 }
 
-bool finish(const float* sums, int64_t channels, int64_t filters, const WeightGradient& to) {
+bool finish(const float* sums, int64_t parts, int64_t part_stride, int64_t channels, int64_t filters,
+            const WeightGradient& to) {
   // [channel][tap][32], or [tap][channel][32] where channels are neighbours: then runs of the result are rows here.
   alignas(64) float taps[kWinogradLine * 9 * kWinogradPanel];
   const bool dense = to.c_stride == 9 && to.tap_stride == 1;
@@ -109,7 +110,10 @@ bool finish(const float* sums, int64_t channels, int64_t filters, const WeightGr
     for (int64_t lane = 0; lane < filters; lane += kWidth) {
       const int64_t lanes = filters - lane < kWidth ? filters - lane : kWidth;
       const auto at = [&](int point) {
-        return load_lanes(sums + (point * kWinogradLine + c) * kWinogradPanel + lane, lanes);
+        const float* from = sums + (point * kWinogradLine + c) * kWinogradPanel + lane;
+        Vec sum = load_lanes(from, lanes);
+        for (int64_t part = 1; part < parts; ++part) sum += load_lanes(from + part * part_stride, lanes);
+        return sum;
       };
       Vec column[4][3];
 #pragma GCC unroll 4

@@ -36,8 +36,10 @@ struct WeightGradientKernels {
   // A g A^T of all channels of a tile. m: line 0 of the tile for point 0.
   void (*gradient)(const GradientTile& from, float* m, int64_t line_stride, int64_t point_stride);
   void (*gemm)(const GradientGemm& gemm);
-  // G^T s G of `channels` <= 16 rows and `filters` <= 32 lanes of sums. Returns whether all values were finite.
-  bool (*finish)(const float* sums, int64_t channels, int64_t filters, const WeightGradient& to);
+  // G^T s G of `channels` <= 16 rows and `filters` <= 32 lanes of s, the sum of `parts` sums that lie `part_stride`
+  // floats apart. Returns whether all values were finite.
+  bool (*finish)(const float* sums, int64_t parts, int64_t part_stride, int64_t channels, int64_t filters,
+                 const WeightGradient& to);
 };
 
 }  // namespace resnet_fused::cpu
