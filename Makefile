@@ -2,9 +2,10 @@
 PYTHON ?= python3
 CASES ?= 2000
 # Processes that share the tests. Each computes with one thread, and waits without spinning: threads that spin beside those of
-# another process make every barrier milliseconds long.
+# another process make every barrier milliseconds long. The tests start many processes, so bytecode is kept in any case.
 JOBS ?= 2
-SHARED = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive}
+SHARED = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} \
+  PYTHONDONTWRITEBYTECODE=
 # The Python of the environment, after making sure that it is complete.
 in = $$($(PYTHON) tools/environment.py $(1))
 # The package is used where it stands: nothing is installed into an environment that is not ours.

@@ -11,6 +11,7 @@ os.environ["RESNET_FUSED_STRICT"] = "1"
 os.environ["RESNET_FUSED_TRUST"] = "always"
 # What was tuned on this machine must not decide what the tests see, nor the tests what the machine remembers.
 os.environ["RESNET_FUSED_CACHE"] = (_cache := tempfile.TemporaryDirectory(prefix="resnet_fused_")).name
+os.environ.pop("COLUMNS", None)  # tables as wide as they are
 os.environ.update(asked.settled(sys.argv, os.environ))
 
 import pytest

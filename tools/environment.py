@@ -93,7 +93,8 @@ def install(python, goal, is_own):
     packages = GOALS[goal]
     if is_own:
         say(f"installing torch, {', '.join(packages.values())} into .venv (the first time this takes minutes)")
-        run(*pip, "-c", "constraints.txt", "torch", *packages.values())
+        # pip would compile all modules of torch to bytecode, which takes 15 s; Python compiles those that it imports.
+        run(*pip, "--no-compile", "-c", "constraints.txt", "torch", *packages.values())
     elif missing(python, packages):
         lacking = missing(python, packages)
         say(f"adding {', '.join(lacking)} to the activated environment")

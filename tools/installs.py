@@ -35,7 +35,10 @@ with torch.no_grad():
         eager = model(x)
 said = [str(w.message) for w in caught if str(w.message).startswith("resnet_fused")]
 error = ((y - eager).norm() / eager.norm()).item()
-print(json.dumps({"absent": library.why_absent(), "said": said, "equal": error < 1e-4, "torch": torch.__version__}))
+absent = library.why_absent()
+built = {} if absent else library.build_info()
+cuda = f" with CUDA kernels for {', '.join(built['architectures'])}" if built.get("cuda") else ""
+print(json.dumps({"absent": absent, "said": said, "equal": error < 1e-4, "cuda": cuda}))
 """
 
 
@@ -91,7 +94,9 @@ class Way:
             return "BROKEN: resnet-fused --version"
         equal = "equal to eager" if found["equal"] else "NOT EQUAL to eager"
         if found["absent"] is None:
-            return f"compiled library, {equal}" + "".join(f"; import says: {text}" for text in found["said"])
+            return f"compiled library{found['cuda']}, {equal}" + "".join(
+                f"; import says: {text}" for text in found["said"]
+            )
         return f"no compiled library, {equal}; import says: {' '.join(found['said']) or 'nothing'}"
 
 
@@ -157,6 +162,13 @@ def by_build(way):
     return way._run(way.python, "-m", "build", "--wheel", cwd=source) and way.pip(*(source / "dist").glob("*.whl"))
 
 
+def cuda_wheel(way):
+    """For one architecture: all of them take nvcc 5 minutes."""
+    source, variables = way.source(), {"RESNET_FUSED_BUILD": "all", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    made = way._run(sys.executable, "tools/make_wheel.py", cwd=source, **variables)
+    return made and way.pip(*(source / "dist").glob("*.whl"))
+
+
 def wheel(way):
     return way.pip(*(ROOT / "dist").glob("*.whl"))
 
@@ -174,6 +186,7 @@ WAYS = {
     "uv": ("`uv pip install .`", by_uv),
     "build": ("`python -m build`, then its wheel", by_build),
     "ccache": ("`CXX=\"ccache g++\"`", lambda w: w.pip(w.source(), CXX="ccache g++")),
+    "cuda-wheel": ("`RESNET_FUSED_BUILD=all TORCH_CUDA_ARCH_LIST=9.0 make wheel`", cuda_wheel),
     "odd-variables": ("`CUDA_HOME=/nowhere MAX_JOBS=abc TORCH_CUDA_ARCH_LIST=Kepler RESNET_FUSED_BUILD=all`", odd_variables),
     "no-compiler": ("no compiler", empty_path),
     "failing-compiler": ("a compiler that fails", failing_compiler),

@@ -40,7 +40,7 @@ def compare(model, x, device, seconds):
 
 def main(argv=None):
     args = options.settle(options.parser("gpu.fp8", __doc__.splitlines()[0]).parse_args(argv), (256, 32, 1), (2,))
-    if (why := fp8.device_refusal(torch.device(args.device))) is not None:
+    if (why := fp8.why_not(torch.device(args.device))) is not None:
         raise UsageError(f"argument --device: {why}")
     log, deadline, rows = record.Log("fp8", args.device, args.output), options.deadline(args), []
     torch.manual_seed(0)

@@ -47,12 +47,12 @@ def of(device, output, quick=False, smoke=False):
     """The parts in order. `smoke`: the same commands in a miniature, in which nothing is too slow for a CPU."""
     if smoke:
         checks = _checks(device, (SMOKE_BOX, SMOKE_BOX), smoke)
-        return [*_facts(), *checks, *_measurements(device, output, 32, ("2",), smoke)]
+        return [*_facts(SMOKE_BOX), *checks, *_measurements(device, output, 32, ("2",), smoke)]
     measured = _measurements(device, output, 224, ("256", "1", "32"), smoke)
     if quick:
         boxes = {"probes": 15, "steering": 20, "inference-256": 50, "kernels": 40}
         measured = [_within(part, boxes[part.name]) for part in measured if part.name in boxes]
-    return [*_facts(), _library(quick), *_checks(device, (25, 35) if quick else (45, 65), smoke), *measured]
+    return [*_facts(20), _library(quick), *_checks(device, (25, 35) if quick else (45, 65), smoke), *measured]
 
 
 def _within(part, box):
@@ -64,8 +64,8 @@ def _within(part, box):
     return dataclasses.replace(part, box=box, command=tuple(command))
 
 
-def _facts():
-    return [Part("info", 0, 20, _python("-m", "resnet_fused", "info"))]
+def _facts(box):
+    return [Part("info", 0, box, _python("-m", "resnet_fused", "info"))]
 
 
 def _library(quick):

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from ..models.resnet import BasicBlock, Bottleneck, ResNet
 from ..modules.eligible import check_not_scripted
+from ..modules.torchs_own import asked_once
 from .attributes import is_compared
 from .code import GONE, Code
 from .effects import NotTraceable
@@ -197,7 +198,7 @@ def _nothing(name):
 def _comparison(variables):
     """A function that says which of the functions and globals in `Code.variables` was replaced, or None."""
 
-    @torch.compiler.assume_constant_result
+    @asked_once
     def why_not_code():
         for _, namespace, name, value in variables:
             if namespace.get(name, GONE) is not value:

@@ -36,7 +36,7 @@ def refusal(weight, groups):
     return None
 
 
-def device_refusal(device):
+def why_not(device):
     """Why no e4m3 kernel runs on a torch.device, or None. Triton's interpreter runs them on CPU tensors."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)

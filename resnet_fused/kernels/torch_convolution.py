@@ -5,6 +5,10 @@ convolution with stride 2 whose output is one column wide and more than one row 
 2026-11-29: 3x3 on maps of 4x1 to 8x2, 7x7 on 200x1). It is right in float32, for square maps, and with
 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16. Such maps are small, so float32 costs little. Whether the gradients are wrong too was
 not tried; they run in float32 as well.
+
+With several threads oneDNN's bfloat16 gradient of the weight writes past its memory for a channels_last 1x1 convolution with
+a stride and fewer than 16 input channels: the process ends then or later (torch 2.11, 2.13 and 2.14, AMD EPYC Zen 4,
+2026-12-01: 8 and 12 channels crashed on maps of 14x14, 16 and more never did, nor did 3x3 or stride 1).
 """
 
 import functools
@@ -42,6 +46,12 @@ def _wrong(x, weight, stride, padding, dilation):
     return why_wrong(x.device.type, x.dtype, x.shape, weight.shape, stride, padding, dilation) is not None
 
 
+def _overruns(x, weight, stride):
+    """Whether torch's gradient of the weight may write past its memory."""
+    strided = tuple(weight.shape[2:]) == (1, 1) and max(stride) > 1
+    return strided and weight.shape[1] < 16 and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
 def convolve(x, weight, stride, padding, dilation, groups, bias=None):
     """F.conv2d of one dtype, rounded once where torch's own is wrong."""
     if _wrong(x, weight, stride, padding, dilation):
@@ -62,7 +72,7 @@ def convolve_in_autocast(x, weight, stride, padding, dilation, groups):
 
 def gradients(grad, x, weight, stride, padding, dilation, groups, wanted):
     """(grad_x, grad_weight) of `convolve`; None where `wanted`, a pair, says so."""
-    wide = _wrong(x, weight, stride, padding, dilation)
+    wide = _wrong(x, weight, stride, padding, dilation) or (wanted[1] and _overruns(x, weight, stride))
     tensors = [t.float() if wide else t for t in (grad, x, weight)]
     found = torch.ops.aten.convolution_backward(
         *tensors, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules import module as _module
 
 from ..ops.define import why_not as why_not_ours
-from .norms import why_not_here, why_not_norm
+from .norms import has_parameters, why_not_here, why_not_norm
 from .torchs_own import why_not_torchs_own
 
 
@@ -117,7 +117,7 @@ def why_not_batch_norm(bn, x):
 
 def why_not_synchronised_norm(bn, x):
     """For blocks that can synchronise nn.SyncBatchNorm; over one process it is nn.BatchNorm2d."""
-    if type(bn) is nn.SyncBatchNorm and {"weight", "bias"} <= bn._parameters.keys():
+    if type(bn) is nn.SyncBatchNorm and has_parameters(bn):
         return None
     return why_not_batch_norm(bn, x)
 

@@ -32,6 +32,11 @@ def relu_inside(bn):
     return with_activation(bn) and type(bn.act) is nn.ReLU
 
 
+def has_parameters(bn):
+    """Whether the weight and the bias of `bn` are parameters, not computed. torch.compile of torch 2.11 compares no sets."""
+    return "weight" in bn._parameters and "bias" in bn._parameters
+
+
 def why_not_norm(bn, relu=False):
     """Why `bn` cannot be part of a fused op, or None. `relu`: the op applies the ReLU inside of `bn`."""
     if type(bn) is not nn.BatchNorm2d and is_frozen(bn):
@@ -45,7 +50,7 @@ def why_not_norm(bn, relu=False):
             return f"has an activation of its own, {type(bn.act).__name__}"
     elif type(bn) is not nn.BatchNorm2d:
         return f"is a {type(bn).__name__}, not exactly nn.BatchNorm2d"
-    if not {"weight", "bias"} <= bn._parameters.keys():
+    if not has_parameters(bn):
         return "has parameters that are computed (pruned or parametrized)"
     return None
 

@@ -34,8 +34,14 @@ def _written_by_torch(function):
 _OWN = tuple(function if _written_by_torch(function) else object() for function in _now())
 
 
+def asked_once(function):
+    """torch.compiler.assume_constant_result, whose import of torch._dynamo takes two seconds."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 # torch.compile asks once while it compiles, as it does with whatever it compiles itself.
-@torch.compiler.assume_constant_result
+@asked_once
 def why_not_torchs_own():
     """Why modules may compute something else than torch's classes do, or None."""
     if (now := _now()) == _OWN:

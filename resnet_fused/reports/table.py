@@ -1,6 +1,7 @@
 """Rows of text in aligned columns, as wide as they are, or as a terminal."""
 
 import itertools
+import os
 import shutil
 import sys
 import textwrap
@@ -9,8 +10,9 @@ NOTE = 12  # a last column that is longer than this becomes notes under a table 
 
 
 def terminal():
-    """The columns that output may have: those of the terminal, without a limit elsewhere."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    """The columns that output may have: those that COLUMNS names, else those of the terminal, without a limit elsewhere."""
+    named = os.environ.get("COLUMNS", "").isdecimal()
+    return shutil.get_terminal_size().columns if named or sys.stdout.isatty() else sys.maxsize
 
 
 def fit(line, indent=0, width=None):

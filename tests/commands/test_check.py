@@ -24,10 +24,12 @@ def refused(own_cache, monkeypatch):
     verdicts.forget()
 
 
-def test_the_cpu_kernels_are_checked_and_right(own_cache, capsys):
+def test_the_cpu_kernels_are_checked_and_right(own_cache, capsys, monkeypatch):
     """In earnest, by a process of its own."""
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["check", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
     ran = [line.split()[:2] for line in out.splitlines() if line.startswith("native ") and line.endswith(" ok")]
     assert ran == [["native", family.name] for family in families.families(NATIVE, torch.device("cpu"))]
 

@@ -144,7 +144,9 @@ def test_no_gpu(capsys, line, message):
     check_error(run(capsys, *line.split()), message)
 
 
-@pytest.mark.parametrize("command", ["", "demo", "verify", "bench", "explain", "summary", "tune", "train", "info"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "check", "verify", "bench", "explain", "summary", "tune", "train", "info"]
+)
 def test_help_fits_80_columns_and_shows_defaults(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as left:
@@ -157,6 +159,17 @@ def test_help_fits_80_columns_and_shows_defaults(capsys, monkeypatch, command):
         default = action.default[0] if isinstance(action.default, list) else action.default
         told = default in (None, "==SUPPRESS==") or default is False or "default" in action.help
         assert told or f"(default: {default}" in " ".join(text.split()), action.dest
+
+
+@pytest.mark.parametrize("line", [
+    "info", "summary resnet50 --size 64", "explain --size 32", "explain --size 64 --train",
+    "explain --model resnet18 --size 32 --frozen",
+])  # fmt: skip
+def test_output_fits_80_columns(capsys, monkeypatch, line):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = run(capsys, *line.split())
+    long = [text for text in out.splitlines() if len(text) > 80]
+    assert status == 0 and [text for text in long if " " in text.strip()] == [], "a path alone may be longer"
 
 
 def test_version(capsys):

@@ -43,13 +43,13 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
 
 
-def test_a_run_says_first_what_it_will_do(tmp_path, capsys):
+def test_a_run_says_first_what_it_will_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert train(tmp_path / "run", "--epochs", "1") == 0
-    first, second, third = capsys.readouterr().out.splitlines()
-    assert first == (
-        "training resnet18 on digits: 64 images of 10 classes, 1 epochs of 2 steps, batch 32, on cpu in one process;"
-    )
-    assert second.startswith(f"results go to {tmp_path / 'run'} after every epoch") and third.startswith("epoch 1/1: ")
+    said, _, rest = capsys.readouterr().out.partition("results go to ")
+    begin, end = "training resnet18 on digits: 64 images of 10 classes, 1 epochs", "batch 32, on cpu in one process;"
+    assert " ".join(said.split()) == f"{begin} of 2 steps, {end}" and max(map(len, said.splitlines())) <= 80
+    assert rest.startswith(str(tmp_path / "run")) and "\nepoch 1/1: " in rest
 
 
 @pytest.fixture(scope="module")

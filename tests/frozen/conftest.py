@@ -29,7 +29,7 @@ def vectors_or_the_unit_or_its_emulation(monkeypatch, request):
 @pytest.fixture
 def quick(device):
     """The formula in torch where the kernel would be interpreted."""
-    if (why := fp8.device_refusal(torch.device(device))) is not None:
+    if (why := fp8.why_not(torch.device(device))) is not None:
         pytest.skip(why)
     with resnet_fused.backend("eager") if device == "cpu" else contextlib.nullcontext():
         yield
@@ -38,5 +38,5 @@ def quick(device):
 @pytest.fixture
 def interpreted():
     """For what needs no GPU: skipped where the tests run on one, and nothing is interpreted."""
-    if (why := fp8.device_refusal(torch.device("cpu"))) is not None:
+    if (why := fp8.why_not(torch.device("cpu"))) is not None:
         pytest.skip(why)

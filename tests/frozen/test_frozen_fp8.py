@@ -136,7 +136,7 @@ def test_forms_of_a_network_with_convolutions_that_stay_in_bfloat16():
 
 def test_in_the_interpreter(device):
     """The kernels in the engine, of a network of 16, 32 and 64 channels; elsewhere the formula runs in their place."""
-    if (why := fp8.device_refusal(torch.device(device))) is not None:
+    if (why := fp8.why_not(torch.device(device))) is not None:
         pytest.skip(why)
     model, x = net("zero_pad", device), torch.randn(1, 3, 12, 12, device=device)
     engine = frozen(model, x)

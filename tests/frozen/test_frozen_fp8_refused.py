@@ -59,7 +59,7 @@ def test_what_cannot_be_frozen_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     for capability, refused in (((8, 0), True), ((8, 9), False), ((9, 0), False), ((10, 0), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        why = fp8.device_refusal(torch.device("cuda"))
+        why = fp8.why_not(torch.device("cuda"))
         assert (why is not None) == refused and (why is None or why.endswith("this is NVIDIA A100 (8.0)"))
 
 

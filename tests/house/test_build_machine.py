@@ -1,14 +1,19 @@
 """What the build finds on a machine, and what it makes of what is asked for. Compiles nothing."""
 
+import re
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+from repository import tracked
 
 ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "setup.py").exists():
     pytest.skip("not a source tree", allow_module_level=True)
 sys.path.insert(0, str(ROOT / "tools"))
+import environment  # noqa: E402
 import native_build  # noqa: E402
 import native_machine  # noqa: E402
 
@@ -153,3 +158,22 @@ def test_jobs_follow_cores_memory_and_max_jobs(monkeypatch):
         said = []
         assert native_machine.jobs(said.append) == 1
         assert said == [f"MAX_JOBS must be a whole number above 0, not {wrong}: left out of account"]
+
+
+def test_the_extra_for_tests_has_what_make_test_installs():
+    extra = re.search(r"^test = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL).group(1)
+    assert {*environment.TEST.values(), "triton"} <= set(re.findall(r'"([^"]+)"', extra))
+
+
+def test_the_source_archive_has_every_file(tmp_path):
+    """Also the tests, which run from it."""
+    tree, names = tmp_path / "tree", {str(path.relative_to(ROOT)) for path in tracked()}
+    for name in names:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path]
+    subprocess.run(command, cwd=tree, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        packed = {member.name.partition("/")[2] for member in files if member.isfile()}
+    assert names - packed == set()

@@ -1,7 +1,10 @@
 """The rules of the house: imports go down, every op stands in every room, files stay small, README tells the truth."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from repository import ROOT, tracked
@@ -160,3 +163,12 @@ def test_make_targets_in_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make (\w+)`", README)) <= targets
     assert "make test" in (ROOT / ".ci/run").read_text() and "make test" in README
+
+
+def test_the_import_brings_no_compiler():
+    """Nothing of torch that `import torch` leaves out, nor another package: torch._dynamo alone takes two seconds."""
+    code = "import sys, torch; before = set(sys.modules); import resnet_fused; print(*set(sys.modules) - before)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    new = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "resnet_fused" in new and new - sys.stdlib_module_names == {"resnet_fused"}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from broken_torch import broken_torch
 from cases import channels
 from eager import eager_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import resnet_fused
 from resnet_fused import dispatch, ops
@@ -51,6 +52,38 @@ def test_which_shapes_are_wrong(monkeypatch, shape, weight, stride, padding, row
     assert why(dtype=torch.float32) is why(dtype=torch.float16) is why("cuda") is None
     monkeypatch.setattr(torch_convolution, "has_matrix_unit", lambda: False)
     assert why() is None
+
+
+class Dtypes(TorchDispatchMode):
+    """The dtypes in which torch computes gradients of convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.found.append(args[0].dtype)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("channels", "size", "stride", "wanted", "expected"), [
+    pytest.param(8, 1, 2, (True, True), torch.float32, id="of-8-channels"),
+    pytest.param(15, 1, 2, (False, True), torch.float32, id="of-15-channels"),
+    pytest.param(16, 1, 2, (True, True), LOW, id="of-16-channels"),
+    pytest.param(8, 1, 1, (True, True), LOW, id="stride-1"),
+    pytest.param(8, 3, 2, (True, True), LOW, id="3x3"),
+    pytest.param(8, 1, 2, (True, False), LOW, id="of-the-input-alone"),
+])  # fmt: skip
+def test_gradients_of_few_channels(channels, size, stride, wanted, expected):
+    """torch's own writes past the memory of the gradient of the weight, with several threads."""
+    x, weight = torch.randn(2, channels, 6, 6).to(LOW), torch.randn(8, channels, size, size).to(LOW)
+    geometry = pair(stride), pair(size // 2), (1, 1), 1
+    grad = torch.randn_like(F.conv2d(x, weight, None, *geometry))
+    with Dtypes() as dtypes:
+        found = torch_convolution.gradients(grad, x, weight, *geometry, wanted)
+    assert dtypes.found == [expected]
+    assert [None if t is None else t.dtype for t in found] == [LOW if want else None for want in wanted]
 
 
 def case(dtype=LOW):

@@ -36,6 +36,17 @@ def test_every_replacement_is_noticed(name, monkeypatch):
     assert block.why_not_fused(x) is None
 
 
+def test_it_is_asked_once_as_torch_marks_it():
+    def ours():
+        return None
+
+    def theirs():
+        return None
+
+    torchs_own.asked_once(ours), torch.compiler.assume_constant_result(theirs)
+    assert vars(ours) == vars(theirs) != {}
+
+
 def test_what_was_replaced_before_the_import(monkeypatch):
     """The replacement is not taken for torch's own function, whatever functools.wraps has copied."""
     before = functools.wraps(nn.Conv2d.forward)(lambda self, x: x)

@@ -34,7 +34,7 @@ def check(**kwargs):
     return verify("cpu", [torch.float32], quick=True, **kwargs)
 
 
-def test_passes_and_leaves_the_random_numbers_alone(only_native):
+def test_passes_and_leaves_the_random_numbers_alone(only_native, monkeypatch):
     state, said = torch.get_rng_state(), []
     report = check(progress=said.append)
     assert report.passed, str(report)
@@ -43,6 +43,8 @@ def test_passes_and_leaves_the_random_numbers_alone(only_native):
     assert {row["what"].split()[0] for row in report.rows} == {"add_relu", "bn_relu", "conv_bn_relu", "resnet34"}
     assert {row["what"] for row in report.rows} >= {"resnet34 eval", "resnet34 train step", "resnet34 frozen"}
     assert str(report).splitlines()[-1].startswith(f"passed: {len(report.rows)} checks")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, str(report).splitlines())) <= 80
 
 
 def breaks(monkeypatch, op, damage):

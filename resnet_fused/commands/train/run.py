@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ... import dispatch
 from ...kernels import layout
+from ...reports import table
 from ..progress import Progress
 from . import CannotTrain, checkpoint, data, report
 from .build import build
@@ -77,12 +78,12 @@ def _announce(args, train, val, classes, world, device):
     """What the run will do, and for how long it will not return."""
     count = min(len(train), args.limit or len(train))
     processes = f"{world} processes" if world > 1 else "one process"
-    print(
+    lines = (
         f"training {args.arch} on {args.data}: {count} images of {len(classes)} classes, {args.epochs} epochs of"
-        f" {count // (args.batch * world)} steps, batch {args.batch}, on {device.type} in {processes};"
-        f"\nresults go to {args.output} after every epoch (--help lists the options)",
-        flush=True,
+        f" {count // (args.batch * world)} steps, batch {args.batch}, on {device.type} in {processes};",
+        f"results go to {args.output} after every epoch (--help lists the options)",
     )
+    print(*map(table.fit, lines), sep="\n", flush=True)
 
 
 def _backend(args):

@@ -35,9 +35,11 @@ class AmxStem(Stem):
 
     name = "amx stem"
 
-    def _pack(self, ops, weight, bias):
-        self.operator, self.weight = ops.amx_stem, ops.amx_stem_pack(weight, self.dtype == torch.bfloat16)
-        self.bias = F.pad(bias, (0, -self.channels % 32))
+    def __init__(self, step, dtype):
+        self._set(step, dtype)
+        ops = library.namespace()
+        self.operator, self.weight = ops.amx_stem, ops.amx_stem_pack(self.weight, dtype == torch.bfloat16)
+        self.bias = F.pad(self.bias, (0, -self.channels % 32))
 
     @staticmethod
     def why_not(step, dtype):

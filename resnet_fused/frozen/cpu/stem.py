@@ -13,14 +13,16 @@ class Stem:
     name, any_layout, growth = "stem", True, 1.0
 
     def __init__(self, step, dtype):
-        weight, bias = fold(step.conv, step.bn)
-        conv = step.conv
-        self.dtype, self.channels = dtype, weight.shape[0]
-        self.geometry = conv.kernel_size[0], conv.stride[0], conv.padding[0]
-        self._pack(library.namespace(), weight.contiguous(), bias)
+        self._set(step, dtype)
+        ops = library.namespace()
+        self.operator, self.weight = ops.stem_conv_pool, ops.stem_pack(self.weight, None)
 
-    def _pack(self, ops, weight, bias):
-        self.operator, self.weight, self.bias = ops.stem_conv_pool, ops.stem_pack(weight, None), bias
+    def _set(self, step, dtype):
+        """Sets what every stem has; the weight is the folded one [K, C, R, S]."""
+        weight, self.bias = fold(step.conv, step.bn)
+        conv = step.conv
+        self.dtype, self.channels, self.weight = dtype, weight.shape[0], weight.contiguous()
+        self.geometry = conv.kernel_size[0], conv.stride[0], conv.padding[0]
 
     def __call__(self, x):
         kernel, stride, padding = self.geometry

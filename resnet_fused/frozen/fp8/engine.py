@@ -183,7 +183,7 @@ class _Watched:
 def freeze_fp8(model, example, *, exact=False, graph=True, batch="exact", calibration=None):
     """An `Fp8Engine` for `model` on inputs of the shape of `example`; see `freeze` for the arguments and errors."""
     device = next(model.parameters()).device
-    if (why := fp8.device_refusal(device)) is not None:
+    if (why := fp8.why_not(device)) is not None:
         raise ValueError(f"freeze: {why}")
     if exact:
         raise ValueError("freeze: exact=True and fp8 exclude each other: e4m3 has no infinity")

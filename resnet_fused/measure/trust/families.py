@@ -35,7 +35,7 @@ def families(backend, device):
     """The Families of `backend` on a torch.device that `backend.why_not` does not refuse."""
     found = []
     for op in (op for op in backend.kernels if op not in WHOLE):
-        if op.endswith("fp8") and e4m3.device_refusal(device) is not None:
+        if op.endswith("fp8") and e4m3.why_not(device) is not None:
             continue
         if backend.kernels[op] is not None:
             found += [op, op + CLUSTERS] if op in backend.clusters else [op]

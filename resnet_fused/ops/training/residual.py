@@ -88,7 +88,7 @@ def _fake(x, tensors, numbers, eps, groups, recompute):
 
 
 define(
-    "residual_blocks(Tensor x, Tensor[] tensors, int[] plan, float[] eps, str groups, bool recompute) -> Tensor[]",
+    "residual_blocks(Tensor x, Tensor[] tensors, int[] numbers, float[] eps, str groups, bool recompute) -> Tensor[]",
     _run,
     _fake,
 )
@@ -192,7 +192,7 @@ def _fake_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, 
 
 
 define(
-    "residual_blocks_backward(Tensor grad, Tensor x, Tensor? y, Tensor[] tensors, Tensor[] saved, int[] plan, float[] eps,"
+    "residual_blocks_backward(Tensor grad, Tensor x, Tensor? y, Tensor[] tensors, Tensor[] saved, int[] numbers, float[] eps,"
     " str groups, bool recompute, bool want_x, bool[] wanted) -> Tensor[]",
     _run_backward,
     _fake_backward,

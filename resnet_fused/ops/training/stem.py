@@ -44,7 +44,7 @@ def _fake(x, tensors, numbers, eps, group, pool, recompute):
 
 
 define(
-    "stem(Tensor x, Tensor[] tensors, int[] plan, float[] eps, str group, int[] pool, bool recompute)"
+    "stem(Tensor x, Tensor[] tensors, int[] numbers, float[] eps, str group, int[] pool, bool recompute)"
     " -> (Tensor pooled, Tensor z, Tensor statistics, Tensor indices)",
     _run,
     _fake,
@@ -89,7 +89,7 @@ def _fake_backward(grad, x, pooled, z, stats, indices, tensors, numbers, eps, gr
 
 define(
     "stem_backward(Tensor grad, Tensor x, Tensor pooled, Tensor z, Tensor statistics, Tensor indices, Tensor[] tensors,"
-    " int[] plan, float[] eps, str group, int[] pool, bool want_x, bool[] wanted) -> Tensor[]",
+    " int[] numbers, float[] eps, str group, int[] pool, bool want_x, bool[] wanted) -> Tensor[]",
     _run_backward,
     _fake_backward,
 )

@@ -6,7 +6,6 @@ The loops around the kernels are those of the matrix unit, and so are the shapes
 import functools
 
 import amx_cases
-import isa
 import pytest
 import torch
 from amx_cases import CASES, DTYPE_IDS, DTYPES, between_sentinels, check_numbers, problem
@@ -94,9 +93,3 @@ def test_batch_of_none():
     case = (1, 3, 5, 6, 6, 3, 3, 1, 1, 1)
     packed = library.namespace().direct_pack(torch.randn(5, 3, 3, 3))
     assert run(case, torch.empty(0, 3, 6, 6), packed, torch.zeros(5)).shape == (0, 5, 6, 6)
-
-
-@isa.outermost
-@pytest.mark.parametrize("lower", isa.SETS[:-1])
-def test_lower_instruction_sets(lower):
-    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")

@@ -23,7 +23,6 @@ EITHER = [(3, 1, 4, 5), (7, 100, 1, 1), (2, 3, 1, 1), (1, 64, 1, 1), (33, 65), (
 LAYOUTS = [*itertools.product(BOTH, FORMATS), *((shape, torch.contiguous_format) for shape in EITHER)]
 CASES = [(shape, dtype, memory_format) for shape, memory_format in LAYOUTS for dtype in DTYPES]
 EPS = 1e-5
-SPECIAL_VALUES = os.path.join(os.path.dirname(__file__), "test_native_special_values.py")
 
 
 def placed(values, memory_format, offset=1):
@@ -277,9 +276,3 @@ def test_more_than_this_machine_has_is_not_used_and_info_says_so(wanted):
         check=True,
     ).stdout
     assert f"{library.cpu_isa()}, not {wanted}: " in text
-
-
-@isa.outermost
-@pytest.mark.parametrize("lower", isa.LOWER)
-def test_lower_instruction_sets(lower):
-    isa.run_again(lower, __file__, SPECIAL_VALUES)

@@ -1,6 +1,5 @@
 """The fused stem of the compiled library (convolution, shift, ReLU, max-pool), against float64 beside torch's error."""
 
-import isa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,9 +89,3 @@ def test_messages():
         ops.stem_conv_pool(x, packed, shift, torch.empty(1, 8, 16, 16), 7, 2, 3)
     with pytest.raises(RuntimeError, match="out must be dense channels_last"):
         ops.stem_conv_pool(x, packed, shift, torch.empty(1, 8, 8, 8), 7, 2, 3)
-
-
-@isa.outermost
-@pytest.mark.parametrize("lower", isa.LOWER)
-def test_lower_instruction_sets(lower):
-    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")

@@ -4,7 +4,6 @@ import functools
 import os
 import threading
 
-import isa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -237,9 +236,3 @@ def test_messages(message):
     out = out_like(GOOD["x"], 16, 1).clone(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match=message):
         BAD[message](packed, GOOD["x"], GOOD["shift"], out)
-
-
-@isa.outermost
-@pytest.mark.parametrize("lower", isa.LOWER)
-def test_lower_instruction_sets(lower):
-    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")

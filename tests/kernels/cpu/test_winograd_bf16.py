@@ -1,6 +1,5 @@
 """Winograd in bfloat16 (csrc/cpu/winograd), against float64 beside the error of torch's own bfloat16 convolution."""
 
-import isa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,9 +116,3 @@ def test_messages(message):
     with pytest.raises(RuntimeError, match=message):
         calls[message.split()[0]]()
     assert out.isnan().all()
-
-
-@isa.outermost
-@pytest.mark.parametrize("lower", isa.SETS[:-1])
-def test_lower_instruction_sets(lower):
-    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")

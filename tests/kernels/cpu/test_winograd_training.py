@@ -1,6 +1,5 @@
 """The three convolutions of a training step by Winograd, against float64 beside the error of torch's own."""
 
-import isa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,9 +147,3 @@ BAD = {
 def test_messages(message):
     with pytest.raises(RuntimeError, match=message):
         BAD[message]()
-
-
-@isa.outermost
-@pytest.mark.parametrize("lower", isa.LOWER)
-def test_lower_instruction_sets(lower):
-    isa.run_again(lower, __file__, OMP_NUM_THREADS="1")

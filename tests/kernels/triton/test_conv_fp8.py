@@ -22,7 +22,7 @@ BF16 = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def _a_device_for_it(device):
-    if (why := fp8.device_refusal(torch.device(device))) is not None:
+    if (why := fp8.why_not(torch.device(device))) is not None:
         pytest.skip(why)
 
 
