@@ -1,4 +1,5 @@
 // Winograd for a network whose weights may change between two calls: no value derived from the weights outlives a call.
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/base/parallel.h"
@@ -63,6 +64,15 @@ bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradF
                  &finite, loops);
   run_loops(loops, plan.slots);
   return finite;
+}
+
+bool winograd_convolve(const WinogradPlan& plan, const float* x, const WinogradFilters& filters, float* out,
+                       float* workspace) {
+  float* packed = workspace;
+  float* shift = packed + padded(winograd_packed_size(plan.shape, plan.weights));
+  std::fill_n(shift, plan.shape.k, 0.0f);
+  pack(plan.shape, filters, packed);
+  return winograd_run(plan, x, packed, nullptr, {shift, nullptr, Activation::none}, out, shift + padded(plan.shape.k));
 }
 
 }  // namespace resnet_fused::cpu

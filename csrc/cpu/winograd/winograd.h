@@ -14,7 +14,7 @@
 
 namespace resnet_fused::cpu {
 
-// A 3x3 filter with stride 1, one group, and a padding of 0 or 1 on both axes.
+// A 3x3 filter with stride 1, one group, and a padding of 0 to 2 on both axes.
 struct WinogradShape : Convolution {
   int m;        // 2 or 4: outputs per tile and axis
   DType dtype;  // of x and out: f32 or bf16
@@ -79,5 +79,10 @@ WinogradPlan winograd_live_plan(const WinogradShape& shape, int threads);
 int64_t winograd_live_workspace_size(const WinogradPlan& plan);
 bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradFilters& filters,
                        const Epilogue& epilogue, float* out, float* workspace);
+
+// The same convolution with nothing after it, for training. For the gradient of the input, x is the gradient of the
+// output, and `filters` reads the weight with its channels exchanged and its taps from the last to the first.
+bool winograd_convolve(const WinogradPlan& plan, const float* x, const WinogradFilters& filters, float* out,
+                       float* workspace);
 
 }  // namespace resnet_fused::cpu
