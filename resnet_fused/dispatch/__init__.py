@@ -28,6 +28,7 @@ from .choice import (
     choose,
     choose_conv_input_grad,
     choose_conv_stats,
+    choose_conv_weight_grad,
     choose_fp8,
     default_backend,
     kernel,

@@ -18,6 +18,7 @@ from .able import why_not
 from .asked import Choice, asked_for, configuration, note, note_key, observed
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+GRADIENTS = ("conv_input_grad", "conv_weight_grad")  # of a convolution: torch's own where no kernel runs by default
 
 
 def _why_not(x, others):
@@ -36,11 +37,9 @@ def _why_not(x, others):
 
 def automatic(op, x, convolution=None):
     """The default choice for `op` on `x`, where nothing was measured and nothing asked for."""
-    if op == "conv_input_grad":
-        return Choice(TORCH.name, "torch's own where nothing else was asked for or measured")
-    device, missing = x.device.type, []
+    device, missing, gradient = x.device.type, [], op in GRADIENTS
     for backend in BACKENDS.values():
-        if backend.default is None or backend.device != device:
+        if backend.default is None or backend.device != device or (gradient and op not in backend.kernels):
             continue
         runs, reason = backend.default(op, convolution)
         if not runs:
@@ -48,6 +47,8 @@ def automatic(op, x, convolution=None):
         if (why := why_not(backend, op, x.device)) is None:
             return Choice(backend.name, f"{reason}: {'; '.join(missing)}" if missing else reason)
         missing.append(why)
+    if gradient:
+        return Choice(TORCH.name, "torch's own where nothing else was asked for or measured")
     return Choice(EAGER.name, "; ".join(missing) or f"device {device}")
 
 
@@ -217,24 +218,38 @@ def _choose_conv_stats(op, x, others, convolution, activation):
 
 
 def choose_conv_input_grad(grad, weight, convolution):
-    """The backend of the gradient of a convolution's input: one with a kernel for it where that was asked for or measured,
-    else "torch". Torch's own is noted only where there was a choice: it is no op of ours.
+    """The backend of the gradient of a convolution's input: one with a kernel for it where that was asked for, measured or
+    runs by default, else "torch". Torch's own is noted only where there was a choice: it is no op of ours.
     """
     return _remembered.choose(_choose_conv_input_grad, "conv_input_grad", grad, (weight,), convolution, RELU)
 
 
 def _choose_conv_input_grad(op, grad, others, convolution, activation):
-    (weight,), name = others, asked_for()
     note_key(lambda: _key(op, grad, (), convolution))
-    if name == "auto":
-        choice = _measured(op, grad, (), convolution)
-    else:
+    return _choose_gradient(op, grad, others, convolution, _measured(op, grad, (), convolution))
+
+
+def choose_conv_weight_grad(grad, x, convolution):
+    """The backend of the gradient of a convolution's weight, as `choose_conv_input_grad`; nothing measures it."""
+    return _remembered.choose(_choose_conv_weight_grad, "conv_weight_grad", grad, (x,), convolution, RELU)
+
+
+def _choose_conv_weight_grad(op, grad, others, convolution, activation):
+    return _choose_gradient(op, grad, others, convolution, None)
+
+
+def _choose_gradient(op, grad, others, convolution, measured):
+    name = asked_for()
+    choice = measured or automatic(op, grad, convolution)
+    if name != "auto":
         choice = Choice(name, f"backend {name!r} was asked for", configuration())
-    backend = None if choice is None else BACKENDS.get(choice.backend)
+    elif measured is None and choice.backend == TORCH.name:
+        return choice
+    backend = BACKENDS.get(choice.backend)
     if backend is None or op not in backend.kernels:
-        return automatic(op, grad)
+        return Choice(TORCH.name, "torch's own where nothing else was asked for or measured")
     if backend is not TORCH:
-        if (why := _why_not(grad, (weight,)) or backend.refusal(op, convolution)) is not None:
+        if (why := _why_not(grad, others) or backend.refusal(op, convolution)) is not None:
             choice = Choice(TORCH.name, why)
         elif not backend.takes(grad.device.type):
             choice = Choice(TORCH.name, f"backend {choice.backend!r} does not take {grad.device.type} tensors")

@@ -20,11 +20,10 @@ THEN_A_PASS = "torch's convolution, then one fused pass: "  # noqa: S105 (a pass
 def conv_bn_relu(library, x, weight, epilogue, out, convolution, config=None):
     """Signature as in kernels/cuda.py. Returns False where a value was not finite, because Winograd spreads such a
     value over its tile."""
-    dense = weight if weight.stride(2) == 3 * weight.stride(3) else weight.contiguous()
     mean, var, _, bn_weight, bn_bias, eps = epilogue.norm
     return library.winograd_conv_bn_relu(
         x,
-        dense,
+        _with_rows(weight),
         mean,
         var,
         bn_weight,
@@ -60,7 +59,35 @@ def _scale_and_shift(norm):
     return scale.float(), shift.float()
 
 
-CONVOLUTIONS = {"conv_bn_relu": conv_bn_relu, "conv_bn_relu_pool": conv_bn_relu_pool}
+def conv(library, x, weight, out, convolution):
+    """The convolution alone, for training. Like the two gradients it returns False where a value was not finite."""
+    return library.winograd_forward(x, _with_rows(weight), out, convolution.padding[0])
+
+
+def conv_input_grad(library, grad, weight, out, convolution, config=None):
+    return library.winograd_input_gradient(grad, _with_rows(weight), out, convolution.padding[0])
+
+
+def conv_weight_grad(library, grad, x, out, convolution):
+    dense = _with_rows(out)
+    finite = library.winograd_weight_gradient(grad, x, dense, convolution.padding[0])
+    if dense is not out:
+        out.copy_(dense)
+    return finite
+
+
+def _with_rows(weight):
+    """A weight [K, C, 3, 3] whose rows of taps lie one after another, as every dense weight's do."""
+    return weight if weight.stride(2) == 3 * weight.stride(3) else weight.contiguous()
+
+
+CONVOLUTIONS = {
+    "conv_bn_relu": conv_bn_relu,
+    "conv_bn_relu_pool": conv_bn_relu_pool,
+    "conv": conv,
+    "conv_input_grad": conv_input_grad,
+    "conv_weight_grad": conv_weight_grad,
+}
 
 
 @functools.cache
@@ -89,7 +116,7 @@ def refusal(op, convolution):
 def _why_not(op, convolution):
     if convolution.dtype != torch.float32:
         return f"the CPU's own convolutions are for float32, not {convolution.dtype}"
-    if op not in ("conv_bn_relu", "conv_bn_relu_pair", "conv_bn_relu_pool"):
+    if op not in CONVOLUTIONS and op not in COMPOSED:
         return f"no kernel of the CPU's own for {op}"
     return _why_not_stem(convolution) if op == "conv_bn_relu_pool" else _why_not_winograd(convolution)
 
@@ -110,26 +137,34 @@ def _why_not_winograd(convolution):
     return None if padding in ((0, 0), (1, 1)) else "Winograd is for padding 0 or 1"
 
 
-def _why_slower(x, weight, padding):
+def _why_slower(op, convolution):
     """Why torch's convolution is faster than Winograd's, or None.
 
     The weights are transformed anew in every call. That costs the time which a certain number of tiles of 2x2 outputs
     saves, so Winograd needs more tiles than that number. Speed relative to direct convolution and pass, two threads:
     256 channels and 49 tiles 1.12 to 1.39, 512 channels and 16 tiles 0.83 to 1.01, 48 tiles 0.85, 128 tiles 1.2; 32 to
     128 channels and 32 tiles 1.4 to 2. With 16 channels the transforms of the tiles cost what the products save
-    (measured: 2-core Intel Xeon, torch 2.13, 2026-11-24).
+    (measured: 2-core Intel Xeon, torch 2.13, 2026-11-24). The gradient of a weight transforms no weights, and torch's is
+    slow for small maps: 512 channels and 16 tiles 2.3, 256 channels and 49 tiles 2.1 (2-core AMD Zen 4, 2026-12-01).
     """
+    x, weight, padding = convolution.x, convolution.weight, convolution.padding
     tiles, enough = x[0], 32 if weight[0] * weight[1] <= 256 * 256 else 64
     for size, p in zip(x[2:], padding, strict=True):
-        tiles *= (size + 2 * p - 1) // 2
-    if tiles < enough:
+        tiles *= (size + 2 * (2 - p if op == "conv_input_grad" else p) - 1) // 2
+    if tiles < enough and op != "conv_weight_grad":
         return f"only {tiles} Winograd tiles share the transformed weights"
     if min(weight[:2]) < 32:
         return f"only {min(weight[:2])} channels share the transformed tiles"
     return None
 
 
-_DEFAULTS = {"conv_bn_relu": "Winograd F(2x2,3x3)", "conv_bn_relu_pool": "convolution and pooling in one pass"}
+_DEFAULTS = {
+    "conv_bn_relu": "Winograd F(2x2,3x3)",
+    "conv_bn_relu_pool": "convolution and pooling in one pass",
+    "conv_stats": "Winograd F(2x2,3x3), then one fused pass",
+    "conv_input_grad": "Winograd F(2x2,3x3)",
+    "conv_weight_grad": "Winograd F(3x3,2x2)",
+}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -138,7 +173,7 @@ def _default(op, convolution):
         return True, "default on CPUs"
     why = refusal(op, convolution)
     if why is None and op != "conv_bn_relu_pool":
-        slower = _why_slower(convolution.x, convolution.weight, convolution.padding)
+        slower = _why_slower(op, convolution)
         why = slower and THEN_A_PASS + slower
     return (True, _DEFAULTS.get(op, "default on CPUs")) if why is None else (False, why)
 

@@ -139,7 +139,9 @@ PASSES = {
     "bn_relu_backward_apply": backward_apply,
 }
 # Neither backend has a kernel for a convolution: each op composes it.
-TORCH = Backend("torch", ANY, lambda device: None, dict.fromkeys((*CONVOLUTIONS, "conv_input_grad")))
+TORCH = Backend(
+    "torch", ANY, lambda device: None, dict.fromkeys((*CONVOLUTIONS, "conv_input_grad", "conv_weight_grad"))
+)
 EAGER = Backend(
     "eager",
     ANY,

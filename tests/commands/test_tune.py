@@ -8,6 +8,7 @@ from resnets import narrow
 import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.commands.tune import calls, tune
+from resnet_fused.dispatch.choice import GRADIENTS
 from resnet_fused.measure import remembered
 
 SHAPE = (2, 3, 48, 48)
@@ -76,7 +77,9 @@ def test_tune_fills_the_table_that_the_dispatcher_reads():
     # The stem, which keeps no output to take its mask from, makes other backward passes.
     passes = [(op, choice) for op, (shape, *_), choice in noted if shape != (2, 64, 24, 24)]
     assert {"conv_stats", "bn_add_bn_relu"} < {op for op, _ in passes}
-    assert all(choice.reason.startswith("measured") for _, choice in passes), "every pass has its entry"
+    # A rule by shape chooses who computes the gradients of a convolution on a CPU.
+    tuned = [choice for op, choice in passes if op not in GRADIENTS]
+    assert all(choice.reason.startswith("measured") for choice in tuned), "every pass has its entry"
 
 
 def test_no_time_means_defaults_and_is_said():

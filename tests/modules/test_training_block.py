@@ -27,7 +27,7 @@ def test_float32(backend, device, kind, stride, memory_format):
     with dispatch.record() as rows:
         model(x)
     used = {(op, choice.backend) for op, _, choice in rows}
-    own = backend if memory_format == LAST and backend in ("triton", "emulator", "cuda") else "torch"
+    own = backend if memory_format == LAST and backend in ("triton", "emulator", "cuda", "native") else "torch"
     assert ("conv_stats", own if backend != "eager" else "eager") in used
     check(model, x, grad)
 
@@ -199,4 +199,6 @@ def test_statistics_do_not_cancel(backend, device):
         model.bn1.momentum = 1.0
         model(x)
     var = x.double().var((0, 2, 3))
-    assert ((model.bn1.running_var.double() / var) - 1).abs().max() < 2e-6
+    # A direct sum of one term is exact. Winograd rounds it: 1.1e-5 (measured).
+    allowed = 5e-5 if backend == "native" else 2e-6
+    assert ((model.bn1.running_var.double() / var) - 1).abs().max() < allowed

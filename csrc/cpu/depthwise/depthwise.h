@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/base/pointwise.h"
+#include "cpu/base/team.h"
 #include "ops.h"
 
 namespace resnet_fused::cpu {
@@ -23,7 +24,7 @@ constexpr bool depthwise_is_able(int64_t kernel, int64_t stride) {
 
 // x and out: float32 or bfloat16; out must not be x. weight: [kernel, kernel, c], shift: [c], both float32. The bits of
 // the result do not depend on threads, batch or position.
-void depthwise_run(const DepthwiseShape& shape, const void* x, const float* weight, const float* shift,
-                   Pointwise function, void* out);
+Loop depthwise_loop(const DepthwiseShape& shape, const void* x, const float* weight, const float* shift,
+                    Pointwise function, void* out, int slots);
 
 }  // namespace resnet_fused::cpu

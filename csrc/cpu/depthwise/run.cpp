@@ -2,20 +2,17 @@
 #include <algorithm>
 
 #include "cpu/base/isa.h"
-#include "cpu/base/parallel.h"
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/depthwise/isa/kernels.h"
 
 namespace resnet_fused::cpu {
 RESNET_FUSED_PER_ISA_BF16(extern const DepthwiseKernels depthwise_kernels[2];)
 
-void depthwise_run(const DepthwiseShape& shape, const void* x, const float* weight, const float* shift,
-                   Pointwise function, void* out) {
+Loop depthwise_loop(const DepthwiseShape& shape, const void* x, const float* weight, const float* shift,
+                    Pointwise function, void* out, int slots) {
   const auto run = RESNET_FUSED_BEST_BF16(depthwise_kernels)[shape.bf16].rows[shape.kernel == 5][shape.stride == 2];
-  const int64_t item = shape.bf16 ? 2 : 4, height = shape.p();
-  // A range is worth waking a thread for.
-  const int64_t grain = 1 + 16384 / (shape.q() * shape.c * shape.kernel * shape.kernel / 9 + 1);
-  parallel_for(shape.n * height, grain, [&](int64_t begin, int64_t end) {
+  return ranges(shape.n * shape.p(), slots, [=](int64_t begin, int64_t end) {
+    const int64_t item = shape.bf16 ? 2 : 4, height = shape.p();
     while (begin < end) {
       const int64_t image = begin / height, first = begin % height, last = std::min(height, first + end - begin);
       const char* from = static_cast<const char*>(x) + image * shape.h * shape.w * shape.c * item;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/base/parallel.h"
 #include "register/check.h"
 
 namespace resnet_fused {
@@ -40,8 +41,11 @@ void depthwise_conv(Tensor x, Tensor weight, Tensor shift, Tensor out, int64_t s
                   static_cast<int>(cpu::Pointwise::count) - 1);
   if (out.numel() == 0) return;
   STD_TORCH_CHECK(x.const_data_ptr() != out.const_data_ptr(), "depthwise_conv: out must not be x");
-  cpu::depthwise_run(shape, x.const_data_ptr(), weight.const_data_ptr<float>(), shift.const_data_ptr<float>(),
-                     static_cast<cpu::Pointwise>(function), out.mutable_data_ptr());
+  const int slots = cpu::num_threads();
+  const cpu::Loop loop =
+      cpu::depthwise_loop(shape, x.const_data_ptr(), weight.const_data_ptr<float>(), shift.const_data_ptr<float>(),
+                          static_cast<cpu::Pointwise>(function), out.mutable_data_ptr(), slots);
+  cpu::run_loops({loop}, slots);
 }
 
 }  // namespace

@@ -91,7 +91,8 @@ class Recorder(TorchDispatchMode):
             where = [(name, getattr(unit, name)) for name in ("stride", "padding", "dilation", "groups", "eps")]
             self.calls.append(("conv_stats", [("x", x), ("weight", unit.weight), *where]))
         z = empty_output(x, unit)
-        # On other devices the gradient is torch's. The stem, which is not `inside`, reads the image: it needs no gradient.
+        # On a CPU a rule by shape decides (kernels/cpu.py). The stem, which is not `inside`, reads the image: it needs no
+        # gradient.
         if x.device.type == "cuda" and self.inside:
             where = [(name, getattr(unit, name)) for name in ("stride", "padding", "dilation", "groups")]
             tensors = [("grad", z), ("weight", unit.weight), ("size", tuple(x.shape[2:]))]

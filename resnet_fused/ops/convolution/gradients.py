@@ -1,5 +1,5 @@
-"""The gradients of a convolution. torch computes that of the weight; a fused kernel computes that of the input where
-one was chosen."""
+"""The gradients of a convolution: each by a fused kernel where one was chosen, else by torch. A kernel that returns
+False has found values for which its result is wrong, and torch computes that gradient again."""
 
 import torch
 
@@ -15,8 +15,8 @@ def conv_gradients(grad, x, weight, stride, padding, dilation, groups, want_x, w
     """
     geometry = *map(tuple, (stride, padding, dilation)), groups
     grad_x = _input_grad(grad, x, weight, geometry) if want_x else None
-    grad_weight = None
-    left = [want_x and grad_x is None, want_weight]
+    grad_weight = _weight_grad(grad, x, weight, geometry) if want_weight else None
+    left = [want_x and grad_x is None, want_weight and grad_weight is None]
     if any(left):
         torch_x, torch_weight = torch_convolution.gradients(grad, x, weight, stride, padding, dilation, groups, left)
         grad_x = torch_x if left[0] else grad_x
@@ -39,5 +39,14 @@ def _input_grad(grad, x, weight, geometry):
     if kernel is None or not layout.is_channels_last(x):
         return None
     grad_x = torch.empty_like(x, memory_format=layout.CHANNELS_LAST)
-    kernel(grad, weight, grad_x, convolution)
-    return grad_x
+    return None if kernel(grad, weight, grad_x, convolution) is False else grad_x
+
+
+def _weight_grad(grad, x, weight, geometry):
+    """The gradient of the weight by a fused kernel, or None where torch computes it."""
+    convolution = Convolution(x.shape, weight.shape, grad.dtype, *geometry)
+    kernel = dispatch.kernel(dispatch.choose_conv_weight_grad(grad, x, convolution), "conv_weight_grad")
+    if kernel is None or not layout.is_channels_last(x):
+        return None
+    grad_weight = torch.empty_like(weight)
+    return None if kernel(grad, x, grad_weight, convolution) is False else grad_weight

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from ...kernels import layout, torch_convolution
+from ...kernels import layout
+from ..convolution import plain
 from ..define import call, define
 from . import autograd, encoding
 from .unit import (
@@ -132,7 +133,7 @@ def _run_backward(grad, x, y, tensors, saved, numbers, eps, groups, recompute, w
 
 def _convolved_again(x, unit):
     x = layout.in_format(x, layout.nearest_format(x))
-    z = torch_convolution.convolve(x, unit.weight, *unit.convolution, unit.groups)
+    z = plain.convolve(x, unit.weight, *unit.convolution, unit.groups)
     return layout.in_format(z, layout.nearest_format(empty_output(x, unit)))
 
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 
 from ... import dispatch
-from ...kernels import layout, torch_convolution
+from ...kernels import layout
 from ...kernels.epilogue import NONE, RELU, Epilogue, Norm
 from ...kernels.shapes import convolution_of, out_shape
 from ..bn_relu import apply, backward_apply, sums
+from ..convolution import plain
 from ..convolution.gradients import conv_gradients
 from . import sync
 
@@ -87,7 +88,7 @@ def convolve(x, unit, stats=None):
     """(z, statistics of z): z [N, K, P, Q] as stored; the statistics are written to `stats`, else to `empty_stats`."""
     stats = empty_stats(x, unit) if stats is None else stats
     memory_format = layout.result_format(x, unit.weight)
-    x = layout.in_format(x, memory_format)
+    x, choice = layout.in_format(x, memory_format), None
     if unit.mean is None:
         part = sync.empty_part(stats) if unit.group else None
         mean, var = (stats[MEAN], stats[VAR]) if part is None else sync.moments(part)
@@ -100,7 +101,7 @@ def convolve(x, unit, stats=None):
                 x, unit.weight, z, mean, stats[INVSTD], stats[SCRATCH], var, None, convolution, 1.0, unit.eps
             )  # fmt: skip
             return z, _over_processes(z, unit, stats, part)
-    z = torch_convolution.convolve(x, unit.weight, *unit.convolution, unit.groups)
+    z = plain.convolve(x, unit.weight, *unit.convolution, unit.groups, choice)
     z = layout.in_format(z, memory_format)
     if unit.mean is None:
         if z.numel() > 0:

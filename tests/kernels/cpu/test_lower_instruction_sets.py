@@ -13,7 +13,13 @@ pytestmark = [
 ]
 HERE = Path(__file__).parent
 OF_BFLOAT16 = ("test_direct.py", "test_winograd_bf16.py")  # whose kernels have an instruction set more
-OTHERS = ("test_native.py", "test_native_special_values.py", "test_stem.py", "test_winograd.py")
+OTHERS = (
+    "test_native.py",
+    "test_native_special_values.py",
+    "test_stem.py",
+    "test_winograd.py",
+    "test_winograd_training.py",
+)
 
 
 @pytest.mark.parametrize("lower", isa.SETS[:-1])
