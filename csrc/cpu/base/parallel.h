@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/base/team.h"
+
 namespace resnet_fused::cpu {
 
 // Calls body(begin, end, context) on disjoint ranges that cover [0, count). No range is shorter than `grain`, where
@@ -18,5 +20,9 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
 }
 
 int num_threads();
+
+// Runs loops one after another on a team of `threads` threads, in one region of the pool. Inside another region, the
+// calling thread runs them alone, as slot 0.
+void run_loops(const Loops& loops, int threads);
 
 }  // namespace resnet_fused::cpu

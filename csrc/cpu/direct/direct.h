@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/base/folded.h"
+#include "cpu/base/team.h"
 
 namespace resnet_fused::cpu {
 
@@ -42,8 +43,8 @@ constexpr int64_t kDirectPanel = 32;  // output channels of a kernel call: two 5
 // zeros between them.
 struct DirectPlan {
   DirectShape shape;
-  int tasks;
-  bool split_panels;  // true: tasks share one packed input and split the output channels. false: tasks split the pixels
+  int slots;          // threads that run it, each with memory of its own
+  bool split_panels;  // true: slots share one packed input and split the output channels. false: they split the pixels
   int64_t blocks, panels;
   int64_t pixels;         // at most, of a call of the kernel
   int64_t pitch, shared;  // pitch: pixels from a row to the next. shared: pixels that belong to two rows
@@ -53,7 +54,7 @@ struct DirectPlan {
   int64_t rows;                                // at most, output rows packed at a time
   int64_t plane;                               // pixels of a plane
   int64_t segment;                             // words of the packed input of `rows` output rows of one image
-  int64_t segments;  // segments packed at a time; a task reads the weights once for all of them
+  int64_t segments;  // segments packed at a time; a slot reads the weights once for all of them
   int64_t chunk;  // blocks of channels: their weights serve all packed pixels before the next blocks' weights are read
   int64_t sums;   // floats: the sums of a panel for all packed pixels
   // true: a call's pixels meet all panels before the next pixels. false: a panel meets all pixels first
@@ -69,11 +70,11 @@ int64_t direct_workspace_size(const DirectPlan& plan);
 // weight: [k, c, r, s] contiguous, float32 or bfloat16.
 void direct_pack(const DirectShape& shape, const void* weight, uint16_t* packed);
 
-// x, residual and out are float32 or bfloat16, NHWC. out must not be x. workspace is aligned to 64 bytes. The bits of
-// the result do not depend on threads, batch or position. An output is NaN where a pixel that it reads is NaN. In
-// amx_f32 it is also NaN where that pixel is an infinity, or rounds to an infinity in bfloat16 (above 3.39e38), and
-// subnormal parts are 0.
-void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue,
-                void* out, uint16_t* workspace);
+// Adds the loops of a convolution. Pointers are kept, and the rest is copied. x, residual and out are float32 or
+// bfloat16, NHWC. out must not be x. workspace is aligned to 64 bytes. The bits of the result do not depend on threads,
+// batch or position. An output is NaN where a pixel that it reads is NaN. In amx_f32 it is also NaN where that pixel is
+// an infinity, or rounds to an infinity in bfloat16 (above 3.39e38), and subnormal parts are 0.
+void direct_loops(DirectPlan plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue, void* out,
+                  uint16_t* workspace, Loops& loops);
 
 }  // namespace resnet_fused::cpu

@@ -27,7 +27,7 @@ int64_t zeros_after(const DirectShape& s, int64_t phase, int64_t count) {
 DirectPlan direct_plan(const DirectShape& shape, int threads) {
   DirectPlan plan{};
   plan.shape = shape;
-  plan.tasks = threads;
+  plan.slots = threads;
   plan.blocks = shape.blocks();
   plan.panels = divide_up(shape.k, kDirectPanel);
   plan.pixels = direct_kernels(shape.format).pixels;
@@ -98,7 +98,7 @@ DirectPlan direct_plan(const DirectShape& shape, int threads) {
 
 int64_t direct_workspace_size(const DirectPlan& plan) {
   const int64_t sums = plan.sums * static_cast<int64_t>(sizeof(float) / sizeof(uint16_t));
-  return plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks) + sums * plan.tasks;
+  return plan.segment * plan.segments * (plan.split_panels ? 1 : plan.slots) + sums * plan.slots;
 }
 
 }  // namespace resnet_fused::cpu

@@ -1,9 +1,10 @@
-// The loops around the kernels: when pixels are packed, and which task multiplies which pixels with which weights.
+// The loops around the kernels: when pixels are packed, and which piece multiplies which pixels with which weights.
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <utility>
 
 #include "cpu/base/isa.h"
-#include "cpu/base/parallel.h"
 #include "cpu/direct/direct.h"
 #include "cpu/direct/isa/kernels.h"
 
@@ -31,30 +32,31 @@ const DirectKernels& direct_kernels(DirectFormat format) {
 
 namespace {
 
-// Begin of part i where `count` things are divided into `parts` parts whose sizes differ by at most one.
-int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
-
 struct Segment {
   int64_t image, row, rows;  // of the output
 };
 
 class Run {
  public:
-  Run(const DirectPlan& plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue, void* out)
-      : plan_(plan),
-        shape_(plan.shape),
-        kernels_(direct_kernels(plan.shape.format)),
-        bytes_(plan.shape.is_bf16() ? 2 : 4),
-        part_stride_(static_cast<int64_t>(plan.phase_y.size()) * plan.plane * kDirectLine),
-        block_stride_(part_stride_ * plan.shape.parts()),
+  Run(DirectPlan plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue, void* out)
+      : plan_(std::move(plan)),
+        shape_(plan_.shape),
+        kernels_(direct_kernels(shape_.format)),
+        bytes_(shape_.is_bf16() ? 2 : 4),
+        part_stride_(static_cast<int64_t>(plan_.phase_y.size()) * plan_.plane * kDirectLine),
+        block_stride_(part_stride_ * shape_.parts()),
         x_(static_cast<const char*>(x)),
         packed_(packed),
         epilogue_(epilogue),
         out_(static_cast<char*>(out)) {
-    for (size_t tap = 0; tap < plan.tap_plane.size(); ++tap) {
-      taps_.push_back((plan.tap_plane[tap] * plan.plane + plan.tap_offset[tap]) * kDirectLine);
+    for (size_t tap = 0; tap < plan_.tap_plane.size(); ++tap) {
+      taps_.push_back((plan_.tap_plane[tap] * plan_.plane + plan_.tap_offset[tap]) * kDirectLine);
     }
   }
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  const DirectPlan& plan() const { return plan_; }
 
   // Packs rows [begin, end) of plane `phase` of a segment into its memory. Row 0 is the first row that the segment's
   // output reads.
@@ -74,14 +76,14 @@ class Run {
   }
 
   // Computes output panels [begin, end) of segments that lie in `memory` one after another. sums: plan.sums floats.
-  void multiply(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
+  void multiply(const std::vector<Segment>& segments, int64_t begin, int64_t end, const uint16_t* memory,
                 float* sums) const {
-    if (plan_.pixels_first) return multiply_pixels(segments, count, begin, end, memory, sums);
+    if (plan_.pixels_first) return multiply_pixels(segments, begin, end, memory, sums);
     const int64_t block_weights = kDirectPanel * kDirectLine * shape_.taps() * shape_.parts();
     DirectGemm gemm = common();
     gemm.b = packed_ + begin * plan_.blocks * block_weights;
     int64_t calls = 0;
-    for (int64_t i = 0; i < count; ++i) calls += tiles(segments[i]);
+    for (const Segment& segment : segments) calls += tiles(segment);
     for (int64_t panel = begin; panel < end; ++panel) {
       for (int64_t block = 0; block < plan_.blocks; block += plan_.chunk) {
         gemm.blocks = std::min(plan_.chunk, plan_.blocks - block);
@@ -92,7 +94,7 @@ class Run {
         const int64_t weights = gemm.blocks * block_weights, products = 6 * shape_.taps() * gemm.blocks;
         gemm.ahead_lines = (weights / kDirectLine + calls * products - 1) / (calls * products);
         gemm.ahead = reinterpret_cast<const char*>(gemm.b + weights);
-        for (int64_t i = 0; i < count; ++i) {
+        for (size_t i = 0; i < segments.size(); ++i) {
           for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
             gemm.a = memory + i * plan_.segment + block * block_stride_ + tile * plan_.pixels * kDirectLine;
             gemm.pixels = std::min(plan_.pixels, pixels(segments[i]) - tile * plan_.pixels);
@@ -121,6 +123,20 @@ class Run {
     return result;
   }
 
+  // The segments that a slot packs and multiplies at a time, for the whole batch. Each slot's share is divided evenly.
+  std::vector<std::vector<Segment>> groups() const {
+    std::vector<std::vector<Segment>> result;
+    const int64_t rows = shape_.n * shape_.p;
+    for (int slot = 0; slot < plan_.slots; ++slot) {
+      const auto own = segments(part_begin(rows, plan_.slots, slot), part_begin(rows, plan_.slots, slot + 1));
+      const auto count = static_cast<int64_t>(own.size()), groups = (count + plan_.segments - 1) / plan_.segments;
+      for (int64_t i = 0; i < groups; ++i) {
+        result.emplace_back(own.begin() + part_begin(count, groups, i), own.begin() + part_begin(count, groups, i + 1));
+      }
+    }
+    return result;
+  }
+
  private:
   DirectGemm common() const {
     DirectGemm gemm{};
@@ -132,12 +148,12 @@ class Run {
   }
 
   // The same computation with the order of the loops reversed: see DirectPlan::pixels_first.
-  void multiply_pixels(const Segment* segments, int64_t count, int64_t begin, int64_t end, const uint16_t* memory,
+  void multiply_pixels(const std::vector<Segment>& segments, int64_t begin, int64_t end, const uint16_t* memory,
                        float* sums) const {
     DirectGemm gemm = common();
     gemm.blocks = plan_.blocks;
     gemm.c = sums;
-    for (int64_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < segments.size(); ++i) {
       for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
         gemm.a = memory + i * plan_.segment + tile * plan_.pixels * kDirectLine;
         gemm.pixels = std::min(plan_.pixels, pixels(segments[i]) - tile * plan_.pixels);
@@ -202,18 +218,18 @@ class Run {
     }
   }
 
-  const DirectPlan& plan_;
+  const DirectPlan plan_;
   const DirectShape& shape_;
   const DirectKernels& kernels_;
   const int64_t bytes_, part_stride_, block_stride_;
   std::vector<int64_t> taps_;
   const char* x_;
   const uint16_t* packed_;
-  const FoldedEpilogue& epilogue_;
+  const FoldedEpilogue epilogue_;
   char* out_;
 };
 
-// Prepares the thread of a task (the tile registers), and restores the thread's state at the end.
+// Prepares the thread of a piece (the tile registers), and restores the thread's state at the end.
 class Configured {
  public:
   explicit Configured(DirectFormat format) : kernels_(direct_kernels(format)) { kernels_.begin(saved_); }
@@ -228,46 +244,38 @@ class Configured {
 
 }  // namespace
 
-void direct_run(const DirectPlan& plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue,
-                void* out, uint16_t* workspace) {
-  const Run run(plan, x, packed, epilogue, out);
-  uint16_t* packed_end = workspace + plan.segment * plan.segments * (plan.split_panels ? 1 : plan.tasks);
-  const auto sums_of = [&](int64_t task) { return reinterpret_cast<float*>(packed_end) + task * plan.sums; };
-  if (!plan.split_panels) {
-    const int64_t rows = plan.shape.n * plan.shape.p;
-    parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
-      const Configured configured(plan.shape.format);
-      for (int64_t task = begin; task < end; ++task) {
-        uint16_t* memory = workspace + task * plan.segment * plan.segments;
-        const auto segments = run.segments(part_begin(rows, plan.tasks, task), part_begin(rows, plan.tasks, task + 1));
-        const int64_t count = static_cast<int64_t>(segments.size());
-        const int64_t groups = (count + plan.segments - 1) / plan.segments;
-        for (int64_t group = 0; group < groups; ++group) {
-          const int64_t first = part_begin(count, groups, group), here = part_begin(count, groups, group + 1) - first;
-          for (int64_t i = 0; i < here; ++i) run.pack(segments[first + i], memory + i * plan.segment);
-          run.multiply(segments.data() + first, here, 0, plan.panels, memory, sums_of(task));
-        }
-      }
-    });
+void direct_loops(DirectPlan plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue, void* out,
+                  uint16_t* workspace, Loops& loops) {
+  const auto run = std::make_shared<const Run>(std::move(plan), x, packed, epilogue, out);
+  const DirectPlan& p = run->plan();
+  uint16_t* packed_end = workspace + p.segment * p.segments * (p.split_panels ? 1 : p.slots);
+  const auto sums_of = [=, sums = p.sums](int slot) { return reinterpret_cast<float*>(packed_end) + slot * sums; };
+  if (!p.split_panels) {
+    auto groups = run->groups();
+    const auto pieces = static_cast<int64_t>(groups.size());
+    loops.push_back({pieces, [=, groups = std::move(groups)](int64_t piece, int slot) {
+                       const DirectPlan& p = run->plan();
+                       const Configured configured(p.shape.format);
+                       const auto& group = groups[piece];
+                       uint16_t* memory = workspace + slot * p.segment * p.segments;
+                       for (size_t i = 0; i < group.size(); ++i) run->pack(group[i], memory + i * p.segment);
+                       run->multiply(group, 0, p.panels, memory, sums_of(slot));
+                     }});
     return;
   }
   std::vector<Segment> segments;
-  for (int64_t image = 0; image < plan.shape.n; ++image) segments.push_back({image, 0, plan.shape.p});
-  const int64_t phases = static_cast<int64_t>(plan.phase_y.size()), rows = run.plane_rows(segments[0]);
-  const int64_t pieces = plan.shape.n * phases * rows;
-  parallel_for(pieces, (pieces + plan.tasks - 1) / plan.tasks, [&](int64_t begin, int64_t end) {
+  for (int64_t image = 0; image < p.shape.n; ++image) segments.push_back({image, 0, p.shape.p});
+  const int64_t phases = static_cast<int64_t>(p.phase_y.size()), rows = run->plane_rows(segments[0]);
+  loops.push_back(ranges(p.shape.n * phases * rows, p.slots, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i % rows, image = i / rows / phases;
-      run.pack(segments[image], i / rows % phases, row, row + 1, workspace + image * plan.segment);
+      run->pack(segments[image], i / rows % phases, row, row + 1, workspace + image * run->plan().segment);
     }
-  });
-  parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
-    const Configured configured(plan.shape.format);
-    for (int64_t task = begin; task < end; ++task) {
-      run.multiply(segments.data(), plan.shape.n, part_begin(plan.panels, plan.tasks, task),
-                   part_begin(plan.panels, plan.tasks, task + 1), workspace, sums_of(task));
-    }
-  });
+  }));
+  loops.push_back({p.panels, [=](int64_t panel, int slot) {
+                     const Configured configured(run->plan().shape.format);
+                     run->multiply(segments, panel, panel + 1, workspace, sums_of(slot));
+                   }});
 }
 
 }  // namespace resnet_fused::cpu

@@ -1,10 +1,10 @@
 #include "cpu/network/network.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "cpu/base/bf16.h"
 #include "cpu/base/parallel.h"
@@ -182,8 +182,9 @@ To from_value(float value) {
 }
 
 template <class From, class To>
-void copy_input(const Step& s, const From* x, const int64_t (&strides)[4], To* to) {
-  parallel_for(s.n * s.h, 1, [&](int64_t begin, int64_t end) {
+Loop copy_input(const Step& s, const From* x, const int64_t (&sides)[4], To* to) {
+  const auto strides = std::to_array(sides);
+  return ranges(s.n * s.h, num_threads(), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const From* from = x + row / s.h * strides[0] + row % s.h * strides[2];
       To* out = to + row * s.w * s.c;
@@ -197,9 +198,9 @@ void copy_input(const Step& s, const From* x, const int64_t (&strides)[4], To* t
 }
 
 template <class T>
-void pad(const Step& s, const T* from, T* to) {
+Loop pad(const Step& s, const T* from, T* to) {
   const int64_t height = s.convolution().p, width = s.convolution().q;
-  parallel_for(s.n * height, 1, [&](int64_t begin, int64_t end) {
+  return ranges(s.n * height, num_threads(), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* pixel = from + (row / height * s.h + row % height * s.stride) * s.w * s.c;
       for (int64_t x = 0; x < width; ++x) {
@@ -212,10 +213,10 @@ void pad(const Step& s, const T* from, T* to) {
 }
 
 template <class T>
-void mean(const Step& s, const T* from, T* to) {
+Loop mean(const Step& s, const T* from, T* to) {
   constexpr int64_t kChannels = 64;
   const int64_t pieces = (s.c + kChannels - 1) / kChannels;
-  parallel_for(s.n * pieces, 1, [&](int64_t begin, int64_t end) {
+  return ranges(s.n * pieces, num_threads(), [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t c = i % pieces * kChannels, channels = std::min(kChannels, s.c - c);
       const T* pixel = from + i / pieces * s.h * s.w * s.c + c;
@@ -232,7 +233,9 @@ void mean(const Step& s, const T* from, T* to) {
 }
 
 template <class T>
-void run_step(const Step& s, const Network& network, const NetworkInput& x, char* arena, char* workspace, void* out) {
+void add_step(const Step& s, const Network& network, const NetworkInput& x, char* arena, char* workspace, void* out,
+              Loops& loops) {
+  const int slots = num_threads();
   const bool bf16 = network.bf16;
   void* to = s.to == kOutput ? out : arena + s.to;
   const char* from = s.from == kInput ? nullptr : arena + s.from;
@@ -243,31 +246,29 @@ void run_step(const Step& s, const Network& network, const NetworkInput& x, char
   const void* input = static_cast<const char*>(x.data) + s.first * x.strides[0] * (x.bf16 ? 2 : 4);
   switch (s.kind) {
     case StepKind::copy:
-      if (x.bf16) {
-        copy_input(s, static_cast<const uint16_t*>(input), x.strides, static_cast<T*>(to));
-      } else {
-        copy_input(s, static_cast<const float*>(input), x.strides, static_cast<T*>(to));
-      }
+      loops.push_back(x.bf16 ? copy_input(s, static_cast<const uint16_t*>(input), x.strides, static_cast<T*>(to))
+                             : copy_input(s, static_cast<const float*>(input), x.strides, static_cast<T*>(to)));
       return;
     case StepKind::stem:
-      return stem_run(stem_shape(s), input, x.bf16, x.strides, reinterpret_cast<const float*>(weight), shift, to, bf16,
-                      num_threads(), reinterpret_cast<float*>(workspace));
+      return stem_loops(stem_shape(s), input, x.bf16, x.strides, reinterpret_cast<const float*>(weight), shift, to,
+                        bf16, slots, reinterpret_cast<float*>(workspace), loops);
     case StepKind::amx_stem:
-      return amx_stem_run(amx_stem_shape(s, bf16), input, x.bf16, x.strides, reinterpret_cast<const uint16_t*>(weight),
-                          shift, to, num_threads(), workspace);
+      return amx_stem_loops(amx_stem_shape(s, bf16), input, x.bf16, x.strides,
+                            reinterpret_cast<const uint16_t*>(weight), shift, to, slots, workspace, loops);
     case StepKind::direct:
     case StepKind::amx:
-      return direct_run(direct_plan(direct_shape(s, bf16), num_threads()), from,
-                        reinterpret_cast<const uint16_t*>(weight), epilogue, to,
-                        reinterpret_cast<uint16_t*>(workspace));
+      return direct_loops(direct_plan(direct_shape(s, bf16), slots), from, reinterpret_cast<const uint16_t*>(weight),
+                          epilogue, to, reinterpret_cast<uint16_t*>(workspace), loops);
     case StepKind::winograd:
-      winograd_run(winograd_plan(winograd_shape(s, bf16), weights_of(s, bf16), num_threads()), from,
-                   reinterpret_cast<const float*>(weight), nullptr, epilogue, to, reinterpret_cast<float*>(workspace));
-      return;
+      return winograd_loops(winograd_plan(winograd_shape(s, bf16), weights_of(s, bf16), slots), from,
+                            reinterpret_cast<const float*>(weight), nullptr, epilogue, to,
+                            reinterpret_cast<float*>(workspace), nullptr, loops);
     case StepKind::pad:
-      return pad(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
+      loops.push_back(pad(s, reinterpret_cast<const T*>(from), static_cast<T*>(to)));
+      return;
     case StepKind::mean:
-      return mean(s, reinterpret_cast<const T*>(from), static_cast<T*>(to));
+      loops.push_back(mean(s, reinterpret_cast<const T*>(from), static_cast<T*>(to)));
+      return;
     case StepKind::count:
       return;
   }
@@ -286,13 +287,10 @@ void network_run(const Network& network, const NetworkInput& x, char* arena, int
                  void* out, int64_t out_size) {
   check_sizes(network);
   check_places(network, x, activations, out_size);
-  for (int64_t i = 0; i < network.count; ++i) {
-    if (network.bf16) {
-      run_step<uint16_t>(network.steps[i], network, x, arena, workspace, out);
-    } else {
-      run_step<float>(network.steps[i], network, x, arena, workspace, out);
-    }
-  }
+  Loops loops;
+  const auto add = network.bf16 ? add_step<uint16_t> : add_step<float>;
+  for (int64_t i = 0; i < network.count; ++i) add(network.steps[i], network, x, arena, workspace, out, loops);
+  run_loops(loops, num_threads());
 }
 
 }  // namespace resnet_fused::cpu

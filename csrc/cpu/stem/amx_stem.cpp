@@ -1,12 +1,12 @@
 #include "cpu/stem/amx_stem.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <vector>
 
 #include "cpu/base/bf16.h"
 #include "cpu/base/isa.h"
-#include "cpu/base/parallel.h"
 #include "cpu/stem/isa/amx_stem_kernels.h"
 
 namespace resnet_fused::cpu {
@@ -35,7 +35,6 @@ constexpr int64_t kConvRows = 4;  // two rows, and the rows that the previous pa
 constexpr int64_t kWindows = kPixels * kValues;
 
 int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
 
 struct Sizes {
   explicit Sizes(const AmxStemShape& s)
@@ -47,19 +46,19 @@ struct Sizes {
         input_rows(s.kernel() + s.stride()),
         floats(up(row + kConvRows * tiles * kPixels * channels, 16)),
         input(up(input_rows * row * s.parts, 32)),
-        task(floats * 4 + (input + 2 * s.kernel() * s.parts * kWindows) * 2) {}
+        slot(floats * 4 + (input + 2 * s.kernel() * s.parts * kWindows) * 2) {}
   int64_t channels, tiles;
   int64_t row;         // values of one part of an input row
   int64_t input_rows;  // input rows that two rows of the convolution read
   int64_t floats, input;
-  int64_t task;  // bytes of a task
+  int64_t slot;  // bytes of a slot
 };
 
-// The rows of one task: a ring of input rows, split into parts, and a ring of rows of the convolution.
+// The rows of one piece: a ring of input rows, split into parts, and a ring of rows of the convolution.
 class Rows {
  public:
-  Rows(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const uint16_t* packed,
-       const float* shift, char* memory)
+  Rows(const AmxStemShape& shape, const void* x, bool x_bf16, const std::array<int64_t, 4>& strides,
+       const uint16_t* packed, const float* shift, char* memory)
       : shape_(shape),
         sizes_(shape),
         kernels_(chosen_kernels()),
@@ -189,7 +188,7 @@ class Rows {
   const AmxStemKernels& kernels_;
   const void* x_;
   const bool x_bf16_;
-  const int64_t (&strides_)[4];
+  const std::array<int64_t, 4>& strides_;
   const uint16_t* packed_;
   const float* shift_;
   float *line_, *conv_;
@@ -206,7 +205,7 @@ int64_t amx_stem_packed_size(const AmxStemShape& shape) {
   return up(shape.k, kPanel) * shape.kernel() * shape.parts * kValues;
 }
 
-int64_t amx_stem_workspace_size(const AmxStemShape& shape, int tasks) { return tasks * Sizes(shape).task; }
+int64_t amx_stem_workspace_size(const AmxStemShape& shape, int slots) { return slots * Sizes(shape).slot; }
 
 void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* packed) {
   std::memset(packed, 0, sizeof(uint16_t) * amx_stem_packed_size(shape));
@@ -229,19 +228,18 @@ void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* pac
   }
 }
 
-void amx_stem_run(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4],
-                  const uint16_t* packed, const float* shift, void* out, int tasks, void* workspace) {
-  const Sizes sizes(shape);
-  const int64_t height = shape.pooled_h(), rows = shape.n * height;
-  const int64_t out_row = shape.pooled_w() * shape.k * (shape.parts == 1 ? 2 : 4);
-  parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      Rows own(shape, x, x_bf16, strides, packed, shift, static_cast<char*>(workspace) + task * sizes.task);
-      for (int64_t row = part_begin(rows, tasks, task); row < part_begin(rows, tasks, task + 1); ++row) {
-        own.pool(row / height, row % height, static_cast<char*>(out) + row * out_row);
-      }
-    }
-  });
+void amx_stem_loops(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4],
+                    const uint16_t* packed, const float* shift, void* out, int slots, void* workspace, Loops& loops) {
+  const int64_t height = shape.pooled_h(), rows = shape.n * height, pieces = stem_pieces(rows, slots);
+  const int64_t out_row = shape.pooled_w() * shape.k * (shape.parts == 1 ? 2 : 4), size = Sizes(shape).slot;
+  const std::array<int64_t, 4> steps = std::to_array(strides);
+  loops.push_back({pieces, [=](int64_t piece, int slot) {
+                     Rows own(shape, x, x_bf16, steps, packed, shift, static_cast<char*>(workspace) + slot * size);
+                     for (int64_t row = part_begin(rows, pieces, piece); row < part_begin(rows, pieces, piece + 1);
+                          ++row) {
+                       own.pool(row / height, row % height, static_cast<char*>(out) + row * out_row);
+                     }
+                   }});
 }
 
 }  // namespace resnet_fused::cpu

@@ -19,16 +19,16 @@ constexpr int64_t kAmxStemChannels = 4, kAmxStemWidth = 8;  // of a row of a til
 
 // packed: in values. workspace: in bytes.
 int64_t amx_stem_packed_size(const AmxStemShape& shape);
-int64_t amx_stem_workspace_size(const AmxStemShape& shape, int tasks);
+int64_t amx_stem_workspace_size(const AmxStemShape& shape, int slots);
 
 // weight: [k, c, kernel, kernel] contiguous float32. With one part the weight is rounded to bfloat16.
 void amx_stem_pack(const AmxStemShape& shape, const float* weight, uint16_t* packed);
 
-// x: element (n, c, y, x) at n * strides[0] + c * strides[1] + y * strides[2] + x * strides[3]. x is float32, or with
-// one part also bfloat16 if x_bf16. out: NHWC, float32 (three parts) or bfloat16. Every output is the same for any
-// number of tasks. NaNs come out where torch has them, infinities as in direct_run (direct.h). workspace: aligned to 64
-// bytes.
-void amx_stem_run(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4],
-                  const uint16_t* packed, const float* shift, void* out, int tasks, void* workspace);
+// Adds the loop of a stem. Pointers are kept, and the rest is copied. x: element (n, c, y, x) at n * strides[0] + c *
+// strides[1] + y * strides[2] + x * strides[3]. x is float32, or with one part also bfloat16 if x_bf16. out: NHWC,
+// float32 (three parts) or bfloat16. Every output is the same for any number of slots. NaNs come out where torch has
+// them, infinities as in direct_loops (direct.h). workspace: aligned to 64 bytes.
+void amx_stem_loops(const AmxStemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4],
+                    const uint16_t* packed, const float* shift, void* out, int slots, void* workspace, Loops& loops);
 
 }  // namespace resnet_fused::cpu

@@ -1,10 +1,10 @@
 #include "cpu/stem/stem.h"
 
+#include <array>
 #include <cstring>
 
 #include "cpu/base/bf16.h"
 #include "cpu/base/isa.h"
-#include "cpu/base/parallel.h"
 #include "cpu/stem/isa/stem_kernels.h"
 
 namespace resnet_fused::cpu {
@@ -17,21 +17,20 @@ const StemKernels& kernels() { return RESNET_FUSED_BEST(stem_kernels); }
 constexpr int64_t kPooledRows = 3;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t part_begin(int64_t count, int64_t parts, int64_t i) { return count * i / parts; }
 
 struct Sizes {
   explicit Sizes(const StemShape& shape)
       : padded_row(divide_up((shape.w + 2 * shape.padding()) * shape.c, 16) * 16),
         panels(divide_up(shape.k, kStemPanel)),
         conv_row(shape.q * panels * kStemPanel),
-        task(shape.kernel() * padded_row + kPooledRows * conv_row) {}
-  int64_t padded_row, panels, conv_row, task;
+        slot(shape.kernel() * padded_row + kPooledRows * conv_row) {}
+  int64_t padded_row, panels, conv_row, slot;
 };
 
-// The rows of one task: a ring of `kernel` padded input rows, and a ring of three rows of the convolution.
+// The rows of one piece: a ring of `kernel` padded input rows, and a ring of three rows of the convolution.
 class Rows {
  public:
-  Rows(const StemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const float* packed,
+  Rows(const StemShape& shape, const void* x, bool x_bf16, const std::array<int64_t, 4>& strides, const float* packed,
        const float* shift, bool out_bf16, float* memory)
       : shape_(shape),
         sizes_(shape),
@@ -124,7 +123,7 @@ class Rows {
   const StemKernels& kernels_;
   const void* x_;
   const bool x_bf16_, out_bf16_;
-  const int64_t (&strides_)[4];
+  const std::array<int64_t, 4>& strides_;
   const float *packed_, *shift_;
   float *input_, *conv_;
   int64_t image_ = -1, input_end_ = 0, conv_end_ = 0;
@@ -136,7 +135,7 @@ int64_t stem_packed_size(int64_t k, int64_t c, int64_t kernel) {
   return divide_up(k, kStemPanel) * kStemPanel * c * kernel * kernel;
 }
 
-int64_t stem_workspace_size(const StemShape& shape, int tasks) { return tasks * Sizes(shape).task; }
+int64_t stem_workspace_size(const StemShape& shape, int slots) { return slots * Sizes(shape).slot; }
 
 void stem_pack(const float* weight, const float* scale, int64_t k, int64_t c, int64_t kernel, float* packed) {
   const int64_t taps = kernel * kernel * c;
@@ -152,19 +151,18 @@ void stem_pack(const float* weight, const float* scale, int64_t k, int64_t c, in
   }
 }
 
-void stem_run(const StemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const float* packed,
-              const float* shift, void* out, bool out_bf16, int tasks, float* workspace) {
-  const Sizes sizes(shape);
-  const int64_t height = shape.pooled_h(), rows = shape.n * height,
-                out_row = shape.pooled_w() * shape.k * (out_bf16 ? 2 : 4);
-  parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      Rows own(shape, x, x_bf16, strides, packed, shift, out_bf16, workspace + task * sizes.task);
-      for (int64_t row = part_begin(rows, tasks, task); row < part_begin(rows, tasks, task + 1); ++row) {
-        own.pool(row / height, row % height, static_cast<char*>(out) + row * out_row);
-      }
-    }
-  });
+void stem_loops(const StemShape& shape, const void* x, bool x_bf16, const int64_t (&strides)[4], const float* packed,
+                const float* shift, void* out, bool out_bf16, int slots, float* workspace, Loops& loops) {
+  const int64_t height = shape.pooled_h(), rows = shape.n * height, pieces = stem_pieces(rows, slots);
+  const int64_t out_row = shape.pooled_w() * shape.k * (out_bf16 ? 2 : 4), size = Sizes(shape).slot;
+  const std::array<int64_t, 4> steps = std::to_array(strides);
+  loops.push_back({pieces, [=](int64_t piece, int slot) {
+                     Rows own(shape, x, x_bf16, steps, packed, shift, out_bf16, workspace + slot * size);
+                     for (int64_t row = part_begin(rows, pieces, piece); row < part_begin(rows, pieces, piece + 1);
+                          ++row) {
+                       own.pool(row / height, row % height, static_cast<char*>(out) + row * out_row);
+                     }
+                   }});
 }
 
 }  // namespace resnet_fused::cpu

@@ -14,12 +14,12 @@ constexpr int64_t kChunk = 32;  // input channels whose taps are copied at a tim
 int64_t panels_of(const WinogradShape& shape) { return (shape.k + kWinogradPanel - 1) / kWinogradPanel; }
 int64_t padded(int64_t floats) { return (floats + kWinogradLine - 1) / kWinogradLine * kWinogradLine; }
 
-void pack(const WinogradShape& shape, const WinogradFilters& filters, float* packed) {
+Loop pack(const WinogradShape& shape, const WinogradFilters& filters, float* packed, int slots) {
   const int64_t panel_size = winograd_panel_size(shape, WinogradWeights::points);
   const int64_t chunks = (shape.c + kChunk - 1) / kChunk;
-  const WinogradKernels& kernels = winograd_kernels(shape.dtype);
-  const auto expand = shape.m == 2 ? kernels.expand2 : kernels.expand4;
-  parallel_for(panels_of(shape) * chunks, 1, [&](int64_t begin, int64_t end) {
+  return ranges(panels_of(shape) * chunks, slots, [=](int64_t begin, int64_t end) {
+    const WinogradKernels& kernels = winograd_kernels(shape.dtype);
+    const auto expand = shape.m == 2 ? kernels.expand2 : kernels.expand4;
     alignas(64) float taps[kChunk * 9 * kWinogradPanel];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i / chunks, k = panel * kWinogradPanel, c = i % chunks * kChunk;
@@ -58,9 +58,12 @@ bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradF
     scale[k] = static_cast<float>(factor);
     shift[k] = static_cast<float>((bias ? bias[k] : 0.0) - mean[k] * factor);
   }
-  pack(shape, filters, packed);
-  return winograd_run(plan, x, packed, scale, {shift, epilogue.residual, epilogue.activation}, out,
-                      shift + padded(shape.k));
+  std::atomic<bool> finite{true};
+  Loops loops{pack(shape, filters, packed, plan.slots)};
+  winograd_loops(plan, x, packed, scale, {shift, epilogue.residual, epilogue.activation}, out, shift + padded(shape.k),
+                 &finite, loops);
+  run_loops(loops, plan.slots);
+  return finite;
 }
 
 bool winograd_convolve(const WinogradPlan& plan, const float* x, const WinogradFilters& filters, float* out,

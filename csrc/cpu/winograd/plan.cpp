@@ -29,12 +29,12 @@ WinogradPlan winograd_plan(const WinogradShape& shape, WinogradWeights weights, 
   plan.rows = axis_of(shape.m, shape.p);
   plan.columns = axis_of(shape.m, shape.q);
   plan.tiles = shape.n * plan.rows.count * plan.columns.count;
-  plan.tasks = threads;
+  plan.slots = threads;
   plan.most = winograd_kernels(shape.dtype).max_rows;
 
-  // Tasks that split the tiles each read all weights. Tasks that split the panels each read all transformed tiles, most
+  // Slots that split the tiles each read all weights. Slots that split the panels each read all transformed tiles, most
   // of them from another core's cache, and wait for each other twice per block. Panels are therefore split only where a
-  // task would not fill a block. 256 channels at 14x14, 8 images, two threads of a Zen 5 (2026-11-28): 1.28 ms with
+  // slot would not fill a block. 256 channels at 14x14, 8 images, two threads of a Zen 5 (2026-11-28): 1.28 ms with
   // split tiles, 1.39 ms with split panels, and 1.92 ms with split panels beside a process that uses a part of one
   // core.
   const bool taps = weights == WinogradWeights::taps;

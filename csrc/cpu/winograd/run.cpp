@@ -1,8 +1,9 @@
-// The loops around the kernels: which task transforms which tile and multiplies which panel, and in which memory.
+// The loops around the kernels: which piece transforms which tile and multiplies which panel, and in which memory.
+#include <algorithm>
 #include <atomic>
+#include <memory>
 
 #include "cpu/base/isa.h"
-#include "cpu/base/parallel.h"
 #include "cpu/winograd/isa/kernels.h"
 #include "cpu/winograd/tiles.h"
 #include "cpu/winograd/winograd.h"
@@ -20,12 +21,6 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Begin of part i where `count` things are divided into `parts` parts whose sizes differ by at most one.
-int64_t part_begin(int64_t count, int64_t parts, int64_t i) {
-  const int64_t longer = count % parts;
-  return count / parts * i + (i < longer ? i : longer);
-}
-
 // Sizes, in floats, that follow from a plan.
 struct Sizes {
   explicit Sizes(const WinogradPlan& plan)
@@ -40,18 +35,18 @@ struct Sizes {
         transformed(lines * line(plan.block)),
         products(product * plan.block * plan.group),
         expanded(plan.weights == WinogradWeights::taps ? points * expanded_point : 0),
-        task((plan.split_panels ? 0 : transformed) + products + expanded) {}
+        slot((plan.split_panels ? 0 : transformed) + products + expanded) {}
   // Floats of the transformed input of `tiles` tiles, 16 channels.
   int64_t line(int64_t tiles) const { return (points * tiles | 1) * kWinogradLine; }
-  int64_t points, panels, panel_weights, lines, product, expanded_point, transformed, products, expanded, task;
+  int64_t points, panels, panel_weights, lines, product, expanded_point, transformed, products, expanded, slot;
 };
 
 class Run {
  public:
   Run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale, const FoldedEpilogue& epilogue,
-      void* out)
+      void* out, std::atomic<bool>* finite)
       : plan_(plan),
-        shape_(plan.shape),
+        shape_(plan_.shape),
         sizes_(plan),
         kernels_(winograd_kernels(plan.shape.dtype)),
         bytes_(plan.shape.dtype == DType::bf16 ? 2 : 4),
@@ -59,7 +54,12 @@ class Run {
         packed_(packed),
         scale_(scale),
         epilogue_(epilogue),
-        out_(static_cast<char*>(out)) {}
+        out_(static_cast<char*>(out)),
+        finite_(finite) {}
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  const Sizes& sizes() const { return sizes_; }
 
   // Transforms channels c_begin to c_end of tile i of a block.
   void transform(const WinogradBlock& block, int64_t i, int64_t c_begin, int64_t c_end, float* v) const {
@@ -75,9 +75,7 @@ class Run {
         in, c_begin, c_end, v + i * kWinogradLine, sizes_.line(block.count()), block.count() * kWinogradLine);
   }
 
-  bool finite() const { return finite_.load(std::memory_order_relaxed); }
-
-  // Computes output panels [panel_begin, panel_end) of a block. own: the task's memory for products and expanded
+  // Computes output panels [panel_begin, panel_end) of a block. own: the slot's memory for products and expanded
   // weights.
   void multiply(const WinogradBlock& block, int64_t panel_begin, int64_t panel_end, const float* v, float* own) const {
     for (int64_t group = panel_begin; group < panel_end; group += plan_.group) {
@@ -155,69 +153,67 @@ class Run {
     const WinogradTransforms& transforms = kernels_.transforms;
     const bool finite =
         (shape_.m == 2 ? transforms.output2 : transforms.output4[4 - tile.height][4 - tile.width])(products, to);
-    if (!finite) finite_.store(false, std::memory_order_relaxed);
+    if (!finite && finite_) finite_->store(false, std::memory_order_relaxed);
   }
 
-  const WinogradPlan& plan_;
+  const WinogradPlan plan_;
   const WinogradShape& shape_;
   const Sizes sizes_;
   const WinogradKernels& kernels_;
   const int64_t bytes_;
   const char* x_;
   const float *packed_, *scale_;
-  const FoldedEpilogue& epilogue_;
+  const FoldedEpilogue epilogue_;
   char* out_;
-  mutable std::atomic<bool> finite_{true};
+  std::atomic<bool>* finite_;
 };
 
 }  // namespace
 
 int64_t winograd_workspace_size(const WinogradPlan& plan) {
   const Sizes sizes(plan);
-  return plan.tasks * sizes.task + (plan.split_panels ? sizes.transformed : 0);
+  return plan.slots * sizes.slot + (plan.split_panels ? sizes.transformed : 0);
 }
 
-bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale,
-                  const FoldedEpilogue& epilogue, void* out, float* workspace) {
-  const Run run(plan, x, packed, scale, epilogue, out);
-  const Sizes sizes(plan);
+void winograd_loops(const WinogradPlan& plan, const void* x, const float* packed, const float* scale,
+                    const FoldedEpilogue& epilogue, void* out, float* workspace, std::atomic<bool>* finite,
+                    Loops& loops) {
+  const auto run = std::make_shared<const Run>(plan, x, packed, scale, epilogue, out, finite);
+  const Sizes& sizes = run->sizes();
   if (!plan.split_panels) {
-    parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        float* v = workspace + task * sizes.task;
-        const int64_t task_first = part_begin(plan.tiles, plan.tasks, task);
-        const int64_t tiles = part_begin(plan.tiles, plan.tasks, task + 1) - task_first;
-        const int64_t blocks = divide_up(tiles, plan.block);
-        for (int64_t i = 0; i < blocks; ++i) {
-          const int64_t first = part_begin(tiles, blocks, i), count = part_begin(tiles, blocks, i + 1) - first;
-          const WinogradBlock block(plan, task_first + first, count);
-          for (int64_t tile = 0; tile < count; ++tile) run.transform(block, tile, 0, plan.shape.c, v);
-          run.multiply(block, 0, sizes.panels, v, v + sizes.transformed);
-        }
-      }
-    });
-    return run.finite();
+    // Every slot's share has whole blocks of the same size.
+    const int64_t share = divide_up(plan.tiles, plan.slots);
+    const int64_t blocks = std::min(plan.tiles, plan.slots * divide_up(share, plan.block));
+    loops.push_back({blocks, [=](int64_t i, int slot) {
+                       const int64_t first = part_begin(plan.tiles, blocks, i);
+                       const WinogradBlock block(plan, first, part_begin(plan.tiles, blocks, i + 1) - first);
+                       float* v = workspace + slot * run->sizes().slot;
+                       for (int64_t tile = 0; tile < block.count(); ++tile) {
+                         run->transform(block, tile, 0, plan.shape.c, v);
+                       }
+                       run->multiply(block, 0, run->sizes().panels, v, v + run->sizes().transformed);
+                     }});
+    return;
   }
   float* own = workspace + sizes.transformed;
   for (int64_t first = 0; first < plan.tiles; first += plan.block) {
-    const int64_t count = first + plan.block < plan.tiles ? plan.block : plan.tiles - first;
-    const WinogradBlock block(plan, first, count);
-    // Pieces of 64 channels, so that every thread gets a piece where there are few tiles.
-    const int64_t pieces = divide_up(plan.shape.c, 64);
-    parallel_for(count * pieces, divide_up(count * pieces, plan.tasks), [&](int64_t begin, int64_t end) {
+    const auto block = std::make_shared<const WinogradBlock>(plan, first, std::min(plan.block, plan.tiles - first));
+    // Pieces of 64 channels, so that every slot gets a piece where there are few tiles.
+    const int64_t strips = divide_up(plan.shape.c, 64);
+    loops.push_back(ranges(block->count() * strips, plan.slots, [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t tile = i / pieces, c = i % pieces * 64;
-        run.transform(block, tile, c, c + 64 < plan.shape.c ? c + 64 : plan.shape.c, workspace);
+        const int64_t tile = i / strips, c = i % strips * 64;
+        run->transform(*block, tile, c, std::min(c + 64, plan.shape.c), workspace);
       }
-    });
-    parallel_for(plan.tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        run.multiply(block, part_begin(sizes.panels, plan.tasks, task), part_begin(sizes.panels, plan.tasks, task + 1),
-                     workspace, own + task * sizes.task);
-      }
-    });
+    }));
+    const int64_t share = divide_up(sizes.panels, plan.slots);
+    const int64_t groups = std::min(sizes.panels, plan.slots * divide_up(share, plan.group));
+    loops.push_back({groups, [=](int64_t i, int slot) {
+                       const int64_t panels = run->sizes().panels;
+                       run->multiply(*block, part_begin(panels, groups, i), part_begin(panels, groups, i + 1),
+                                     workspace, own + slot * run->sizes().slot);
+                     }});
   }
-  return run.finite();
 }
 
 }  // namespace resnet_fused::cpu

@@ -5,9 +5,11 @@
 // measurements.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "cpu/base/folded.h"
+#include "cpu/base/team.h"
 #include "cpu/winograd/live_filters.h"
 
 namespace resnet_fused::cpu {
@@ -42,8 +44,8 @@ struct WinogradPlan {
   WinogradWeights weights;
   WinogradAxis rows, columns;
   int64_t tiles;  // of the whole batch
-  int tasks;      // pieces of work that run in parallel
-  // true: tasks share the transformed input and split the output channels. false: tasks split the tiles
+  int slots;      // threads that run it, each with memory of its own
+  // true: slots share the transformed input and split the output channels. false: they split the tiles
   bool split_panels;
   int most;       // tiles per micro-kernel call
   int64_t block;  // tiles transformed, multiplied and transformed back at a time
@@ -61,15 +63,18 @@ int64_t winograd_workspace_size(const WinogradPlan& plan);
 void winograd_pack(const WinogradShape& shape, WinogradWeights weights, const float* weight, const float* scale,
                    float* packed);
 
-// x, residual and out have the shape's dtype. out must not be x. scale: [k], or nullptr for 1. The activation is none
-// or ReLU. workspace: aligned to 64 bytes. Returns whether all values were finite before the activation. A NaN or
-// infinity in x reaches the 3x3 outputs around it and may reach all outputs of the tiles that read it. Finite values
-// near the largest float may overflow.
-bool winograd_run(const WinogradPlan& plan, const void* x, const float* packed, const float* scale,
-                  const FoldedEpilogue& epilogue, void* out, float* workspace);
+// Adds the loops of a convolution. Pointers are kept, and the rest is copied. x, residual and out have the shape's
+// dtype. out must not be x. scale: [k], or nullptr for 1. The activation is none
+// or ReLU. workspace: aligned to 64 bytes. The loops set `finite`, which may be nullptr, to false where
+// a value was not finite before the activation. A NaN or infinity in x reaches the 3x3 outputs around it and may reach
+// all outputs of the tiles that read it. Finite values near the largest float may overflow.
+void winograd_loops(const WinogradPlan& plan, const void* x, const float* packed, const float* scale,
+                    const FoldedEpilogue& epilogue, void* out, float* workspace, std::atomic<bool>* finite,
+                    Loops& loops);
 
 // The convolution in float32 for a network whose weights may change at any time: every call packs the weights, as
-// points. The norm of the epilogue has float32 running statistics.
+// points. The norm of the epilogue has float32 running statistics. Returns whether all values were finite before the
+// activation.
 WinogradPlan winograd_live_plan(const WinogradShape& shape, int threads);
 int64_t winograd_live_workspace_size(const WinogradPlan& plan);
 bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradFilters& filters,

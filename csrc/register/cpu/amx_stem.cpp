@@ -49,14 +49,16 @@ void amx_stem(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t kernel,
                   "amx_stem: shift must be contiguous float32, padded to ", channels, " values");
   if (out.numel() == 0) return;
   const int64_t strides[4] = {x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-  const int tasks = cpu::num_threads();
+  const int slots = cpu::num_threads();
   const Tensor workspace = torch::stable::new_empty(
-      out, {(cpu::amx_stem_workspace_size(shape, tasks) + kLine) / static_cast<int64_t>(sizeof(float))},
+      out, {(cpu::amx_stem_workspace_size(shape, slots) + kLine) / static_cast<int64_t>(sizeof(float))},
       ScalarType::Float);
   const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
-  cpu::amx_stem_run(shape, x.const_data_ptr(), x_bf16, strides, static_cast<const uint16_t*>(packed.const_data_ptr()),
-                    shift.const_data_ptr<float>(), out.mutable_data_ptr(), tasks,
-                    reinterpret_cast<void*>((address + kLine - 1) / kLine * kLine));
+  cpu::Loops loops;
+  cpu::amx_stem_loops(shape, x.const_data_ptr(), x_bf16, strides, static_cast<const uint16_t*>(packed.const_data_ptr()),
+                      shift.const_data_ptr<float>(), out.mutable_data_ptr(), slots,
+                      reinterpret_cast<void*>((address + kLine - 1) / kLine * kLine), loops);
+  cpu::run_loops(loops, slots);
 }
 
 }  // namespace

@@ -79,8 +79,10 @@ void conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> residual,
   const Tensor workspace = torch::stable::new_empty(
       out, {cpu::direct_workspace_size(plan) + kLine / static_cast<int64_t>(sizeof(uint16_t))}, ScalarType::BFloat16);
   const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
-  cpu::direct_run(plan, x.const_data_ptr(), static_cast<const uint16_t*>(packed.const_data_ptr()), epilogue,
-                  out.mutable_data_ptr(), reinterpret_cast<uint16_t*>((address + kLine - 1) / kLine * kLine));
+  cpu::Loops loops;
+  cpu::direct_loops(plan, x.const_data_ptr(), static_cast<const uint16_t*>(packed.const_data_ptr()), epilogue,
+                    out.mutable_data_ptr(), reinterpret_cast<uint16_t*>((address + kLine - 1) / kLine * kLine), loops);
+  cpu::run_loops(loops, plan.slots);
 }
 
 }  // namespace

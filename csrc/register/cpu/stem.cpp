@@ -54,12 +54,14 @@ void stem_conv_pool(Tensor x, Tensor packed, Tensor shift, Tensor out, int64_t k
   check_vector(shift, shape.k, "shift");
   if (out.numel() == 0) return;
   const int64_t strides[4] = {x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-  const int tasks = cpu::num_threads();
-  const Tensor workspace = torch::stable::new_empty(shift, {cpu::stem_workspace_size(shape, tasks) + 16});
+  const int slots = cpu::num_threads();
+  const Tensor workspace = torch::stable::new_empty(shift, {cpu::stem_workspace_size(shape, slots) + 16});
   const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr<float>());
-  cpu::stem_run(shape, x.const_data_ptr(), x_bf16, strides, packed.const_data_ptr<float>(),
-                shift.const_data_ptr<float>(), out.mutable_data_ptr(), bf16, tasks,
-                reinterpret_cast<float*>((address + 63) / 64 * 64));
+  cpu::Loops loops;
+  cpu::stem_loops(shape, x.const_data_ptr(), x_bf16, strides, packed.const_data_ptr<float>(),
+                  shift.const_data_ptr<float>(), out.mutable_data_ptr(), bf16, slots,
+                  reinterpret_cast<float*>((address + 63) / 64 * 64), loops);
+  cpu::run_loops(loops, slots);
 }
 
 }  // namespace

@@ -123,8 +123,10 @@ void winograd_conv(Tensor x, Tensor packed, Tensor shift, std::optional<Tensor> 
   } else {
     workspace = torch::stable::new_empty(shift, {needed});
   }
-  cpu::winograd_run(plan, x.const_data_ptr(), packed.const_data_ptr<float>(), nullptr, epilogue, out.mutable_data_ptr(),
-                    aligned(*workspace));
+  cpu::Loops loops;
+  cpu::winograd_loops(plan, x.const_data_ptr(), packed.const_data_ptr<float>(), nullptr, epilogue,
+                      out.mutable_data_ptr(), aligned(*workspace), nullptr, loops);
+  cpu::run_loops(loops, plan.slots);
 }
 
 Channels vector(const std::optional<Tensor>& tensor, int64_t size, const char* name) {

@@ -33,7 +33,7 @@ struct DirectOutput {
 
 struct DirectKernels {
   int64_t pixels;              // at most, of a call of gemm
-  void (*begin)(void* saved);  // prepares this thread for a task; saved: 64 bytes for the thread's previous state
+  void (*begin)(void* saved);  // prepares this thread for a piece; saved: 64 bytes for the thread's previous state
   void (*end)(const void* saved);
   // Copies `pixels` pixels of `channels` channels, `from_stride` values apart, to blocks of a line, split into their
   // parts.

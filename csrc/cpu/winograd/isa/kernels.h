@@ -5,7 +5,7 @@
 //   points          [k / 32][P][c][32]          transformed weights, panel by panel; absent output channels are 0
 //   taps            [k / 32][c][9][32]          weights before the transform: less to read, more to compute
 //   transformed x   [c / 16][P][tiles][16]      of the tiles of a block
-//   products        [tile][panel][P][32]        private to a task
+//   products        [tile][panel][P][32]        private to a slot
 // In bfloat16, a pair of channels takes the place of each float of points and of transformed x.
 #pragma once
 
