@@ -71,8 +71,12 @@ bool winograd_convolve(const WinogradPlan& plan, const float* x, const WinogradF
   float* packed = workspace;
   float* shift = packed + padded(winograd_packed_size(plan.shape, plan.weights));
   std::fill_n(shift, plan.shape.k, 0.0f);
-  pack(plan.shape, filters, packed);
-  return winograd_run(plan, x, packed, nullptr, {shift, nullptr, Activation::none}, out, shift + padded(plan.shape.k));
+  std::atomic<bool> finite{true};
+  Loops loops{pack(plan.shape, filters, packed, plan.slots)};
+  winograd_loops(plan, x, packed, nullptr, {shift, nullptr, Activation::none}, out, shift + padded(plan.shape.k),
+                 &finite, loops);
+  run_loops(loops, plan.slots);
+  return finite;
 }
 
 }  // namespace resnet_fused::cpu
