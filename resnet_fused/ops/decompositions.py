@@ -35,7 +35,8 @@ def _conv_bn_relu(
 def _bn_relu(x, mean, spread, weight, bias, residual, eps, batch_stats, activation):
     if batch_stats:  # spread is 1 / sqrt(var + eps) of this batch
         spread, eps = spread.square().reciprocal(), 0.0
-    out = F.batch_norm(x, mean, spread, weight, bias, False, 0.0, eps)
+    # F.batch_norm of torch 2.11 refuses eps = 0.
+    out = torch.batch_norm(x, weight, bias, mean, spread, False, 0.0, eps, torch.backends.cudnn.enabled)
     if residual is not None:
         out = out + residual  # not `+=` as in the reference, because a decomposition has to be functional
     return activate(out, activation)
