@@ -33,16 +33,6 @@ Loop pack(const WinogradShape& shape, const WinogradFilters& filters, float* pac
   });
 }
 
-// Packs the filters, then convolves. Returns whether all values were finite before the activation.
-bool run(const WinogradPlan& plan, const float* x, const WinogradFilters& filters, float* packed, const float* scale,
-         const FoldedEpilogue& epilogue, float* out, float* workspace) {
-  std::atomic<bool> finite{true};
-  Loops loops{pack(plan.shape, filters, packed, plan.slots)};
-  winograd_loops(plan, x, packed, scale, epilogue, out, workspace, &finite, loops);
-  run_loops(loops, plan.slots);
-  return finite;
-}
-
 }  // namespace
 
 WinogradPlan winograd_live_plan(const WinogradShape& shape, int threads) {
@@ -68,8 +58,12 @@ bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradF
     scale[k] = static_cast<float>(factor);
     shift[k] = static_cast<float>((bias ? bias[k] : 0.0) - mean[k] * factor);
   }
-  return run(plan, x, filters, packed, scale, {shift, epilogue.residual, epilogue.activation}, out,
-             shift + padded(shape.k));
+  std::atomic<bool> finite{true};
+  Loops loops{pack(shape, filters, packed, plan.slots)};
+  winograd_loops(plan, x, packed, scale, {shift, epilogue.residual, epilogue.activation}, out, shift + padded(shape.k),
+                 &finite, loops);
+  run_loops(loops, plan.slots);
+  return finite;
 }
 
 bool winograd_convolve(const WinogradPlan& plan, const float* x, const WinogradFilters& filters, float* out,
@@ -77,7 +71,12 @@ bool winograd_convolve(const WinogradPlan& plan, const float* x, const WinogradF
   float* packed = workspace;
   float* shift = packed + padded(winograd_packed_size(plan.shape, plan.weights));
   std::fill_n(shift, plan.shape.k, 0.0f);
-  return run(plan, x, filters, packed, nullptr, {shift, nullptr, Activation::none}, out, shift + padded(plan.shape.k));
+  std::atomic<bool> finite{true};
+  Loops loops{pack(plan.shape, filters, packed, plan.slots)};
+  winograd_loops(plan, x, packed, nullptr, {shift, nullptr, Activation::none}, out, shift + padded(plan.shape.k),
+                 &finite, loops);
+  run_loops(loops, plan.slots);
+  return finite;
 }
 
 }  // namespace resnet_fused::cpu
