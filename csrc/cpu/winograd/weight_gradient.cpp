@@ -126,6 +126,7 @@ class Run {
 WeightGradientPlan winograd_weight_gradient_plan(const Convolution& shape, int threads) {
   WeightGradientPlan plan{};
   plan.shape = shape;
+  plan.slots = threads;
   plan.rows = divide_up(shape.p, 2), plan.columns = divide_up(shape.q, 2);
   plan.tiles = shape.n * plan.rows * plan.columns;
   const int64_t lines = divide_up(shape.c, kWinogradLine), panels = divide_up(shape.k, kWinogradPanel);
@@ -158,31 +159,32 @@ int64_t winograd_weight_gradient_workspace_size(const WeightGradientPlan& plan) 
 bool winograd_weight_gradient(const WeightGradientPlan& plan, const float* grad, const float* x,
                               const WeightGradient& to, float* workspace) {
   Run run(plan, grad, x, to, workspace);
-  const auto each_of = [&](int64_t count, const auto& use) {
-    parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) use(i);
-    });
-  };
+  Loops loops;
   if (plan.parts > 1) {
-    each_of(plan.parts, [&](int64_t part) {
-      const int64_t begin = plan.tiles * part / plan.parts, end = plan.tiles * (part + 1) / plan.parts;
-      for (int64_t first = begin; first < end; first += plan.block) {
-        const int64_t count = std::min(plan.block, end - first);
-        for (int64_t i = 0; i < count; ++i) run.transform(part, first, i);
-        for (int64_t piece = 0; piece < run.pieces(); ++piece) run.multiply(part, piece, count, first == begin);
-      }
-    });
-    each_of(run.pieces(), [&](int64_t piece) { run.finish(piece); });
-    return run.finite();
+    loops.push_back({plan.parts, [&](int64_t part, int) {
+                       const int64_t begin = plan.tiles * part / plan.parts, end = plan.tiles * (part + 1) / plan.parts;
+                       for (int64_t first = begin; first < end; first += plan.block) {
+                         const int64_t count = std::min(plan.block, end - first);
+                         for (int64_t i = 0; i < count; ++i) run.transform(part, first, i);
+                         for (int64_t piece = 0; piece < run.pieces(); ++piece) {
+                           run.multiply(part, piece, count, first == begin);
+                         }
+                       }
+                     }});
+    loops.push_back({run.pieces(), [&](int64_t piece, int) { run.finish(piece); }});
+  } else {
+    for (int64_t first = 0; first < plan.tiles; first += plan.block) {
+      const int64_t count = std::min(plan.block, plan.tiles - first);
+      loops.push_back(ranges(count, plan.slots, [&run, first](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) run.transform(0, first, i);
+      }));
+      loops.push_back({run.pieces(), [&run, &plan, first, count](int64_t piece, int) {
+                         run.multiply(0, piece, count, first == 0);
+                         if (first + count == plan.tiles) run.finish(piece);
+                       }});
+    }
   }
-  for (int64_t first = 0; first < plan.tiles; first += plan.block) {
-    const int64_t count = std::min(plan.block, plan.tiles - first);
-    each_of(count, [&](int64_t i) { run.transform(0, first, i); });
-    each_of(run.pieces(), [&](int64_t piece) {
-      run.multiply(0, piece, count, first == 0);
-      if (first + count == plan.tiles) run.finish(piece);
-    });
-  }
+  run_loops(loops, plan.slots);
   return run.finite();
 }
 

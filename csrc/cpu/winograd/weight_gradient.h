@@ -23,6 +23,7 @@ struct WeightGradientPlan {
   int64_t rows, columns, tiles;  // tiles of an image along each axis, and of the batch
   int64_t parts;                 // of the tiles, each with sums of its own; 1: threads divide the channels
   int64_t block;                 // tiles whose products are summed before the next tiles are transformed
+  int slots;                     // threads
   int64_t lines, panels;         // groups of 16 input channels that one piece of work multiplies with 32 outputs each
 };
 
