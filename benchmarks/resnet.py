@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from resnet_fused.commands.arguments import UsageError
+from resnet_fused.commands.arguments import UsageError, at_least
 from resnet_fused.commands.progress import Progress
 from resnet_fused.measure import timing
 from resnet_fused.measure.accuracy import budget_used, exact
@@ -32,7 +32,7 @@ def is_ours(name):
     return name.startswith(OURS)
 
 
-def run_inference(model, x, chosen, seconds, log, step, deadline):
+def run_inference(model, x, chosen, seconds, log, step, deadline, neighbours=0):
     """Rows for one batch. A peer that cannot run is a row that says why."""
     device, rows, runs = x.device.type, {}, {}
     few = x[:8]
@@ -61,12 +61,15 @@ def run_inference(model, x, chosen, seconds, log, step, deadline):
             rows[name]["wrong"] = f"{rows[name]['budget']:.2f} of the error budget: not timed"
             continue
         runs[name] = torch.no_grad()(functools.partial(run, _input(name, x)))
-    _time(rows, runs, device, seconds, len(x), step)
+    with harness.beside(neighbours):  # not while kernels are chosen and compiled
+        _time(rows, runs, device, seconds, len(x), step)
     for name, run in runs.items():
         rows[name]["peak_bytes"] = harness.peak_bytes(run, device)
     if len(x) <= LATENCY_UP_TO and runs:
         step(f"batch {len(x)}: single calls")
-        for name, ordered in harness.latencies(runs, device, LATENCY_CALLS[device] if seconds else 5).items():
+        with harness.beside(neighbours):
+            latencies = harness.latencies(runs, device, LATENCY_CALLS[device] if seconds else 5)
+        for name, ordered in latencies.items():
             rows[name] |= {"call_p50": harness.percentile(ordered, 0.5), "call_p99": harness.percentile(ordered, 0.99)}
     return _finish(rows, x, log)
 
@@ -82,7 +85,7 @@ def _input(name, x):
     return x if name in plain else x.contiguous(memory_format=torch.channels_last)
 
 
-def run_training(model, x, chosen, seconds, log, step, deadline):
+def run_training(model, x, chosen, seconds, log, step, deadline, neighbours=0):
     """Rows for one batch: forward, loss, backward and SGD with momentum; autocast where x is no float32."""
     device, rows, runs = x.device.type, {}, {}
     target = torch.randint(model.fc.out_features, (len(x),), device=device)
@@ -102,7 +105,8 @@ def run_training(model, x, chosen, seconds, log, step, deadline):
             rows[name]["missing"] = f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"
             continue
         runs[name] = functools.partial(run, _input(name, x.float()))
-    _time(rows, runs, device, seconds, len(x), step)
+    with harness.beside(neighbours):  # not while kernels are chosen and compiled
+        _time(rows, runs, device, seconds, len(x), step)
     for name, run in runs.items():
         rows[name]["peak_bytes"] = harness.peak_bytes(run, device)
     return _finish(rows, x, log)
@@ -170,6 +174,9 @@ def text(rows):
 def main(argv=None):
     made = options.parser("resnet", __doc__.splitlines()[0])
     made.add_argument("--mode", choices=("infer", "train"), default="infer")
+    made.add_argument(
+        "--neighbours", type=at_least(0), default=0, metavar="N", help="processes that are busy beside it (default: 0)"
+    )
     made.add_argument("--peers", nargs="+", metavar="NAME", help="only these models (names as in the table)")
     args = options.settle(made.parse_args(argv), gpu_batches=(1, 32, 256), cpu_batches=(1, 8))
     names = known(args.mode, args.device)
@@ -199,13 +206,15 @@ def run(args, chosen):
         model = model.to(args.dtype)
     log = record.Log("resnet", args.device, args.output)
     log.head["model"] = args.model
+    if args.neighbours:
+        log.head["environment"]["device"] += f", beside {args.neighbours} busy process" + "es" * (args.neighbours > 1)
     rows = []
     seconds = 10.0 if args.seconds is None else args.seconds
     with Progress() as progress:
         for batch in args.batch:
             x = torch.randn(batch, 3, args.size, args.size, device=args.device).to(args.dtype)
             measure = run_inference if args.mode == "infer" else run_training
-            rows += measure(model, x, chosen, seconds, log, progress.step, deadline)
+            rows += measure(model, x, chosen, seconds, log, progress.step, deadline, args.neighbours)
             torch._dynamo.reset()
             gc.collect()
     return rows

@@ -73,6 +73,15 @@ def test_percentiles_and_latencies():
     assert harness.percentile(list(range(101)), 0.99) == 99 and harness.percentile([5], 0.99) == 5
 
 
+def test_neighbours_are_busy_and_end(monkeypatch):
+    started, make = [], harness.subprocess.Popen
+    monkeypatch.setattr(harness.subprocess, "Popen", lambda *args: started.append(make(*args)) or started[-1])
+    with pytest.raises(KeyError), harness.beside(2):
+        assert len(started) == 2 and all(process.poll() is None for process in started)
+        raise KeyError
+    assert all(process.poll() is not None for process in started)
+
+
 def test_memory_of_a_call_is_seen():
     """What an allocator kept from earlier calls is not seen; it cannot have kept eight times 64 MB."""
     held = []
