@@ -1,12 +1,11 @@
 #include "cpu/base/team.h"
 
-#include <linux/futex.h>
+#ifdef __linux__
 #include <sched.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#endif
 
 #include <chrono>
-#include <climits>
+#include <thread>
 
 namespace resnet_fused::cpu {
 namespace {
@@ -33,11 +32,6 @@ void pause() {
 #endif
 }
 
-void futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
-  static_assert(sizeof(word) == sizeof(uint32_t));
-  syscall(SYS_futex, &word, operation, value, nullptr, nullptr, 0);
-}
-
 }  // namespace
 
 Team::Team(const Loops& loops, int slots) : loops_(loops), slots_(slots), shares_(new Share[slots]) { begin(0); }
@@ -53,7 +47,7 @@ void Team::begin(uint32_t loop) {
     }
   }
   loop_.store(loop);  // in one order with sleepers_: a thread sleeps with this number seen, or is woken
-  if (sleepers_.load() > 0) futex(loop_, FUTEX_WAKE_PRIVATE, INT_MAX);
+  if (sleepers_.load() > 0) loop_.notify_all();
 }
 
 int64_t Team::claim_from(uint32_t loop, int owner) {
@@ -87,7 +81,7 @@ void Team::wait_after(uint32_t loop, int slot) {
   } while (Clock::now() < until);
   shares_[slot].core.store(kNoCore, std::memory_order_relaxed);
   sleepers_.fetch_add(1);
-  while (loop_.load() == loop) futex(loop_, FUTEX_WAIT_PRIVATE, loop);
+  while (loop_.load() == loop) loop_.wait(loop);
   sleepers_.fetch_sub(1);
   stand_alone(slot);
 }
@@ -112,14 +106,15 @@ void Team::work(int slot) {
     if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) begin(loop + 1);
     if (const auto now = Clock::now(); now - offered > kOffer) {
       stand_alone(slot);
-      sched_yield();
+      std::this_thread::yield();
       offered = Clock::now();
     }
   }
   shares_[slot].core.store(kNoCore, std::memory_order_relaxed);
 }
 
-void Team::stand_alone(int slot) {
+void Team::stand_alone([[maybe_unused]] int slot) {
+#ifdef __linux__
   const int core = sched_getcpu();
   shares_[slot].core.store(core, std::memory_order_relaxed);
   bool shared = false;
@@ -132,6 +127,7 @@ void Team::stand_alone(int slot) {
   if (sched_setaffinity(0, sizeof(others), &others) != 0) return;
   sched_setaffinity(0, sizeof(allowed), &allowed);
   shares_[slot].core.store(sched_getcpu(), std::memory_order_relaxed);
+#endif
 }
 
 void Team::rethrow() const {
