@@ -88,6 +88,22 @@ def _statistics(conv):
     return launch
 
 
+def _alone(conv):
+    def launch(kernel, t):
+        kernel(t["x"], t["filter"], out := _result(t, conv.out_shape), conv)
+        return {"out": out}
+
+    return launch
+
+
+def _weight_gradient(conv):
+    def launch(kernel, t):
+        kernel(t["grad"], t["x"], out := like(t["filter"]), conv)
+        return {"grad_weight": out}
+
+    return launch
+
+
 def _input_gradient(conv, backward):
     def launch(kernel, t):
         kernel(t["grad"], t["filter"], out := _result(t, conv.x), backward)
@@ -107,6 +123,10 @@ def _made(op, conv, values, i):
     if op == "conv_input_grad":
         backward = Convolution(conv.out_shape, (conv.weight[1], conv.weight[0], *conv.weight[2:]), *conv[2:])
         return {"grad": values.map(conv.out_shape), "filter": weight}, _input_gradient(conv, backward)
+    if op == "conv_weight_grad":  # of the filter only shape and strides are read
+        return {"grad": values.map(conv.out_shape), "x": values.map(conv.x), "filter": weight}, _weight_gradient(conv)
+    if op == "conv":
+        return {"x": values.map(conv.x), "filter": weight}, _alone(conv)
     tensors = {"x": values.map(conv.x), "filter": weight, **values.norm(conv.weight[0])}
     if op == "conv_stats":
         return tensors, _statistics(conv)
@@ -190,6 +210,14 @@ def conv_stats(x, weight, out, mean, invstd, running_mean, running_var, batches,
     eager.stats(out.copy_(_conv(x, weight, conv)), mean, invstd, running_mean, running_var, batches, momentum, eps)
 
 
+def conv(x, weight, out, conv):
+    out.copy_(_conv(x, weight, conv))
+
+
+def conv_weight_grad(grad, x, out, conv):
+    out.copy_(torch.nn.grad.conv2d_weight(x, out.shape, grad, *conv.geometry))
+
+
 def conv_input_grad(grad, weight, out, conv):
     out.copy_(torch.nn.grad.conv2d_input(out.shape, weight, grad, *conv.geometry))
 
@@ -201,7 +229,16 @@ def pool_linear(x, weight, bias, out):
 # op -> torch's operators with the signature of its launcher
 REFERENCES = eager.PASSES | {
     function.__name__: function
-    for function in (conv_bn_relu, conv_bn_relu_pair, conv_bn_relu_pool, conv_stats, conv_input_grad, pool_linear)
+    for function in (
+        conv,
+        conv_bn_relu,
+        conv_bn_relu_pair,
+        conv_bn_relu_pool,
+        conv_stats,
+        conv_input_grad,
+        conv_weight_grad,
+        pool_linear,
+    )
 }
 
 
