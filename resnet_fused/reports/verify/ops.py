@@ -4,7 +4,7 @@ import torch
 
 from ... import dispatch, ops
 from ...kernels.shapes import Convolution
-from ...measure.accuracy import absurd, budget_used, exact
+from ...measure.accuracy import absurd, budget_used, channel_dim_of, exact
 from ...measure.trust.cases import Values
 from ...ops.add_relu import reference as add_relu
 from ...ops.bn_relu import reference as bn_relu
@@ -127,7 +127,10 @@ def _compare(function, reference, tensors, kwargs, wanted):
     )
     exact_ours["out"] = exact_eager["out"] = exact_out
     scale = {name: t.abs().max().item() or 1.0 for name, t in exact_ours.items()}
-    shares = {n: budget_used(ours[n], eager[n], exact_ours[n], oracle_eager=exact_eager[n]) for n in ours}
+    shares = {
+        n: budget_used(t, eager[n], exact_ours[n], oracle_eager=exact_eager[n], channel_dim=channel_dim_of(t))
+        for n, t in ours.items()
+    }
     worst = max(shares, key=shares.get)
     errors = [
         (r[worst].double() - oracle[worst]).abs().max().item() / scale[worst]
