@@ -11,7 +11,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 import aot_cuda  # noqa: E402
 
-COMPILES = pytest.mark.slow("compiles kernels for a GPU; nobody without a change to them learns anything")
+COMPILES = pytest.mark.slow("compiles kernels for a GPU, which change only with their sources")
 needs_nvcc = pytest.mark.skipif(aot_cuda.why_not() is not None, reason=str(aot_cuda.why_not()))
 
 

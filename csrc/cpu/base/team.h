@@ -42,11 +42,11 @@ Loop ranges(int64_t count, int slots, Body body) {
 
 class Team {
  public:
-  // Both are kept by reference or used until the last work() has returned.
+  // `loops` is kept by reference, and must live until the last work() has returned.
   Team(const Loops& loops, int slots);
 
-  // What a thread of the team does: returns when all loops are done, or when a body has thrown. A thread may come late,
-  // or never; one thread alone does everything.
+  // What a thread of the team does: returns when all loops are done. After a body has thrown, the pieces that are left
+  // are counted and not run. A thread may come late, or never; one thread alone does everything.
   void work(int slot);
 
   // Throws what a body threw. To be called after all work() have returned.

@@ -64,10 +64,10 @@ void winograd_pack(const WinogradShape& shape, WinogradWeights weights, const fl
                    float* packed);
 
 // Adds the loops of a convolution. Pointers are kept, and the rest is copied. x, residual and out have the shape's
-// dtype. out must not be x. scale: [k], or nullptr for 1. The activation is none
-// or ReLU. workspace: aligned to 64 bytes. The loops set `finite`, which may be nullptr, to false where
-// a value was not finite before the activation. A NaN or infinity in x reaches the 3x3 outputs around it and may reach
-// all outputs of the tiles that read it. Finite values near the largest float may overflow.
+// dtype. out must not be x. scale: [k], or nullptr for 1. The activation is none or ReLU. workspace: aligned to 64
+// bytes. The loops set `finite`, which may be nullptr, to false where a value was not finite before the activation. A
+// NaN or infinity in x reaches the 3x3 outputs around it and may reach all outputs of the tiles that read it. Finite
+// values near the largest float may overflow.
 void winograd_loops(const WinogradPlan& plan, const void* x, const float* packed, const float* scale,
                     const FoldedEpilogue& epilogue, void* out, float* workspace, std::atomic<bool>* finite,
                     Loops& loops);

@@ -17,7 +17,8 @@ struct Place {
   int lanes;                     // channels, at most kWidth
 };
 
-// kPixels = 1 and kInside = false for pixels at the edges: what lies outside is left out.
+// kCount neighbouring pixels of the output. kInside: all that they read lies inside of the image; else what lies
+// outside is left out. kWhole: the channels fill a vector.
 template <class T, int kKernel, int kStride, int kCount, bool kInside, bool kWhole>
 inline void pixels(const DepthwiseRows& r, Place at) {
   const DepthwiseShape& s = *r.shape;

@@ -77,27 +77,6 @@ void gather(Vec s0, Vec s1, Vec s2, Vec s3, Vec (&taps)[3]) {
   taps[2] = sum + s3;
 }
 
-// to[i * to_stride + lane] = from[lane * 32 + i] for `filters` filters i and `count` lanes.
-void transpose(const float* from, int64_t count, int64_t filters, float* to, int64_t to_stride) {
-  const int64_t whole = count / kWidth * kWidth, whole_filters = filters / kWidth * kWidth;
-  for (int64_t lane = 0; lane < whole; lane += kWidth) {
-    for (int64_t filter = 0; filter < whole_filters; filter += kWidth) {
-      Vec rows[kWidth];
-#pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) rows[i] = load(from + (lane + i) * kWinogradPanel + filter);
-#pragma GCC unroll 4
-      for (int step = 1; step < kWidth; step *= 2) interleave_rows(rows);
-#pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) store(to + (filter + i) * to_stride + lane, rows[i]);
-    }
-  }
-  for (int64_t filter = 0; filter < filters; ++filter) {
-    for (int64_t lane = filter < whole_filters ? whole : 0; lane < count; ++lane) {
-      to[filter * to_stride + lane] = from[lane * kWinogradPanel + filter];
-    }
-  }
-}
-
 bool finish(const float* sums, int64_t parts, int64_t part_stride, int64_t channels, int64_t filters,
             const WeightGradient& to) {
   // [channel][tap][32], or [tap][channel][32] where channels are neighbours: then runs of the result are rows here.
@@ -131,10 +110,10 @@ bool finish(const float* sums, int64_t parts, int64_t part_stride, int64_t chann
     }
   }
   if (dense) {
-    transpose(taps, channels * 9, filters, to.data, to.k_stride);
+    transpose(taps, kWinogradPanel, channels * 9, filters, to.data, to.k_stride);
   } else if (to.c_stride == 1) {
     for (int tap = 0; tap < 9; ++tap) {
-      transpose(taps + tap * tap_step, channels, filters, to.data + tap * to.tap_stride, to.k_stride);
+      transpose(taps + tap * tap_step, kWinogradPanel, channels, filters, to.data + tap * to.tap_stride, to.k_stride);
     }
   } else {
     for (int64_t i = 0; i < filters * channels * 9; ++i) {
