@@ -64,6 +64,10 @@ class Engine(abc.ABC):
             self._load()
             self._prove(example)
         self.notes += self._parts()
+        if loaded := sum(entry.disturbed for entry in self.entries.values()):
+            self.notes.append(
+                f"{loaded} of {len(self.entries)} measurements were made while other processes had the cores"
+            )
         return self
 
     def _read(self, example):
@@ -95,10 +99,9 @@ class Engine(abc.ABC):
         by_name = {candidate.name: candidate for candidate in candidates}
         entry = remembered.remembered(self.device, key, by_name)
         if entry is None:
-            entry = remembered.entry({candidate.name: s for candidate, s in measure().items()})
-            remembered.table(self.device).store({key: entry})
+            entry = remembered.store(self.device, key, _entry(measure()))
         self.entries[key] = entry
-        return {by_name[name]: seconds for name, seconds in entry.seconds.items()}
+        return {by_name[name]: entry.seconds[name] for name in by_name}
 
     @torch.no_grad()
     def refresh(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -149,6 +152,15 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, x: torch.Tensor) -> Any: ...
+
+
+def _entry(seconds):
+    """The Entry of {candidate: seconds}, with what Times know beside."""
+    by_name = {candidate.name: s for candidate, s in seconds.items()}
+    if not isinstance(seconds, timing.Times):
+        return remembered.entry(by_name)
+    spread = {candidate.name: round(share, 4) for candidate, share in seconds.spread.items()}
+    return remembered.entry(by_name, spread=spread, load=round(seconds.load, 3))
 
 
 def _kind(module):

@@ -2,7 +2,8 @@
 
 There is one JSON file per machine (device, architecture, torch, Triton, library build; threads on a CPU) and format version:
 a time from another machine or build is never applied. The package may ship tables of its own, which hold for their device and
-architecture and give way to what is measured here. Looking an entry up measures nothing.
+architecture and give way to what is measured here. Looking an entry up measures nothing. What was measured under load is
+measured again by the next process that needs it, until a measurement is quiet.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from ..kernels import env
-from . import files, machine
+from . import files, machine, timing
 
 VERSION = 1
 SHIPPED = Path(__file__).with_name("data")
@@ -28,13 +29,21 @@ SHIPPED = Path(__file__).with_name("data")
 class Entry(NamedTuple):
     """`choice`: the fastest of `seconds` {name: seconds per call, infinite for what must not run}; `config`: {name: launch
     configuration}, where one other than the default was measured for it; `ranking`: the two fastest ways to run it, with
-    their configurations in their names, where configurations were measured."""
+    their configurations in their names, where configurations were measured. `spread`, `load`: as in timing.Times, where
+    they were noted."""
 
     choice: str
     seconds: dict
     config: dict
     when: str = ""
     ranking: dict | None = None
+    spread: dict | None = None
+    load: float = 0.0
+
+    @property
+    def disturbed(self):
+        """Whether threads waited for cores that another process had."""
+        return self.load > timing.BUSY
 
     def reason(self):
         """Such as `measured: 11.2 us; triton: 13.0 us` or `measured: cuda 128x64 splits=2 11.2 us; cuda: 11.9 us`: the
@@ -52,10 +61,10 @@ def duration(seconds):
     return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.1f} us"
 
 
-def entry(seconds, config=None, ranking=None):
+def entry(seconds, config=None, ranking=None, spread=None, load=0.0):
     """The Entry of measured times, made now."""
     when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Entry(min(seconds, key=seconds.get), dict(seconds), dict(config or {}), when, ranking)
+    return Entry(min(seconds, key=seconds.get), dict(seconds), dict(config or {}), when, ranking, spread, load)
 
 
 def key(op, *parts):
@@ -75,6 +84,7 @@ class Table:
 
     def __init__(self, facts, folder=None):
         self._tell, self.folder, self.entries = facts, Path(folder or env.CACHE), {}
+        self.stored = set()  # the keys that this process has measured
         pattern = f"tuning-v{VERSION}-*.json"
         if any(SHIPPED.glob("tuning-*.json")) or (self.folder.is_dir() and any(self.folder.glob(pattern))):
             found, problem = self._read()
@@ -110,6 +120,7 @@ class Table:
         """Adds `entries` {key: Entry}. Entries that other processes wrote meanwhile stay. Where the folder cannot be written
         there is a warning, and only this process keeps the entries."""
         self.entries = self.entries | entries
+        self.stored |= entries.keys()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with files.locked(self.path.with_suffix(".lock")):
@@ -174,14 +185,31 @@ def given(entries):
 
 
 def remembered(device, text, names):
-    """The Entry under the key `text` with the times of `names` alone; None where one of them was not measured."""
+    """The Entry under the key `text` with the times of `names` alone; None where one of them was not measured, or where
+    another process measured them under load."""
     if _state["ignored"]:
         return None
-    found = _state["given"].get(text) or table(device).entries.get(text)
+    found = _state["given"].get(text)
+    if found is None:
+        here = table(device)
+        found = here.entries.get(text)
+        if found is not None and found.disturbed and text not in here.stored:
+            return None
     if found is None or not set(names) <= found.seconds.keys():
         return None
     seconds = {name: found.seconds[name] for name in names}
     return found._replace(choice=min(seconds, key=seconds.get), seconds=seconds, ranking=None)
+
+
+def store(device, text, new):
+    """Stores the Entry `new` under the key `text`, and returns what holds there: one made under less load stays, where `new`
+    was made under load as well."""
+    here = table(device)
+    old = here.entries.get(text)
+    if old is not None and new.seconds.keys() <= old.seconds.keys() and new.disturbed and old.load < new.load:
+        new = old
+    here.store({text: new})
+    return new
 
 
 _state = {"ignored": False, "given": {}}

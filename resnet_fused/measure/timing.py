@@ -2,7 +2,7 @@
 
 `interleaved` and `compare`: every round runs each candidate for about `SAMPLE` seconds, in an order that rotates. Reported
 are medians with the 20th and 80th percentile; a ratio is the median of the ratios within one round. Warm-up is not counted.
-`fastest`: the best of a few short samples, where a choice between kernels must not take long.
+`fastest`: the shortest of a few calls, where a choice between kernels must not take long.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -141,22 +142,72 @@ def compare(candidates, *, seconds, min_rounds=5, device="cpu", on_round=None):
     return {name: Timing(tuple(s / candidates[name].calls for s in t.samples)) for name, t in timings.items()}
 
 
-def fastest(candidates, *, seconds=0.0, least=3, most=25):
-    """{name: seconds of a call at its fastest} of {name: functions}; a sample is one call of each function of a candidate.
+class Times(dict):
+    """{name: seconds per call}. `spread`: {name: how far apart its three fastest calls lie, in shares of the time}. `load`: how
+    many threads of this process waited for a core meanwhile, on average."""
 
-    There are at least `least` rounds, and for `seconds` at most `most`. The fastest and not the median: whatever else runs on
-    the machine can only make a sample longer. For CPUs: no device is waited for, and nothing is called before it is timed.
+    def __init__(self, seconds, spread, load):
+        super().__init__(seconds)
+        self.spread, self.load = spread, load
+
+
+BUSY = 0.4  # load: alone at most 0.35, beside one busy process 0.46 to 1.5 (2 cores, windows of 40 ms, 2026-12-01)
+FAR = 1.5  # times the fastest: candidates that are called no more
+AGREE = 0.03  # spread: so small where nothing disturbed the three fastest calls
+WINDOW = 0.04  # seconds: a busy process may keep a core for 4 ms, so shorter series may lie in one time slice
+TASKS = Path("/proc/self/task")
+
+
+def waited():
+    """Seconds that the threads of this process have waited for a core until now; 0 where the system does not tell."""
+    nanoseconds = 0
+    for file in TASKS.glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread may have ended
+            nanoseconds += int(file.read_text().split()[1])
+    return 1e-9 * nanoseconds
+
+
+def _own_queue():
+    """How many threads of torch's pool always wait, because there are more of them than cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(0, torch.get_num_threads() - cores)
+
+
+def fastest(candidates, *, seconds=0.0, least=3, enough=9):
+    """The Times of {name: functions}: of each candidate the mean of its three fastest calls.
+
+    In a round each candidate makes one call, of the next of its functions. Candidates that are far slower than the fastest are
+    dropped soon. The others go on for `enough` rounds and until the three fastest calls of each agree; for `seconds`, or twice
+    as long where threads wait for cores; there are at least `least` rounds. The fastest and not the median: whatever else runs
+    on the machine can only make a call longer, and a short call often lies between two time slices. For CPUs: no device is
+    waited for, and nothing is called before it is timed.
     """
-    samples = {name: [] for name in candidates}
-    start, rounds = time.perf_counter(), 0
-    while rounds < least or (rounds < most and time.perf_counter() - start < seconds):
-        for name, functions in candidates.items():
-            before = time.perf_counter()
-            for function in functions:
-                function()
-            samples[name].append((time.perf_counter() - before) / len(functions))
-        rounds += 1
-    return {name: min(values) for name, values in samples.items()}
+    samples, left, rounds = {name: [] for name in candidates}, list(candidates), 0
+    before, start, took = waited(), time.perf_counter(), 0.0
+
+    def load():
+        return max(0.0, (waited() - before) / took - _own_queue())
+
+    while rounds < least or took < seconds or (took < 2 * seconds and load() > BUSY):
+        for name in left:
+            function = candidates[name][rounds % len(candidates[name])]
+            begun = time.perf_counter()
+            function()
+            samples[name].append(time.perf_counter() - begun)
+        rounds, took = rounds + 1, time.perf_counter() - start
+        if rounds >= least and took >= WINDOW:
+            best = min(min(samples[name]) for name in left)
+            left = [name for name in left if min(samples[name]) <= FAR * best]
+            agreed = rounds >= enough and all(_spread(samples[name]) <= AGREE for name in left)
+            if agreed or len(left) == 1 < len(candidates):
+                break
+    means = {name: statistics.mean(sorted(values)[:3]) for name, values in samples.items()}
+    return Times(means, {name: _spread(values) for name, values in samples.items()}, load())
+
+
+def _spread(values):
+    first, *_, last = sorted(values)[:3]
+    return (last - first) / first
 
 
 def cuda_clock(function, calls):

@@ -37,29 +37,6 @@ def test_candidates_take_turns_over_their_sets():
     assert timings["a"].median < timing.SAMPLE
 
 
-def test_the_fastest_of_a_few_rounds(monkeypatch):
-    """The clock moves by what every function takes; the first round is slow."""
-    now, order = [0.0], []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-
-    def function(name, *takes):
-        times = iter(takes)
-
-        def run():
-            order.append(name)
-            now[0] += next(times)
-
-        return run
-
-    pair, one = [function("a", 5.0, 2.0, 3.0), function("b", 5.0, 4.0, 1.0)], [function("c", 9.0, 2.0, 8.0)]
-    assert timing.fastest({"pair": pair, "one": one}, least=3) == {"pair": 2.0, "one": 2.0}
-    assert order == ["a", "b", "c"] * 3
-    for seconds, least, most, rounds in ((100.0, 3, 25, 25), (4.0, 3, 25, 4), (0.0, 7, 25, 7)):
-        order.clear()
-        timing.fastest({"d": [function("d", *[1.0] * 30)]}, seconds=seconds, least=least, most=most)
-        assert len(order) == rounds
-
-
 def test_sets_pass_the_cache(monkeypatch):
     monkeypatch.setattr(timing, "cache_bytes", lambda device: 1000)
     assert timing.sets_needed(10_000, "cpu") == 1

@@ -191,7 +191,7 @@ def test_the_key_names_everything_a_time_depends_on():
 def test_frozen_choices_are_remembered(monkeypatch):
     model, x = narrow().eval(), torch.randn(1, 3, 40, 40)
     first = resnet_fused.freeze(model, x)
-    for name in ("layer", "network"):
+    for name in ("layer", "networks"):
         monkeypatch.setattr(measure, name, lambda *args: pytest.fail("known already"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

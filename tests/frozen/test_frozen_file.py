@@ -40,7 +40,7 @@ def same(engine, loaded, x):
 def test_an_engine_comes_back_without_measuring(saved, monkeypatch):
     engine, path, x = saved
     remembered.forget()
-    for what in ("layer", "network"):
+    for what in ("layer", "networks"):
         monkeypatch.setattr(measure, what, lambda *args: pytest.fail("the file says what is fastest"))
     loaded = load_engine(path)
     same(engine, loaded, x)

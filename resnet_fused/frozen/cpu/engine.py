@@ -16,7 +16,7 @@ from .. import check
 from ..engine import Engine, without_autocast
 from ..function import UNARY, fill, values_of
 from ..network import ConvBn
-from . import measure, one_call, passes
+from . import cost, measure, one_call, passes
 from .calls import Calls
 from .convolutions import candidates
 from .winograd import F4
@@ -25,8 +25,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 # channels; run by layer, F(2x2) costs ResNet-34 (bfloat16, batch 8) 2.9 ms in layers of so many, 7.4 ms in earlier ones
 DEEP = 256
 NO_LIMIT = 1 << 30  # channels: more than any layer has
-MEMORY = {"fast": 1.0, "small": 1.1}  # within so many times the shortest time the smallest weights are preferred
-TUNING_SECONDS = 3.0  # at most, for a whole network; it bounds the time of freeze()
+MEMORY = {"fast": 1.01, "small": 1.1}  # within so many times the shortest time the smallest weights are preferred
+TUNING_SECONDS = 3.0  # at most, for a whole network; twice as long where threads wait for cores (timing.fastest)
+STRETCH_SECONDS = 0.8  # at most, for a stretch, in the same sense
 
 
 class ByLayers:
@@ -53,7 +54,7 @@ class CpuEngine(Engine):
     def _choose_layers(self, without=(), channels=0):
         """Chooses the fastest candidate for each layer. Layers with so many channels or more do not use the candidates
         in `without`."""
-        groups = {}
+        groups, siblings = {}, cost.Siblings()
         for step in self._convolutions:
             groups.setdefault(step.key, []).append(step)
         for steps in groups.values():
@@ -64,14 +65,16 @@ class CpuEngine(Engine):
                 seconds, reason = {able[0]: 0.0}, "the only way for this layer"
             else:
                 key = remembered.key("frozen", self.dtype, *steps[0].key)
-                seconds = self._measured(
-                    key, able, lambda s=steps, a=able: measure.layer(s, a, self.dtype, TUNING_SECONDS / len(groups))
-                )
-                best, second, *_ = sorted(seconds, key=seconds.get)
-                reason = f"{1e3 * seconds[best]:.2f} ms; {second.name}: {1e3 * seconds[second]:.2f} ms"
+                timed = functools.partial(measure.layer, steps, able, self.dtype, TUNING_SECONDS / len(groups))
+                checked = functools.partial(siblings.plausible, steps[0], self.dtype, timed)
+                seconds = self._measured(key, able, checked)
+                reason = None
             ranking = sorted(seconds, key=seconds.get)
             near = [candidate for candidate in ranking if seconds[candidate] <= self.limit * seconds[ranking[0]]]
             ranking.sort(key=lambda candidate, near=near: candidate.growth if candidate in near else math.inf)
+            if reason is None:
+                second = min(ranking[1:], key=seconds.get)
+                reason = f"{1e3 * seconds[ranking[0]]:.2f} ms; {second.name}: {1e3 * seconds[second]:.2f} ms"
             for step in steps:
                 step.ranking = ranking
                 step.choice, step.reason = step.ranking[0], reason
@@ -95,16 +98,16 @@ class CpuEngine(Engine):
                     step.reason = f"in one call with other layers; alone: {step.reason}"
 
     def _seconds_of(self, stretch, own, fastest):
-        """{OneCall: seconds with the choices `own`, ByLayers: seconds with the choices `fastest`}."""
-        found = {}
+        """The Times of OneCall with the choices `own` and of ByLayers with the choices `fastest`."""
+        x, runs = self._input_of(stretch), {}
         ways = (one_call.OneCall, own, [stretch]), (ByLayers, fastest, [[step] for step in stretch])
         for way, choices, parts in ways:
             for step, choice in choices.items():
                 step.choice = choice
             self._load_layers(choices)
-            calls = Calls(parts, self.dtype, (stretch[-1].output,), stretch[0].input)
-            found[way] = measure.network(calls, self._input_of(stretch))
-        return found
+            runs[way] = Calls(parts, self.dtype, (stretch[-1].output,), stretch[0].input)
+            runs[way](x)  # allocates, and reads the choices, which the next way changes
+        return measure.networks(runs, x, min(STRETCH_SECONDS, TUNING_SECONDS))
 
     @property
     def _stretches(self):

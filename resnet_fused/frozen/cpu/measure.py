@@ -1,4 +1,4 @@
-"""How long the kernels of a frozen network take on this CPU: the fastest of several calls of each."""
+"""How long the kernels of a frozen network take on this CPU: the fastest of several calls of each (timing.fastest)."""
 
 import functools
 
@@ -9,7 +9,7 @@ from ...measure import timing
 
 
 def layer(steps, candidates, dtype, seconds):
-    """{candidate: seconds per call}. Calls alternate between some `steps` of the same key, so that their weights are
+    """The Times of the candidates. Calls alternate between some `steps` of the same key, so that their weights are
     not in the cache."""
     x = torch.randn(steps[0].shape, device="cpu").relu_().to(dtype).contiguous(memory_format=layout.CHANNELS_LAST)
     steps = steps[:3]  # so many keep the weights out of the cache; packing more would only take time
@@ -19,7 +19,6 @@ def layer(steps, candidates, dtype, seconds):
     return timing.fastest(calls, seconds=seconds)
 
 
-def network(run, x, calls=7):
-    """Seconds per call. A first call, which allocates, is not measured."""
-    run(x)
-    return timing.fastest({"network": [functools.partial(run, x)]}, least=calls)["network"]
+def networks(ways, x, seconds):
+    """The Times of {way: function of x}. Each has run before, since its first call allocates."""
+    return timing.fastest({way: [functools.partial(run, x)] for way, run in ways.items()}, seconds=seconds, enough=3)
