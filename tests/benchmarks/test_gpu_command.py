@@ -42,6 +42,7 @@ MINIATURES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow("every part of `make gpu`, which is a command for developers")
 @pytest.mark.parametrize("name", MINIATURES)
 def test_the_miniature(tmp_path, name):
     chosen, suites, directions, titles = MINIATURES[name]
@@ -143,6 +144,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
             assert (ROOT / next(a for a in part.command if a.startswith("tests/"))).is_file()
 
 
+@pytest.mark.slow("compiles for a GPU")
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize(("name", "instructions"), [
     ("bandwidth", ("UBLKCP", "UCGABAR_ARV")),
@@ -190,6 +192,7 @@ def test_the_python_of_make_gpu(tmp_path, given, there, python):
     assert done.stdout.split()[:3] == [python, "-m", "benchmarks.gpu"]
 
 
+@pytest.mark.slow("compiles for a GPU")
 def test_kernels_are_compiled_ahead_of_time(tmp_path):
     """Without a GPU, into the cache that the parts share; each file is there once. Few of the launches: each takes seconds."""
     pytest.importorskip("triton")
