@@ -153,6 +153,7 @@ class Times(dict):
 
 BUSY = 0.4  # load: alone at most 0.35, beside one busy process 0.46 to 1.5 (2 cores, windows of 40 ms, 2026-12-01)
 FAR = 1.5  # times the fastest: candidates that are called no more
+LONGER = 4  # times the seconds, where threads wait for cores: few calls then lie between two time slices
 AGREE = 0.03  # spread: so small where nothing disturbed the three fastest calls
 WINDOW = 0.04  # seconds: a busy process may keep a core for 4 ms, so shorter series may lie in one time slice
 TASKS = Path("/proc/self/task")
@@ -173,22 +174,30 @@ def _own_queue():
     return max(0, torch.get_num_threads() - cores)
 
 
-def fastest(candidates, *, seconds=0.0, least=3, enough=9):
+class Watch:
+    """How busy other processes keep the cores, from now on."""
+
+    def __init__(self):
+        self._waited, self._start = waited(), time.perf_counter()
+
+    def load(self):
+        """How many threads of this process waited for a core since then, on average."""
+        took = max(1e-9, time.perf_counter() - self._start)
+        return max(0.0, (waited() - self._waited) / took - _own_queue())
+
+
+def fastest(candidates, *, seconds=0.0, least=2, enough=6):
     """The Times of {name: functions}: of each candidate the mean of its three fastest calls.
 
     In a round each candidate makes one call, of the next of its functions. Candidates that are far slower than the fastest are
-    dropped soon. The others go on for `enough` rounds and until the three fastest calls of each agree; for `seconds`, or twice
-    as long where threads wait for cores; there are at least `least` rounds. The fastest and not the median: whatever else runs
+    dropped soon. The others go on for `enough` rounds and until the three fastest calls of each agree; for `seconds`, or
+    `LONGER` times that where threads wait for cores; there are at least `least` rounds. The fastest and not the median: whatever else runs
     on the machine can only make a call longer, and a short call often lies between two time slices. For CPUs: no device is
     waited for, and nothing is called before it is timed.
     """
     samples, left, rounds = {name: [] for name in candidates}, list(candidates), 0
-    before, start, took = waited(), time.perf_counter(), 0.0
-
-    def load():
-        return max(0.0, (waited() - before) / took - _own_queue())
-
-    while rounds < least or took < seconds or (took < 2 * seconds and load() > BUSY):
+    watch, start, took = Watch(), time.perf_counter(), 0.0
+    while rounds < least or took < seconds or (took < LONGER * seconds and watch.load() > BUSY):
         for name in left:
             function = candidates[name][rounds % len(candidates[name])]
             begun = time.perf_counter()
@@ -202,7 +211,7 @@ def fastest(candidates, *, seconds=0.0, least=3, enough=9):
             if agreed or len(left) == 1 < len(candidates):
                 break
     means = {name: statistics.mean(sorted(values)[:3]) for name, values in samples.items()}
-    return Times(means, {name: _spread(values) for name, values in samples.items()}, load())
+    return Times(means, {name: _spread(values) for name, values in samples.items()}, watch.load())
 
 
 def _spread(values):

@@ -70,6 +70,12 @@ def test_tune_fills_the_table_that_the_dispatcher_reads():
     again = []
     tune.tune(model, SHAPE, torch.float32, seconds=ENOUGH, step=again.append)
     assert again == [], "known already"
+    table = remembered.table(torch.device("cpu"))
+    key, entry = next(iter(table.entries.items()))
+    table.store({key: entry._replace(load=1.0)})
+    for _ in range(2):
+        tune.tune(model, SHAPE, torch.float32, seconds=ENOUGH, step=again.append)
+    assert len(again) == 1 and not table.entries[key].disturbed, "what was measured under load is measured once more"
     rows, _ = tune.tune(model, SHAPE, torch.float32, train=True, seconds=ENOUGH)
     assert {row["op"] for row in rows} == TRAINING
     model.train()

@@ -39,11 +39,11 @@ def milliseconds(times):
 
 def test_the_three_fastest_calls_count(clock):
     times = timing.fastest(
-        {"a": clock.functions("a", 30, 20, 10, 20.2, 10.1, 10.2), "b": clock.functions("b", 11)}, seconds=9
+        {"a": clock.functions("a", 16, 15, 10, 10.1, 10.2, 40), "b": clock.functions("b", 11)}, seconds=9
     )
     assert milliseconds(times) == {"a": 10.1, "b": 11.0}
     assert times.spread == pytest.approx({"a": 0.02, "b": 0.0}) and times.load == 0.0
-    assert clock.order == ["a", "b"] * 9, "in turns, and no more rounds than are needed"
+    assert clock.order == ["a", "b"] * 6, "in turns, and no more rounds than are needed"
 
 
 def test_the_functions_of_a_candidate_take_turns(clock):
@@ -59,12 +59,12 @@ def test_rounds_go_on_until_fast_calls_agree(clock):
 
 def test_what_is_far_slower_is_dropped(clock):
     times = timing.fastest({"a": clock.functions("a", 10), "far": clock.functions("far", 16)}, seconds=9)
-    assert clock.order == ["a", "far"] * 3 and milliseconds(times) == {"a": 10.0, "far": 16.0}
+    assert clock.order == ["a", "far"] * 2 and milliseconds(times) == {"a": 10.0, "far": 16.0}
     clock.order.clear()
     timing.fastest(
         {"a": clock.functions("a", 10), "b": clock.functions("b", 14), "far": clock.functions("far", 16)}, seconds=9
     )
-    assert [clock.order.count(name) for name in ("a", "b", "far")] == [9, 9, 3]
+    assert [clock.order.count(name) for name in ("a", "b", "far")] == [6, 6, 2]
 
 
 def test_a_first_call_under_load_drops_nothing(clock):
@@ -74,13 +74,13 @@ def test_a_first_call_under_load_drops_nothing(clock):
     assert min(times, key=times.get) == "a"
 
 
-@pytest.mark.parametrize(("waiting", "seconds"), [(0.3, 1.0), (0.6, 2.0)], ids=["alone", "beside-another-process"])
-def test_a_busy_machine_gets_twice_the_time(clock, waiting, seconds):
+@pytest.mark.parametrize(("waiting", "seconds"), [(0.3, 1.0), (0.6, 4.0)], ids=["alone", "beside-another-process"])
+def test_a_busy_machine_gets_more_time(clock, waiting, seconds):
     clock.waiting = waiting
     never = clock.functions("a", *[10.0 + i for i in range(1000)])
     times = timing.fastest({"a": never}, seconds=1.0)
     assert seconds <= clock.now < seconds + 0.1 and times.load == pytest.approx(waiting)
-    assert (times.load > timing.BUSY) == (seconds == 2.0)
+    assert (times.load > timing.BUSY) == (seconds == 4.0)
 
 
 def test_a_pool_with_more_threads_than_cores_is_no_load(clock, monkeypatch):

@@ -30,7 +30,7 @@ def tune(model, shape, dtype, *, train=False, seconds=60.0, again=False, step=la
     Args:
         model: on the device that is meant; it is not run and not changed.
         train: the calls of a training step instead of those of an evaluation.
-        again: also what this machine's table knows already.
+        again: also what this machine's table knows already. What was measured under load is always measured again.
         step: called with a text for every call, to show progress.
 
     Returns:
@@ -53,7 +53,7 @@ def _tune(model, device, shape, dtype, train, seconds, again, step):
         arguments = calls.tensors(call, device)
         keys = _keys(call, arguments)
         known = remembered.table(device).entries
-        if again or not all(key in known for key in keys):
+        if again or not all(key in known and not known[key].disturbed for key in keys):
             if left <= 0:
                 left_out += 1
                 continue
@@ -63,7 +63,8 @@ def _tune(model, device, shape, dtype, train, seconds, again, step):
             measured = measure(call, arguments, device, min(PER_CALL, share), patience=max(share, left / 8))
             if measured is None:
                 continue
-            remembered.table(device).store(dict.fromkeys(keys, measured))
+            for key in keys:
+                remembered.store(device, key, measured)
         rows.append(_row(call, count, arguments, remembered.table(device).entries[keys[0]]))
     return rows, left_out
 
@@ -119,7 +120,9 @@ def measure(call, arguments, device, seconds, patience=math.inf):
         once = timing.compare(runs, seconds=0.0, min_rounds=1, device=device.type)
         fastest = sorted(once, key=lambda name: once[name].median)[:FINALISTS]
         runs = {name: run for name, run in runs.items() if name in fastest or backends[name][1] is None}
+    watch = timing.Watch()
     timings = timing.compare(runs, seconds=seconds, min_rounds=3, device=device.type)
+    load = round(watch.load(), 3) if device.type == "cpu" else 0.0
     order = sorted(timings, key=lambda name: timings[name].median)
     best, config = {}, {}
     for name in order:
@@ -128,7 +131,8 @@ def measure(call, arguments, device, seconds, patience=math.inf):
             best[backend] = timings[name].median
             if chosen:
                 config[backend] = chosen
-    return remembered.entry(best, config, {name: timings[name].median for name in order[:2]} if config else None)
+    ranking = {name: timings[name].median for name in order[:2]} if config else None
+    return remembered.entry(best, config, ranking, load=load)
 
 
 def _run(call, backend, config, arguments):

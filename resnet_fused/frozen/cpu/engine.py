@@ -26,8 +26,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 DEEP = 256
 NO_LIMIT = 1 << 30  # channels: more than any layer has
 MEMORY = {"fast": 1.01, "small": 1.1}  # within so many times the shortest time the smallest weights are preferred
-TUNING_SECONDS = 3.0  # at most, for a whole network; twice as long where threads wait for cores (timing.fastest)
-STRETCH_SECONDS = 0.8  # at most, for a stretch, in the same sense
+TUNING_SECONDS = 3.0  # at most, for a whole network; 4 times that where threads wait for cores (timing.fastest)
+STRETCH_SECONDS = 0.6  # at most, for a stretch, in the same sense
 
 
 class ByLayers:
