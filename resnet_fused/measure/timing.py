@@ -186,28 +186,29 @@ class Watch:
         return max(0.0, (waited() - self._waited) / took - _own_queue())
 
 
-def fastest(candidates, *, seconds=0.0, least=2, enough=6):
+def fastest(candidates, *, seconds=0.0, least=3, enough=6):
     """The Times of {name: functions}: of each candidate the mean of its three fastest calls.
 
-    In a round each candidate makes one call, of the next of its functions. Candidates that are far slower than the fastest are
-    dropped soon. The others go on for `enough` rounds and until the three fastest calls of each agree; for `seconds`, or
-    `LONGER` times that where threads wait for cores; there are at least `least` rounds. The fastest and not the median: whatever else runs
+    In a round each candidate calls its functions one after the other, as a network calls one kernel for several layers.
+    Candidates that are far slower than the fastest are dropped soon. The others go on for `enough` calls and until the three
+    fastest calls of each agree; for `seconds`, or `LONGER` times that where threads wait for cores; each makes at least
+    `least` calls. The fastest and not the median: whatever else runs
     on the machine can only make a call longer, and a short call often lies between two time slices. For CPUs: no device is
     waited for, and nothing is called before it is timed.
     """
-    samples, left, rounds = {name: [] for name in candidates}, list(candidates), 0
+    samples, left, calls = {name: [] for name in candidates}, list(candidates), 0
     watch, start, took = Watch(), time.perf_counter(), 0.0
-    while rounds < least or took < seconds or (took < LONGER * seconds and watch.load() > BUSY):
+    while calls < least or took < seconds or (took < LONGER * seconds and watch.load() > BUSY):
         for name in left:
-            function = candidates[name][rounds % len(candidates[name])]
-            begun = time.perf_counter()
-            function()
-            samples[name].append(time.perf_counter() - begun)
-        rounds, took = rounds + 1, time.perf_counter() - start
-        if rounds >= least and took >= WINDOW:
+            for function in candidates[name]:
+                begun = time.perf_counter()
+                function()
+                samples[name].append(time.perf_counter() - begun)
+        calls, took = min(len(samples[name]) for name in left), time.perf_counter() - start
+        if calls >= least and took >= WINDOW:
             best = min(min(samples[name]) for name in left)
             left = [name for name in left if min(samples[name]) <= FAR * best]
-            agreed = rounds >= enough and all(_spread(samples[name]) <= AGREE for name in left)
+            agreed = calls >= enough and all(_spread(samples[name]) <= AGREE for name in left)
             if agreed or len(left) == 1 < len(candidates):
                 break
     means = {name: statistics.mean(sorted(values)[:3]) for name, values in samples.items()}

@@ -9,7 +9,7 @@ import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.commands.tune import calls, tune
 from resnet_fused.dispatch.choice import GRADIENTS
-from resnet_fused.measure import remembered
+from resnet_fused.measure import remembered, timing
 
 SHAPE = (2, 3, 48, 48)
 ENOUGH = 3600.0  # seconds: a busy machine measures everything too
@@ -55,7 +55,15 @@ def test_tensors_of_a_call_fit_the_op(train):
         assert not any((t == 0).all() for t in tensors)
 
 
-def test_tune_fills_the_table_that_the_dispatcher_reads():
+def native_first(runs, *, min_rounds=5, **_):
+    """As if the library's kernels were the fastest. Which calls a network makes depends on that."""
+    for run in runs.values():
+        run()
+    return {name: timing.Timing((1.0 if name.startswith("native") else 2.0,) * min_rounds) for name in runs}
+
+
+def test_tune_fills_the_table_that_the_dispatcher_reads(monkeypatch):
+    monkeypatch.setattr(timing, "interleaved", native_first)
     model = narrow().eval()
     steps = []
     rows, left_out = tune.tune(model, SHAPE, torch.float32, seconds=ENOUGH, step=steps.append)
