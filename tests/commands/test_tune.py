@@ -57,8 +57,8 @@ def test_tensors_of_a_call_fit_the_op(train):
 
 def native_first(runs, *, min_rounds=5, **_):
     """As if the library's kernels were the fastest. Which calls a network makes depends on that."""
-    for run in runs.values():
-        run()
+    for call in runs.values():
+        call()
     return {name: timing.Timing((1.0 if name.startswith("native") else 2.0,) * min_rounds) for name in runs}
 
 
