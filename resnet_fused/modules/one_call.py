@@ -13,15 +13,14 @@ from torch import nn
 
 from .. import dispatch
 from ..kernels import layout, torch_convolution
-from ..kernels.backend import WHOLE
-from ..kernels.precision import tf32_allowed
+from ..kernels.backend import IN_EVALUATION
 from ..kernels.shapes import Convolution
 from ..ops.conv_bn_relu import geometry
 from .eligible import is_projection, watched
 from .zero_pad import ZeroPadShortcut
 
 # The kernels for a whole block. The first runs torch's convolution and a pass where the backend has no convolution.
-_WITH_TORCH, _ALONE = WHOLE
+_WITH_TORCH, _ALONE = IN_EVALUATION
 _PLAIN = frozenset((torch.Tensor, nn.Parameter))
 
 
@@ -55,32 +54,19 @@ class _Block(NamedTuple):
     convolutions: list  # of the main path, then that of the projection if there is one
 
 
-class Remembered:
-    """The calls for blocks that were asked for, for each device as long as the dispatcher's setting stays what it was."""
-
-    MOST = 4096  # blocks
-
-    def __init__(self):
-        self.calls = {}  # (device, whether float32 may be TF32) -> (setting, {kind: call})
-
-    def of(self, device, kind):
-        """`_call` of the block on `device` that `kind` describes: (a _Block without convolutions, a _Layer, ...), as plain
-        tuples, which are made faster."""
-        setting = dispatch.setting(device)
-        where = device, kind[0][1] is torch.float32 and device.type == "cuda" and tf32_allowed()
-        before, calls = self.calls.get(where, (None, ()))
-        if setting != before or len(calls) > self.MOST:
-            calls = {}
-            self.calls[where] = setting, calls
-        try:
-            return calls[kind]
-        except KeyError:
-            block, *convolutions = kind
-            calls[kind] = found = _call(device, _Block(*block, [_Layer(*c) for c in convolutions]))
-            return found
+_remembered = dispatch.Remembered()  # {kind of block: call}
 
 
-_remembered = Remembered()
+def _call_of(device, kind):
+    """`_call` of the block on `device` that `kind` describes: (a _Block without convolutions, a _Layer, ...), as plain
+    tuples, which are made faster."""
+    calls = _remembered.answers(device, kind[0][1])
+    try:
+        return calls[kind]
+    except KeyError:
+        block, *convolutions = kind
+        calls[kind] = found = _call(device, _Block(*block, [_Layer(*c) for c in convolutions]))
+        return found
 
 
 def evaluate(x, main, downsample):
@@ -95,13 +81,14 @@ def evaluate(x, main, downsample):
     memory_format = layout.format_of(x)
     pad = (downsample.in_planes, downsample.out_planes, downsample.stride) if pads else None
     kind, tensors, eps = [(x.shape, x.dtype, memory_format, projects, pad)], [], []
+    low = torch.is_autocast_enabled(x.device.type)
     for conv, bn in (*main, downsample) if projects else main:
-        found = _read(conv, bn, tensors)
+        found = _read(conv, bn, tensors, x if low else None)
         if found is None:
             return None
         kind.append(found)
         eps.append(found[_EPS])
-    call = _remembered.of(x.device, tuple(kind))
+    call = _call_of(x.device, tuple(kind))
     if call is None:
         return None
     kernel, numbers = call
@@ -109,9 +96,10 @@ def evaluate(x, main, downsample):
     return kernel(x, tensors, numbers, eps, projects, shortcut)
 
 
-def _read(conv, bn, tensors):
+def _read(conv, bn, tensors, low):
     """The fields of a _Layer of two modules, whose five tensors are appended to `tensors`; None where the library does
-    not take them. Attributes of modules ask the class first, 0.5 us each, so the modules' dictionaries are read."""
+    not take them. Attributes of modules ask the class first, 0.5 us each, so the modules' dictionaries are read. low: a map
+    whose dtype autocast gives the weight, or None."""
     c, b = conv.__dict__, bn.__dict__
     stride, padding, dilation = c["stride"], c["padding"], c["dilation"]
     if (
@@ -125,7 +113,9 @@ def _read(conv, bn, tensors):
     own = weight, buffers.get("running_mean"), buffers.get("running_var"), affine["weight"], affine["bias"]
     if not _PLAIN.issuperset(map(type, own)):
         return None
-    tensors += own
+    if low is not None and weight.dtype != low.dtype:
+        weight = layout.lowered(weight, low.dtype, low)
+    tensors += (weight, *own[1:])
     return (
         weight.shape, weight.dtype, layout.format_of(weight), stride, padding, dilation, c["groups"], b["eps"]
     )  # fmt: skip
@@ -139,20 +129,11 @@ def _suits(x):
         or x.device.type not in ("cpu", "cuda")
         or type(x) is not torch.Tensor
         or dispatch.observed()
-        or torch.is_autocast_enabled(x.device.type)
+        # Autocast casts the input of a convolution, but not the shortcut.
+        or (torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) != x.dtype)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
     )
-
-
-def _backend(device):
-    """(the backend whose kernel may run whole blocks on `device`, the name of the kernel), or None."""
-    asked = dispatch.BACKENDS.get(dispatch.asked_for())
-    for backend in (asked, dispatch.default_backend(device.type)):
-        for op in (_WITH_TORCH, _ALONE) if backend is not None else ():
-            if op in backend.kernels and backend.takes(device.type) and backend.why_not(device) is None:
-                return backend, op
-    return None
 
 
 def _call(device, block):
@@ -163,7 +144,7 @@ def _call(device, block):
     whether the backend's own kernel runs the convolution; for `_ALONE`, of the first convolution, whether the projection
     runs in its launch.
     """
-    if (found := _backend(device)) is None:
+    if (found := dispatch.for_blocks(device, IN_EVALUATION)) is None:
         return None
     backend, op = found
     if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) < 0.0:

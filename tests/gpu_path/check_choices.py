@@ -86,6 +86,39 @@ def test_a_block_is_one_call_of_the_library(name, blocks, monkeypatch):
         assert len(calls) == blocks
 
 
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "gray", "grouped", "dilated"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_a_layer_in_training_is_one_call_each_way(name, layout):
+    """It runs the same operators of torch on as many bytes as the passes do."""
+    model = networks.network(name, torch.bfloat16, layout).train()
+    x = networks.images(name, 2, 56, torch.bfloat16, torch.channels_last)
+    found = []
+    for one_by_one in (True, False):
+        model(x).sum().backward()
+        model.zero_grad()
+        with pretended.recorded(one_by_one) as record:
+            out = model(x)
+            out.backward(torch.empty_like(out))
+        found.append(record.calls)
+    passes, calls = found
+    assert calls["ours::training_blocks"][0] == calls["ours::training_blocks_backward"][0] == 4
+    assert "ours::training_blocks" not in passes
+    assert {k: v for k, v in calls.items() if k.startswith("aten::")} == {
+        k: v for k, v in passes.items() if k.startswith("aten::")
+    }
+
+
+@pytest.mark.parametrize(("batch", "own"), [(2, 0), (256, 12)])
+def test_one_call_runs_the_convolutions_that_the_dispatcher_chose(batch, own, monkeypatch):
+    """Those of few tiles are torch's."""
+    calls, op = [], torch.ops.resnet_fused_pretended.training_blocks
+    noted = lambda *args: calls.append(args) or op(*args)  # noqa: E731
+    monkeypatch.setattr(pretended._library, "training_blocks", noted, raising=False)
+    model = networks.network("basic", torch.bfloat16).train()
+    model(networks.images("basic", batch, 64, torch.bfloat16, torch.channels_last))
+    assert len(calls) == 4 and sum(map(sum, (args[4] for args in calls))) == own
+
+
 def test_a_choice_is_remembered_until_a_setting_changes(monkeypatch):
     x = networks.images("basic", 2, 64).to(memory_format=torch.channels_last)
     asked, pick = [], dispatch.choice.pick
