@@ -164,7 +164,7 @@ def _remember(ask, op, x, others, convolution, activation):
     choices = _remembered.answers(x.device, x.dtype)
     # The strides of a weight decide the format of a result, and so do those of x.
     weight = None if convolution is None else others[0].stride()
-    key = op, x.shape, x.stride(), weight, convolution, activation, *[t is None or t.dtype for t in others]
+    key = ask, op, x.shape, x.stride(), weight, convolution, activation, *[t is None or t.dtype for t in others]
     choice = choices.get(key)
     if choice is None:
         choice = ask(op, x, others, convolution, activation)
