@@ -43,16 +43,16 @@ each, predicted) come on top of all numbers, eager's and ours. No Triton kernel 
 
 Eager's numbers have no cuDNN: its search for an algorithm and its descriptors come on top on a GPU.
 
-An evaluation is one call of the library a block (10 us for two convolutions, 3 of them torch's call into C++). Before it, 9 us check
-the block (hooks, classes, layouts) and 10 us read its modules. A step is one call a layer in each direction: of 3.9 ms those
-calls take 0.25 ms forward and 0.4 ms backward, the checks of all modules and their lists of arguments 0.6 ms, the running statistics 0.3 ms, the
-stem, which still runs pass by pass, 0.4 ms, and torch's engine for 110 gradients with `zero_grad` 1.1 ms, as in eager (parts
-of a bfloat16 ResNet-34: the least of 12 samples each).
+An evaluation is one call of the library a block, 10 us for two convolutions. Before it, 9 us check the block (hooks, classes,
+layouts) and 10 us read its modules. A step is one call a layer in each direction. Of 3.9 ms those calls take 0.2 ms forward
+and 0.4 ms backward, the checks of all modules and their lists of arguments 0.6 ms, the running statistics 0.3 ms, the stem,
+which still runs pass by pass, 0.4 ms, and torch's engine and `zero_grad` 1.1 ms, as in eager (measured: bfloat16 ResNet-34,
+the least of 12 samples of each part).
 
-The aims are 0.7 ms for an evaluation of ResNet-34, 4.5 ms for its step and 12 us for an op of `torch.compile`. An op is above its
-aim: 6 us are the launcher of the library with its checks and its list of arguments, 5 us the dispatcher's call into Python, 3 us the kernel for
-autograd, and the rest the question which kernel runs. Only an op in C++ that asks nothing of Python would need none of the last
-three. It would need the dispatcher's answers (backends asked for, measured times, verdicts of the check) in C++.
+The aims are 0.7 ms for an evaluation of ResNet-34, 4.5 ms for its step and 12 us for an op of `torch.compile`. An op is above
+its aim. The launcher of the library, with its checks and its list of arguments, takes 6 us, the dispatcher's call into Python
+5 us, the kernel for autograd 3 us, the question which kernel runs 4 us. Only an op in C++ would need none of the last three,
+and it would need the dispatcher's answers in C++: backends asked for, measured times, verdicts of the check of a device.
 """
 
 
