@@ -51,6 +51,7 @@ class _Block(NamedTuple):
     memory_format: torch.memory_format | None
     projects: bool
     pad: tuple | None  # the arguments of a ZeroPadShortcut
+    low: bool  # whether autocast casts the weights to dtype
     convolutions: list  # of the main path, then that of the projection if there is one
 
 
@@ -80,10 +81,10 @@ def evaluate(x, main, downsample):
         return None
     memory_format = layout.format_of(x)
     pad = (downsample.in_planes, downsample.out_planes, downsample.stride) if pads else None
-    kind, tensors, eps = [(x.shape, x.dtype, memory_format, projects, pad)], [], []
     low = torch.is_autocast_enabled(x.device.type)
+    kind, tensors, eps = [(x.shape, x.dtype, memory_format, projects, pad, low)], [], []
     for conv, bn in (*main, downsample) if projects else main:
-        found = _read(conv, bn, tensors, x if low else None)
+        found = _read(conv, bn, tensors)
         if found is None:
             return None
         kind.append(found)
@@ -92,14 +93,15 @@ def evaluate(x, main, downsample):
     if call is None:
         return None
     kernel, numbers = call
+    if low:
+        tensors[::5] = [layout.lowered(weight, x.dtype, x) for weight in tensors[::5]]
     shortcut = layout.in_format(downsample(x), memory_format) if pads else None
     return kernel(x, tensors, numbers, eps, projects, shortcut)
 
 
-def _read(conv, bn, tensors, low):
+def _read(conv, bn, tensors):
     """The fields of a _Layer of two modules, whose five tensors are appended to `tensors`; None where the library does
-    not take them. Attributes of modules ask the class first, 0.5 us each, so the modules' dictionaries are read. low: a map
-    whose dtype autocast gives the weight, or None."""
+    not take them. Attributes of modules ask the class first, 0.5 us each, so the modules' dictionaries are read."""
     c, b = conv.__dict__, bn.__dict__
     stride, padding, dilation = c["stride"], c["padding"], c["dilation"]
     if (
@@ -113,9 +115,7 @@ def _read(conv, bn, tensors, low):
     own = weight, buffers.get("running_mean"), buffers.get("running_var"), affine["weight"], affine["bias"]
     if not _PLAIN.issuperset(map(type, own)):
         return None
-    if low is not None and weight.dtype != low.dtype:
-        weight = layout.lowered(weight, low.dtype, low)
-    tensors += (weight, *own[1:])
+    tensors += own
     return (
         weight.shape, weight.dtype, layout.format_of(weight), stride, padding, dilation, c["groups"], b["eps"]
     )  # fmt: skip
@@ -149,6 +149,8 @@ def _call(device, block):
     backend, op = found
     if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) < 0.0:
         return None
+    if block.low:
+        block = block._replace(convolutions=[_lowered(c, block, device) for c in block.convolutions])
     numbers, shape, last = [], block.shape, len(block.convolutions) - 1 - block.projects
     identity, paired = block.shape, None
     if block.pad is not None:
@@ -187,6 +189,15 @@ def _call(device, block):
         numbers += (*stride, *padding, *dilation, groups, own if op == _WITH_TORCH else bool(paired) and i == 0)
         identity, shape = (after, shape) if i > last else (identity, after)
     return (backend.kernels[op], numbers) if shape == tuple(identity) else None
+
+
+def _lowered(convolution, block, device):
+    """The _Layer with a weight that layout.lowered has cast."""
+    last = device.type == "cuda" and layout.CHANNELS_LAST in (block.memory_format, convolution.memory_format)
+    memory_format = layout.CHANNELS_LAST if last else convolution.memory_format
+    if memory_format is not None:
+        memory_format = layout.format_of(torch.empty(convolution.weight, device="meta", memory_format=memory_format))
+    return convolution._replace(dtype=block.dtype, memory_format=memory_format)
 
 
 def _plain(first, projection):

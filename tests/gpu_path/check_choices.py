@@ -87,6 +87,21 @@ def test_a_block_is_one_call_of_the_library(name, blocks, monkeypatch):
         assert len(calls) == blocks
 
 
+@pytest.mark.parametrize(("name", "blocks"), [("basic", 5), ("bottleneck", 5), ("grouped", 0)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_autocast_casts_each_weight_once_for_a_block_in_one_call(name, blocks, layout):
+    """Also where the library does not run the block."""
+    model, x = networks.network(name, memory_format=layout).eval(), networks.images(name, 2, 64)
+    copies = []
+    for one_by_one in (True, False):
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            model(x)
+            with pretended.recorded(one_by_one) as record:
+                model(x)
+        copies.append(record.count("aten::copy_"))
+    assert copies[0] == copies[1] and record.count("ours::conv_block") == blocks
+
+
 @pytest.mark.parametrize("name", ["basic", "bottleneck", "gray", "grouped", "dilated"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 def test_a_layer_in_training_is_one_call_each_way(name, layout):

@@ -86,5 +86,5 @@ def test_autocast_is_one_call_of_maps_in_its_dtype(calls):
         assert len(calls) == 1 and calls[0][1][0].dtype == torch.bfloat16
         with dispatch.record():
             assert torch.equal(out, block(x.bfloat16()))
-        block(x)  # the shortcut is added in float32
+        block(x)  # of another dtype: op by op
     assert len(calls) == 1
