@@ -73,7 +73,8 @@ def _call_of(device, kind):
 def evaluate(x, main, downsample):
     """relu(bn(conv(... x)) + shortcut) of modules `main` [(conv, bn), ...] and `downsample`, which `why_not_fused` has
     passed; None where the block has to be run op by op."""
-    if not _suits(x):
+    device = x.device
+    if device.type not in ("cpu", "cuda") or not _suits(x, low := torch.is_autocast_enabled(device.type)):
         return None
     pads = type(downsample) is ZeroPadShortcut and not watched(downsample)
     projects = not pads and is_projection(downsample)
@@ -81,7 +82,6 @@ def evaluate(x, main, downsample):
         return None
     memory_format = layout.format_of(x)
     pad = (downsample.in_planes, downsample.out_planes, downsample.stride) if pads else None
-    low = torch.is_autocast_enabled(x.device.type)
     kind, tensors, eps = [(x.shape, x.dtype, memory_format, projects, pad, low)], [], []
     for conv, bn in (*main, downsample) if projects else main:
         found = _read(conv, bn, tensors)
@@ -89,7 +89,7 @@ def evaluate(x, main, downsample):
             return None
         kind.append(found)
         eps.append(found[_EPS])
-    call = _call_of(x.device, tuple(kind))
+    call = _call_of(device, tuple(kind))
     if call is None:
         return None
     kernel, numbers = call
@@ -121,16 +121,15 @@ def _read(conv, bn, tensors):
     )  # fmt: skip
 
 
-def _suits(x):
-    """Whether a kernel may be called past torch's dispatcher and past the one of this package."""
+def _suits(x, low):
+    """Whether a kernel may be called past torch's dispatcher and past the one of this package. low: whether autocast is on."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or x.device.type not in ("cpu", "cuda")
         or type(x) is not torch.Tensor
         or dispatch.observed()
         # Autocast casts the input of a convolution, but not the shortcut.
-        or (torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) != x.dtype)
+        or (low and torch.get_autocast_dtype(x.device.type) != x.dtype)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
     )
