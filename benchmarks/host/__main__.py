@@ -49,8 +49,13 @@ and 0.4 ms backward, the checks of all modules and their lists of arguments 0.5 
 which still runs pass by pass, 0.4 ms, and torch's engine and `zero_grad` 1.1 ms, as in eager (measured: bfloat16 ResNet-34,
 the least of 12 samples of each part).
 
-The aims are 0.7 ms for an evaluation of ResNet-34, 4.5 ms for its step and 12 us for an op of `torch.compile`. An op is above
-its aim. The launcher of the library, with its checks and its list of arguments, takes 6 us, the dispatcher's call into Python
+In turn with the code before, in one run (bfloat16 ResNet-34, 2026-12-01), an evaluation took 0.68 ms instead of 0.80, a step
+3.74 instead of 8.38, under autocast 0.88 instead of 2.15 and 4.02 instead of 8.30, and an op 23.6 us instead of 36.8. Steps of
+two runs differ by a factor of up to 1.4, eager's as well.
+
+The aims are 0.7 ms for an evaluation of ResNet-34, 4.5 ms for its step and 12 us for an op of `torch.compile`. Bfloat16
+reaches the first two. Autocast cannot reach the first: it also casts 36 weights, as in eager. An op is above its aim.
+The launcher of the library, with its checks and its list of arguments, takes 6 us, the dispatcher's call into Python
 5 us, the kernel for autograd 3 us, the question which kernel runs 4 us. Only an op in C++ would need none of the last three,
 and it would need the dispatcher's answers in C++: backends asked for, measured times, verdicts of the check of a device.
 """
