@@ -61,7 +61,7 @@ def test_every_way_gives_the_numbers_of_eager(monkeypatch, way):
     """Each kind of kernel in every layer that it can run. F(4x4,3x3) everywhere errs up to 1.8 times as much as a direct
     convolution (docs/design/winograd.md), which freeze() checks against the budget and this test must not depend on.
     """
-    monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, example: Errors(0.0, False))
+    monkeypatch.setattr(cpu_engine.check, "errors", lambda *_: Errors(0.0, False))
     monkeypatch.setattr(
         cpu_engine,
         "candidates",
@@ -100,7 +100,7 @@ def test_f4_is_dropped_where_it_is_not_accurate_enough(monkeypatch):
     monkeypatch.setattr(measure, "layer", lambda steps, able, *_: {w: rank.get(w, 9.0) for w in able})
     monkeypatch.setattr(cpu_engine.CpuEngine, "_measured", lambda self, key, able, measure: measure())
     shares = iter([1.5, 1.5, 0.5])  # at first, without it in the deep layers, without it anywhere
-    monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, example: Errors(next(shares), False))
+    monkeypatch.setattr(cpu_engine.check, "errors", lambda *_: Errors(next(shares), False))
     engine = resnet_fused.freeze(narrow().eval(), torch.randn(1, 3, 40, 40))
     backends = {row["backend"] for row in engine.rows}
     assert next(shares, None) is None
@@ -123,7 +123,7 @@ def test_f4_is_dropped_in_the_deep_layers_first(monkeypatch):
 
     def backends(*errors):
         left = iter(errors)
-        monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, example: Errors(*next(left)))
+        monkeypatch.setattr(cpu_engine.check, "errors", lambda *_: Errors(*next(left)))
         engine = resnet_fused.freeze(resnet_fused.resnet18().eval(), torch.randn(1, 3, 32, 32))
         assert next(left, None) is None
         return {s.conv.in_channels: s.choice.name for s in engine._convolutions if s.conv.stride == (1, 1)}

@@ -56,7 +56,7 @@ def test_a_wrong_layer_is_refused_by_name(monkeypatch, dtype):
 
 
 def test_an_engine_past_its_budget_says_so_with_the_worst_layer(monkeypatch):
-    monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, few: Errors(1.5, False))
+    monkeypatch.setattr(cpu_engine.check, "errors", lambda *_: Errors(1.5, False))
     engine = resnet_fused.freeze(net(), torch.randn(1, 3, 40, 40), exact=True)
     (note,) = engine.notes
     assert note.startswith("the logits use 1.50 of their error budget; the worst layer is ")
@@ -88,7 +88,7 @@ def test_a_dropped_choice_says_why(monkeypatch, dtype, errors, far):
     monkeypatch.setattr(cpu_engine.CpuEngine, "_measured", lambda self, key, able, measure: measure())
     monkeypatch.setattr(cpu_engine.measure, "layer", lambda steps, able, *_: {k: float(i) for i, k in enumerate(able)})
     left = iter([errors, Errors(0.5, False)])
-    monkeypatch.setattr(cpu_engine.CpuEngine, "_errors", lambda self, few: next(left))
+    monkeypatch.setattr(cpu_engine.check, "errors", lambda *_: next(left))
     engine = resnet_fused.freeze(net(), torch.randn(1, 3, 40, 40), dtype=dtype)
     why = f"F(4x4) dropped: the logits were {far}; "
     dropped = {row["name"] for row in engine.rows if row["reason"].startswith(why)}

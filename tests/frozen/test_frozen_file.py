@@ -73,7 +73,7 @@ def test_a_loaded_engine_keeps_what_was_dropped_for_accuracy(tmp_path, monkeypat
     shares = iter([1.5, 1.5, 0.5])
     with monkeypatch.context() as patched:
         patched.setattr(CpuEngine, "_f4_layers", lambda self, channels=0: self._convolutions[1:2])
-        patched.setattr(CpuEngine, "_errors", lambda self, few: Errors(next(shares), False))
+        patched.setattr("resnet_fused.frozen.check.errors", lambda *_: Errors(next(shares), False))
         engine = freeze(model, x)
     assert engine.options["f4_below"] == 0 and not any("F(4x4" in row["backend"] for row in engine.rows)
     engine.save(tmp_path / "e.safetensors")
