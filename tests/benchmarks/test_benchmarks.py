@@ -236,11 +236,14 @@ def write(folder, *rows):
 
 def test_report_shows_the_newest_and_lists_what_became_slower(tmp_path, capsys):
     old = [row("2026-01-01", 0.010), row("2026-01-01", 0.020, candidate="eager", kind="peer")]
-    new = [row("2026-01-02", 0.011, "bbb222"), row("2026-01-02", 0.0205, "bbb222", candidate="eager", kind="peer")]
+    new = [
+        row("2026-01-02", 0.011, "bbb222", error=2.51e-7),
+        row("2026-01-02", 0.0205, "bbb222", candidate="eager", kind="peer"),
+    ]
     write(tmp_path, *old, *new)
     assert main(report.main, "--results", tmp_path, "--against", "aaa") == 0
     out = capsys.readouterr().out
-    assert "| 1 float32 | 11 | 20.5 |" in out and "bbb222" in out
+    assert "| 1 float32 | 11 | 20.5 |\n| 1 float32, error | 3e-07 | - |" in out and "bbb222" in out
     assert "live 0" not in out and "| +10.0% |" in out and out.count("%") == 1, "2.5 % of eager are within the spread"
     assert main(report.main, "--results", tmp_path, "--against", "ccc") == 2
     write(tmp_path, *old, row("2026-01-02", 0.011, "bbb222", spread=0.09))
