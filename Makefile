@@ -45,7 +45,7 @@ lines:  ## the longest files; fails above 300 lines
 	@git ls-files '*.py' 'csrc/*' 'tests/emulator/*' | xargs wc -l | awk '$$2 != "total" && $$1 > 300 {bad = 1; print "too long: " $$2} END {exit bad}'
 
 fuzz:  ## 2,000 random networks, fused and eager against float64; prints the line that repeats a failure (CASES=2000)
-	@python=$(call in,test) && $$python -m pytest -q tests/models/test_fuzz.py::test_fuzz --cases $(CASES) $(ARGS)
+	@python=$(call in,test) && $$python -m pytest -q tests/models/test_fuzz.py::test_fuzz -o faulthandler_timeout=7200 --cases $(CASES) $(ARGS)
 
 aot:  ## compiles every Triton and CUDA kernel for sm_80, sm_90(a), sm_100 without a GPU: registers, spills, tensor cores
 	@python=$(call in,test) && $$python tools/aot.py $(ARGS)

@@ -33,11 +33,12 @@ struct MutableChannels {
   DType dtype;
 };
 
-// Normalisation of one channel: xhat = (x - mean) * invstd, invstd = has_var ? 1 / sqrt(spread + eps) : spread.
-// has_var = false: `mean` and `spread` are the float32 batch statistics that bn_stats wrote (training);
-// has_var = true: they are running_mean and running_var (evaluation, frozen).
+// Normalisation of one channel: xhat = (x - mean) * invstd.
+// has_var = false (training): `mean` and `var_or_invstd` are the float32 batch statistics that bn_stats wrote, and
+// invstd = var_or_invstd. has_var = true (evaluation, frozen): they are running_mean and running_var, and
+// invstd = 1 / sqrt(var_or_invstd + eps).
 struct Norm {
-  Channels mean, spread;
+  Channels mean, var_or_invstd;
   bool has_var;
   double eps;
   Channels weight, bias;

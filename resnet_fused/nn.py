@@ -62,8 +62,8 @@ class ConvBNReLU(nn.Module):
     ) -> None:
         super().__init__()
         if padding is None:
-            kernel, spread = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel_size, dilation))
-            padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, spread, strict=True))
+            kernel, dilations = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel_size, dilation))
+            padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilations, strict=True))
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False
         )  # fmt: skip

@@ -86,7 +86,7 @@ class Case:
             )  # fmt: skip
         if self.op == "bn_relu":
             return function(
-                a["x"], a["weight"], a["bias"], a["mean"], a["spread"], a["residual"],
+                a["x"], a["weight"], a["bias"], a["mean"], a["var_or_invstd"], a["residual"],
                 training=True, eps=1e-5, relu=a["activation"] == RELU,
             )  # fmt: skip
         if self.op == "conv_bn_relu_pool":

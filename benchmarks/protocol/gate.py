@@ -74,4 +74,4 @@ def gradients(case, function, a, grad, mask=None):
 
 def copies(a):
     """`a` with copies of the running statistics, which a call updates in place: every candidate gets its own."""
-    return a | {name: a[name].clone() for name in ("mean", "var", "spread") if a.get(name) is not None}
+    return a | {name: a[name].clone() for name in ("mean", "var", "var_or_invstd") if a.get(name) is not None}

@@ -61,16 +61,16 @@ void bn_stats_merge(const Tensor& parts, const Tensor& mean, const Tensor& invst
           to_share, place.stream());
 }
 
-// Without eps, mean and spread are float32 batch statistics, and spread is invstd. With eps, mean and spread are
-// buffers, and spread is a variance.
-Norm norm_of(const Arguments& args, const OptionalTensor& mean, const OptionalTensor& spread, std::optional<double> eps,
-             const OptionalTensor& weight, const OptionalTensor& bias) {
+// Without eps, mean and var_or_invstd are float32 batch statistics, and var_or_invstd is invstd. With eps, mean and
+// var_or_invstd are buffers, and var_or_invstd is a variance.
+Norm norm_of(const Arguments& args, const OptionalTensor& mean, const OptionalTensor& var_or_invstd,
+             std::optional<double> eps, const OptionalTensor& weight, const OptionalTensor& bias) {
   if (!eps) {
     args.statistics("mean", mean);
-    args.statistics("invstd", spread);
+    args.statistics("invstd", var_or_invstd);
   }
   return {args.channels("mean", mean),
-          args.channels(eps ? "var" : "invstd", spread),
+          args.channels(eps ? "var" : "invstd", var_or_invstd),
           eps.has_value(),
           eps.value_or(0),
           args.channels("weight", weight),
@@ -78,12 +78,12 @@ Norm norm_of(const Arguments& args, const OptionalTensor& mean, const OptionalTe
 }
 
 template <auto kLaunch>
-void bn_relu(const Tensor& x, const Tensor& mean, const Tensor& spread, const OptionalTensor& weight,
+void bn_relu(const Tensor& x, const Tensor& mean, const Tensor& var_or_invstd, const OptionalTensor& weight,
              const OptionalTensor& bias, const OptionalTensor& residual, const Tensor& out, std::optional<double> eps,
              int64_t activation) {
   const Arguments args("bn_relu", "x", x);
   const Layout layout = args.layout();
-  const Epilogue epilogue{norm_of(args, mean, spread, eps, weight, bias), args.like("residual", residual),
+  const Epilogue epilogue{norm_of(args, mean, var_or_invstd, eps, weight, bias), args.like("residual", residual),
                           activation_of("bn_relu", activation, {Activation::none, Activation::relu})};
   void* to = args.like("out", out);
   if (args.empty()) return;
@@ -92,14 +92,14 @@ void bn_relu(const Tensor& x, const Tensor& mean, const Tensor& spread, const Op
 }
 
 template <auto kLaunch>
-void bn_add_bn_relu(const Tensor& x, const Tensor& mean, const Tensor& spread, const OptionalTensor& weight,
+void bn_add_bn_relu(const Tensor& x, const Tensor& mean, const Tensor& var_or_invstd, const OptionalTensor& weight,
                     const OptionalTensor& bias, std::optional<double> eps, const Tensor& z, const Tensor& mean_z,
-                    const Tensor& spread_z, const OptionalTensor& weight_z, const OptionalTensor& bias_z,
+                    const Tensor& var_or_invstd_z, const OptionalTensor& weight_z, const OptionalTensor& bias_z,
                     std::optional<double> eps_z, const Tensor& out) {
   const Arguments args("bn_add_bn_relu", "x", x);
   const Layout layout = args.layout();
-  const Norm norm = norm_of(args, mean, spread, eps, weight, bias);
-  const Norm norm_z = norm_of(args, mean_z, spread_z, eps_z, weight_z, bias_z);
+  const Norm norm = norm_of(args, mean, var_or_invstd, eps, weight, bias);
+  const Norm norm_z = norm_of(args, mean_z, var_or_invstd_z, eps_z, weight_z, bias_z);
   const void* with = args.like("z", z);
   void* to = args.like("out", out);
   if (args.empty()) return;
@@ -117,7 +117,7 @@ Activation masked_activation(const Arguments& args, const char* op, int64_t acti
 
 template <auto kLaunch, auto kScratch>
 void bn_relu_backward_reduce(const Tensor& grad, const OptionalTensor& x, const OptionalTensor& out,
-                             const OptionalTensor& mean, const OptionalTensor& spread, const Tensor& sum_g,
+                             const OptionalTensor& mean, const OptionalTensor& var_or_invstd, const Tensor& sum_g,
                              const OptionalTensor& sum_gx, std::optional<double> eps, int64_t activation,
                              const OptionalTensor& grad2, const OptionalTensor& masked) {
   const Arguments args("bn_relu_backward_reduce", "grad", grad);
@@ -125,10 +125,10 @@ void bn_relu_backward_reduce(const Tensor& grad, const OptionalTensor& x, const 
   const void* more = args.like("grad2", grad2);
   void* to_masked = args.like("masked", masked);
   const void *values = args.like("x", x), *mask = args.like("out", out);
-  const Norm norm = norm_of(args, mean, spread, eps, std::nullopt, std::nullopt);
+  const Norm norm = norm_of(args, mean, var_or_invstd, eps, std::nullopt, std::nullopt);
   float *to_g = args.statistics("sum_g", sum_g), *to_gx = args.statistics("sum_gx", sum_gx);
   const Activation which = masked_activation(args, "bn_relu_backward_reduce", activation, mask);
-  args.require(!values || (mean && spread && to_gx), "x comes without mean, spread or sum_gx");
+  args.require(!values || (mean && var_or_invstd && to_gx), "x comes without mean, var_or_invstd or sum_gx");
   args.require(!args.empty(), "grad has no values: shape ", Shape{grad});
   const Place place("bn_relu_backward_reduce", grad);
   const Scratch scratch(grad, kScratch(layout));
@@ -138,7 +138,7 @@ void bn_relu_backward_reduce(const Tensor& grad, const OptionalTensor& x, const 
 
 template <auto kLaunch>
 void bn_relu_backward_apply(const Tensor& grad, const OptionalTensor& x, const OptionalTensor& out,
-                            const OptionalTensor& mean, const Tensor& spread, const OptionalTensor& weight,
+                            const OptionalTensor& mean, const Tensor& var_or_invstd, const OptionalTensor& weight,
                             const OptionalTensor& sum_g, const OptionalTensor& sum_gx, const OptionalTensor& grad_x,
                             const OptionalTensor& grad_residual, std::optional<double> eps, int64_t activation,
                             const OptionalTensor& grad2) {
@@ -146,7 +146,7 @@ void bn_relu_backward_apply(const Tensor& grad, const OptionalTensor& x, const O
   const Layout layout = args.layout();
   const void* more = args.like("grad2", grad2);
   const void *values = args.like("x", x), *mask = args.like("out", out);
-  const Norm norm = norm_of(args, mean, spread, eps, weight, std::nullopt);
+  const Norm norm = norm_of(args, mean, var_or_invstd, eps, weight, std::nullopt);
   const float *g = args.statistics("sum_g", sum_g), *gx = args.statistics("sum_gx", sum_gx);
   void *to_x = args.like("grad_x", grad_x), *to_residual = args.like("grad_residual", grad_residual);
   const Activation which = masked_activation(args, "bn_relu_backward_apply", activation, mask);
@@ -170,16 +170,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(RESNET_FUSED_NAMESPACE, m) {
       "bn_stats_merge(Tensor parts, Tensor(a!) mean, Tensor(b!) invstd, Tensor(c!) var, Tensor(d!) share, float count, "
       "float eps) -> ()");
   m.def(
-      "bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!) out, "
+      "bn_relu(Tensor x, Tensor mean, Tensor var_or_invstd, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!) "
+      "out, "
       "float? eps, int activation) -> ()");
   m.def(
-      "bn_add_bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, float? eps, Tensor z, "
-      "Tensor mean_z, Tensor spread_z, Tensor? weight_z, Tensor? bias_z, float? eps_z, Tensor(a!) out) -> ()");
+      "bn_add_bn_relu(Tensor x, Tensor mean, Tensor var_or_invstd, Tensor? weight, Tensor? bias, float? eps, Tensor z, "
+      "Tensor mean_z, Tensor var_or_invstd_z, Tensor? weight_z, Tensor? bias_z, float? eps_z, Tensor(a!) out) -> ()");
   m.def(
-      "bn_relu_backward_reduce(Tensor grad, Tensor? x, Tensor? out, Tensor? mean, Tensor? spread, Tensor(a!) sum_g, "
+      "bn_relu_backward_reduce(Tensor grad, Tensor? x, Tensor? out, Tensor? mean, Tensor? var_or_invstd, Tensor(a!) "
+      "sum_g, "
       "Tensor(b!)? sum_gx, float? eps, int activation, Tensor? grad2=None, Tensor(c!)? masked=None) -> ()");
   m.def(
-      "bn_relu_backward_apply(Tensor grad, Tensor? x, Tensor? out, Tensor? mean, Tensor spread, Tensor? weight, "
+      "bn_relu_backward_apply(Tensor grad, Tensor? x, Tensor? out, Tensor? mean, Tensor var_or_invstd, Tensor? weight, "
       "Tensor? sum_g, Tensor? sum_gx, Tensor(a!)? grad_x, Tensor(b!)? grad_residual, float? eps, int activation, "
       "Tensor? grad2=None) -> ()");
 }

@@ -7,6 +7,7 @@ changes anything else than tensors.
 
 import contextlib
 import operator
+import pickle
 import random
 import sys
 import threading
@@ -119,7 +120,7 @@ def shell_of(module, origin, outside, training):
 
 def random_states():
     numpy = sys.modules.get("numpy")
-    return random.getstate(), None if numpy is None else repr(numpy.random.get_state())
+    return random.getstate(), None if numpy is None else pickle.dumps(numpy.random.get_state(legacy=False))
 
 
 def graph_of(module, origin, code):

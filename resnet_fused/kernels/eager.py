@@ -111,12 +111,12 @@ def backward_apply(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, act
     grad_x.copy_(scale * (_wide(g) - _channel(sum_g, g) / count - xhat * _channel(sum_gx, g) / count))
 
 
-def differentiable_backward(grad, x, out, mean, spread, weight, eps, batch_stats):
+def differentiable_backward(grad, x, out, mean, var_or_invstd, weight, eps, batch_stats):
     """(grad_x, grad_weight, grad_bias, grad_residual) as a differentiable function of grad, x and weight."""
     g = _masked(grad, out)
-    if batch_stats:  # autograd sees `mean` and `spread` as constants, but both depend on x: compute them from x
-        spread, mean = torch.var_mean(_wide(x), _others(x), correction=0)
-    invstd = torch.rsqrt(_wide(spread) + eps)
+    if batch_stats:  # autograd sees `mean` and `var_or_invstd` as constants, but both depend on x: compute them from x
+        var_or_invstd, mean = torch.var_mean(_wide(x), _others(x), correction=0)
+    invstd = torch.rsqrt(_wide(var_or_invstd) + eps)
     xhat = (_wide(x) - _channel(mean, x)) * _channel(invstd, x)
     sum_g, sum_gx = _wide(g).sum(_others(g)), (_wide(g) * xhat).sum(_others(g))
     scale = _channel(invstd if weight is None else invstd * _wide(weight), x)

@@ -26,14 +26,18 @@ class Norm(NamedTuple):
         return self.var is None
 
     @property
-    def spread(self):
+    def var_or_invstd(self):
         """var or invstd, whichever is given. Kernels have one argument for both and tell them apart by eps."""
         return self.invstd if self.var is None else self.var
 
 
-def norm_of(mean, spread, weight, bias, eps):
-    """The Norm of an op's arguments: `spread` is invstd where eps is None, else var."""
-    return Norm(mean, None, spread, weight, bias, None) if eps is None else Norm(mean, spread, None, weight, bias, eps)
+def norm_of(mean, var_or_invstd, weight, bias, eps):
+    """The Norm of an op's arguments: `var_or_invstd` is invstd where eps is None, else var."""
+    return (
+        Norm(mean, None, var_or_invstd, weight, bias, None)
+        if eps is None
+        else Norm(mean, var_or_invstd, None, weight, bias, eps)
+    )
 
 
 class Epilogue(NamedTuple):

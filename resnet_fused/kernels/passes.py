@@ -16,23 +16,23 @@ def bn_relu(library, x, epilogue, out):
 def bn_add_bn_relu(library, x, norm, z, norm_z, out):
     """out = relu(norm(x) + norm_z(z))."""
     library.bn_add_bn_relu(
-        x, norm.mean, norm.spread, norm.weight, norm.bias, norm.eps,
-        z, norm_z.mean, norm_z.spread, norm_z.weight, norm_z.bias, norm_z.eps, out,
+        x, norm.mean, norm.var_or_invstd, norm.weight, norm.bias, norm.eps,
+        z, norm_z.mean, norm_z.var_or_invstd, norm_z.weight, norm_z.bias, norm_z.eps, out,
     )  # fmt: skip
 
 
 def bn_relu_backward_reduce(library, grad, x, out, norm, sum_g, sum_gx, activation, grad2=None, masked=None):
     """Sums per channel of g, the gradient before the activation, and of g * xhat. x and norm are None for sum_g
     alone."""
-    mean, spread, eps = (None, None, None) if norm is None else (norm.mean, norm.spread, norm.eps)
-    library.bn_relu_backward_reduce(grad, x, out, mean, spread, sum_g, sum_gx, eps, activation, grad2, masked)
+    mean, var_or_invstd, eps = (None, None, None) if norm is None else (norm.mean, norm.var_or_invstd, norm.eps)
+    library.bn_relu_backward_reduce(grad, x, out, mean, var_or_invstd, sum_g, sum_gx, eps, activation, grad2, masked)
 
 
 def bn_relu_backward_apply(
     library, grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, activation, grad2=None
 ):  # fmt: skip
     library.bn_relu_backward_apply(
-        grad, x, out, norm.mean, norm.spread, norm.weight, sum_g, sum_gx, grad_x, grad_residual, norm.eps, activation,
+        grad, x, out, norm.mean, norm.var_or_invstd, norm.weight, sum_g, sum_gx, grad_x, grad_residual, norm.eps, activation,
         grad2,
     )  # fmt: skip
 

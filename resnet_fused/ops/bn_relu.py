@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..kernels import eager, layout
-from ..kernels.epilogue import NONE, RELU, Epilogue, Norm, activate, norm_of, saves_output
+from ..kernels.epilogue import NONE, RELU, Epilogue, activate, norm_of, saves_output
 from .define import LIB, adds, by_torch, call, cannot_be_saved, check, check_residual, define, why_not
 
 
@@ -63,18 +63,18 @@ def apply(x, epilogue, out):
     return out
 
 
-def _run(x, mean, spread, weight, bias, residual, eps, batch_stats, activation):
+def _run(x, mean, var_or_invstd, weight, bias, residual, eps, batch_stats, activation):
     memory_format = layout.nearest_format(x)
     dense, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
     out = torch.empty_like(dense)
-    norm = Norm(mean, None, spread, weight, bias, None) if batch_stats else Norm(mean, spread, None, weight, bias, eps)
+    norm = norm_of(mean, var_or_invstd, weight, bias, None if batch_stats else eps)
     apply(dense, Epilogue(norm, residual, activation), out)
     return layout.as_result_of(out, x)
 
 
-def _fake(x, mean, spread, weight, bias, residual, eps, batch_stats, activation):
+def _fake(x, mean, var_or_invstd, weight, bias, residual, eps, batch_stats, activation):
     channels = x.shape[1]
-    for name, t in (("mean", mean), ("var", spread), ("weight", weight), ("bias", bias)):
+    for name, t in (("mean", mean), ("var", var_or_invstd), ("weight", weight), ("bias", bias)):
         torch._check(
             t is None or t.shape == (channels,),
             lambda name=name, t=t: f"bn_relu: {name} has shape {tuple(t.shape)}, but x has {channels} channels",
@@ -83,7 +83,7 @@ def _fake(x, mean, spread, weight, bias, residual, eps, batch_stats, activation)
 
 
 define(
-    "bn_relu(Tensor x, Tensor mean, Tensor spread, Tensor? weight, Tensor? bias, Tensor? residual, float eps,"
+    "bn_relu(Tensor x, Tensor mean, Tensor var_or_invstd, Tensor? weight, Tensor? bias, Tensor? residual, float eps,"
     " bool batch_stats, int activation) -> Tensor",
     _run,
     _fake,
@@ -111,11 +111,11 @@ def backward_apply(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, act
     run(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_residual, activation, grad2)
 
 
-def _run_backward(grad, x, out, mean, spread, weight, eps, activation, want_x, want_affine, want_residual):
+def _run_backward(grad, x, out, mean, var_or_invstd, weight, eps, activation, want_x, want_affine, want_residual):
     memory_format, original = layout.nearest_format(x), x
     grad, x, out = (layout.in_format(t, memory_format) for t in (grad, x, out))
     grad_x, grad_residual = _empty(x, want_x), _empty(x, want_residual)
-    norm = norm_of(mean, spread, weight, None, eps)
+    norm = norm_of(mean, var_or_invstd, weight, None, eps)
     sum_g = sum_gx = None
     if want_affine or (norm.of_batch and want_x):
         sum_g, sum_gx = sums(grad, x, out, norm, activation)
@@ -133,13 +133,13 @@ def _run_backward(grad, x, out, mean, spread, weight, eps, activation, want_x, w
     )
 
 
-def _fake_backward(grad, x, out, mean, spread, weight, eps, activation, want_x, want_affine, want_residual):
+def _fake_backward(grad, x, out, mean, var_or_invstd, weight, eps, activation, want_x, want_affine, want_residual):
     channel = torch.empty(x.shape[1] if want_affine else 0, dtype=torch.float32, device=x.device)
     return _empty(x, want_x), channel, torch.empty_like(channel), _empty(x, want_residual)
 
 
 define(
-    "bn_relu_backward(Tensor grad, Tensor x, Tensor? out, Tensor mean, Tensor spread, Tensor? weight, float? eps,"
+    "bn_relu_backward(Tensor grad, Tensor x, Tensor? out, Tensor mean, Tensor var_or_invstd, Tensor? weight, float? eps,"
     " int activation, bool want_x, bool want_affine, bool want_residual)"
     " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
     _run_backward,
@@ -148,20 +148,30 @@ define(
 
 
 def _setup(ctx, inputs, output):
-    x, mean, spread, weight, bias, _, ctx.eps, ctx.batch_stats, ctx.activation = inputs
+    x, mean, var_or_invstd, weight, bias, _, ctx.eps, ctx.batch_stats, ctx.activation = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(x, mean, spread, weight, output if saves_output(ctx.activation) else None)
+    ctx.save_for_backward(x, mean, var_or_invstd, weight, output if saves_output(ctx.activation) else None)
 
 
 def _backward(ctx, grad):
-    x, mean, spread, weight, out = ctx.saved_tensors
+    x, mean, var_or_invstd, weight, out = ctx.saved_tensors
     want_x, _, _, want_weight, want_bias, want_residual = ctx.needs_input_grad[:6]
     if by_torch(grad):
-        grads = eager.differentiable_backward(grad, x, out, mean, spread, weight, ctx.eps, ctx.batch_stats)
+        grads = eager.differentiable_backward(grad, x, out, mean, var_or_invstd, weight, ctx.eps, ctx.batch_stats)
     else:
         eps = None if ctx.batch_stats else ctx.eps
         grads = torch.ops.resnet_fused.bn_relu_backward(
-            grad, x, out, mean, spread, weight, eps, ctx.activation, want_x, want_weight or want_bias, want_residual
+            grad,
+            x,
+            out,
+            mean,
+            var_or_invstd,
+            weight,
+            eps,
+            ctx.activation,
+            want_x,
+            want_weight or want_bias,
+            want_residual,
         )
     grad_x, grad_weight, grad_bias, grad_residual = grads
     return (

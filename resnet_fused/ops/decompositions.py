@@ -32,11 +32,11 @@ def _conv_bn_relu(
     return _bn_relu(z, mean, var, bn_weight, bn_bias, residual, eps, False, activation)
 
 
-def _bn_relu(x, mean, spread, weight, bias, residual, eps, batch_stats, activation):
-    if batch_stats:  # spread is 1 / sqrt(var + eps) of this batch
-        spread, eps = spread.square().reciprocal(), 0.0
+def _bn_relu(x, mean, var_or_invstd, weight, bias, residual, eps, batch_stats, activation):
+    if batch_stats:  # var_or_invstd is 1 / sqrt(var + eps) of this batch
+        var_or_invstd, eps = var_or_invstd.square().reciprocal(), 0.0
     # F.batch_norm of torch 2.11 refuses eps = 0.
-    out = torch.batch_norm(x, weight, bias, mean, spread, False, 0.0, eps, torch.backends.cudnn.enabled)
+    out = torch.batch_norm(x, weight, bias, mean, var_or_invstd, False, 0.0, eps, torch.backends.cudnn.enabled)
     if residual is not None:
         out = out + residual  # not `+=` as in the reference, because a decomposition has to be functional
     return activate(out, activation)

@@ -34,7 +34,7 @@ def run(tmp_path, *chosen, total=60.0):
 
 # {name: (beginnings of the names of parts, suites and directions of their rows, titles of the report)}
 MINIATURES = {
-    "checks": (("info", "tests", "sanitized", "steering", "tune"), {"steering"}, {"fprop", "dgrad", "wgrad"}, ("of matmul",)),
+    "checks": (("info", "check", "tests", "sanitized", "steering", "tune"), {"steering"}, {"fprop", "dgrad", "wgrad"}, ("of matmul",)),
     "models": (
         ("inference", "kernels", "training"), {"kernels", "resnet"}, {"forward", "backward"},
         ("inference at 32x32", "training step", "conv_bn_relu, backward"),
@@ -42,6 +42,7 @@ MINIATURES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow("every part of `make gpu`, which is a command for developers")
 @pytest.mark.parametrize("name", MINIATURES)
 def test_the_miniature(tmp_path, name):
     chosen, suites, directions, titles = MINIATURES[name]
@@ -66,7 +67,7 @@ def test_the_miniature(tmp_path, name):
 def test_the_miniatures_have_every_part(tmp_path):
     names = {part.name for part in parts.of("cpu", tmp_path, smoke=True)}
     assert {name for name in names if name.startswith(sum((m[0] for m in MINIATURES.values()), ()))} == names
-    assert {"info", "sanitized-calls", "steering", "inference-2", "kernels", "training", "tune"} <= names
+    assert {"info", "check", "sanitized-calls", "steering", "inference-2", "kernels", "training", "tune"} <= names
 
 
 def test_a_part_that_hangs_is_cut_with_its_children_and_the_rest_runs(tmp_path):
@@ -143,6 +144,7 @@ def test_the_parts_for_a_gpu_fit_into_the_time(tmp_path, quick):
             assert (ROOT / next(a for a in part.command if a.startswith("tests/"))).is_file()
 
 
+@pytest.mark.slow("compiles for a GPU")
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize(("name", "instructions"), [
     ("bandwidth", ("UBLKCP", "UCGABAR_ARV")),
@@ -190,6 +192,7 @@ def test_the_python_of_make_gpu(tmp_path, given, there, python):
     assert done.stdout.split()[:3] == [python, "-m", "benchmarks.gpu"]
 
 
+@pytest.mark.slow("compiles for a GPU")
 def test_kernels_are_compiled_ahead_of_time(tmp_path):
     """Without a GPU, into the cache that the parts share; each file is there once. Few of the launches: each takes seconds."""
     pytest.importorskip("triton")

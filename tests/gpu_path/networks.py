@@ -1,5 +1,8 @@
 """Networks for a GPU that is not there: every kind of block and of stem, with few layers."""
 
+import copy
+import functools
+
 import torch
 from foreign import regnet, shorten, timm_net, tv_net
 from torch import nn
@@ -35,10 +38,15 @@ NETWORKS = {
 }
 
 
-def network(name, dtype=torch.float32, memory_format=torch.contiguous_format):
+@functools.cache
+def _made(name):
     with torch.device("cuda"):  # initial values take no time there
-        model = NETWORKS[name][0]()
-    return model.to(dtype, memory_format=memory_format)
+        return NETWORKS[name][0]()
+
+
+def network(name, dtype=torch.float32, memory_format=torch.contiguous_format):
+    # A copy: to make and convert a network takes ten times as long.
+    return copy.deepcopy(_made(name)).to(dtype, memory_format=memory_format)
 
 
 def images(name, batch, size, dtype=torch.float32, memory_format=torch.contiguous_format):

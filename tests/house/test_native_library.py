@@ -51,7 +51,7 @@ BAD = {
         X, torch.empty(8), torch.ones(8), torch.ones(8).long(), None, None, X.clone(), EPS, True
     ),
     "relu needs out": lambda: ops.bn_relu_backward_reduce(X, None, None, None, None, torch.empty(8), None, None, True),
-    "x comes without mean, spread or sum_gx": lambda: ops.bn_relu_backward_reduce(
+    "x comes without mean, var_or_invstd or sum_gx": lambda: ops.bn_relu_backward_reduce(
         X, X, X, None, None, torch.empty(8), None, None, True
     ),
     "grad_x with batch statistics needs x, mean, sum_g and sum_gx": lambda: ops.bn_relu_backward_apply(

@@ -21,10 +21,10 @@ def kernel(backend, op):
     return dispatch.BACKENDS[backend].kernels[op]
 
 
-def wide(x, mean, spread, weight, bias, eps):
+def wide(x, mean, var_or_invstd, weight, bias, eps):
     """bn(x) in the arithmetic of the tensors given."""
     view = [1, -1, *[1] * (x.dim() - 2)]
-    invstd = spread if eps is None else (spread + eps).rsqrt()
+    invstd = var_or_invstd if eps is None else (var_or_invstd + eps).rsqrt()
     y = (x - mean.view(view)) * invstd.view(view)
     y = y if weight is None else y * weight.view(view)
     return y if bias is None else y + bias.view(view)
@@ -74,14 +74,14 @@ def test_two_gradients_are_added_where_they_are_read(backend, numbers_count, dev
     numbers_count(dtype)
     shape = (3, 40, 5, 6)
     grad, grad2, x, out = (activation(shape, dtype, memory_format, device) for _ in range(4))
-    weight, _, mean, spread = channels(shape[1], device)
+    weight, _, mean, var_or_invstd = channels(shape[1], device)
     together, mask = grad + grad2, out if relu else None
     g = torch.ops.aten.threshold_backward(together, out, 0) if relu else together
     reduce, apply = (kernel(backend, f"bn_relu_backward_{op}") for op in ("reduce", "apply"))
 
     def reduced(grad, grad2, masked):
         sums = torch.full((2, shape[1]), float("nan"), device=device)
-        reduce(grad, x, mask, norm_of(mean, spread, weight, None, None), *sums, int(relu), grad2, masked)
+        reduce(grad, x, mask, norm_of(mean, var_or_invstd, weight, None, None), *sums, int(relu), grad2, masked)
         return sums
 
     expected, masked = reduced(together, None, None), torch.full_like(x, float("nan"))
@@ -96,7 +96,7 @@ def test_two_gradients_are_added_where_they_are_read(backend, numbers_count, dev
         wanted = []
         for grads in ((together, None), (grad, grad2)):
             grad_x, residual = (torch.full_like(x, float("nan")) for _ in range(2))
-            norm = norm_of(mean, spread, weight, None, eps)
+            norm = norm_of(mean, var_or_invstd, weight, None, eps)
             apply(grads[0], x, mask, norm, *expected, grad_x, residual, int(relu), grads[1])
             assert torch.equal(residual, g)
             wanted.append(grad_x)

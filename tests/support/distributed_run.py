@@ -48,7 +48,7 @@ def main(folder, processes, rank, *names):
     # A file, not a port: nothing else on the machine can have taken it.
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=int(rank), world_size=int(processes),
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=300),
     )  # fmt: skip
     found = dict.fromkeys(names or CHECKS, "not run: a check before it failed")
     for name in found:

@@ -69,7 +69,7 @@ struct Uniform {
 inline void gather_mean(const Norm& norm, int64_t first, int n, float* out) { gather(norm.mean, first, n, 0, out); }
 
 inline void gather_invstd(const Norm& norm, int64_t first, int n, float* out) {
-  gather(norm.spread, first, n, 1, out);
+  gather(norm.var_or_invstd, first, n, 1, out);
   if (!norm.has_var) return;
   for (int i = 0; i < n; ++i) out[i] = static_cast<float>(1 / std::sqrt(static_cast<double>(out[i]) + norm.eps));
 }

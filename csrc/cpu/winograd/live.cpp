@@ -52,7 +52,7 @@ bool winograd_run_live(const WinogradPlan& plan, const float* x, const WinogradF
   float* shift = scale + padded(shape.k);
   const Norm& norm = epilogue.norm;
   const auto of = [](const Channels& channels) { return static_cast<const float*>(channels.data); };
-  const float *mean = of(norm.mean), *var = of(norm.spread), *weight = of(norm.weight), *bias = of(norm.bias);
+  const float *mean = of(norm.mean), *var = of(norm.var_or_invstd), *weight = of(norm.weight), *bias = of(norm.bias);
   for (int64_t k = 0; k < shape.k; ++k) {
     const double factor = (weight ? weight[k] : 1.0) / std::sqrt(var[k] + norm.eps);
     scale[k] = static_cast<float>(factor);

@@ -46,8 +46,9 @@ __device__ __forceinline__ void set_parameter(const MutableChannels& channels, i
 }
 
 __device__ __forceinline__ float inverse_deviation(const Norm& norm, int64_t channel) {
-  const float spread = parameter(norm.spread, channel, 1.0f);
-  return norm.has_var ? ptx::div(1.0f, ptx::sqrt(ptx::add(spread, static_cast<float>(norm.eps)))) : spread;
+  const float var_or_invstd = parameter(norm.var_or_invstd, channel, 1.0f);
+  return norm.has_var ? ptx::div(1.0f, ptx::sqrt(ptx::add(var_or_invstd, static_cast<float>(norm.eps))))
+                      : var_or_invstd;
 }
 
 // weight * inverse_deviation for a pass over values of type T. The scale of a norm as it is born, 0.999995, becomes 1:

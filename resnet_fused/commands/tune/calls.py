@@ -148,7 +148,7 @@ def _value(name, spec, generator):
         return list(spec) if isinstance(spec, tuple) else spec
     if not spec.dtype.is_floating_point:
         return torch.ones(spec.shape, dtype=spec.dtype, device=generator.device)  # a counter of batches
-    variance = name in ("var", "var2", "spread", "spread_z", "running_var")
+    variance = name in ("var", "var2", "var_or_invstd", "var_or_invstd_z", "running_var")
     draw = torch.rand if variance else torch.randn
     t = draw(spec.shape, generator=generator, device=generator.device)
     if variance:

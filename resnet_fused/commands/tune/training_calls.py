@@ -25,10 +25,10 @@ def conv_stats(x, weight, stride, padding, dilation, groups, eps):
     return z, stats[MEAN], stats[INVSTD]
 
 
-def bn_add_bn_relu(x, mean, spread, weight, bias, z, mean_z, spread_z, weight_z, bias_z):
+def bn_add_bn_relu(x, mean, var_or_invstd, weight, bias, z, mean_z, var_or_invstd_z, weight_z, bias_z):
     """relu(bn(x) + bn(z)) with the statistics of a batch."""
-    norm = Norm(mean, None, spread, weight, bias, None)
-    norm_z = Norm(mean_z, None, spread_z, weight_z, bias_z, None)
+    norm = Norm(mean, None, var_or_invstd, weight, bias, None)
+    norm_z = Norm(mean_z, None, var_or_invstd_z, weight_z, bias_z, None)
     return add_two(x, norm, z, norm_z, torch.empty_like(x))
 
 
@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):
 
     def _backward(self, z, unit):
         if unit.mean is None:
-            mean, spread, weight, _ = _norm(z, unit, "")
+            mean, var_or_invstd, weight, _ = _norm(z, unit, "")
             flags = [
                 ("eps", None),
                 ("activation", NONE),
@@ -83,7 +83,7 @@ class Recorder(TorchDispatchMode):
                 ("want_affine", True),
                 ("want_residual", False),
             ]
-            tensors = [("grad", z), ("x", z), ("out", None), mean, spread, weight]
+            tensors = [("grad", z), ("x", z), ("out", None), mean, var_or_invstd, weight]
             self.calls.append(("bn_relu_backward", [*tensors, *flags]))
 
     def _convolution(self, x, unit):
@@ -101,5 +101,5 @@ class Recorder(TorchDispatchMode):
 
 
 def _norm(z, unit, suffix):
-    statistics = [(name + suffix, z.new_empty(z.shape[1], dtype=torch.float32)) for name in ("mean", "spread")]
+    statistics = [(name + suffix, z.new_empty(z.shape[1], dtype=torch.float32)) for name in ("mean", "var_or_invstd")]
     return *statistics, *((name + suffix, getattr(unit, f"bn_{name}")) for name in AFFINE)

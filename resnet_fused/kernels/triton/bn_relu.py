@@ -25,12 +25,12 @@ from .common import (
 
 
 @triton.jit
-def _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, mask, OF: tl.constexpr):
+def _constants(mean_ptr, var_or_invstd_ptr, weight_ptr, bias_ptr, eps, channel, mask, OF: tl.constexpr):
     """(mean, scale, bias) for values of dtype OF. The scale of a norm as it is born, 0.999995, becomes 1: gather_norm in
     csrc/cpu/base/norm.h says why."""
     mean = load_channels(mean_ptr, channel, mask, 0.0)
     bias = load_channels(bias_ptr, channel, mask, 0.0)
-    scale = inverse_std(load_channels(spread_ptr, channel, mask, 1.0), eps) * load_channels(
+    scale = inverse_std(load_channels(var_or_invstd_ptr, channel, mask, 1.0), eps) * load_channels(
         weight_ptr, channel, mask, 1.0
     )
     if eps is not None and OF != tl.float32:  # noqa: SIM300
@@ -43,14 +43,14 @@ def _constants(mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, mask, O
 
 @triton.jit(do_not_specialize=["outer"])
 def _bn_relu_kernel(
-    x_ptr, mean_ptr, spread_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, eps, outer, channels, inner,
+    x_ptr, mean_ptr, var_or_invstd_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, eps, outer, channels, inner,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     tile, channel, channel_mask = program_channels(channels, BLOCK_C)
     offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
     offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
     mean, scale, bias = _constants(
-        mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask, x_ptr.dtype.element_ty
+        mean_ptr, var_or_invstd_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask, x_ptr.dtype.element_ty
     )
     # The mean is subtracted first: x * scale + shift would cancel where |mean| is much larger than the deviation.
     x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
@@ -67,15 +67,15 @@ def bn_relu(x, epilogue, out):
     tiles = schedule.elementwise(*outer_channels_inner(x))
     with torch.cuda.device_of(x):
         _bn_relu_kernel[tiles.grid](
-            x, norm.mean, norm.spread, norm.weight, norm.bias, residual, out, norm.eps,
+            x, norm.mean, norm.var_or_invstd, norm.weight, norm.bias, residual, out, norm.eps,
             tiles.outer, tiles.channels, tiles.inner, ACTIVATION=activation, **blocks(tiles),
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["outer"])
 def _bn_add_bn_relu_kernel(
-    x_ptr, mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps,
-    z_ptr, mean_z_ptr, spread_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, out_ptr, outer, channels, inner,
+    x_ptr, mean_ptr, var_or_invstd_ptr, weight_ptr, bias_ptr, eps,
+    z_ptr, mean_z_ptr, var_or_invstd_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, out_ptr, outer, channels, inner,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """out = relu(bn(x) + bn_z(z)): the end of a residual block whose shortcut is a projection."""
@@ -83,10 +83,10 @@ def _bn_add_bn_relu_kernel(
     offset, position_mask, _ = tile_positions(tile, outer, channels, inner, BLOCK_R, CHANNELS_LAST)
     offsets, mask = tile_2d(offset, position_mask, channel, channel_mask, inner, CHANNELS_LAST)
     mean, scale, bias = _constants(
-        mean_ptr, spread_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask, x_ptr.dtype.element_ty
+        mean_ptr, var_or_invstd_ptr, weight_ptr, bias_ptr, eps, channel, channel_mask, x_ptr.dtype.element_ty
     )
     mean_z, scale_z, bias_z = _constants(
-        mean_z_ptr, spread_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, channel, channel_mask, z_ptr.dtype.element_ty
+        mean_z_ptr, var_or_invstd_z_ptr, weight_z_ptr, bias_z_ptr, eps_z, channel, channel_mask, z_ptr.dtype.element_ty
     )
     x = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
     z = tl.load(z_ptr + offsets, mask=mask).to(tl.float32)
@@ -100,7 +100,7 @@ def bn_add_bn_relu(x, norm, z, norm_z, out):
     tiles = schedule.elementwise(*outer_channels_inner(x))
     with torch.cuda.device_of(x):
         _bn_add_bn_relu_kernel[tiles.grid](
-            x, norm.mean, norm.spread, norm.weight, norm.bias, norm.eps,
-            z, norm_z.mean, norm_z.spread, norm_z.weight, norm_z.bias, norm_z.eps, out,
+            x, norm.mean, norm.var_or_invstd, norm.weight, norm.bias, norm.eps,
+            z, norm_z.mean, norm_z.var_or_invstd, norm_z.weight, norm_z.bias, norm_z.eps, out,
             tiles.outer, tiles.channels, tiles.inner, **blocks(tiles),
         )  # fmt: skip

@@ -37,7 +37,7 @@ def _masked_grad(grad_ptr, grad2_ptr, out_ptr, offsets, mask):
 
 @triton.jit(do_not_specialize=["outer", "position_tiles", "steps", "slices"])
 def _bn_relu_backward_reduce_kernel(
-    grad_ptr, grad2_ptr, x_ptr, out_ptr, mean_ptr, spread_ptr, masked_ptr, partial_ptr, eps,
+    grad_ptr, grad2_ptr, x_ptr, out_ptr, mean_ptr, var_or_invstd_ptr, masked_ptr, partial_ptr, eps,
     outer, channels, inner, position_tiles, steps, slices,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
@@ -62,7 +62,7 @@ def _bn_relu_backward_reduce_kernel(
     to = partial_ptr + tl.cast(part, tl.int64) * channels + channel
     tl.store(to, sum_positions(sum_g, CHANNELS_LAST), mask=channel_mask)
     if x_ptr is not None:
-        invstd = inverse_std(load_channels(spread_ptr, channel, channel_mask, 1.0), eps)
+        invstd = inverse_std(load_channels(var_or_invstd_ptr, channel, channel_mask, 1.0), eps)
         plane = tl.cast(slices, tl.int64) * channels
         tl.store(to + plane, sum_positions(sum_gx, CHANNELS_LAST) * invstd, mask=channel_mask)
 
@@ -81,7 +81,7 @@ def _sum_slices_kernel(partial_ptr, sum_ptr, channels, slices, BLOCK_S: tl.const
 
 @triton.jit(do_not_specialize=["count", "outer"])
 def _bn_relu_backward_apply_kernel(
-    grad_ptr, grad2_ptr, x_ptr, out_ptr, mean_ptr, spread_ptr, weight_ptr, sum_g_ptr, sum_gx_ptr, grad_x_ptr,
+    grad_ptr, grad2_ptr, x_ptr, out_ptr, mean_ptr, var_or_invstd_ptr, weight_ptr, sum_g_ptr, sum_gx_ptr, grad_x_ptr,
     grad_residual_ptr, eps, count, outer, channels, inner,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
@@ -92,7 +92,7 @@ def _bn_relu_backward_apply_kernel(
     if grad_residual_ptr is not None:
         tl.store(grad_residual_ptr + offsets, g, mask=mask)
     if grad_x_ptr is not None:
-        invstd = inverse_std(load_channels(spread_ptr, channel, channel_mask, 1.0), eps)
+        invstd = inverse_std(load_channels(var_or_invstd_ptr, channel, channel_mask, 1.0), eps)
         scale = invstd * load_channels(weight_ptr, channel, channel_mask, 1.0)
         if sum_g_ptr is not None:
             n = tl.cast(count, tl.float32)
@@ -112,7 +112,7 @@ def _mask(out, activation):
 
 
 def bn_relu_backward_reduce(grad, x, out, norm, sum_g, sum_gx, activation, grad2=None, masked=None):
-    mean, spread, eps = (None, None, None) if norm is None else (norm.mean, norm.spread, norm.eps)
+    mean, var_or_invstd, eps = (None, None, None) if norm is None else (norm.mean, norm.var_or_invstd, norm.eps)
     tiles = schedule.reduction(*outer_channels_inner(grad))
     channels, slices = tiles.channels, tiles.slices
     merge = schedule.merge(channels)
@@ -120,7 +120,7 @@ def bn_relu_backward_reduce(grad, x, out, norm, sum_g, sum_gx, activation, grad2
     partial = torch.empty((len(sums), slices, channels), dtype=torch.float32, device=grad.device)
     with torch.cuda.device_of(grad):
         _bn_relu_backward_reduce_kernel[tiles.grid](
-            grad, grad2, x, _mask(out, activation), mean, spread, masked, partial, eps,
+            grad, grad2, x, _mask(out, activation), mean, var_or_invstd, masked, partial, eps,
             tiles.outer, channels, tiles.inner, tiles.position_tiles, tiles.steps, slices, **blocks(tiles),
         )  # fmt: skip
         for part, total in zip(partial, sums, strict=True):
@@ -134,7 +134,7 @@ def bn_relu_backward_apply(grad, x, out, norm, sum_g, sum_gx, grad_x, grad_resid
     training = norm.of_batch
     with torch.cuda.device_of(grad):
         _bn_relu_backward_apply_kernel[tiles.grid](
-            grad, grad2, x if training else None, _mask(out, activation), norm.mean if training else None, norm.spread,
+            grad, grad2, x if training else None, _mask(out, activation), norm.mean if training else None, norm.var_or_invstd,
             norm.weight,
             sum_g if training else None, sum_gx if training else None, grad_x, grad_residual,
             norm.eps, grad.numel() // tiles.channels, tiles.outer, tiles.channels, tiles.inner, **blocks(tiles),

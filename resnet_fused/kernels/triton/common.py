@@ -70,13 +70,13 @@ def load_channels(ptr, channel, mask, default: tl.constexpr):
 
 
 @triton.jit
-def inverse_std(spread, eps):
-    """1/std. Where eps is None, spread is 1/std, else the variance. The result is correctly rounded, as it is per
+def inverse_std(var_or_invstd, eps):
+    """1/std. Where eps is None, var_or_invstd is 1/std, else the variance. The result is correctly rounded, as it is per
     channel."""
     if eps is None:
-        return spread
+        return var_or_invstd
     else:
-        return tl.div_rn(1.0, tl.sqrt_rn(spread + eps))
+        return tl.div_rn(1.0, tl.sqrt_rn(var_or_invstd + eps))
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ...kernels import layout
-from ...kernels.epilogue import NONE, RELU, Epilogue, Norm
+from ...kernels.epilogue import NONE, RELU, Epilogue, norm_of
 
 EPS = 1e-3
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -46,22 +46,22 @@ class Values:
         return self.map(shape, memory_format, 0.0, torch.Size(shape[1:]).numel() ** -0.5)
 
     def norm(self, channels, suffix="", of_batch=False):
-        """{mean, spread, weight, bias} of batch norm, far from 0 and 1; weights of 0 and below among them."""
+        """{mean, var_or_invstd, weight, bias} of batch norm, far from 0 and 1; weights of 0 and below among them."""
         found = {
             "mean": torch.randn(channels, device="cpu"),
-            "spread": torch.rand(channels, device="cpu") * 2 + 0.05,
+            "var_or_invstd": torch.rand(channels, device="cpu") * 2 + 0.05,
             "weight": torch.randn(channels, device="cpu"),
             "bias": torch.randn(channels, device="cpu"),
         }
         found["weight"][::7] = 0.0
         # Batch statistics are float32; the others may have the dtype of the network.
-        to = {n: torch.float32 if of_batch and n in ("mean", "spread") else self.dtype for n in found}
+        to = {n: torch.float32 if of_batch and n in ("mean", "var_or_invstd") else self.dtype for n in found}
         return {n + suffix: t.to(self.device, to[n]) for n, t in found.items()}
 
 
 def norm_in(t, suffix="", of_batch=False):
-    mean, spread, weight, bias = (t[n + suffix] for n in ("mean", "spread", "weight", "bias"))
-    return Norm(mean, None, spread, weight, bias, None) if of_batch else Norm(mean, spread, None, weight, bias, EPS)
+    mean, var_or_invstd, weight, bias = (t[n + suffix] for n in ("mean", "var_or_invstd", "weight", "bias"))
+    return norm_of(mean, var_or_invstd, weight, bias, None if of_batch else EPS)
 
 
 def like(x):
@@ -151,7 +151,7 @@ def _masks_of(values, shape, memory_format):
 def _statistics_of(values, shape, memory_format):
     buffers = values.norm(shape[1])
     tensors = {"x": values.map(shape, memory_format), "batches": torch.tensor(3, device=values.device)}
-    tensors |= {"running_mean": buffers["mean"].float(), "running_var": buffers["spread"].float()}
+    tensors |= {"running_mean": buffers["mean"].float(), "running_var": buffers["var_or_invstd"].float()}
     for average in (False, True):
         yield functools.partial(_bn_stats, average=average), tensors
 

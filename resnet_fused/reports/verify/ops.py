@@ -71,7 +71,7 @@ def _values(shape, device, dtype, memory_format=torch.channels_last, std=1.0):
 
 
 def _norm(channels, device):
-    names = {"weight": "bn_weight", "bias": "bn_bias", "mean": "running_mean", "spread": "running_var"}
+    names = {"weight": "bn_weight", "bias": "bn_bias", "mean": "running_mean", "var_or_invstd": "running_var"}
     return {names[name]: t for name, t in Values(torch.float32, device).norm(channels).items()}
 
 

@@ -154,23 +154,23 @@ def test_bn_relu(shape, dtype, memory_format, frozen, with_residual, relu):
     residual = placed(torch.randn(shape).to(dtype), memory_format) if with_residual else None
     out = placed(torch.zeros(shape, dtype=dtype), memory_format)
     weight, bias = parameters(shape[1], dtype if frozen else torch.float32)
-    mean, spread = torch.randn(shape[1]), torch.rand(shape[1]) + 0.1
-    ops.bn_relu(x, mean, spread, weight, bias, residual, out, EPS if frozen else None, relu)
+    mean, var_or_invstd = torch.randn(shape[1]), torch.rand(shape[1]) + 0.1
+    ops.bn_relu(x, mean, var_or_invstd, weight, bias, residual, out, EPS if frozen else None, relu)
     assert sentinels_intact(out)
 
-    invstd = (spread.double() + EPS).rsqrt() if frozen else spread.double()
+    invstd = (var_or_invstd.double() + EPS).rsqrt() if frozen else var_or_invstd.double()
     exact = (x.double() - channel_view(mean, x)) * channel_view(invstd, x)
     exact, shift = exact * channel_view(weight, x), channel_view(bias, x)
     terms = exact.abs() + shift.abs()
     exact = exact + shift
-    var = spread if frozen else (spread.double() ** -2).float()
+    var = var_or_invstd if frozen else (var_or_invstd.double() ** -2).float()
     eager = torch.nn.functional.batch_norm(x, mean, var, weight.float(), bias.float(), eps=EPS if frozen else 1e-30)
     if with_residual:
         exact, eager, terms = exact + residual.double(), eager + residual, terms + residual.double().abs()
     if relu:
         exact, eager = exact.relu(), eager.relu()
     assert_as_good(out, eager, exact, terms)
-    ops.bn_relu(x, mean, spread, weight, bias, residual, x, EPS if frozen else None, relu)  # in place
+    ops.bn_relu(x, mean, var_or_invstd, weight, bias, residual, x, EPS if frozen else None, relu)  # in place
     assert torch.equal(x, out)
 
 

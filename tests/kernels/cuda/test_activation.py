@@ -25,12 +25,12 @@ def parameters(channels):
 def norm_passes(ops):
     """(op, its arguments, what it writes): in the library on a CPU, and in `cuda::` on the emulator."""
     x, out = maps(8, torch.float32)
-    mean, spread, weight, bias = parameters(8)
+    mean, var_or_invstd, weight, bias = parameters(8)
     sums = torch.full((8,), float("nan"))
     return [
-        (ops.bn_relu, (x, mean, spread, weight, bias, None, out, EPS, UNKNOWN), out),
+        (ops.bn_relu, (x, mean, var_or_invstd, weight, bias, None, out, EPS, UNKNOWN), out),
         (ops.bn_relu_backward_reduce, (x, None, x, None, None, sums, None, None, UNKNOWN), sums),
-        (ops.bn_relu_backward_apply, (x, None, x, None, spread, *[None] * 3, out, None, EPS, UNKNOWN), out),
+        (ops.bn_relu_backward_apply, (x, None, x, None, var_or_invstd, *[None] * 3, out, None, EPS, UNKNOWN), out),
     ]
 
 

@@ -151,9 +151,9 @@ def test_bn_relu_and_its_gradient(randn, shape, memory_format, dtype, training, 
     weight, bias = (randn((c,)), randn((c,))) if training else (None, None)
     mean, var = (x.float().mean((0, 2, 3)), x.float().var((0, 2, 3), correction=0)) if m > 1 else (randn((c,)), None)
     var = randn((c,)).abs() + 0.1 if var is None or not training else var
-    spread, eps = ((var + EPS).rsqrt(), None) if training else (var, EPS)
+    var_or_invstd, eps = ((var + EPS).rsqrt(), None) if training else (var, EPS)
     out = poisoned(x)
-    norm, activation = norm_of(mean, spread, weight, bias, eps), int(relu)
+    norm, activation = norm_of(mean, var_or_invstd, weight, bias, eps), int(relu)
     bn.bn_relu(x, Epilogue(norm, residual, activation), out)
 
     def forward(x, residual, to):
