@@ -55,7 +55,7 @@ def measure(task, chosen, seconds, log, step, deadline, neighbours=0):
                 row |= peers.version(name)
                 there[name] = contestant
         with harness.beside(neighbours):  # not while kernels are chosen and compiled
-            _time(rows, there, task, seconds, step)
+            _time(rows, there, task, seconds, step, alone=neighbours == 0)
     return _finish(rows, task, log)
 
 
@@ -68,11 +68,11 @@ def _prepared(contestant, expected):
     return columns if out is None or expected is None else columns | expected.columns(out)
 
 
-def _time(rows, there, task, seconds, step):
+def _time(rows, there, task, seconds, step, alone):
     if not there:
         return
     timings = timing.interleaved(
-        there, seconds=seconds, clock=lambda contestant, calls: contestant.seconds(calls),
+        there, seconds=seconds, clock=lambda contestant, calls: contestant.seconds(calls, alone),
         on_round=lambda i: step(f"batch {task.batch}: round {i + 1}"),
     )  # fmt: skip
     peer_times = [t for name, t in timings.items() if not is_ours(name)]
@@ -81,7 +81,7 @@ def _time(rows, there, task, seconds, step):
         rows[name] |= record.timed(t, task.batch)
         rows[name]["vs_eager"] = t.speedup_over(timings["eager"]) if "eager" in timings else None
         rows[name]["vs_peer"] = t.speedup_over(best) if best else None
-        rows[name]["peak_bytes"] = there[name].peak_bytes()
+        rows[name] |= there[name].after()
     if task.mode == "infer" and task.batch <= LATENCY_UP_TO:
         step(f"batch {task.batch}: single calls")
         calls = LATENCY_CALLS[task.device] if seconds else 5
@@ -120,6 +120,9 @@ def text(rows):
         }
         for r in there
     ])] if there else []  # fmt: skip
+    if noisy := [r for r in there if r.get("disturbed")]:
+        most = max(r["disturbed"] / r["rounds"] for r in noisy)
+        lines.append(f"NOT QUIET: other processes ran in up to {100 * min(1, most):.0f} % of the samples of a model")
     lines += [f"missing at batch {r['batch']}: {r['candidate']}: {r['missing']}" for r in rows if "missing" in r]
     return "\n".join(lines)
 

@@ -47,7 +47,7 @@ class Contestant:
         self.x = plain if name in OWN_LAYOUT else plain.contiguous(memory_format=torch.channels_last)
         make = MODES[mode](model, x)[name]
         self.make = make if mode == "infer" else lambda: _step(make(), x)
-        self.infers, self.device = mode == "infer", x.device.type
+        self.infers, self.device, self.disturbed = mode == "infer", x.device.type, 0
 
     def prepare(self):
         """(columns of the row, results of the first images); where the model cannot run, its row says why."""
@@ -63,14 +63,22 @@ class Contestant:
         self.run = torch.no_grad()(run) if self.infers else run
         return {"first_result": first}, [t[:FEW].double().numpy(force=True) for t in tree_leaves(out) if self.infers]
 
-    def seconds(self, calls):
-        return (timing.cuda_clock if self.device == "cuda" else timing.wall_clock)(self.run, calls)
+    def seconds(self, calls, alone):
+        """Per call. `alone`: the machine should be quiet, and a sample in which it was not is taken again."""
+        if self.device == "cuda":
+            return timing.cuda_clock(self.run, calls)
+        if not alone:
+            return timing.wall_clock(self.run, calls)
+        found, disturbed = harness.undisturbed(lambda: timing.wall_clock(self.run, calls))
+        self.disturbed += disturbed
+        return found
 
     def single_calls(self, calls):
         return harness.single_calls(self.run, self.device, calls)
 
-    def peak_bytes(self):
-        return harness.peak_bytes(self.run, self.device)
+    def after(self):
+        """Columns that are known after the timing: memory of a call, samples that other processes disturbed every time."""
+        return {"peak_bytes": harness.peak_bytes(self.run, self.device), "disturbed": self.disturbed}
 
     def close(self):
         pass

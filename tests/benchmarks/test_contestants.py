@@ -38,12 +38,12 @@ class Fake:
         _, (logits,) = Contestant("eager", "infer", *TASK.made()).prepare()
         return {"first_result": 1.0}, [logits * self.off]
 
-    def seconds(self, calls):
+    def seconds(self, calls, alone):
         Fake.asked += (self.name,)
         return 1.0
 
-    def peak_bytes(self):
-        return 0
+    def after(self):
+        return {"peak_bytes": 0, "disturbed": 3}
 
     def close(self):
         pass
@@ -59,6 +59,7 @@ def test_what_is_wrong_is_timed_only_of_peers(monkeypatch, tmp_path):
     assert tuple(found) == names and set(Fake.asked) == {"eager", "live"}
     assert found["frozen"]["wrong"].endswith("of the error budget: not timed") and "median" not in found["frozen"]
     assert found["eager"]["median"] == 1.0 and found["eager"]["error"] > 0.09 and found["eager"]["budget"] > 1
+    assert "NOT QUIET: other processes ran in up to 60 % of the samples" in resnet.text(rows)
     assert found["openvino"]["missing"] == "not here" and record.read(tmp_path) == [
         row | {k: v for k, v in record.read(tmp_path)[0].items() if k in ("suite", "run", "environment")}
         for row in rows
