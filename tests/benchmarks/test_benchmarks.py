@@ -86,16 +86,16 @@ def test_neighbours_are_busy_and_end(monkeypatch):
 
 @pytest.mark.parametrize("busy", [0.05, 0.5], ids=["quiet", "busy"])
 def test_a_disturbed_sample_is_taken_again(monkeypatch, busy):
-    """In a second of measuring others have `busy` seconds of CPU, in the first three samples."""
+    """In a second of measuring others have `busy` seconds of CPU, in the first two samples."""
     now, taken = [0.0], []
     monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(harness, "others_seconds", lambda: busy * min(now[0], 3.0))
+    monkeypatch.setattr(harness, "others_seconds", lambda: busy * min(now[0], 2.0))
 
     def measure():
         now[0] += 1.0
         return taken.append(now[0]) or now[0]
 
-    assert harness.undisturbed(measure) == ((1.0, False) if busy == 0.05 else (4.0, False))
+    assert harness.undisturbed(measure) == ((1.0, False) if busy == 0.05 else (3.0, False))
     monkeypatch.setattr(harness, "others_seconds", lambda: busy * now[0])
     assert harness.undisturbed(measure)[1] == (busy == 0.5)
 
