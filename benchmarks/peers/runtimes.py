@@ -21,8 +21,8 @@ F32, BF16 = torch.float32, torch.bfloat16
 CPU = {"onnxruntime": (F32,), "openvino": (F32, BF16), "ncnn": (F32, BF16), "mnn": (F32,), "opencv": (F32,)}
 # {name: the packages that it needs, as they are imported}
 PACKAGES = {
-    "onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "ncnn": ("pnnx", "ncnn"),
-    "mnn": ("onnx", "MNN"), "opencv": ("onnx", "cv2"), "tensorrt": ("tensorrt",),
+    "onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "onnx"), "ncnn": ("ncnn", "pnnx"),
+    "mnn": ("MNN", "onnx"), "opencv": ("cv2", "onnx"), "tensorrt": ("tensorrt",),
 }  # fmt: skip
 
 

@@ -69,5 +69,5 @@ def test_what_is_wrong_is_timed_only_of_peers(monkeypatch, tmp_path):
 def test_a_runtime_that_is_not_installed_is_named_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     why = peers.why_missing("ncnn", torch.float32)
-    assert why == "the package pnnx is not installed (pip install 'resnet_fused[bench]')"
+    assert why == "the package ncnn is not installed (pip install 'resnet_fused[bench]')"
     assert peers.why_missing("live", torch.float32) is None
