@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from resnet_fused.measure import timing
-from resnet_fused.measure.accuracy import budget_used, channel_dim_of, exact
+from resnet_fused.measure.accuracy import budget_used, exact
 from resnet_fused.measure.oracle import by_modules, in_float64, with_lively_norms
 
 from ..protocol import apart, harness, zoo
@@ -126,12 +126,13 @@ class Gate:
             self.oracle = tree_leaves(in_float64(model)(exact(few)))
 
     def columns(self, out):
-        """The largest error relative to the largest value, and the share of the error budget: of the worst output."""
+        """The largest error relative to the largest value, and the share of the error budget: of the worst output. A
+        channel of a map may have few values, so the budget is that of all values, as in freeze()."""
         given = [torch.from_numpy(t).to(wide.device) for t, wide in zip(out, self.oracle, strict=True)]
         pairs = list(zip(given, self.eager, self.oracle, strict=True))
         if shapes := [(tuple(t.shape), tuple(wide.shape)) for t, _, wide in pairs if t.shape != wide.shape]:
             return {"missing": "failed: a result has the shape {}, eager's {}".format(*shapes[0])}
         return {
             "error": max(((t - wide).abs().max() / wide.abs().max()).item() for t, _, wide in pairs),
-            "budget": max(budget_used(t.to(e.dtype), e, w, channel_dim=channel_dim_of(e)) for t, e, w in pairs),
+            "budget": max(budget_used(t.to(e.dtype), e, w, channel_dim=None) for t, e, w in pairs),
         }

@@ -1,7 +1,6 @@
 """The benchmarks measure what they say: protocol, gate, accounting, records, report; every command in a miniature."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -82,31 +81,6 @@ def test_neighbours_are_busy_and_end(monkeypatch):
         assert len(started) == 2 and all(process.poll() is None for process in started)
         raise KeyError
     assert all(process.poll() is not None for process in started)
-
-
-@pytest.mark.parametrize("busy", [0.05, 0.5], ids=["quiet", "busy"])
-def test_a_disturbed_sample_is_taken_again(monkeypatch, busy):
-    """In a second of measuring others have `busy` seconds of CPU, in the first two samples."""
-    now, taken = [0.0], []
-    monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(harness, "others_seconds", lambda: busy * min(now[0], 2.0))
-
-    def measure():
-        now[0] += 1.0
-        return taken.append(now[0]) or now[0]
-
-    assert harness.undisturbed(measure) == ((1.0, False) if busy == 0.05 else (3.0, False))
-    monkeypatch.setattr(harness, "others_seconds", lambda: busy * now[0])
-    assert harness.undisturbed(measure)[1] == (busy == 0.5)
-
-
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not tell")
-def test_what_others_use_is_seen():
-    """A process of its own that is busy, not this one's own threads."""
-    with harness.beside(1):
-        before, start = harness.others_seconds(), harness.time.process_time()
-        while harness.others_seconds() - before < 0.1:
-            assert harness.time.process_time() - start < 60
 
 
 def test_memory_of_a_call_is_seen():

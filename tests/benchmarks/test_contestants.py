@@ -1,12 +1,14 @@
 """Whole models: the same network for all, results compared before anything is timed, a row for whoever cannot run."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks import resnet
 from benchmarks.peers import peers
 from benchmarks.peers.contestant import Contestant, Gate, Task
-from benchmarks.protocol import record
+from benchmarks.protocol import harness, record
 
 TASK = Task("resnet20", "infer", torch.bfloat16, 2, 32, "cpu", 1)
 
@@ -71,3 +73,28 @@ def test_a_runtime_that_is_not_installed_is_named_with_the_line_that_installs_it
     why = peers.why_missing("ncnn", torch.float32)
     assert why == "the package ncnn is not installed (pip install 'resnet_fused[bench]')"
     assert peers.why_missing("live", torch.float32) is None
+
+
+@pytest.mark.parametrize("busy", [0.05, 0.5], ids=["quiet", "busy"])
+def test_a_disturbed_sample_is_taken_again(monkeypatch, busy):
+    """In a second of measuring others have `busy` seconds of CPU, in the first two samples."""
+    now, taken = [0.0], []
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(harness, "others_seconds", lambda: busy * min(now[0], 2.0))
+
+    def measure():
+        now[0] += 1.0
+        return taken.append(now[0]) or now[0]
+
+    assert harness.undisturbed(measure) == ((1.0, False) if busy == 0.05 else (3.0, False))
+    monkeypatch.setattr(harness, "others_seconds", lambda: busy * now[0])
+    assert harness.undisturbed(measure)[1] == (busy == 0.5)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not tell")
+def test_what_others_use_is_seen():
+    """A process of its own that is busy, not this one's own threads."""
+    with harness.beside(1):
+        before, start = harness.others_seconds(), harness.time.process_time()
+        while harness.others_seconds() - before < 0.1:
+            assert harness.time.process_time() - start < 60
