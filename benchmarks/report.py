@@ -28,7 +28,8 @@ def _stamp(rows):
 
 
 def models(rows):
-    """Markdown: a table per device, mode, model and size; ms per batch, interleaved medians."""
+    """Markdown: a table per device, mode, model and size; ms per batch, interleaved medians, and below them the errors
+    against float64, relative to the largest value."""
     parts = []
     rows = [row for row in rows if row["suite"] == "resnet"]
     for (device, mode, model, size), group in grouped(rows, "device", "mode", "model", "size").items():
@@ -39,6 +40,8 @@ def models(rows):
         for (batch, dtype), line in grouped(timed, "batch", "dtype").items():
             of = {row["candidate"]: row for row in line}
             lines.append([f"{batch} {dtype}", *(_ms(of.get(name)) for name in names)])
+            if any("error" in row for row in line):
+                lines.append([f"{batch} {dtype}, error", *(_error(of.get(name)) for name in names)])
         title = f"**{model} {what} at {size}x{size}, ms per batch** ({device}; {_stamp(group)})"
         parts += [title, table(["batch", *names], lines)] if lines else []
         parts += [f"Missing: {row['candidate']}: {row['missing']}" for row in group if "missing" in row]
@@ -48,6 +51,10 @@ def models(rows):
 
 def _ms(row):
     return "-" if row is None else f"{1e3 * row['median']:.3g}"
+
+
+def _error(row):
+    return "-" if row is None or "error" not in row else f"{row['error']:.0e}"
 
 
 def kernels(rows):

@@ -2,11 +2,13 @@
 
 import copy
 import functools
+import importlib.metadata
 import importlib.util
 
 import torch
 from torch import nn
 
+import resnet_fused
 from resnet_fused.commands import bench
 from resnet_fused.frozen.fold import fold
 from resnet_fused.measure import timing
@@ -23,13 +25,17 @@ def _nhwc(t):
     return t.contiguous(memory_format=torch.channels_last)
 
 
-def inference(model, x, exactly=True):
-    """{name: maker}; a maker raises Missing, or returns a function x -> logits (contiguous or channels_last x)."""
-    makers = dict(bench.contestants(model, x))
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        from resnet_fused import freeze
+def _live(model):
+    """Our own networks are fused as they are; others are converted."""
+    return resnet_fused.convert(copy.deepcopy(model))
 
-        makers["frozen, direct only"] = lambda: freeze(model, x, exact=True)
+
+def inference(model, x):
+    """{name: maker}; a maker raises Missing, or returns a function of images (contiguous or channels_last). The function
+    returns what the network returns, or, of runtimes, the list of its tensors."""
+    makers = bench.contestants(model, x) | {"live": lambda: _live(model)}
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        makers["frozen, direct only"] = lambda: resnet_fused.freeze(model, x, exact=True)
     makers |= {
         "torch.compile": lambda: _compiled(model),
         "torch.compile max-autotune": lambda: _compiled(model, max_autotune=True),
@@ -41,7 +47,7 @@ def inference(model, x, exactly=True):
         makers |= {
             "eager, graph": lambda: _graphed(makers["eager"](), x, torch.contiguous_format),
             "eager, channels_last, graph": lambda: _graphed(makers["eager, channels_last"](), x),
-            "live, graph": lambda: _graphed(model, x),
+            "live, graph": lambda: _graphed(_live(model), x),
             "torch.compile graphs": lambda: _compiled(model, **graphs),
             "torch.compile max-autotune graphs": lambda: _compiled(model, max_autotune=True, **graphs),
             "torch.compile freezing graphs": lambda: _compiled(model, freezing=True, **graphs),
@@ -55,10 +61,7 @@ def inference(model, x, exactly=True):
             "cudnn frontend": _cudnn_frontend,
         }
     else:
-        makers |= {
-            "onnxruntime": lambda: _runtime("onnxruntime", model, x),
-            "openvino": lambda: _runtime("openvino", model, x),
-        }
+        makers |= {name: functools.partial(_runtime, name, model, x) for name in runtimes.CPU}
     return makers
 
 
@@ -66,7 +69,7 @@ def training(model, x):
     """{name: maker} of functions x -> model output, with a copy of the model each, in training mode."""
 
     def live():
-        return copy.deepcopy(model).to(memory_format=torch.channels_last).train()
+        return _live(model).to(memory_format=torch.channels_last).train()
 
     def eager(memory_format=torch.contiguous_format):
         return by_modules(model).to(memory_format=memory_format).train()
@@ -106,10 +109,27 @@ def _graphed(function, x, memory_format=torch.channels_last):
     return run
 
 
+def why_missing(name, dtype):
+    """Why the runtime `name` cannot run here in `dtype`, or None; loads nothing."""
+    for package in runtimes.PACKAGES.get(name, ()):
+        if importlib.util.find_spec(package) is None:
+            extra = "" if name == "tensorrt" else " (pip install 'resnet_fused[bench]')"
+            return f"the package {package} is not installed{extra}"
+    able = runtimes.CPU.get(name, (dtype,))
+    if dtype not in able:
+        return f"{name} on CPUs is for {' and '.join(str(d)[6:] for d in able)}, not {str(dtype)[6:]}"
+    return None
+
+
+def version(name):
+    """{"version": that of the runtime `name`}; of torch's models nothing, since every row has torch's."""
+    packages = {"opencv": "opencv-python-headless", "mnn": "MNN"}
+    return {"version": importlib.metadata.version(packages.get(name, name))} if name in runtimes.CPU else {}
+
+
 def _runtime(name, model, x):
-    if importlib.util.find_spec(name) is None:
-        extra = "" if name == "tensorrt" else " (pip install 'resnet_fused[bench]')"
-        raise Missing(f"the package {name} is not installed{extra}")
+    if why := why_missing(name, x.dtype):
+        raise Missing(why)
     try:
         return getattr(runtimes, name)(by_modules(model), x)
     except runtimes.Unsupported as why:

@@ -1,6 +1,7 @@
 """The protocol of every benchmark; docs/results/how-measured.md explains it.
 
-- Candidates take turns (`compare` of resnet_fused/measure/timing.py): whatever disturbs the machine disturbs them all alike.
+- Candidates take turns (resnet_fused/measure/timing.py): whatever disturbs the machine disturbs them all alike. Whole models
+  on a CPU have a process each (apart.py).
 - Compiling, tuning, packing and warming up come first and are never part of a sample.
 - Arguments come in several sets, larger together than twice the last cache, and every call takes the next set.
 - On a GPU the clock is a pair of CUDA events around many calls. With `graph` all sets are captured in one CUDA graph, so that
@@ -10,6 +11,7 @@
 
 import contextlib
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +19,10 @@ import time
 import torch
 
 from resnet_fused.measure import timing
+
+TRIES = 3
+DISTURBED = 0.1  # of one core, by other processes
+RESOLUTION = 0.02  # seconds: the kernel counts in steps of 10 ms on each core
 
 
 @contextlib.contextmanager
@@ -31,6 +37,28 @@ def beside(neighbours):
             process.wait()
 
 
+def others_seconds():
+    """Seconds of CPU that all other processes of the machine have had; None where the system does not tell."""
+    try:
+        with open("/proc/stat") as f:
+            user, nice, system, _, _, irq, softirq, steal = map(int, f.readline().split()[1:9])
+    except OSError:
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def undisturbed(measure):
+    """(result of `measure()`, whether others disturbed it): taken again, up to TRIES times, while they did."""
+    for _ in range(TRIES):
+        before, start = others_seconds(), time.perf_counter()
+        result = measure()
+        if before is None:
+            return result, False
+        if others_seconds() - before <= RESOLUTION + DISTURBED * (time.perf_counter() - start):
+            return result, False
+    return result, True
+
+
 def rotating(functions, device="cpu", graph=False):
     """`timing.rotating`. Functions that no CUDA graph can capture are timed call by call, and `how` says why."""
     if not (graph and device == "cuda"):
@@ -42,20 +70,16 @@ def rotating(functions, device="cpu", graph=False):
         return dataclasses.replace(timing.rotating(functions), how=why)
 
 
-def latencies(functions, device, calls, on_round=None):
-    """{name: sorted seconds of single calls}, each waited for, the functions taking turns: for percentiles of latency."""
-    samples = {name: [] for name in functions}
-    for i in range(calls + 3):
-        if on_round is not None:
-            on_round(i)
-        for name, function in functions.items():
-            _synchronise(device)
-            start = time.perf_counter()
-            function()
-            _synchronise(device)
-            if i >= 3:  # warm
-                samples[name].append(time.perf_counter() - start)
-    return {name: sorted(values) for name, values in samples.items()}
+def single_calls(function, device, calls):
+    """Seconds of each of `calls` calls one after the other, each waited for, after one that is not counted."""
+    samples = []
+    for _ in range(calls + 1):
+        _synchronise(device)
+        start = time.perf_counter()
+        function()
+        _synchronise(device)
+        samples.append(time.perf_counter() - start)
+    return samples[1:]
 
 
 def percentile(ordered, q):

@@ -1,7 +1,5 @@
 """What the command lines of the benchmarks share."""
 
-import argparse
-import importlib
 import sys
 import time
 
@@ -9,7 +7,9 @@ import torch
 
 import resnet_fused
 from resnet_fused.commands.arguments import DTYPES, Parser, UsageError, at_least, device_of
-from resnet_fused.models import CIFAR_MODELS, MODELS
+from resnet_fused.models import CIFAR_MODELS
+
+from . import zoo
 
 
 def parser(program, description):
@@ -17,7 +17,7 @@ def parser(program, description):
     made.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     made.add_argument("--threads", type=at_least(1), help="CPU threads")
     made.add_argument(
-        "--model", type=model_name, default="resnet34",
+        "--model", type=zoo.network_name, default="resnet34",
         help="of this package, or another package's network, converted: timm/resnet50d, torchvision/vgg16_bn",
     )  # fmt: skip
     made.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
@@ -29,39 +29,9 @@ def parser(program, description):
     return made
 
 
-def model_name(text):
-    """The name of a network of this package, or of another as "timm/NAME" or "torchvision/NAME"."""
-    package, _, name = text.rpartition("/")
-    known = MODELS | CIFAR_MODELS if not package else _names_of(package)
-    if name not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is no network of {package or 'this package'}")
-    return text
-
-
-def _names_of(package):
-    if package not in OTHERS:
-        raise argparse.ArgumentTypeError(f"{package!r} is none of {', '.join(OTHERS)}")
-    try:
-        return OTHERS[package][0](importlib.import_module(package))
-    except (ImportError, RuntimeError) as error:  # the latter: its binary part is for another torch
-        raise argparse.ArgumentTypeError(f"{package} is not installed ({error})") from error
-
-
-# {package: (its module -> names of its networks, (its module, name) -> a network)}
-OTHERS = {
-    "timm": (lambda timm: timm.list_models(), lambda timm, name: timm.create_model(name)),
-    "torchvision": (
-        lambda torchvision: torchvision.models.list_models(),
-        lambda torchvision, name: torchvision.models.get_model(name, weights=None),
-    ),
-}
-
-
 def model_of(args):
-    package, _, name = args.model.rpartition("/")
-    if not package:
-        return (MODELS | CIFAR_MODELS)[name]()
-    return resnet_fused.convert(OTHERS[package][1](importlib.import_module(package), name))
+    """The network that `--model` names, converted."""
+    return resnet_fused.convert(zoo.build(args.model))
 
 
 def deadline(args):

@@ -1,5 +1,6 @@
 """What this machine is: the facts that must be equal where a measurement is used again."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -19,12 +20,17 @@ def version(package):
 
 @functools.cache
 def cpu_model():
-    try:
-        with open("/proc/cpuinfo") as f:
-            names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    """Such as "AMD EPYC (family 25, model 17)": virtual machines may leave the name short for processors that differ."""
+    facts = {}
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+        for line in f:
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    if "cpu family" not in facts:
+        return facts["model name"]
+    return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
 
 
 @functools.cache

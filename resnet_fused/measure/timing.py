@@ -77,7 +77,8 @@ def _synchronise(device):
         torch.cuda.synchronize()
 
 
-def _sample(function, calls, device="cpu"):
+def wall_clock(function, calls, device="cpu"):
+    """Seconds per call, of `calls` calls after one that is not counted."""
     function()  # not counted: the threads of the candidate before it still spin, and that candidate's data fill the caches
     _synchronise(device)
     start = time.perf_counter()
@@ -93,7 +94,7 @@ def interleaved(candidates, *, seconds=10.0, min_rounds=5, device="cpu", on_roun
     Rounds go on for about `seconds`, but there are at least `min_rounds`. `on_round(i)` is called before every round.
     `clock(function, calls)`: seconds per call; by default the wall clock, with the device synchronised.
     """
-    clock = clock or functools.partial(_sample, device=device)
+    clock = clock or functools.partial(wall_clock, device=device)
     calls = {}
     for name, function in candidates.items():
         clock(function, 2)  # warms up: compiles, packs, fills caches

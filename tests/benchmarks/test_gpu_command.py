@@ -34,7 +34,10 @@ def run(tmp_path, *chosen, total=60.0):
 
 # {name: (beginnings of the names of parts, suites and directions of their rows, titles of the report)}
 MINIATURES = {
-    "checks": (("info", "check", "tests", "sanitized", "steering", "tune"), {"steering"}, {"fprop", "dgrad", "wgrad"}, ("of matmul",)),
+    "checks": (
+        ("info", "check", "tests", "sanitized", "steering", "tune"), {"steering"}, {"fprop", "dgrad", "wgrad"},
+        ("of matmul",),
+    ),
     "models": (
         ("inference", "kernels", "training"), {"kernels", "resnet"}, {"forward", "backward"},
         ("inference at 32x32", "training step", "conv_bn_relu, backward"),

@@ -48,8 +48,7 @@ def test_what_tensorrt_is_asked(monkeypatch):
 
     class Context:
         def get_tensor_shape(self, name):
-            assert name == "y"
-            return (2, 5)
+            return {"y0": (2, 5), "y1": (2, 3)}[name]
 
         def set_tensor_address(self, name, address):
             asked[name] = address
@@ -79,8 +78,36 @@ def test_what_tensorrt_is_asked(monkeypatch):
     module.Runtime = lambda logger: types.SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=7))
-    monkeypatch.setattr(runtimes, "_onnx", lambda model, x: b"onnx")
+    monkeypatch.setattr(runtimes, "_onnx", lambda model, x: (b"onnx", ["y0", "y1"]))
     x = torch.randn(2, 3, 8, 8)
     out = runtimes.tensorrt(None, x)(x)
-    assert out.shape == (2, 5) and out.dtype == x.dtype
-    assert asked == {"onnx": b"onnx", "x": x.data_ptr(), "y": out.data_ptr(), "stream": 7}
+    assert [(t.shape, t.dtype) for t in out] == [((2, 5), x.dtype), ((2, 3), x.dtype)]
+    addresses = {"x": x.data_ptr(), "y0": out[0].data_ptr(), "y1": out[1].data_ptr()}
+    assert asked == {"onnx": b"onnx", "stream": 7, **addresses}
+
+
+class Pyramid(torch.nn.Module):
+    """The network and a map of it, in a dict, as detectors' backbones return them."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = narrow()
+
+    def forward(self, x):
+        stem = self.net.conv1(x)
+        return {"logits": self.net(x), "map": stem}
+
+
+@pytest.mark.parametrize("name", runtimes.CPU)
+def test_other_runtimes_give_the_results_of_eager(name, capfd):
+    if why := peers.why_missing(name, torch.float32):  # an import would print
+        pytest.skip(why)
+    model, x = Pyramid().eval(), torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        run = peers.inference(model, x)[name]()
+        for ours, theirs in zip(run(x), model(x).values(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert "MNN.tools" not in sys.modules, "its import installs packages and reports to a server"
+    assert capfd.readouterr().out == ""
+    with pytest.raises(peers.Missing, match=r"is for float32( and bfloat16)?, not float16$"):
+        peers.inference(model, x.half())[name]()
