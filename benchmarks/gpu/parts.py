@@ -90,7 +90,8 @@ def _checks(device, boxes, smoke):
     """Correctness, in two waves in each of which all run at once, because nothing is timed: every instruction and the ops of
     the compiled library, then Triton and the sanitizers. All at once they would be twice as many processes as cores."""
     box, late = boxes
-    made = []
+    # What it finds is kept: the measurements, which come later, begin at once.
+    made = [Part("check", 2, box, _python("-m", "resnet_fused", "check", "--device", device))]
     if device == "cuda":
         made.append(Part("triton-warm", 2, box, ("nice", *_python("-m", "benchmarks.gpu.warm"))))
         flags = "-x cu -std=c++17 -arch=native -Icsrc -Itests"

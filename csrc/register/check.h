@@ -83,6 +83,15 @@ class Arguments {
 };
 
 bool is_channels_last(const Tensor& tensor);
+// The tensor itself where it is channels_last, else a dense copy that is.
+Tensor channels_last(const Tensor& tensor);
+
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+// Tensors without values, on the device of `like`.
+Tensor empty_strided(const Tensor& like, Sizes sizes, Sizes strides, ScalarType type);
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type);  // contiguous
+// A map [n, channels, h, w] in channels_last with the dtype of `like`.
+Tensor empty_map(const Tensor& like, Sizes sizes);
 
 // The activation of an op's `int activation`. `able` names the activations of the op's kernel, and every other one is
 // refused, also one that is added to ops.h later.

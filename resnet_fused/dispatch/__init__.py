@@ -1,7 +1,7 @@
 """Which backend runs an op on these tensors, and why.
 
 `asked`: what was asked for, and who listens. `able`: whether a backend runs an op on a device. `choice`: asked for, else
-measured, else the default. The module is not named `choose`, since a function of this package is.
+measured, else the default. `remembered`: what was asked before. No module is named `choose`: a function of this package is.
 """
 
 from ..kernels.backend import Backend
@@ -31,8 +31,9 @@ from .choice import (
     choose_conv_weight_grad,
     choose_fp8,
     default_backend,
+    for_blocks,
     kernel,
     pick,
     picked,
-    setting,
 )
+from .remembered import Remembered, setting

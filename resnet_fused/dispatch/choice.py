@@ -16,6 +16,7 @@ from ..kernels.triton import schedule
 from ..measure import remembered
 from .able import why_not
 from .asked import Choice, asked_for, configuration, note, note_key, observed
+from .remembered import Remembered
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GRADIENTS = ("conv_input_grad", "conv_weight_grad")  # of a convolution: torch's own where no kernel runs by default
@@ -57,6 +58,15 @@ def default_backend(device_type):
     return next((b for b in BACKENDS.values() if b.default is not None and b.device == device_type), None)
 
 
+def for_blocks(device, ops):
+    """(the backend whose kernel may run whole blocks on a torch.device, the first of `ops` that it has), or None."""
+    for backend in (BACKENDS.get(asked_for()), default_backend(device.type)):
+        for op in ops if backend is not None else ():
+            if op in backend.kernels and backend.takes(device.type) and backend.why_not(device) is None:
+                return backend, op
+    return None
+
+
 def _key(op, x, others, convolution):
     precision = tf32_allowed() if op.startswith("conv") and x.dtype == torch.float32 else None
     detail, memory_format = (), layout.format_of(x)
@@ -91,11 +101,6 @@ def _measured(op, x, others, convolution):
         return None
     config = entry.config.get(entry.choice)
     return Choice(entry.choice, entry.reason(), config) if why_not(b, op, x.device, config) is None else None
-
-
-def setting(device):
-    """What besides the tensors decides a choice on a torch.device: equal settings, equal choices."""
-    return asked_for(), configuration(), *BACKENDS.values(), remembered.table(device).entries
 
 
 def _handed_on(op, x, convolution, choice, asked):
@@ -148,42 +153,29 @@ def pick(op, x, *others, convolution=None, activation=RELU):
     return choice, asked
 
 
-class Remembered:
-    """Choices that were made, for each device as long as its `setting` stays what it was: an answer in 5 us instead of 25
-    (measured: Intel Xeon, 2026-11-30). A fallback to eager is not remembered, since STRICT mode must see it."""
-
-    MOST = 4096  # choices for a device
-
-    def __init__(self):
-        self.choices = {}  # device -> (setting, {what the choice depends on: choice})
-
-    def choose(self, ask, op, x, others, convolution, activation):
-        """`ask(op, x, others, convolution, activation)`, a noted choice."""
-        if observed():
-            return ask(op, x, others, convolution, activation)
-        device = x.device
-        now = setting(device), tf32_allowed() if x.dtype is torch.float32 else None
-        before, choices = self.choices.get((device, x.dtype), (None, ()))
-        if now != before or len(choices) > self.MOST:
-            choices = {}
-            self.choices[device, x.dtype] = now, choices
-        # The strides of a weight decide the format of a result, and so do those of x.
-        weight = None if convolution is None else others[0].stride()
-        key = op, x.shape, x.stride(), weight, convolution, activation, *[t is None or t.dtype for t in others]
-        choice = choices.get(key)
-        if choice is None:
-            choice = ask(op, x, others, convolution, activation)
-            if choice.backend != EAGER.name:
-                choices[key] = choice
-        return choice
-
-
 _remembered = Remembered()
+
+
+def _remember(ask, op, x, others, convolution, activation):
+    """`ask(op, x, others, convolution, activation)`, a noted choice, or what it was before. A fallback to eager is not
+    remembered, since STRICT mode must see it."""
+    if observed():
+        return ask(op, x, others, convolution, activation)
+    choices = _remembered.answers(x.device, x.dtype)
+    # The strides of a weight decide the format of a result, and so do those of x.
+    weight = None if convolution is None else others[0].stride()
+    key = ask, op, x.shape, x.stride(), weight, convolution, activation, *[t is None or t.dtype for t in others]
+    choice = choices.get(key)
+    if choice is None:
+        choice = ask(op, x, others, convolution, activation)
+        if choice.backend != EAGER.name:
+            choices[key] = choice
+    return choice
 
 
 def choose(op, x, *others, convolution=None, activation=RELU):
     """`pick`, noted."""
-    return _remembered.choose(_choose, op, x, others, convolution, activation)
+    return _remember(_choose, op, x, others, convolution, activation)
 
 
 def _choose(op, x, others, convolution, activation):
@@ -192,7 +184,7 @@ def _choose(op, x, others, convolution, activation):
 
 def picked(op, x, *others, convolution=None):
     """The choice of `pick`, not noted: for callers that may run something else after all."""
-    return _remembered.choose(_picked, op, x, others, convolution, RELU)
+    return _remember(_picked, op, x, others, convolution, RELU)
 
 
 def _picked(op, x, others, convolution, activation):
@@ -205,7 +197,7 @@ def choose_conv_stats(x, weight, convolution):
     The kernel cannot cut its reduction (statistics need finished sums), so below half a wave of tiles it leaves a GPU idle
     and torch's split convolution wins, for all that the other pass costs (predicted, not measured).
     """
-    return _remembered.choose(_choose_conv_stats, "conv_stats", x, (weight,), convolution, RELU)
+    return _remember(_choose_conv_stats, "conv_stats", x, (weight,), convolution, RELU)
 
 
 def _choose_conv_stats(op, x, others, convolution, activation):
@@ -221,7 +213,7 @@ def choose_conv_input_grad(grad, weight, convolution):
     """The backend of the gradient of a convolution's input: one with a kernel for it where that was asked for, measured or
     runs by default, else "torch". Torch's own is noted only where there was a choice: it is no op of ours.
     """
-    return _remembered.choose(_choose_conv_input_grad, "conv_input_grad", grad, (weight,), convolution, RELU)
+    return _remember(_choose_conv_input_grad, "conv_input_grad", grad, (weight,), convolution, RELU)
 
 
 def _choose_conv_input_grad(op, grad, others, convolution, activation):
@@ -231,7 +223,7 @@ def _choose_conv_input_grad(op, grad, others, convolution, activation):
 
 def choose_conv_weight_grad(grad, x, convolution):
     """The backend of the gradient of a convolution's weight, as `choose_conv_input_grad`; nothing measures it."""
-    return _remembered.choose(_choose_conv_weight_grad, "conv_weight_grad", grad, (x,), convolution, RELU)
+    return _remember(_choose_conv_weight_grad, "conv_weight_grad", grad, (x,), convolution, RELU)
 
 
 def _choose_conv_weight_grad(op, grad, others, convolution, activation):

@@ -7,8 +7,10 @@ import torch
 
 from .epilogue import NONE, RELU
 
-# Kernels for a whole residual block, made of other kernels of their backend: these are checked and trusted one by one.
-WHOLE = ("residual_block", "conv_block")
+# Kernels for whole residual blocks, made of other kernels of their backend: these are checked and trusted one by one.
+IN_EVALUATION = ("residual_block", "conv_block")
+IN_TRAINING = ("training_blocks", "training_blocks_backward")
+WHOLE = IN_EVALUATION + IN_TRAINING
 ANY = "any"  # device of a backend that takes tensors of every device
 
 

@@ -80,12 +80,18 @@ def conv_block(library, allow_tf32, x, tensors, numbers, eps, projection, shortc
     return library.conv_block(x, tensors, numbers, eps, projection, shortcut, allow_tf32)
 
 
+def training_blocks(library, allow_tf32, x, tensors, numbers, eps, own):
+    """A run of residual blocks in training (csrc/register/cuda/training.cpp)."""
+    return library.training_blocks(x, tensors, numbers, eps, own, allow_tf32)
+
+
 CONVOLUTIONS = {
     "conv_bn_relu": conv_bn_relu,
     "conv_bn_relu_pair": conv_bn_relu_pair,
     "conv_bn_relu_pool": conv_bn_relu_pool,
     "conv_stats": conv_stats,
     "conv_block": conv_block,
+    "training_blocks": training_blocks,
 }
 
 
@@ -102,7 +108,7 @@ def kernels(namespace):
             return functools.partial(CONVOLUTIONS[op], namespace(), tf32_allowed())
         return launcher(op)
 
-    return Kernels((*passes.OPS, *CONVOLUTIONS, "pool_linear"), find)
+    return Kernels((*passes.OPS, *CONVOLUTIONS, "training_blocks_backward", "pool_linear"), find)
 
 
 def configurations(namespace, device, op, convolution):

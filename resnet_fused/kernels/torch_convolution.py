@@ -46,10 +46,17 @@ def _wrong(x, weight, stride, padding, dilation):
     return why_wrong(x.device.type, x.dtype, x.shape, weight.shape, stride, padding, dilation) is not None
 
 
-def _overruns(x, weight, stride):
-    """Whether torch's gradient of the weight may write past its memory."""
-    strided = tuple(weight.shape[2:]) == (1, 1) and max(stride) > 1
-    return strided and weight.shape[1] < 16 and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+def _overruns(device_type, dtype, weight, stride):
+    """Whether torch's gradient of a weight of shape [K, C, R, S] may write past its memory."""
+    strided = tuple(weight[2:]) == (1, 1) and max(stride) > 1
+    return strided and weight[1] < 16 and dtype == torch.bfloat16 and device_type == "cpu"
+
+
+def trains(convolution, device_type):
+    """Whether torch's own convolution may run a shapes.Convolution in training: it is right, and so are its gradients."""
+    _, weight, dtype, stride, *_ = convolution
+    wrong = why_wrong_of(convolution, device_type) is not None
+    return not wrong and not _overruns(device_type, dtype, weight, stride)
 
 
 def convolve(x, weight, stride, padding, dilation, groups, bias=None):
@@ -72,7 +79,9 @@ def convolve_in_autocast(x, weight, stride, padding, dilation, groups):
 
 def gradients(grad, x, weight, stride, padding, dilation, groups, wanted):
     """(grad_x, grad_weight) of `convolve`; None where `wanted`, a pair, says so."""
-    wide = _wrong(x, weight, stride, padding, dilation) or (wanted[1] and _overruns(x, weight, stride))
+    wide = _wrong(x, weight, stride, padding, dilation) or (
+        wanted[1] and _overruns(x.device.type, x.dtype, weight.shape, stride)
+    )
     tensors = [t.float() if wide else t for t in (grad, x, weight)]
     found = torch.ops.aten.convolution_backward(
         *tensors, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False]

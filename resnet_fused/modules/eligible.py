@@ -30,6 +30,8 @@ def runs_in_order(cls):
 
 def is_projection(downsample):
     """Whether a block's shortcut is a sequence of a convolution and its norm."""
+    if downsample is None:  # most often
+        return False
     return is_sequence(downsample) and len(downsample) == 2 and isinstance(downsample[0], nn.Conv2d)
 
 
@@ -90,7 +92,8 @@ def layout_is_seen(module):
 def why_not_convolution(conv, x=None):
     if type(conv) is not nn.Conv2d:
         return f"is a {type(conv).__name__}, not exactly nn.Conv2d"
-    if conv.bias is not None:
+    parameters = conv._parameters  # faster than conv.bias, which asks the class first
+    if parameters.get("bias") is not None or ("bias" not in parameters and conv.bias is not None):
         return "has a bias"
     if conv.padding_mode != "zeros":
         return f"has padding_mode {conv.padding_mode!r}"
@@ -100,7 +103,7 @@ def why_not_convolution(conv, x=None):
         return (
             f"has stride {conv.stride}, padding {conv.padding} and dilation {conv.dilation}, which are not all tuples"
         )
-    if "weight" not in conv._parameters:
+    if "weight" not in parameters:
         return "has a weight that is computed (pruned or parametrized)"
     if "_conv_forward" in conv.__dict__:
         return "has a _conv_forward of its own"

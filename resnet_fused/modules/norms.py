@@ -32,6 +32,15 @@ def relu_inside(bn):
     return with_activation(bn) and type(bn.act) is nn.ReLU
 
 
+def tensors_of(bn):
+    """(weight, bias, running mean, running variance) of an nn.BatchNorm2d with parameters of its own (`has_parameters`).
+    Attributes of modules ask the class first, 0.5 us each, so the dictionaries are read."""
+    parameters, buffers = bn._parameters, bn._buffers
+    if "running_mean" not in buffers or "running_var" not in buffers:  # plain attributes may have taken their place
+        return parameters["weight"], parameters["bias"], bn.running_mean, bn.running_var
+    return parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]
+
+
 def has_parameters(bn):
     """Whether the weight and the bias of `bn` are parameters, not computed. torch.compile of torch 2.11 compares no sets."""
     return "weight" in bn._parameters and "bias" in bn._parameters

@@ -13,15 +13,14 @@ from torch import nn
 
 from .. import dispatch
 from ..kernels import layout, torch_convolution
-from ..kernels.backend import WHOLE
-from ..kernels.precision import tf32_allowed
+from ..kernels.backend import IN_EVALUATION
 from ..kernels.shapes import Convolution
 from ..ops.conv_bn_relu import geometry
 from .eligible import is_projection, watched
 from .zero_pad import ZeroPadShortcut
 
 # The kernels for a whole block. The first runs torch's convolution and a pass where the backend has no convolution.
-_WITH_TORCH, _ALONE = WHOLE
+_WITH_TORCH, _ALONE = IN_EVALUATION
 _PLAIN = frozenset((torch.Tensor, nn.Parameter))
 
 
@@ -52,41 +51,30 @@ class _Block(NamedTuple):
     memory_format: torch.memory_format | None
     projects: bool
     pad: tuple | None  # the arguments of a ZeroPadShortcut
+    low: bool  # whether autocast casts the weights to dtype
     convolutions: list  # of the main path, then that of the projection if there is one
 
 
-class Remembered:
-    """The calls for blocks that were asked for, for each device as long as the dispatcher's setting stays what it was."""
-
-    MOST = 4096  # blocks
-
-    def __init__(self):
-        self.calls = {}  # (device, whether float32 may be TF32) -> (setting, {kind: call})
-
-    def of(self, device, kind):
-        """`_call` of the block on `device` that `kind` describes: (a _Block without convolutions, a _Layer, ...), as plain
-        tuples, which are made faster."""
-        setting = dispatch.setting(device)
-        where = device, kind[0][1] is torch.float32 and device.type == "cuda" and tf32_allowed()
-        before, calls = self.calls.get(where, (None, ()))
-        if setting != before or len(calls) > self.MOST:
-            calls = {}
-            self.calls[where] = setting, calls
-        try:
-            return calls[kind]
-        except KeyError:
-            block, *convolutions = kind
-            calls[kind] = found = _call(device, _Block(*block, [_Layer(*c) for c in convolutions]))
-            return found
+_remembered = dispatch.Remembered()  # {kind of block: call}
 
 
-_remembered = Remembered()
+def _call_of(device, kind):
+    """`_call` of the block on `device` that `kind` describes: (a _Block without convolutions, a _Layer, ...), as plain
+    tuples, which are made faster."""
+    calls = _remembered.answers(device, kind[0][1])
+    try:
+        return calls[kind]
+    except KeyError:
+        block, *convolutions = kind
+        calls[kind] = found = _call(device, _Block(*block, [_Layer(*c) for c in convolutions]))
+        return found
 
 
 def evaluate(x, main, downsample):
     """relu(bn(conv(... x)) + shortcut) of modules `main` [(conv, bn), ...] and `downsample`, which `why_not_fused` has
     passed; None where the block has to be run op by op."""
-    if not _suits(x):
+    device = x.device
+    if device.type not in ("cpu", "cuda") or not _suits(x, low := torch.is_autocast_enabled(device.type)):
         return None
     pads = type(downsample) is ZeroPadShortcut and not watched(downsample)
     projects = not pads and is_projection(downsample)
@@ -94,17 +82,19 @@ def evaluate(x, main, downsample):
         return None
     memory_format = layout.format_of(x)
     pad = (downsample.in_planes, downsample.out_planes, downsample.stride) if pads else None
-    kind, tensors, eps = [(x.shape, x.dtype, memory_format, projects, pad)], [], []
+    kind, tensors, eps = [(x.shape, x.dtype, memory_format, projects, pad, low)], [], []
     for conv, bn in (*main, downsample) if projects else main:
         found = _read(conv, bn, tensors)
         if found is None:
             return None
         kind.append(found)
         eps.append(found[_EPS])
-    call = _remembered.of(x.device, tuple(kind))
+    call = _call_of(device, tuple(kind))
     if call is None:
         return None
     kernel, numbers = call
+    if low:
+        tensors[::5] = [layout.lowered(weight, x.dtype, x) for weight in tensors[::5]]
     shortcut = layout.in_format(downsample(x), memory_format) if pads else None
     return kernel(x, tensors, numbers, eps, projects, shortcut)
 
@@ -131,28 +121,18 @@ def _read(conv, bn, tensors):
     )  # fmt: skip
 
 
-def _suits(x):
-    """Whether a kernel may be called past torch's dispatcher and past the one of this package."""
+def _suits(x, low):
+    """Whether a kernel may be called past torch's dispatcher and past the one of this package. low: whether autocast is on."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or x.device.type not in ("cpu", "cuda")
         or type(x) is not torch.Tensor
         or dispatch.observed()
-        or torch.is_autocast_enabled(x.device.type)
+        # Autocast casts the input of a convolution, but not the shortcut.
+        or (low and torch.get_autocast_dtype(x.device.type) != x.dtype)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
     )
-
-
-def _backend(device):
-    """(the backend whose kernel may run whole blocks on `device`, the name of the kernel), or None."""
-    asked = dispatch.BACKENDS.get(dispatch.asked_for())
-    for backend in (asked, dispatch.default_backend(device.type)):
-        for op in (_WITH_TORCH, _ALONE) if backend is not None else ():
-            if op in backend.kernels and backend.takes(device.type) and backend.why_not(device) is None:
-                return backend, op
-    return None
 
 
 def _call(device, block):
@@ -163,11 +143,13 @@ def _call(device, block):
     whether the backend's own kernel runs the convolution; for `_ALONE`, of the first convolution, whether the projection
     runs in its launch.
     """
-    if (found := _backend(device)) is None:
+    if (found := dispatch.for_blocks(device, IN_EVALUATION)) is None:
         return None
     backend, op = found
     if block.memory_format is None or 0 in block.shape or min(c.eps for c in block.convolutions) < 0.0:
         return None
+    if block.low:
+        block = block._replace(convolutions=[_lowered(c, block, device) for c in block.convolutions])
     numbers, shape, last = [], block.shape, len(block.convolutions) - 1 - block.projects
     identity, paired = block.shape, None
     if block.pad is not None:
@@ -206,6 +188,15 @@ def _call(device, block):
         numbers += (*stride, *padding, *dilation, groups, own if op == _WITH_TORCH else bool(paired) and i == 0)
         identity, shape = (after, shape) if i > last else (identity, after)
     return (backend.kernels[op], numbers) if shape == tuple(identity) else None
+
+
+def _lowered(convolution, block, device):
+    """The _Layer with a weight that layout.lowered has cast."""
+    last = device.type == "cuda" and layout.CHANNELS_LAST in (block.memory_format, convolution.memory_format)
+    memory_format = layout.CHANNELS_LAST if last else convolution.memory_format
+    if memory_format is not None:
+        memory_format = layout.format_of(torch.empty(convolution.weight, device="meta", memory_format=memory_format))
+    return convolution._replace(dtype=block.dtype, memory_format=memory_format)
 
 
 def _plain(first, projection):

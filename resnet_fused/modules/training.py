@@ -15,9 +15,9 @@ from ..kernels.shapes import out_shape
 from ..ops import training
 from ..ops.define import cannot_be_saved
 from ..ops.training.sync import name_of
-from ..ops.training.unit import MEAN, VAR
 from .eligible import is_projection, is_sequence, watched
-from .norms import is_frozen
+from .norms import is_frozen, tensors_of
+from .running import update
 
 
 def _uses_batch(bn):
@@ -124,19 +124,20 @@ def _low(device):
 def _why_not_unit(conv, bn, x, dtype, low, channels):
     """Why the ops do not take a convolution and its norm, or None. Only a reason is formatted: this runs for every convolution
     on every step."""
-    weight, mean, var, groups, device = conv.weight, bn.running_mean, bn.running_var, conv.groups, x.device
+    weight, groups, device = conv._parameters["weight"], conv.groups, x.device
     shape = weight.shape  # each of these attributes is a call
+    bn_weight, bn_bias, mean, var = tensors_of(bn)
     if len(shape) != 4 or weight.device != device or (weight.dtype if low is None else low) != dtype:
         return f"a weight {weight.dtype} {tuple(shape)} on {weight.device} for an input {dtype} on {device}"
     if shape[1] * groups != channels or shape[0] % groups:
         return f"a weight of shape {tuple(shape)} with {groups} groups for {channels} channels"
-    least = "positive" if _uses_batch(bn) else "not negative"
-    if bn.eps < 0.0 or (bn.eps == 0.0 and least == "positive"):
+    if bn.eps <= 0.0 and (bn.eps < 0.0 or _uses_batch(bn)):
+        least = "positive" if _uses_batch(bn) else "not negative"
         return f"a batch norm with eps {bn.eps}, which has to be {least}"
     if (mean is None) != (var is None):
         return "a batch norm with one running statistic alone"
     count = shape[:1]
-    for p in (bn.weight, bn.bias, mean, var):
+    for p in (bn_weight, bn_bias, mean, var):
         if p is not None and (p.shape != count or p.device != device or p.dtype not in (dtype, torch.float32)):
             return (
                 f"a tensor of a batch norm {p.dtype} {tuple(p.shape)} on {p.device} for {shape[0]} channels of {dtype}"
@@ -145,7 +146,7 @@ def _why_not_unit(conv, bn, x, dtype, low, channels):
 
 
 def _shape_after(conv, shape):
-    return out_shape(shape, conv.weight.shape, conv.stride, conv.padding, conv.dilation)
+    return out_shape(shape, conv._parameters["weight"].shape, conv.stride, conv.padding, conv.dilation)
 
 
 def why_not(x, chains):
@@ -190,21 +191,24 @@ class _Pass:
 
     def unit(self, conv, bn, shape):
         """The Unit of conv and bn on an input of `shape`, and the shape after it."""
-        shape = _shape_after(conv, shape)
-        if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
-            self.counters.append(bn.num_batches_tracked)
+        shape, training_now = _shape_after(conv, shape), bn.training
+        if training_now and bn.track_running_stats and (counter := bn.num_batches_tracked) is not None:
+            self.counters.append(counter)
         batch = _uses_batch(bn)
-        group = name_of(bn) if type(bn) is nn.SyncBatchNorm and bn.training else ""
+        group = name_of(bn) if type(bn) is nn.SyncBatchNorm and training_now else ""
         if batch and not group and shape[0] * shape[2] * shape[3] == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {torch.Size(shape)}"
             )
-        weight = conv.weight if self.low is None else layout.lowered(conv.weight, self.low, self.x)
-        mean, var = (None, None) if batch else (bn.running_mean, bn.running_var)
+        weight, (bn_weight, bn_bias, mean, var) = conv._parameters["weight"], tensors_of(bn)
+        if self.low is not None:
+            weight = layout.lowered(weight, self.low, self.x)
+        if batch:
+            mean = var = None
         # An empty batch teaches nothing, unless other processes have more of it.
-        self.norms.append(bn if bn.training and (group or shape[0] > 0) else None)
+        self.norms.append(bn if training_now and (group or shape[0] > 0) else None)
         unit = training.Unit(
-            weight, bn.weight, bn.bias, mean, var,
+            weight, bn_weight, bn_bias, mean, var,
             list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups, bn.eps, group,
         )  # fmt: skip
         return unit, shape
@@ -222,37 +226,7 @@ class _Pass:
             torch._foreach_add_(self.counters, 1)
 
     def finish(self, statistics):
-        """running = (1 - factor) * running + factor * batch, in float32, without asking the device anything."""
-        with torch.no_grad():
-            together = {}
-            for bn, stats in zip(self.norms, statistics, strict=True):
-                if bn is None or not bn.track_running_stats or bn.running_mean is None:
-                    continue
-                if bn.momentum is not None and bn.running_mean.dtype == bn.running_var.dtype:
-                    running, batch = together.setdefault((bn.momentum, bn.running_mean.dtype), ([], []))
-                    running += [bn.running_mean, bn.running_var]
-                    batch += [stats[MEAN], stats[VAR]]
-                else:
-                    _update_alone(bn, stats)
-            for (momentum, dtype), (running, batch) in together.items():  # one launch for all of them, or three
-                if dtype == torch.float32:
-                    torch._foreach_lerp_(running, batch, momentum)
-                    continue
-                sizes = [b.numel() for b in batch]
-                wide = batch[0].new_empty(sum(sizes)).split(sizes)
-                torch._foreach_copy_(wide, running)
-                torch._foreach_lerp_(wide, batch, momentum)
-                torch._foreach_copy_(running, wide)
-
-
-def _update_alone(bn, stats):
-    factor = bn.momentum
-    if factor is None:
-        if bn.num_batches_tracked is None:
-            return  # torch's factor is then 0
-        factor = bn.num_batches_tracked.float().reciprocal()
-    for running, batch in ((bn.running_mean, stats[MEAN]), (bn.running_var, stats[VAR])):
-        running.copy_(torch.lerp(running.float(), batch, factor))
+        update(self.norms, statistics)
 
 
 def residual(x, chains, recompute=False):

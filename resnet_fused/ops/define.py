@@ -5,7 +5,36 @@ import numbers
 
 import torch
 
-LIB = torch.library.Library("resnet_fused", "DEF")
+_implementations = {}  # {name of an op: its implementation}
+
+
+class _Library(torch.library.Library):
+    """A library whose ops run at once where nothing wants a gradient. torch's kernel for autograd calls the dispatcher a
+    second time, which takes 10 us of an op's 35 (measured: AMD Zen 4, torch 2.13, 2026-12-01)."""
+
+    def impl(self, op_name, fn, dispatch_key="", **options):
+        if dispatch_key == "Autograd":
+            fn = _without_gradient(_implementations[op_name], fn)
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+def _without_gradient(implementation, with_gradient):
+    """A kernel for autograd: `with_gradient`, or `implementation` where that is what torch would call in the end."""
+
+    def kernel(keyset, *args):
+        below = keyset & torch._C._after_autograd_keyset
+        if below.highestPriorityTypeId() not in _DEVICES or (
+            torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        ):
+            return with_gradient(keyset, *args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return implementation(*args)
+
+    return kernel
+
+
+_DEVICES = torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA
+LIB = _Library("resnet_fused", "DEF")
 # The kernels read dense tensors in the format that the fake saw, so the compiler must not change strides before the op.
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
@@ -13,6 +42,7 @@ TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 def define(schema, implementation, fake):
     """Registers one op `resnet_fused::<schema>` with its implementation for CPU and CUDA and its fake."""
     name = schema[: schema.index("(")]
+    _implementations[name] = implementation
     LIB.define(schema, tags=TAGS)
     LIB.impl(name, implementation, "CPU")
     LIB.impl(name, implementation, "CUDA")

@@ -34,7 +34,7 @@ def run(tmp_path, *chosen, total=60.0):
 
 # {name: (beginnings of the names of parts, suites and directions of their rows, titles of the report)}
 MINIATURES = {
-    "checks": (("info", "tests", "sanitized", "steering", "tune"), {"steering"}, {"fprop", "dgrad", "wgrad"}, ("of matmul",)),
+    "checks": (("info", "check", "tests", "sanitized", "steering", "tune"), {"steering"}, {"fprop", "dgrad", "wgrad"}, ("of matmul",)),
     "models": (
         ("inference", "kernels", "training"), {"kernels", "resnet"}, {"forward", "backward"},
         ("inference at 32x32", "training step", "conv_bn_relu, backward"),
@@ -67,7 +67,7 @@ def test_the_miniature(tmp_path, name):
 def test_the_miniatures_have_every_part(tmp_path):
     names = {part.name for part in parts.of("cpu", tmp_path, smoke=True)}
     assert {name for name in names if name.startswith(sum((m[0] for m in MINIATURES.values()), ()))} == names
-    assert {"info", "sanitized-calls", "steering", "inference-2", "kernels", "training", "tune"} <= names
+    assert {"info", "check", "sanitized-calls", "steering", "inference-2", "kernels", "training", "tune"} <= names
 
 
 def test_a_part_that_hangs_is_cut_with_its_children_and_the_rest_runs(tmp_path):

@@ -166,13 +166,14 @@ class Record:
 
 
 @contextlib.contextmanager
-def recorded():
-    """Context manager yielding a Record, which holds what ran inside once the context has ended. Blocks run op by op."""
+def recorded(one_by_one=True):
+    """Context manager yielding a Record, which holds what ran inside once the context has ended. Blocks run op by op;
+    otherwise the launchers inside of one call are not in the record."""
     record = Record()
     _lib.pretended_record(1)
     _Library.record = record
     try:
-        with dispatch.record():
+        with dispatch.record() if one_by_one else contextlib.nullcontext():
             yield record
     finally:
         _Library.record = None

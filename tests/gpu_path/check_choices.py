@@ -7,6 +7,7 @@ from emulator import pretended
 
 import resnet_fused
 from resnet_fused import dispatch
+from resnet_fused.kernels import shapes
 
 
 def test_explain_tells_of_weights_that_every_forward_copies():
@@ -84,6 +85,64 @@ def test_a_block_is_one_call_of_the_library(name, blocks, monkeypatch):
             model(x)
         model(x), model.train()(x)
         assert len(calls) == blocks
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("basic", 5), ("bottleneck", 5), ("grouped", 0)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_autocast_casts_each_weight_once_for_a_block_in_one_call(name, blocks, layout):
+    """Also where the library does not run the block."""
+    model, x = networks.network(name, memory_format=layout).eval(), networks.images(name, 2, 64)
+    copies = []
+    for one_by_one in (True, False):
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            model(x)
+            with pretended.recorded(one_by_one) as record:
+                model(x)
+        copies.append(record.count("aten::copy_"))
+    assert copies[0] == copies[1] and record.count("ours::conv_block") == blocks
+
+
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "gray", "grouped", "dilated"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_a_layer_in_training_is_one_call_each_way(name, layout):
+    """It runs the same operators of torch on as many bytes as the passes do."""
+    model = networks.network(name, torch.bfloat16, layout).train()
+    x = networks.images(name, 2, 56, torch.bfloat16, torch.channels_last)
+    found = []
+    for one_by_one in (True, False):
+        model(x).sum().backward()
+        model.zero_grad()
+        with pretended.recorded(one_by_one) as record:
+            out = model(x)
+            out.backward(torch.empty_like(out))
+        found.append(record.calls)
+    passes, calls = found
+    assert calls["ours::training_blocks"][0] == calls["ours::training_blocks_backward"][0] == 4
+    assert "ours::training_blocks" not in passes
+    assert {k: v for k, v in calls.items() if k.startswith("aten::")} == {
+        k: v for k, v in passes.items() if k.startswith("aten::")
+    }
+
+
+@pytest.mark.parametrize(("batch", "own"), [(2, 0), (256, 7)])
+def test_one_call_runs_the_convolutions_that_the_dispatcher_chose(batch, own, monkeypatch):
+    """Those of few tiles are torch's: layers 1 and 2 have 7 convolutions of 128 tiles and more, layers 3 and 4 at most 64."""
+    calls, op = [], torch.ops.resnet_fused_pretended.training_blocks
+    noted = lambda *args: calls.append(args) or op(*args)  # noqa: E731
+    monkeypatch.setattr(pretended._library, "training_blocks", noted, raising=False)
+    model = networks.network("basic", torch.bfloat16).train()
+    model(networks.images("basic", batch, 64, torch.bfloat16, torch.channels_last))
+    assert len(calls) == 4 and sum(map(sum, (args[4] for args in calls))) == own
+
+
+def test_two_questions_about_one_convolution_have_two_answers():
+    """With batch statistics few tiles are torch's, also after somebody asked for the convolution alone."""
+    x, weight = (torch.empty(2, 64, 4, 4, device="cuda").to(memory_format=torch.channels_last) for _ in range(2))
+    convolution = shapes.convolution_of(x, weight, (1, 1), (1, 1), (1, 1), 1)
+    torch.backends.cudnn.allow_tf32 = True
+    for _ in range(2):
+        assert dispatch.picked("conv_stats", x, weight, convolution=convolution).backend == "cuda"
+        assert dispatch.choose_conv_stats(x, weight, convolution).backend == "torch"
 
 
 def test_a_choice_is_remembered_until_a_setting_changes(monkeypatch):

@@ -76,3 +76,15 @@ def test_tensors_that_no_kernel_takes_run_op_by_op(calls):
         out = block(x)
         expected = block.forward_by_modules(x)
     assert torch.allclose(out, expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_autocast_is_one_call_of_maps_in_its_dtype(calls):
+    block, x = made("projection", torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(x.bfloat16())
+        assert len(calls) == 1 and calls[0][1][0].dtype == torch.bfloat16
+        with dispatch.record():
+            assert torch.equal(out, block(x.bfloat16()))
+        block(x)  # of another dtype: op by op
+    assert len(calls) == 1

@@ -5,6 +5,7 @@ import warnings
 
 import torch
 
+from resnet_fused import dispatch
 from resnet_fused.kernels import torch_convolution
 from resnet_fused.modules import one_call
 
@@ -31,6 +32,6 @@ def _as_with_a_matrix_unit(y, stride):
 def broken_torch(monkeypatch, known=True):
     """Context manager. `known`: whether the package sees that the machine has a matrix unit."""
     monkeypatch.setattr(torch_convolution, "has_matrix_unit", lambda: known)
-    monkeypatch.setattr(one_call, "_remembered", one_call.Remembered())
+    monkeypatch.setattr(one_call, "_remembered", dispatch.Remembered())
     with convolutions(_as_with_a_matrix_unit):
         yield

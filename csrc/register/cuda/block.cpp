@@ -6,8 +6,6 @@
 namespace resnet_fused {
 namespace {
 
-using torch::headeronly::MemoryFormat;
-
 constexpr int64_t kTensors = 5, kNumbers = 8;  // tensors and numbers per convolution
 
 // One convolution with its batch norm: views into the op's lists of arguments.
@@ -39,21 +37,16 @@ bool fits(const Unit& unit, const Tensor& x) {
   return beside_x(*unit.weight) && unit.weight->scalar_type() == x.scalar_type();
 }
 
-Tensor krsc(const Tensor& weight) {
-  return is_channels_last(weight) ? weight : torch::stable::contiguous(weight, MemoryFormat::ChannelsLast);
-}
-
 Tensor empty_output(const Tensor& x, const Unit& unit) {
   const Tensor& w = *unit.weight;
   const int64_t p = out_size(x.size(2), w.size(2), unit.stride[0], unit.padding[0], unit.dilation[0]);
   const int64_t q = out_size(x.size(3), w.size(3), unit.stride[1], unit.padding[1], unit.dilation[1]);
-  return torch::stable::empty({x.size(0), w.size(0), p, q}, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                              MemoryFormat::ChannelsLast);
+  return empty_map(x, {x.size(0), w.size(0), p, q});
 }
 
 Tensor run(const Tensor& x, const Unit& unit, const OptionalTensor& residual, Activation activation, bool allow_tf32) {
   Tensor out = empty_output(x, unit);
-  run_conv_bn_relu(x, krsc(*unit.weight), *unit.mean, *unit.var, *unit.bn_weight, *unit.bn_bias, residual, out,
+  run_conv_bn_relu(x, channels_last(*unit.weight), *unit.mean, *unit.var, *unit.bn_weight, *unit.bn_bias, residual, out,
                    unit.stride, unit.padding, unit.dilation, unit.groups, unit.eps, activation, allow_tf32);
   return out;
 }
@@ -76,9 +69,9 @@ OptionalTensor conv_block(Tensor x, std::vector<Tensor> tensors, std::vector<int
     const Unit &a = units[0], &b = units.back();
     out = empty_output(x, a);
     identity = empty_output(x, b);
-    run_conv_bn_relu_pair(x, krsc(*a.weight), *a.mean, *a.var, *a.bn_weight, *a.bn_bias, out, a.stride, a.padding,
-                          a.dilation, a.eps, krsc(*b.weight), *b.mean, *b.var, *b.bn_weight, *b.bn_bias, identity,
-                          b.stride, b.padding, b.eps, allow_tf32);
+    run_conv_bn_relu_pair(x, channels_last(*a.weight), *a.mean, *a.var, *a.bn_weight, *a.bn_bias, out, a.stride,
+                          a.padding, a.dilation, a.eps, channels_last(*b.weight), *b.mean, *b.var, *b.bn_weight,
+                          *b.bn_bias, identity, b.stride, b.padding, b.eps, allow_tf32);
     next = 1;
   } else if (projection) {
     identity = run(x, units.back(), std::nullopt, Activation::none, allow_tf32);

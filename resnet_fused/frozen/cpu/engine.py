@@ -137,7 +137,8 @@ class CpuEngine(Engine):
         """
         bf16 = self.dtype == torch.bfloat16
         few = example[: check.CHECKED if bf16 and self._f4_layers() else 1]
-        errors = self._errors(few)
+        expected = check.eager_and_oracle(self._model, few, self.dtype)
+        errors = check.errors(self._model, self(few), few, expected)
         # An engine file holds the decision, because its reader has only noise for an example.
         undecided = self.options["f4_below"] is None
         if undecided:
@@ -156,7 +157,7 @@ class CpuEngine(Engine):
                 self._load()
                 for step in layers:
                     step.reason = f"F(4x4) dropped: the logits were {far}; {step.reason}"
-                errors = self._errors(few)
+                errors = check.errors(self._model, self(few), few, expected)
         self.notes = [errors.absurd] if errors.absurd else []
         if errors.share > 1:
             worst = check.worst_layer(self._steps, _layer, few.to(self.dtype))
@@ -168,9 +169,6 @@ class CpuEngine(Engine):
     def _f4_layers(self, channels=0):
         """The layers with so many channels or more that F(4x4,3x3) runs."""
         return [step for step in self._convolutions if step.choice in F4 and step.conv.in_channels >= channels]
-
-    def _errors(self, few):
-        return check.errors(self._model, self(few), few)
 
     def _refresh(self):
         self._load()

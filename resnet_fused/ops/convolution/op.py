@@ -1,11 +1,14 @@
 """The op resnet_fused::conv_bn_relu (evaluation) and its backward: implementation, fake, autograd."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 
 from ... import dispatch
 from ...kernels import layout
 from ...kernels.epilogue import NONE, RELU, Epilogue, Norm, saves_output
-from ...kernels.shapes import convolution_of, out_shape
+from ...kernels.shapes import Convolution, convolution_of, out_shape
 from ...kernels.torch_convolution import convolve
 from ..bn_relu import apply, backward_apply, sums
 from ..define import LIB, by_torch, define, why_not
@@ -31,15 +34,48 @@ def only_values(x, weight, parameters, stride, padding, dilation, eps):
     return all(p.shape == weight.shape[:1] and p.dtype in (x.dtype, torch.float32) for p in tensors[1:])
 
 
-def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, activation):
+class _Chosen(NamedTuple):
+    memory_format: torch.memory_format
+    convolution: Convolution
+    shape: tuple  # of the result
+    kernel: Callable | None  # the launcher; None: torch's convolution, then a pass
+
+
+_remembered = dispatch.Remembered()  # {shapes, strides, dtypes and numbers: _Chosen}
+
+
+def _chosen(x, weight, residual, activation, *geometry):
     memory_format = layout.result_format(x, weight)
     x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
-    convolution = convolution_of(x, weight, stride, padding, dilation, groups)
+    convolution = convolution_of(x, weight, *geometry)
     choice = dispatch.choose("conv_bn_relu", x, weight, residual, convolution=convolution, activation=activation)
-    epilogue = Epilogue(Norm(mean, var, None, bn_weight, bn_bias, eps), residual, activation)
     kernel = dispatch.kernel(choice, "conv_bn_relu")
+    found = _Chosen(memory_format, convolution, convolution.out_shape, kernel)
+    return found, choice.backend != dispatch.EAGER.name  # STRICT mode must see a fallback
+
+
+def _remembered_choice(x, weight, residual, activation, stride, padding, dilation, groups):
+    """What `_chosen` finds, remembered: that takes 3 us instead of 10."""
+    geometry = tuple(stride), tuple(padding), tuple(dilation), groups
+    if dispatch.observed():
+        return _chosen(x, weight, residual, activation, *geometry)[0]
+    answers, other = _remembered.answers(x.device, x.dtype), residual is None or residual.dtype
+    question = x.shape, x.stride(), weight.shape, weight.stride(), weight.dtype, other, activation, geometry
+    if (found := answers.get(question)) is None:
+        found, lasts = _chosen(x, weight, residual, activation, *geometry)
+        if lasts:
+            answers[question] = found
+    return found
+
+
+def run(x, weight, mean, var, bn_weight, bn_bias, residual, stride, padding, dilation, groups, eps, activation):
+    memory_format, convolution, shape, kernel = _remembered_choice(
+        x, weight, residual, activation, stride, padding, dilation, groups
+    )
+    x, residual = layout.in_format(x, memory_format), layout.in_format(residual, memory_format)
+    epilogue = Epilogue(Norm(mean, var, None, bn_weight, bn_bias, eps), residual, activation)
     if kernel is not None:
-        out = torch.empty(convolution.out_shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
         if kernel(x, weight, epilogue, out, convolution) is not False:
             return out
         # The direct sum puts a NaN or an infinity where torch has it.
