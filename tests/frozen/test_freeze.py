@@ -18,8 +18,8 @@ from resnet_fused.measure.accuracy import assert_within_budget
 from resnet_fused.measure.oracle import with_lively_norms
 from resnet_fused.models.resnet import BasicBlock, ResNet
 
-# A ResNet has no depthwise convolution: tests/kernels/cpu/test_depthwise.py.
-WAYS = {*winograd.WINOGRAD, *convolutions.DIRECT, *convolutions.EXACT} - {convolutions.Depthwise}
+# A ResNet has no convolution of groups: tests/kernels/cpu/test_depthwise.py, test_grouped.py.
+WAYS = {*winograd.WINOGRAD, *convolutions.DIRECT, *convolutions.EXACT} - {convolutions.Depthwise, convolutions.Grouped}
 ALL = {way.name: way for way in sorted(WAYS, key=lambda way: way.name)}
 
 

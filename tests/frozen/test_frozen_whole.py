@@ -86,7 +86,7 @@ def test_large_maps_run_in_pieces_of_the_batch(make, monkeypatch):
         monkeypatch.setattr(one_call, "PIECE", piece)
         steps = one_call.Encoding(whole, x.shape)
         first = steps.numbers[steps.numbers[:, 1] == one_call.INPUT]
-        assert first[:, 6].tolist() == sizes and first[:, 19].tolist() == [sum(sizes[:i]) for i in range(len(sizes))]
+        assert first[:, 6].tolist() == sizes and first[:, 20].tolist() == [sum(sizes[:i]) for i in range(len(sizes))]
         assert steps.activations <= together.activations
         whole.encodings[x.shape, False, torch.get_num_threads()] = steps
         for arena in whole.arenas:

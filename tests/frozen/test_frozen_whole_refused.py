@@ -46,8 +46,8 @@ def _edited(engine, row, column, value):
     [
         pytest.param(3, 0, 99, "no known kind", id="kind"),
         pytest.param(0, 9, 1, "another shape", id="input"),
-        pytest.param(0, 19, 1, "another shape", id="past-the-last-image"),
-        pytest.param(0, 19, -1, "another shape", id="before-the-first-image"),
+        pytest.param(0, 20, 1, "another shape", id="past-the-last-image"),
+        pytest.param(0, 20, -1, "another shape", id="before-the-first-image"),
         pytest.param(2, 1, 1 << 40, "reads outside", id="from"),
         pytest.param(2, 3, 1 << 40, "writes outside", id="to"),
         pytest.param(2, 2, 1 << 40, "adds what is outside", id="residual"),

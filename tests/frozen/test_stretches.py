@@ -67,6 +67,10 @@ NETS = {
     "silu": lambda: [Inverted(nn.SiLU, nn.Sigmoid, 5), Inverted(nn.SiLU, nn.Sigmoid, 3, 2), head()],
     "relu6": lambda: [Inverted(nn.ReLU6, nn.Sigmoid), head()],
     "residual": lambda: [Residual(), Residual(), head()],
+    "grouped": lambda: [
+        conv(20, 32, 1, nn.ReLU), conv(32, 32, 3, nn.ReLU, groups=8), conv(32, 32, 3, nn.SiLU, groups=4, stride=2),
+        conv(32, 32, 3, groups=2), conv(32, 20, 1), head(),
+    ],
     "pools": lambda: [nn.MaxPool2d(2), conv(20, 20, 3, nn.ReLU), nn.MaxPool2d(3, 2, 1), conv(20, 20, 1), nn.MaxPool2d(2, 2)],
 }  # fmt: skip
 
@@ -109,3 +113,27 @@ def test_a_stretch_reads_a_dense_input_where_it_lies(monkeypatch):
         kinds[dense] = whole.encodings[images.shape, dense, torch.get_num_threads()].numbers[:, 0].tolist()
     assert one_call.COPY in kinds[False] and one_call.COPY not in kinds[True]
     assert torch.equal(engine(x), engine(x.contiguous()))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        pytest.param(19, 2, "no grouped convolution", id="width"),
+        pytest.param(19, 0, "no grouped convolution", id="no-width"),
+        pytest.param(13, 3, "no grouped convolution", id="stride"),
+        pytest.param(10, 16, "does not keep its channels", id="channels"),
+        pytest.param(16, 7, "has activation 7", id="activation"),
+    ],
+)
+def test_numbers_of_a_grouped_convolution_that_do_not_fit_are_refused(column, value, message, monkeypatch):
+    measured(monkeypatch, one_call.KINDS, whole=1.0, layers=2.0)
+    x = torch.randn(1, 3, 12, 10)
+    engine = resnet_fused.freeze(made("grouped"), x)
+    whole, out = engine._calls.one_call, engine(x)
+    encoding = whole.encodings[x.shape, False, torch.get_num_threads()]
+    steps = encoding.numbers.clone()
+    steps[steps[:, 0].tolist().index(one_call.GROUPED), column] = value
+    with pytest.raises(RuntimeError, match=message):
+        whole.ops.frozen_network(
+            x, whole.constants, steps, whole.arenas[0], encoding.activations, torch.empty_like(out)
+        )

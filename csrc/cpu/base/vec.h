@@ -119,6 +119,17 @@ inline void store(T* p, Vec v, int n) {
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+inline Vec load(const float* p, int n) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << n) - 1), p); }
+inline void store(float* p, Vec v, int n) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1 << n) - 1), v); }
+inline Vec load(const bf16* p, int n) {
+  return to_float(bit_cast<WordVec>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1 << n) - 1), p)), bf16{});
+}
+inline void store(bf16* p, Vec v, int n) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1 << n) - 1), bit_cast<__m256i>(from_float(v, bf16{})));
+}
+#endif
+
 template <class T>
 inline float load_one(const T* p) {
   return load(p, 1)[0];

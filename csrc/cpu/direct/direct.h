@@ -19,6 +19,9 @@ namespace resnet_fused::cpu {
 // bfloat16.
 enum class DirectFormat { f32, bf16, amx_f32, amx_bf16 };
 
+// A sum in registers has at most so many lines and is then added to memory. A longer sum has a larger error.
+constexpr int64_t kDirectSumLines = 9;
+
 // One group. Stride, padding and dilation are the same on both axes.
 struct DirectShape : Convolution {
   DirectFormat format;
@@ -30,6 +33,13 @@ struct DirectShape : Convolution {
   bool on_vectors() const { return format == DirectFormat::f32 || format == DirectFormat::bf16; }
   int64_t parts() const { return format == DirectFormat::amx_f32 ? 3 : 1; }
   int64_t block() const { return format == DirectFormat::f32 ? 16 : 32; }  // input channels of a line
+  // Whether a 1x1 convolution reads the map itself and not a copy in lines. Pixels that lie a multiple of 4 KB apart
+  // would share few sets of the L1 cache.
+  bool in_place() const {
+    const bool one_to_one = r * s == 1 && stride() == 1 && padding() == 0;
+    const int64_t pixel = c * (is_bf16() ? 2 : 4);
+    return on_vectors() && one_to_one && pixel % 4 == 0 && pixel % 4096 != 0;
+  }
   int64_t blocks() const { return (c + block() - 1) / block(); }
 };
 
@@ -76,5 +86,8 @@ void direct_pack(const DirectShape& shape, const void* weight, uint16_t* packed)
 // an infinity, or rounds to an infinity in bfloat16 (above 3.39e38), and subnormal parts are 0.
 void direct_loops(DirectPlan plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue, void* out,
                   uint16_t* workspace, Loops& loops);
+// The same, where shape.in_place() holds; direct_loops calls it.
+Loop direct_in_place(const DirectShape& shape, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue,
+                     void* out, int slots);
 
 }  // namespace resnet_fused::cpu

@@ -97,6 +97,7 @@ DirectPlan direct_plan(const DirectShape& shape, int threads) {
 }
 
 int64_t direct_workspace_size(const DirectPlan& plan) {
+  if (plan.shape.in_place()) return 0;
   const int64_t sums = plan.sums * static_cast<int64_t>(sizeof(float) / sizeof(uint16_t));
   return plan.segment * plan.segments * (plan.split_panels ? 1 : plan.slots) + sums * plan.slots;
 }

@@ -85,8 +85,9 @@ class Run {
     int64_t calls = 0;
     for (const Segment& segment : segments) calls += tiles(segment);
     for (int64_t panel = begin; panel < end; ++panel) {
+      gemm.filters = filters(panel);
       for (int64_t block = 0; block < plan_.blocks; block += plan_.chunk) {
-        gemm.blocks = std::min(plan_.chunk, plan_.blocks - block);
+        set_blocks(gemm, block, std::min(plan_.chunk, plan_.blocks - block));
         gemm.add = block > 0;
         gemm.c = sums;
         // The next chunk is prefetched while this one is used. That is done for three parts; for one part it gained
@@ -147,17 +148,25 @@ class Run {
     return gemm;
   }
 
+  void set_blocks(DirectGemm& gemm, int64_t begin, int64_t count) const {
+    const int64_t channels = std::min(shape_.block(), shape_.c - (begin + count - 1) * shape_.block());
+    gemm.blocks = count;
+    gemm.last = (channels * 16 + shape_.block() - 1) / shape_.block();
+  }
+  int64_t filters(int64_t panel) const { return std::min(kDirectPanel, shape_.k - panel * kDirectPanel); }
+
   // The same computation with the order of the loops reversed: see DirectPlan::pixels_first.
   void multiply_pixels(const std::vector<Segment>& segments, int64_t begin, int64_t end, const uint16_t* memory,
                        float* sums) const {
     DirectGemm gemm = common();
-    gemm.blocks = plan_.blocks;
+    set_blocks(gemm, 0, plan_.blocks);
     gemm.c = sums;
     for (size_t i = 0; i < segments.size(); ++i) {
       for (int64_t tile = 0; tile < tiles(segments[i]); ++tile) {
         gemm.a = memory + i * plan_.segment + tile * plan_.pixels * kDirectLine;
         gemm.pixels = std::min(plan_.pixels, pixels(segments[i]) - tile * plan_.pixels);
         for (int64_t panel = begin; panel < end; ++panel) {
+          gemm.filters = filters(panel);
           gemm.b = packed_ + panel * plan_.blocks * kDirectPanel * kDirectLine * shape_.taps();
           kernels_.gemm(gemm);
           output(segments[i], tile * plan_.pixels, panel, sums);
@@ -198,7 +207,7 @@ class Run {
     DirectOutput to{};
     to.shift = epilogue_.shift + k;
     to.pixel_stride = shape_.k;
-    to.channels = static_cast<int>(std::min(kDirectPanel, shape_.k - k));
+    to.channels = static_cast<int>(filters(panel));
     to.activation = epilogue_.activation;
     int64_t y = first / plan_.pitch, x = first % plan_.pitch;
     for (int64_t pixel = 0; pixel < plan_.pixels && y < segment.rows;) {
@@ -246,6 +255,10 @@ class Configured {
 
 void direct_loops(DirectPlan plan, const void* x, const uint16_t* packed, const FoldedEpilogue& epilogue, void* out,
                   uint16_t* workspace, Loops& loops) {
+  if (plan.shape.in_place()) {
+    loops.push_back(direct_in_place(plan.shape, x, packed, epilogue, out, plan.slots));
+    return;
+  }
   const auto run = std::make_shared<const Run>(std::move(plan), x, packed, epilogue, out);
   const DirectPlan& p = run->plan();
   uint16_t* packed_end = workspace + p.segment * p.segments * (p.split_panels ? 1 : p.slots);

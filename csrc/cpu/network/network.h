@@ -21,10 +21,11 @@ enum class StepKind : int64_t {
   depthwise,  // depthwise convolution
   gate,       // [relu](x * gate [+ residual])
   max_pool,
+  grouped,  // grouped convolution
   count
 };
 
-// A step as it lies in the list, 21 numbers. Places are bytes from the start of the arena. kInput and kOutput are the
+// A step as it lies in the list, 22 numbers. Places are bytes from the start of the arena. kInput and kOutput are the
 // tensors outside of the arena. Each step may read the input where it is NHWC of the network's dtype.
 struct Step {
   StepKind kind;
@@ -33,6 +34,7 @@ struct Step {
   int64_t n, h, w, c, k, kernel_h, kernel_w, stride, padding, dilation;
   int64_t activation;  // a Pointwise; a stem has ReLU always
   int64_t m, taps;     // of Winograd: outputs per tile and axis, and whether the weights are taps
+  int64_t width;       // of a grouped convolution: channels of a group
   int64_t first;       // first image of the batch, for a step that reads the input
   int64_t gate;        // place of the gate [n, c]
 
@@ -40,7 +42,7 @@ struct Step {
     return {n, h, w, c, k, kernel_h, kernel_w, 1, stride, stride, padding, padding, dilation, dilation};
   }
 };
-static_assert(sizeof(Step) == 21 * sizeof(int64_t), "the numbers of a step");
+static_assert(sizeof(Step) == 22 * sizeof(int64_t), "the numbers of a step");
 constexpr int64_t kNone = -1, kInput = -2, kOutput = -3;
 
 struct Network {

@@ -12,6 +12,7 @@ from ..function import UNARY, Unary
 from .amx import Amx, AmxStem
 from .depthwise import Depthwise
 from .direct import Direct
+from .grouped import Grouped
 from .stem import Stem, ThenPool
 from .winograd import WINOGRAD
 
@@ -92,10 +93,11 @@ class Torch:
         return None
 
 
-DIRECT = (Direct, Depthwise, OneDNN, Torch)
+DIRECT = (Direct, Depthwise, Grouped, OneDNN, Torch)
 STEM = (Stem, AmxStem, ThenPool(OneDNN), ThenPool(Torch))
 # These classes put a NaN or an infinity into the outputs that read it, and into no other output.
-EXACT, EXACT_STEM = (Direct, Depthwise, OneDNNThenReLU, Torch), (Stem, ThenPool(OneDNNThenReLU), ThenPool(Torch))
+EXACT = (Direct, Depthwise, Grouped, OneDNNThenReLU, Torch)
+EXACT_STEM = (Stem, ThenPool(OneDNNThenReLU), ThenPool(Torch))
 
 
 def candidates(step, dtype, exact):
@@ -103,7 +105,7 @@ def candidates(step, dtype, exact):
     if step.pool:
         kinds = EXACT_STEM if exact else STEM
     elif exact:
-        kinds = (Direct, Depthwise, Torch) if step.unary else EXACT if step.relu else DIRECT
+        kinds = (Direct, Depthwise, Grouped, Torch) if step.unary else EXACT if step.relu else DIRECT
     elif step.unary is not None:
         kinds = (Amx, *DIRECT)
     else:

@@ -19,19 +19,20 @@ from . import amx
 from .amx import Amx, AmxStem
 from .depthwise import Depthwise
 from .direct import Direct
+from .grouped import Grouped
 from .maps import is_able_apply, map_after, pool_of, shape_after
 from .pointwise import number_of
 from .stem import Stem
 from .winograd import WINOGRAD
 
-COPY, STEM, AMX_STEM, DIRECT, AMX, WINOGRAD_CONV, PAD, MEAN, DEPTHWISE, GATE, MAX_POOL = range(11)  # StepKind
+COPY, STEM, AMX_STEM, DIRECT, AMX, WINOGRAD_CONV, PAD, MEAN, DEPTHWISE, GATE, MAX_POOL, GROUPED = range(12)  # StepKind
 NONE, INPUT, OUTPUT = -1, -2, -3
 LINE = 64
 SHAPES = 16  # shapes of the input whose encodings are remembered
 PIECE = 7 << 19  # bytes of a map that stays in the caches: 4 images of 64 channels at 56x56 in float32
 KINDS = {
     Stem: STEM, AmxStem: AMX_STEM, Direct: DIRECT, Amx: AMX, Depthwise: DEPTHWISE,
-    **dict.fromkeys(WINOGRAD, WINOGRAD_CONV),
+    Grouped: GROUPED, **dict.fromkeys(WINOGRAD, WINOGRAD_CONV),
 }  # fmt: skip
 
 
@@ -111,8 +112,7 @@ class OneCall:
         strides = height * width * channels, 1, width * channels, channels
         dense = x.dtype == self.dtype and x.stride() == strides
         key = (x.shape, dense, torch.get_num_threads())
-        encoding = self.encodings.get(key)
-        if encoding is None:
+        if (encoding := self.encodings.get(key)) is None:
             if len(self.encodings) >= SHAPES:
                 self.encodings.clear()
             encoding = self.encodings[key] = Encoding(self, x.shape, dense)
@@ -230,17 +230,17 @@ class Encoding:
         return self._append(
             kind, x, out or self._take(*shape), residual=residual, constants=self.one_call.starts[step.output],
             kernel=conv.kernel_size, stride=conv.stride[0], padding=conv.padding[0], dilation=conv.dilation[0],
-            activation=number_of(step), m=m, taps=taps,
+            activation=number_of(step), m=m, taps=taps, width=conv.in_channels // conv.groups,
         )  # fmt: skip
 
     def _append(
         self, kind, x, to, *, residual=None, constants=(0, 0), kernel=(1, 1), stride=1, padding=0, dilation=1,
-        activation=0, m=0, taps=False, gate=None,
+        activation=0, m=0, taps=False, width=0, gate=None,
     ):  # fmt: skip
         self.rows.append(
-            (kind, (x, residual, to), gate,
-             (*constants, self.images, x.height, x.width, x.channels, to.channels, *kernel, stride, padding, dilation,
-              activation, m, taps, next((y.first for y in (x, residual) if y is not None and y.place == INPUT), 0)))
+            (kind, (x, residual, to), gate, (*constants, self.images, x.height, x.width, x.channels, to.channels,
+             *kernel, stride, padding, dilation, activation, m, taps, width,
+             next((y.first for y in (x, residual) if y is not None and y.place == INPUT), 0)))
         )  # fmt: skip
         return to
 

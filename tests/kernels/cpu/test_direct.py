@@ -20,7 +20,15 @@ OWN = {
     "channels-17": (2, 17, 33, 8, 7, 3, 3, 1, 1, 1),
     "pixels-57": (1, 16, 8, 3, 19, 1, 1, 1, 0, 1),
     "many-weights": (2, 200, 300, 6, 5, 3, 3, 2, 1, 1),
-    "many-weights-split": (1, 512, 512, 3, 3, 1, 1, 1, 0, 1),
+    "many-weights-split": (1, 512, 300, 3, 3, 2, 2, 1, 0, 1),
+    # 1x1 and stride 1: csrc/cpu/direct/in_place.cpp
+    "in-place-odd": (2, 37, 41, 5, 9, 1, 1, 1, 0, 1),
+    "in-place-even": (2, 38, 50, 5, 9, 1, 1, 1, 0, 1),
+    "in-place-few-filters": (1, 24, 10, 13, 17, 1, 1, 1, 0, 1),
+    "in-place-long-sums": (3, 650, 20, 4, 7, 1, 1, 1, 0, 1),
+    "in-place-few-pixels": (2, 40, 200, 1, 1, 1, 1, 1, 0, 1),
+    "in-place-many-weights": (2, 144, 300, 6, 7, 1, 1, 1, 0, 1),
+    "pixels-4-KB-apart": (1, 2048, 40, 3, 5, 1, 1, 1, 0, 1),
 }  # fmt: skip
 ALL = {**{name: case for name, case in CASES.items() if not name.startswith("resnet")}, **OWN}
 
@@ -36,8 +44,12 @@ def test_against_float64(case, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize(
-    "name", ["two-chunks-of-channels", "images-in-groups", "split-panels", "many-weights", "many-weights-split"]
-)
+    "name",
+    [
+        "two-chunks-of-channels", "images-in-groups", "split-panels", "many-weights", "many-weights-split",
+        "in-place-long-sums", "in-place-few-pixels", "in-place-many-weights",
+    ],
+)  # fmt: skip
 def test_same_bits_for_every_thread_count_and_batch(name, dtype):
     x, weight, shift, residual, _ = problem(ALL[name], dtype)
     packed, results, before = library.namespace().direct_pack(weight), [], torch.get_num_threads()
@@ -54,7 +66,10 @@ def test_same_bits_for_every_thread_count_and_batch(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("name", ["kernel-3-stride-2", "kernel-3-dilation-2", "channels-17", "kernel-2-stride-3"])
+@pytest.mark.parametrize(
+    "name",
+    ["kernel-3-stride-2", "kernel-3-dilation-2", "channels-17", "kernel-2-stride-3", "in-place-odd", "in-place-even"],
+)
 def test_nan_and_infinity_come_out_where_torch_has_them(name, value, dtype):
     case = ALL[name]
     x, weight, shift, residual, convolve = problem(case, dtype)

@@ -13,6 +13,8 @@ struct DirectGemm {
   int64_t block_stride, part_stride;  // words from a block of channels to the next, from a part to the next
   const int64_t* taps;                // offsets in words from the first pixel
   int64_t tap_count, blocks;
+  // On vectors: values of 32 bits that the last block's lines hold, at most 16, and filters of the panel, at most 32.
+  int64_t last, filters;
   int64_t pixels;     // pixels that are wanted; the matrix unit always sums 32
   const uint16_t* b;  // packed weights of the panel: direct/pack.cpp
   float* c;           // sums [pixels][32 channels]
@@ -31,6 +33,17 @@ struct DirectOutput {
   Pointwise activation;
 };
 
+// Pixels of a 1x1 convolution of stride 1 that is summed from the map itself, for the filters of a panel.
+struct DirectInPlace {
+  const void* x;
+  const uint16_t* b;   // packed weights of the panel
+  const float* shift;  // of the panel
+  const void* residual;
+  void* out;
+  int64_t c, k, pixels, filters;  // c and k: channels of x and of out
+  Pointwise activation;
+};
+
 struct DirectKernels {
   int64_t pixels;              // at most, of a call of gemm
   void (*begin)(void* saved);  // prepares this thread for a piece; saved: 64 bytes for the thread's previous state
@@ -41,6 +54,7 @@ struct DirectKernels {
                int64_t block_stride, int64_t part_stride);
   void (*gemm)(const DirectGemm&);
   void (*output)(const DirectOutput&);
+  void (*in_place)(const DirectInPlace&);  // on vectors
 };
 
 const DirectKernels& direct_kernels(DirectFormat format);  // kernels of the instruction set in use

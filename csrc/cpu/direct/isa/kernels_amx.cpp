@@ -104,7 +104,7 @@ void gemm(const DirectGemm& g) {
 
 extern const DirectKernels amx_kernels[2] = {
     // for float32 and for bfloat16
-    {32, begin_tiles, end_tiles, pack3, gemm<3>, direct_output<float>},
-    {32, begin_tiles, end_tiles, pack_lines<uint16_t>, gemm<1>, direct_output<bf16>}};
+    {32, begin_tiles, end_tiles, pack3, gemm<3>, direct_output<float>, nullptr},
+    {32, begin_tiles, end_tiles, pack_lines<uint16_t>, gemm<1>, direct_output<bf16>, nullptr}};
 
 }  // namespace resnet_fused::cpu::RESNET_FUSED_ISA
