@@ -24,7 +24,7 @@ demo:  ## sets everything up and runs ResNet-34 on a photograph: equality, image
 	@python=$(call in,demo) && $$python -m resnet_fused demo $(ARGS)
 
 test:  ## sets everything up and runs the tests, two at a time (ARGS="-k add_relu"; ARGS=--slow: the slow ones; ARGS=--all: everything)
-	@python=$(call in,test) && $(SHARED) $$python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+	@python=$(call in,test) && $(SHARED) $$python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 nightly: export RESNET_FUSED_BUILD = all
 nightly:  ## everything, for hours: lint, all tests with the sanitizers, fuzz, every mutant, all kernels for every architecture

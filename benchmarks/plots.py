@@ -35,11 +35,18 @@ def _save(figure, folder, *name):
     return paths
 
 
-BASES = ("eager", "eager, channels_last")  # the first that was measured
+BASES = ("eager", "eager, channels_last")  # the first that was measured at every batch
+
+
+def _base(group, batches):
+    """The name of the candidate that all others are compared with, or None."""
+    measured = {(row["candidate"], row["batch"]) for row in group}
+    return next((name for name in BASES if all((name, batch) in measured for batch in batches)), None)
 
 
 def _short(device):
-    return device.split(",")[0]
+    """The name of a device without its threads and instruction set: "AMD EPYC (family 25, model 17)"."""
+    return re.match(r"([^,(]|\([^)]*\))*", device).group()
 
 
 def _speedups(latest, folder):
@@ -49,15 +56,13 @@ def _speedups(latest, folder):
     rows = [row for row in latest if row["suite"] == "resnet" and "median" in row]
     groups = grouped(rows, "device", "mode", "model", "size", "dtype")
     for (device, mode, model, size, dtype), group in groups.items():
-        base = next((name for name in BASES if any(row["candidate"] == name for row in group)), None)
+        batches = sorted({row["batch"] for row in group})
+        base = _base(group, batches)
         if base is None:
             continue
-        batches = sorted({row["batch"] for row in group})
         figure, axes = plt.subplots(1, len(batches), figsize=(4.2 * len(batches) + 1.5, 0.36 * 12 + 0.8), squeeze=False)
         for axis, batch in zip(axes[0], batches, strict=True):
             of = {row["candidate"]: row for row in group if row["batch"] == batch}
-            if base not in of:
-                continue
             bars = sorted(of.values(), key=lambda row: -row["median"])
             speed = [of[base]["median"] / row["median"] for row in bars]
             colours = [EAGER if r["candidate"] == base else OURS if r["kind"] == "ours" else PEERS for r in bars]

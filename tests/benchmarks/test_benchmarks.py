@@ -6,7 +6,7 @@ import pytest
 import torch
 from resnets import narrow
 
-from benchmarks import kernels, report, resnet
+from benchmarks import kernels, plots, report, resnet
 from benchmarks.gpu import fp8 as benchmark_fp8
 from benchmarks.gpu import parts
 from benchmarks.peers import peers
@@ -240,6 +240,18 @@ def test_plots_are_drawn(tmp_path, monkeypatch):
     assert names == {"speedup.png", "speedup.svg", "roofline.png", "roofline.svg"}
     monkeypatch.setattr(report, "PLOTS", tmp_path / "default")
     assert main(report.main, "--results", tmp_path, "--plots") == 0 and len(list((tmp_path / "default").iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", ["AMD EPYC (family 25, model 17)", "Intel(R) Xeon(R) Processor", "NVIDIA H200"])
+def test_plots_name_the_device(name):
+    assert plots._short(f"{name}, 2 threads, AVX512") == plots._short(name) == name
+
+
+def test_plots_compare_with_what_every_batch_has():
+    measured = [("eager", 1), ("eager, channels_last", 1), ("eager, channels_last", 8)]
+    rows = [{"candidate": name, "batch": batch} for name, batch in measured]
+    assert plots._base(rows, [1, 8]) == "eager, channels_last" and plots._base(rows, [1]) == "eager"
+    assert plots._base(rows, [32]) is None
 
 
 def test_models_that_make_gpu_asks_for_exist():
