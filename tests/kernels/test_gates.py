@@ -27,7 +27,8 @@ class Machine:
         self.capabilities, self.driver, self.built, self.current = [(8, 0), (9, 0)], 13000, BUILT, 0
 
     def capability(self, device=None):
-        index = device if isinstance(device, int) else getattr(device, "index", None)  # a number, a torch.device or None
+        # device: a number, a torch.device or None.
+        index = device if isinstance(device, int) else getattr(device, "index", None)
         return self.capabilities[self.current if index is None else index]
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from emulator import as_backend, build
 from torch import nn
 
-import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.models.resnet import BasicBlock, Bottleneck, conv1x1
 from resnet_fused.modules.zero_pad import ZeroPadShortcut
+
+pytestmark = pytest.mark.usefixtures("emulated")
 
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 # {name: (class, channels in, planes, stride, zero-padded shortcut, layout of weights)}
@@ -19,15 +19,6 @@ BLOCKS = {
     "zero-pad": (BasicBlock, 16, 24, 2, True, CHANNELS_LAST),
     "bottleneck": (Bottleneck, 16, 8, 1, False, CHANNELS_LAST),
 }
-
-
-@pytest.fixture(autouse=True)
-def _emulator():
-    if (why := build.why_not()) is not None:
-        pytest.skip(why)
-    as_backend.register()
-    with resnet_fused.backend("emulator"):
-        yield
 
 
 def made(name, dtype):

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from emulator import as_backend, build
 from torch import nn
 
-import resnet_fused
 from resnet_fused import dispatch
 from resnet_fused.measure.oracle import with_lively_norms
 from resnet_fused.models.resnet import BasicBlock, Bottleneck, conv1x1
 from resnet_fused.modules import training
+
+pytestmark = pytest.mark.usefixtures("emulated")
 
 CHANNELS_LAST = torch.channels_last
 
@@ -54,15 +54,6 @@ RUNS = {
     "frozen-first-block": (BasicBlock, _frozen_first_block, False),
     "without-affine": (BasicBlock, _without_affine, True),
 }
-
-
-@pytest.fixture(autouse=True)
-def _emulator():
-    if (why := build.why_not()) is not None:
-        pytest.skip(why)
-    as_backend.register()
-    with resnet_fused.backend("emulator"):
-        yield
 
 
 @pytest.fixture
