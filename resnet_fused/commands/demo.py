@@ -68,13 +68,11 @@ def draw(title, timings, path, device):
     for axes, (batch, results) in zip(figure.subplots(1, len(timings), squeeze=False)[0], timings.items(), strict=True):
         labels = [f"{name} {dtype}".replace(", ", "\n") for name, dtype in results]
         rate = [batch / t.median for t in results.values()]
-        var_or_invstd = [
+        spread = [
             [r - batch / t.p80 for r, t in zip(rate, results.values(), strict=True)],
             [batch / t.p20 - r for r, t in zip(rate, results.values(), strict=True)],
         ]
-        bars = axes.barh(
-            labels, rate, xerr=var_or_invstd, color=["0.7" if "eager" in name else "C0" for name in labels]
-        )
+        bars = axes.barh(labels, rate, xerr=spread, color=["0.7" if "eager" in name else "C0" for name in labels])
         axes.bar_label(bars, [f"{r:.1f}" for r in rate], padding=4)
         axes.invert_yaxis()
         axes.margins(x=0.2)

@@ -193,9 +193,9 @@ def fastest(candidates, *, seconds=0.0, least=3, enough=6):
     In a round each candidate calls its functions one after the other, as a network calls one kernel for several layers.
     Candidates that are far slower than the fastest are dropped soon. The others go on for `enough` calls and until the three
     fastest calls of each agree; for `seconds`, or `LONGER` times that where threads wait for cores; each makes at least
-    `least` calls. The fastest and not the median: whatever else runs
-    on the machine can only make a call longer, and a short call often lies between two time slices. For CPUs: no device is
-    waited for, and nothing is called before it is timed.
+    `least` calls. The fastest and not the median: whatever else runs on the machine can only make a call longer, and a
+    short call often lies between two time slices. For CPUs: no device is waited for, and nothing is called before it is
+    timed.
     """
     samples, left, calls = {name: [] for name in candidates}, list(candidates), 0
     watch, start, took = Watch(), time.perf_counter(), 0.0

@@ -161,18 +161,9 @@ def _backward(ctx, grad):
     else:
         eps = None if ctx.batch_stats else ctx.eps
         grads = torch.ops.resnet_fused.bn_relu_backward(
-            grad,
-            x,
-            out,
-            mean,
-            var_or_invstd,
-            weight,
-            eps,
-            ctx.activation,
-            want_x,
-            want_weight or want_bias,
+            grad, x, out, mean, var_or_invstd, weight, eps, ctx.activation, want_x, want_weight or want_bias,
             want_residual,
-        )
+        )  # fmt: skip
     grad_x, grad_weight, grad_bias, grad_residual = grads
     return (
         grad_x if want_x else None,
